@@ -1,0 +1,31 @@
+# Warnings, sanitizers and instruction sets. Everything of ours is configured by oscar_configure(target).
+set(OSCAR_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes)
+
+function(oscar_configure target)
+  target_compile_features(${target} PUBLIC c_std_17)
+  # -ffp-contract=off: the same source gives the same numbers on every compiler; kernels use FMA explicitly.
+  target_compile_options(${target} PRIVATE ${OSCAR_WARNINGS} -ffp-contract=off -fno-math-errno)
+  target_compile_definitions(${target} PRIVATE _GNU_SOURCE $<$<CONFIG:Debug>:OSCAR_DEBUG>)
+  target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR}/include PRIVATE ${PROJECT_SOURCE_DIR}/src)
+  if(OSCAR_SANITIZE)
+    target_compile_options(${target} PUBLIC -fsanitize=${OSCAR_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+    target_link_options(${target} PUBLIC -fsanitize=${OSCAR_SANITIZE})
+  endif()
+  if(OSCAR_FUZZ)
+    target_compile_options(${target} PUBLIC -fsanitize=fuzzer-no-link)
+  endif()
+endfunction()
+
+# Files written for one instruction-set level. Usage: oscar_isa_sources(target avx512 a.c b.c); nothing is added on other CPUs.
+set(OSCAR_ISA_avx2 -mavx2 -mfma -mf16c)
+set(OSCAR_ISA_avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  set(OSCAR_X86 ON)
+endif()
+function(oscar_isa_sources target isa)
+  if(NOT OSCAR_X86)
+    return()
+  endif()
+  target_sources(${target} PRIVATE ${ARGN})
+  set_source_files_properties(${ARGN} TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS "${OSCAR_ISA_${isa}}")
+endfunction()

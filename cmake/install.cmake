@@ -1,0 +1,1 @@
+# cmake --install: headers, both libraries, the program, pkg-config and CMake package files.

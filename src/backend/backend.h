@@ -1,0 +1,93 @@
+/*
+ * backend/backend.h - every operation of a forward pass other than attention, behind one table. Private.
+ *
+ * The forward pass (model/forward.c) is written once over this table; cpu/ implements it, cuda/ will. Buffers are of the backend
+ * (device memory on a GPU): the caller moves data with upload and download only. All activations are float, row-major,
+ * [tokens][features]. Shapes are in the comments; n is the number of tokens.
+ */
+#ifndef OSCAR_BACKEND_H
+#define OSCAR_BACKEND_H
+
+#include "base/base.h"
+
+/* Element types of weights, with GGUF's numbering and block layouts (ggml-common.h of ggml is the reference). */
+enum weight_type {
+  WEIGHT_F32 = 0,
+  WEIGHT_F16 = 1,
+  WEIGHT_Q4_0 = 2,
+  WEIGHT_Q4_1 = 3,
+  WEIGHT_Q5_0 = 6,
+  WEIGHT_Q5_1 = 7,
+  WEIGHT_Q8_0 = 8,
+  WEIGHT_Q4_K = 12,
+  WEIGHT_Q5_K = 13,
+  WEIGHT_Q6_K = 14,
+  WEIGHT_BF16 = 30
+};
+
+/* y = x W^T: W has `rows` output features of `cols` input features each, blocks of a row contiguous. */
+struct weight {
+  const char *name;
+  enum weight_type type;
+  int64_t rows, cols;
+  const void *data; /* in the mapped file; NULL: absent */
+};
+
+enum rope_kind {
+  ROPE_NORMAL, /* pairs (2i, 2i+1): llama */
+  ROPE_NEOX    /* pairs (i, i + rotary_dim/2): qwen2, gemma */
+};
+struct rope_spec {
+  enum rope_kind kind;
+  int rotary_dim;           /* first rotary_dim of head_dim are rotated */
+  float base, linear_scale; /* angle = linear_scale * position * base^(-2i/rotary_dim) / (factors ? factors[i] : 1) */
+  const float *factors;     /* [rotary_dim/2] or NULL (llama-3 long context) */
+};
+
+struct backend;
+struct backend_ops {
+  const char *name; /* "cpu" */
+  void (*free)(struct backend *be);
+  /* One line for `oscar info`: kernels chosen, threads, product library. */
+  void (*describe)(const struct backend *be, char *text, size_t bytes);
+
+  oscar_status (*buffer_alloc)(struct backend *be, size_t floats, float **buffer);
+  void (*buffer_free)(struct backend *be, float *buffer);
+  oscar_status (*upload)(struct backend *be, float *to, const float *from_host, size_t floats);
+  oscar_status (*download)(struct backend *be, float *to_host, const float *from, size_t floats);
+
+  /* Whether every product with this weight can be done (type known, cols a multiple of the block). Names the tensor if not. */
+  oscar_status (*weight_check)(struct backend *be, const struct weight *w);
+  /* y [n][w->cols] = rows `ids` of w, dequantized */
+  oscar_status (*embed)(struct backend *be, const struct weight *w, int n, const int32_t *ids, float *y);
+  /* For each of `count` weights that share the input: y[i] [n][w[i]->rows] = x [n][cols] W_i^T (+ bias[i], float [rows], may be
+   * NULL). n == 1 (and small n) reads the blocks as they are with integer dot products; large n goes through a product library.
+   */
+  oscar_status (*matmul)(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
+                         const float *x, float *const *y);
+  /* y = x / sqrt(mean(x^2) + eps) * weight, over rows of `dim` floats (also per head: rows = n * heads). y may be x. */
+  void (*rms_norm)(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y);
+  /* Rotates x [n][heads][head_dim] in place for positions [n]. */
+  oscar_status (*rope)(struct backend *be, const struct rope_spec *spec, int n, int heads, int head_dim, const int32_t *positions,
+                       float *x);
+  void (*add)(struct backend *be, size_t count, float *x, const float *y);          /* x += y */
+  void (*scale)(struct backend *be, size_t count, float *x, float factor);          /* x *= factor */
+  void (*silu_mul)(struct backend *be, size_t count, float *gate, const float *up); /* gate = silu(gate) * up */
+  void (*gelu_mul)(struct backend *be, size_t count, float *gate, const float *up); /* gate = gelu_tanh(gate) * up */
+};
+
+struct backend {
+  const struct backend_ops *ops;
+  oscar_context *context;
+};
+
+oscar_status backend_create_cpu(oscar_context *context, struct backend **backend);
+
+/* ---- block formats, shared by loader, backends and tests ---- */
+/* elements of a block and its bytes; false for a type this build does not know */
+bool weight_block(enum weight_type type, int *elements, size_t *bytes);
+const char *weight_type_name(int type);
+/* count: a multiple of the block; exact to float rounding of the published formulas */
+void weight_dequantize(enum weight_type type, int64_t count, const void *blocks, float *out);
+
+#endif

@@ -1,0 +1,56 @@
+/* base.h - what every room uses: errors, logging, memory, CPU features, time, half floats. Private. */
+#ifndef OSCAR_BASE_H
+#define OSCAR_BASE_H
+
+#include <oscar/oscar.h>
+#include <stdarg.h>
+
+struct cpu_features {
+  bool avx2, fma, f16c, avx_vnni;
+  bool avx512; /* F, BW, DQ, VL and VNNI together */
+  bool avx512_bf16, amx_bf16, amx_int8;
+};
+
+struct oscar_context {
+  oscar_context_options options; /* threads and isa resolved */
+  struct cpu_features cpu;       /* what the CPU has, cut down to the chosen isa */
+  char error[1024];
+};
+
+/* Records the sentence and returns `status`. The sentence names what was wrong, where, and what was expected. */
+oscar_status set_error(oscar_context *context, oscar_status status, const char *format, ...) OSCAR_PRINTF(3, 4);
+/* Puts "prefix: " before the recorded sentence; returns `status`. */
+oscar_status prefix_error(oscar_context *context, oscar_status status, const char *format, ...) OSCAR_PRINTF(3, 4);
+void log_line(const oscar_context *context, oscar_log_level level, const char *format, ...) OSCAR_PRINTF(3, 4);
+
+/* Memory, 64-byte aligned. A NULL return has set the error; 0 bytes gives a valid pointer. Overflow of count * size is out of
+ * memory. */
+void *mem_alloc(oscar_context *context, size_t count, size_t size);
+void *mem_zalloc(oscar_context *context, size_t count, size_t size);
+/* Contents up to min(old, new) are kept; on failure the old block stays valid. */
+void *mem_resize(oscar_context *context, void *old, size_t old_bytes, size_t new_bytes);
+void mem_free(oscar_context *context, void *pointer);
+char *mem_strdup(oscar_context *context, const char *text);
+
+void cpu_detect(struct cpu_features *features);
+int cpu_available(void); /* CPUs this process may run on */
+
+int64_t time_ns(void); /* monotonic */
+
+/* IEEE half and bfloat16 bits <-> float, round to nearest even; NaN stays NaN. */
+uint16_t f32_to_f16(float x);
+float f16_to_f32(uint16_t h);
+uint16_t f32_to_bf16(float x);
+static inline float bf16_to_f32(uint16_t h) {
+  union {
+    uint32_t u;
+    float f;
+  } v = {.u = (uint32_t)h << 16};
+  return v.f;
+}
+
+#define PAGE_TOKENS     64
+#define ARRAY_LENGTH(a) (sizeof(a) / sizeof((a)[0]))
+static inline size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
+
+#endif

@@ -1,0 +1,129 @@
+/*
+ * context.c - the context: effective options, the last error, logging.
+ *
+ * Every object keeps a pointer to its context; errors are recorded there as whole sentences, so that a caller can show them as
+ * they are. Recording never allocates and never fails.
+ */
+#include "base/base.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define STRING_(x) #x
+#define STRING(x)  STRING_(x)
+
+const char *oscar_version(void) {
+  return STRING(OSCAR_VERSION_MAJOR) "." STRING(OSCAR_VERSION_MINOR) "." STRING(OSCAR_VERSION_PATCH);
+}
+
+const char *oscar_status_name(oscar_status status) {
+  static const char *const names[] = {"ok",     "invalid-argument", "no-memory", "no-space",  "io",
+                                      "format", "unsupported",      "mismatch",  "cancelled", "numeric"};
+  return (unsigned)status < ARRAY_LENGTH(names) ? names[status] : "unknown-status";
+}
+
+const char *oscar_isa_name(oscar_isa isa) {
+  static const char *const names[] = {"auto", "portable", "avx2", "avx512"};
+  return (unsigned)isa < ARRAY_LENGTH(names) ? names[isa] : "unknown";
+}
+
+void oscar_context_options_default(oscar_context_options *options) { *options = (oscar_context_options){0}; }
+
+static void *libc_alloc(void *user, size_t bytes, size_t alignment) {
+  (void)user;
+  return aligned_alloc(alignment, round_up(bytes ? bytes : 1, alignment));
+}
+
+static void libc_free(void *user, void *pointer) {
+  (void)user;
+  free(pointer);
+}
+
+static void log_to_stderr(void *user, oscar_log_level level, const char *text) {
+  (void)user;
+  if (level <= OSCAR_LOG_WARNING) fprintf(stderr, "%s: %s\n", level == OSCAR_LOG_ERROR ? "error" : "warning", text);
+}
+
+/* Cuts the features down to a level, so that kernels chosen by feature respect a forced level too. */
+static void limit_to_isa(struct cpu_features *cpu, oscar_isa isa) {
+  if (isa != OSCAR_ISA_AVX512) cpu->avx512 = cpu->avx512_bf16 = cpu->amx_bf16 = cpu->amx_int8 = false;
+  if (isa == OSCAR_ISA_PORTABLE) *cpu = (struct cpu_features){0};
+}
+
+oscar_status oscar_context_create(const oscar_context_options *options, oscar_context **context) {
+  if (!context) return OSCAR_INVALID_ARGUMENT;
+  *context = NULL;
+  oscar_context_options o;
+  if (options)
+    o = *options;
+  else
+    oscar_context_options_default(&o);
+  if (o.threads < 0 || (unsigned)o.isa > OSCAR_ISA_AVX512 || !o.alloc != !o.free) return OSCAR_INVALID_ARGUMENT;
+  if (!o.alloc) {
+    o.alloc = libc_alloc;
+    o.free = libc_free;
+  }
+  if (!o.log) o.log = log_to_stderr;
+  if (o.threads == 0) o.threads = cpu_available();
+
+  struct cpu_features cpu;
+  cpu_detect(&cpu);
+  bool avx2 = cpu.avx2 && cpu.fma && cpu.f16c;
+  oscar_isa best = cpu.avx512 && avx2 ? OSCAR_ISA_AVX512 : avx2 ? OSCAR_ISA_AVX2 : OSCAR_ISA_PORTABLE;
+  if (o.isa == OSCAR_ISA_AUTO) o.isa = best;
+  if (o.isa > best) return OSCAR_UNSUPPORTED;
+  limit_to_isa(&cpu, o.isa);
+
+  oscar_context *c = o.alloc(o.alloc_user, sizeof *c, 64);
+  if (!c) return OSCAR_NO_MEMORY;
+  *c = (oscar_context){.options = o, .cpu = cpu};
+  *context = c;
+  return OSCAR_OK;
+}
+
+void oscar_context_free(oscar_context *context) {
+  if (context) context->options.free(context->options.alloc_user, context);
+}
+
+const char *oscar_last_error(const oscar_context *context) { return context ? context->error : ""; }
+oscar_isa oscar_context_isa(const oscar_context *context) { return context->options.isa; }
+int oscar_context_threads(const oscar_context *context) { return context->options.threads; }
+
+oscar_status set_error(oscar_context *context, oscar_status status, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(context->error, sizeof context->error, format, arguments);
+  va_end(arguments);
+  return status;
+}
+
+oscar_status prefix_error(oscar_context *context, oscar_status status, const char *format, ...) {
+  char tail[sizeof context->error];
+  memcpy(tail, context->error, sizeof tail);
+  va_list arguments;
+  va_start(arguments, format);
+  int n = vsnprintf(context->error, sizeof context->error, format, arguments);
+  va_end(arguments);
+  if (n >= 0 && (size_t)n + 3 < sizeof context->error) {
+    size_t room = sizeof context->error - (size_t)n;
+    snprintf(context->error + n, room, ": %.*s", (int)(room - 3), tail);
+  }
+  return status;
+}
+
+void log_line(const oscar_context *context, oscar_log_level level, const char *format, ...) {
+  char text[1024];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  context->options.log(context->options.log_user, level, text);
+}
+
+int64_t time_ns(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}

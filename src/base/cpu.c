@@ -1,0 +1,54 @@
+/* cpu.c - what this CPU can do, and how many of them this process may use. */
+#include "base/base.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* XCR0: which register states the operating system saves (Intel SDM volume 1, 13.3). */
+static uint64_t saved_states(void) {
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (uint64_t)high << 32 | low;
+}
+
+void cpu_detect(struct cpu_features *f) {
+  *f = (struct cpu_features){0};
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return;
+  bool osxsave = c >> 27 & 1;
+  bool fma = c >> 12 & 1, f16c = c >> 29 & 1;
+  if (!osxsave) return;
+  uint64_t saved = saved_states();
+  bool ymm = (saved & 0x6) == 0x6, zmm = (saved & 0xE6) == 0xE6, tiles = (saved & 0x60000) == 0x60000;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+  unsigned leaf7_1 = 0, ignored;
+  if (a >= 1) __get_cpuid_count(7, 1, &leaf7_1, &ignored, &ignored, &ignored);
+  if (ymm) {
+    f->avx2 = b >> 5 & 1;
+    f->fma = fma;
+    f->f16c = f16c;
+    f->avx_vnni = leaf7_1 >> 4 & 1;
+  }
+  if (zmm) {
+    bool foundation = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1, vnni = c >> 11 & 1;
+    f->avx512 = foundation && dq && bw && vl && vnni;
+    f->avx512_bf16 = f->avx512 && (leaf7_1 >> 5 & 1);
+  }
+  if (tiles) {
+    f->amx_bf16 = (d >> 22 & 1) && (d >> 24 & 1);
+    f->amx_int8 = (d >> 25 & 1) && (d >> 24 & 1);
+  }
+}
+#else
+void cpu_detect(struct cpu_features *f) { *f = (struct cpu_features){0}; }
+#endif
+
+int cpu_available(void) {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  long n = sysconf(_SC_NPROCESSORS_ONLN);
+  return n > 0 ? (int)n : 1;
+}

@@ -1,0 +1,120 @@
+/*
+ * file.c - mapped input and atomic output.
+ *
+ * A writer's temporary file lies beside its target (rename is atomic within a file system only) and carries the process id, so
+ * that two programs writing the same target do not meet; the last rename wins with a whole file.
+ */
+#include "base/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+oscar_status file_map_open(oscar_context *context, const char *path, struct file_map *map) {
+  *map = (struct file_map){0};
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return set_error(context, OSCAR_IO, "%s: cannot be opened: %s", path, strerror(errno));
+  oscar_status status = OSCAR_OK;
+  struct stat info;
+  void *data;
+  if (fstat(fd, &info) != 0) {
+    status = set_error(context, OSCAR_IO, "%s: %s", path, strerror(errno));
+  } else if (!S_ISREG(info.st_mode)) {
+    status = set_error(context, OSCAR_IO, "%s: not a regular file", path);
+  } else if (info.st_size == 0) {
+    status = set_error(context, OSCAR_FORMAT, "%s: the file is empty", path);
+  } else if ((data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0)) == MAP_FAILED) {
+    status = set_error(context, OSCAR_IO, "%s: cannot be mapped: %s", path, strerror(errno));
+  } else {
+    *map = (struct file_map){data, (size_t)info.st_size};
+  }
+  close(fd);
+  return status;
+}
+
+void file_map_close(struct file_map *map) {
+  if (map->data) munmap((void *)(uintptr_t)map->data, map->bytes);
+  *map = (struct file_map){0};
+}
+
+oscar_status file_writer_open(oscar_context *context, const char *path, struct file_writer *writer) {
+  *writer = (struct file_writer){0};
+  size_t bytes = strlen(path) + 32;
+  writer->path = mem_strdup(context, path);
+  writer->temporary = writer->path ? mem_alloc(context, bytes, 1) : NULL;
+  if (!writer->temporary) {
+    file_writer_abort(context, writer);
+    return OSCAR_NO_MEMORY;
+  }
+  snprintf(writer->temporary, bytes, "%s.%ld.tmp", path, (long)getpid());
+  writer->stream = fopen(writer->temporary, "wbe");
+  if (!writer->stream) {
+    oscar_status status = set_error(context, OSCAR_IO, "%s: cannot be written: %s", path, strerror(errno));
+    file_writer_abort(context, writer);
+    return status;
+  }
+  return OSCAR_OK;
+}
+
+/* A rename is durable once the folder that holds the name is synced; not every file system allows it, so failure is no error. */
+static void sync_folder(char *path) {
+  char *slash = strrchr(path, '/');
+  if (slash) slash[slash == path] = '\0';
+  int fd = open(slash ? path : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return;
+  (void)fsync(fd);
+  close(fd);
+}
+
+oscar_status file_writer_commit(oscar_context *context, struct file_writer *writer) {
+  bool written = fflush(writer->stream) == 0 && !ferror(writer->stream) && fsync(fileno(writer->stream)) == 0;
+  int why = errno;
+  if (fclose(writer->stream) != 0 && written) {
+    written = false;
+    why = errno;
+  }
+  writer->stream = NULL;
+  if (written && rename(writer->temporary, writer->path) != 0) {
+    written = false;
+    why = errno;
+  }
+  oscar_status status = OSCAR_OK;
+  if (!written) {
+    status = set_error(context, OSCAR_IO, "%s: cannot be written: %s", writer->path, strerror(why));
+  } else {
+    mem_free(context, writer->temporary);
+    writer->temporary = NULL;
+    sync_folder(writer->path);
+  }
+  file_writer_abort(context, writer);
+  return status;
+}
+
+void file_writer_abort(oscar_context *context, struct file_writer *writer) {
+  if (writer->stream) fclose(writer->stream);
+  if (writer->temporary) unlink(writer->temporary);
+  mem_free(context, writer->temporary);
+  mem_free(context, writer->path);
+  *writer = (struct file_writer){0};
+}
+
+oscar_status file_make_folders(oscar_context *context, const char *path) {
+  char *copy = mem_strdup(context, path);
+  if (!copy) return OSCAR_NO_MEMORY;
+  oscar_status status = OSCAR_OK;
+  for (char *p = copy + 1; status == OSCAR_OK; p++) {
+    if (*p != '/' && *p != '\0') continue;
+    char end = *p;
+    *p = '\0';
+    if (mkdir(copy, 0777) != 0 && errno != EEXIST)
+      status = set_error(context, OSCAR_IO, "%s: the folder cannot be made: %s", copy, strerror(errno));
+    *p = end;
+    if (!end) break;
+  }
+  mem_free(context, copy);
+  return status;
+}

@@ -1,0 +1,40 @@
+/* memory.c - allocation through the context's allocator; every failure is recorded, none aborts. */
+#include "base/base.h"
+
+#include <string.h>
+
+void *mem_alloc(oscar_context *context, size_t count, size_t size) {
+  size_t bytes;
+  void *pointer = NULL;
+  if (!__builtin_mul_overflow(count, size, &bytes) && bytes <= PTRDIFF_MAX)
+    pointer = context->options.alloc(context->options.alloc_user, bytes ? bytes : 1, 64);
+  if (!pointer) set_error(context, OSCAR_NO_MEMORY, "out of memory: %zu x %zu bytes could not be allocated", count, size);
+  return pointer;
+}
+
+void *mem_zalloc(oscar_context *context, size_t count, size_t size) {
+  void *pointer = mem_alloc(context, count, size);
+  if (pointer) memset(pointer, 0, count * size);
+  return pointer;
+}
+
+void *mem_resize(oscar_context *context, void *old, size_t old_bytes, size_t new_bytes) {
+  void *pointer = mem_alloc(context, 1, new_bytes);
+  if (!pointer) return NULL;
+  if (old) {
+    memcpy(pointer, old, old_bytes < new_bytes ? old_bytes : new_bytes);
+    mem_free(context, old);
+  }
+  return pointer;
+}
+
+void mem_free(oscar_context *context, void *pointer) {
+  if (pointer) context->options.free(context->options.alloc_user, pointer);
+}
+
+char *mem_strdup(oscar_context *context, const char *text) {
+  size_t bytes = strlen(text) + 1;
+  char *copy = mem_alloc(context, bytes, 1);
+  if (copy) memcpy(copy, text, bytes);
+  return copy;
+}

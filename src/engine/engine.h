@@ -1,0 +1,95 @@
+/*
+ * engine/engine.h - a loaded model with its cache, and the sessions that run on it. Private.
+ *
+ * engine_open does what every command needs: context, backend, model, codec set for the wanted KV type (fitting it on first use),
+ * cache. `kv` names: bf16, int8, int4, int2, int2-oscar, int2-hadamard, int2-plain.
+ */
+#ifndef OSCAR_ENGINE_H
+#define OSCAR_ENGINE_H
+
+#include "engine/sampler.h"
+#include "model/model.h"
+
+/* ---- KV types ---- */
+struct kv_type {
+  const char *name, *summary;
+  bool quantized;
+  bool fitted; /* needs a rotation file */
+};
+const struct kv_type *kv_type_find(const char *name); /* NULL if unknown */
+const struct kv_type *kv_type_list(int *count);
+
+/* Progress of anything long: done of total, in units of `what`. Returning false cancels (OSCAR_CANCELLED). */
+struct progress {
+  bool (*report)(void *user, const char *what, int64_t done, int64_t total);
+  void *user;
+};
+
+/* ---- calibration of a model (engine/calibrate.c) ---- */
+struct calibrate_options {
+  const char *text; /* NULL: the text that ships with the program */
+  size_t text_bytes;
+  int max_tokens;    /* 0: whole text */
+  int window;        /* tokens per independent sequence; 0: 4096 or the trained context if smaller */
+  bool proxy_values; /* second pass, proxy objective for the values of int2-oscar */
+};
+void calibrate_options_default(struct calibrate_options *options);
+/* Runs the text through the BF16 model and fits the sets of the named KV types (kv_type.fitted); sets[i] belongs to the caller.
+ */
+oscar_status calibrate_model(struct model *model, const struct calibrate_options *options, const struct progress *progress,
+                             int count, const char *const *kv, oscar_codec_set **sets);
+/* The shipped text. */
+const char *calibration_text(size_t *bytes);
+
+/* Where fitted sets live: $XDG_CACHE_HOME/oscar or ~/.cache/oscar, then rotations/<fingerprint>-<kv>.safetensors. */
+oscar_status user_cache_folder(oscar_context *context, char *path, size_t bytes);
+oscar_status rotation_cache_path(oscar_context *context, const char *fingerprint, const char *kv, char *path, size_t bytes);
+
+/* The codec set of a KV type for a model: data-free types are built; fitted ones come from `rotation_file` if given (checked
+ * against the fingerprint: MISMATCH), else from the user's cache folder, else they are fitted now from the shipped text and
+ * stored there. *set is NULL for bf16. A cache folder that cannot be written is a warning: the fit is used for this run. */
+oscar_status codec_set_obtain(struct model *model, const char *kv, const char *rotation_file, const struct progress *progress,
+                              oscar_codec_set **set);
+
+/* ---- a session: one conversation or completion ---- */
+struct engine_options {
+  const char *model_path;
+  const char *kv;                 /* default "int2" */
+  const char *rotation_file;      /* NULL: automatic */
+  int sink_tokens, recent_tokens; /* multiples of 64; -1: default (64, 256) */
+  int64_t context;                /* tokens; 0: the model's trained context */
+  size_t kv_memory_bytes;         /* 0: what `context` tokens of one sequence need */
+  int chunk;                      /* prompt chunk, default 512 */
+  int threads;
+  const struct progress *progress;
+};
+void engine_options_default(struct engine_options *options);
+
+struct engine {
+  oscar_context *context;
+  struct backend *backend;
+  struct model *model;
+  oscar_codec_set *codecs; /* NULL: bf16 */
+  oscar_cache *cache;
+  struct runner *runner;
+  struct engine_options options; /* effective */
+};
+/* On failure *error_text (256 bytes or more, caller's) has the sentence; everything is freed. */
+oscar_status engine_open(const struct engine_options *options, struct engine *engine, char *error_text, size_t error_bytes);
+void engine_close(struct engine *engine);
+
+struct session_timings {
+  int64_t prompt_tokens, prompt_ns, decoded_tokens, decode_ns;
+};
+struct session;
+oscar_status session_create(struct engine *engine, const struct sampler_options *sampling, struct session **session);
+void session_free(struct session *session);
+/* Appends prompt tokens (chunked). */
+oscar_status session_feed(struct session *session, const int32_t *ids, int n, const struct progress *progress);
+/* Samples the next token from the last logits and feeds it. *end is set when it ends the turn (the token is then not fed). */
+oscar_status session_next(struct session *session, int32_t *id, bool *end);
+int64_t session_length(const struct session *session);
+oscar_sequence *session_sequence(struct session *session);
+const struct session_timings *session_timings_of(const struct session *session);
+
+#endif

@@ -1,0 +1,59 @@
+/*
+ * model/model.h - a model: weights in their blocks, an architecture described by data, and the forward pass over a backend.
+ * Private.
+ */
+#ifndef OSCAR_MODEL_H
+#define OSCAR_MODEL_H
+
+#include "backend/backend.h"
+#include "model/chat_template.h"
+#include "model/gguf.h"
+#include "model/tokenizer.h"
+#include <oscar/attention.h>
+#include <oscar/cache.h>
+
+struct model_geometry {
+  char architecture[32]; /* "llama", "qwen2" */
+  char name[128];        /* general.name */
+  int layers, query_heads, kv_heads, head_dim, embedding, feed_forward, vocab;
+  int64_t context_trained;
+  int64_t parameters;
+};
+
+struct model;
+/* Opens, validates every tensor the architecture needs (presence, type, shape) and prepares the tokenizer.
+ * Errors: IO, FORMAT, UNSUPPORTED (architecture, tensor type), MISMATCH (tensor shape), NO_MEMORY. backend is borrowed. */
+oscar_status model_load(oscar_context *context, struct backend *backend, const char *path, struct model **model);
+void model_free(struct model *model);
+
+const struct model_geometry *model_geometry_of(const struct model *model);
+const struct tokenizer *model_tokenizer(const struct model *model);
+const struct gguf *model_file(const struct model *model);
+const char *model_fingerprint(const struct model *model);
+size_t model_weight_bytes(const struct model *model);
+/* Bytes the forward pass allocates for chunks of n tokens and `outputs` rows of logits (scratch, excluding attention's and the
+ * cache's). */
+size_t model_scratch_bytes(const struct model *model, int n, int outputs);
+
+/* Cache options for this model with defaults for the rest. */
+void model_cache_options(const struct model *model, oscar_cache_options *options);
+
+/* Sees q, k, v (after RoPE) and the attention output of each layer while a chunk runs; host memory. A status other than OK stops.
+ */
+struct forward_observer {
+  oscar_status (*attention)(void *user, int layer, int n, const float *q, const float *k, const float *v, const float *o);
+  void *user;
+};
+
+/* A runner: scratch memory of one stream of forward passes over one cache. */
+struct runner;
+oscar_status runner_create(struct model *model, oscar_cache *cache, int max_chunk, struct runner **runner);
+void runner_free(struct runner *runner);
+
+/* Appends n tokens (1 .. max_chunk) to the sequence (begin, all layers, commit) and gives logits of the last `outputs` of them,
+ * [outputs][vocab], host memory, allocated by the caller; outputs may be 0. On error the step is aborted.
+ * Errors: NO_SPACE (cache), INVALID_ARGUMENT (id out of range), NUMERIC. */
+oscar_status runner_forward(struct runner *runner, oscar_sequence *sequence, int n, const int32_t *ids, int outputs,
+                            float *logits, const struct forward_observer *observer);
+
+#endif

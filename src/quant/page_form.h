@@ -1,0 +1,36 @@
+/*
+ * quant/page_form.h - the CPU form of a coded page (64 tokens of one KV head, one side). Private; canonical rows are exchanged.
+ *
+ * Tokens go in tiles of 16. A tile of keys wants 16 tokens beside each other (a dot product per token), a tile of values 16
+ * crumbs beside each other (a sum per crumb); both are 64-byte vectors of 16 lanes x 4 bytes whose bytes unpack with shifts and
+ * masks into the operand of a byte dot product or, shifted by 8k + 2j, into 16 integers. keys    [tile 0..3][C/16][lane = token
+ * in tile][4 bytes]: byte k of a lane, bits 2j, is crumb 16 g + 4 j + k of that token values  [tile 0..3][C/16][lane = crumb in
+ * group g][4 bytes]: byte k, bits 2j, is that crumb of token 4 j + k of the tile metadata, after the codes of the side: [tile
+ * 0..3][group][meta value: s (, z)][16 tokens] fp16 Bytes of a side: 64 (C/4) + 64 * 2 * groups * meta_values: the same as 64
+ * canonical rows.
+ */
+#ifndef OSCAR_PAGE_FORM_H
+#define OSCAR_PAGE_FORM_H
+
+#include "quant/codec.h"
+
+struct side_form { /* what a kernel needs to know of a side; the same for all heads of a layer */
+  int crumbs;      /* C */
+  int groups;
+  int meta_values; /* 1: s, 2: s and z */
+};
+
+static inline struct side_form side_form_of(const oscar_codec *codec) {
+  return (struct side_form){codec->crumbs, codec->spec.groups, codec_meta_values(codec)};
+}
+static inline size_t side_code_bytes(const struct side_form *f) { return (size_t)PAGE_TOKENS * (size_t)f->crumbs / 4; }
+static inline size_t side_meta_bytes(const struct side_form *f) {
+  return (size_t)PAGE_TOKENS * 2 * (size_t)f->groups * (size_t)f->meta_values;
+}
+static inline size_t side_bytes(const struct side_form *f) { return side_code_bytes(f) + side_meta_bytes(f); }
+
+/* canonical: [64][row_bytes]; packed: side_bytes(f) bytes, 64-byte aligned. */
+void page_pack(const struct side_form *f, oscar_side side, const uint8_t *canonical, uint8_t *packed);
+void page_unpack(const struct side_form *f, oscar_side side, const uint8_t *packed, uint8_t *canonical);
+
+#endif

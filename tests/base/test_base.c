@@ -1,0 +1,160 @@
+/* Half floats against arithmetic on their definition, files against crashes half way, contexts against wrong options. */
+#include "support.h"
+
+#include "base/file.h"
+
+#include <sys/stat.h>
+
+/* The value of a 16-bit float from its fields (IEEE 754, 3.4), independent of the code under test. */
+static double half_value(uint16_t h) {
+  int exponent = h >> 10 & 31, mantissa = h & 1023;
+  double magnitude = exponent ? ldexp(1 + mantissa / 1024.0, exponent - 15) : ldexp(mantissa / 1024.0, -14);
+  return h >> 15 ? -magnitude : magnitude;
+}
+
+static void every_half_survives_a_round_trip(void **state) {
+  (void)state;
+  for (uint32_t h = 0; h < 0x10000; h++) {
+    bool special = (h >> 10 & 31) == 31;
+    float x = f16_to_f32((uint16_t)h);
+    if (!special) {
+      assert_true((double)x == half_value((uint16_t)h));
+      assert_int_equal(f32_to_f16(x), h);
+    } else if (h & 1023) {
+      assert_true(isnan(x));
+      assert_true(isnan(f16_to_f32(f32_to_f16(x))));
+    } else {
+      assert_true(isinf(x));
+      assert_int_equal(f32_to_f16(x), h);
+    }
+    float b = bf16_to_f32((uint16_t)h);
+    if (!isnan(b))
+      assert_int_equal(f32_to_bf16(b), h);
+    else
+      assert_true(isnan(bf16_to_f32(f32_to_bf16(b))));
+  }
+}
+
+static void halves_round_to_nearest_even(void **state) {
+  (void)state;
+  for (uint16_t h = 0; h < 0x7BFF; h++) {
+    double low = half_value(h), high = half_value((uint16_t)(h + 1)), middle = (low + high) / 2;
+    assert_int_equal(f32_to_f16((float)middle), h & 1 ? h + 1 : h);
+    assert_int_equal(f32_to_f16(nextafterf((float)middle, 0)), h);
+    assert_int_equal(f32_to_f16(nextafterf((float)middle, 1e9f)), h + 1);
+  }
+  assert_int_equal(f32_to_f16(65519.9f), 0x7BFF);
+  assert_int_equal(f32_to_f16(65520.0f), 0x7C00);
+  assert_int_equal(f32_to_bf16(1.00390625f), 0x3F80); /* a tie goes to even */
+  assert_int_equal(f32_to_bf16(1.01171875f), 0x3F82);
+}
+
+static void wrong_context_options_are_refused(void **state) {
+  (void)state;
+  oscar_context_options o;
+  oscar_context *context = NULL;
+  oscar_context_options_default(&o);
+  o.threads = -1;
+  assert_int_equal(oscar_context_create(&o, &context), OSCAR_INVALID_ARGUMENT);
+  assert_null(context);
+  oscar_context_options_default(&o);
+  o.isa = (oscar_isa)99;
+  assert_int_equal(oscar_context_create(&o, &context), OSCAR_INVALID_ARGUMENT);
+  assert_int_equal(oscar_context_create(NULL, &context), OSCAR_OK);
+  assert_true(oscar_context_threads(context) >= 1);
+  assert_int_not_equal(oscar_context_isa(context), OSCAR_ISA_AUTO);
+  oscar_context_free(context);
+}
+
+static void errors_nest_and_never_overflow(void **state) {
+  (void)state;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  set_error(c, OSCAR_FORMAT, "tensor %d", 3);
+  assert_int_equal(prefix_error(c, OSCAR_FORMAT, "file %s", "x"), OSCAR_FORMAT);
+  assert_string_equal(oscar_last_error(c), "file x: tensor 3");
+  char longer[4096];
+  memset(longer, 'a', sizeof longer - 1);
+  longer[sizeof longer - 1] = '\0';
+  for (int i = 0; i < 5; i++) prefix_error(c, OSCAR_IO, "%s", i & 1 ? longer : "p");
+  assert_true(strlen(oscar_last_error(c)) < 1024);
+  oscar_context_free(c);
+}
+
+static void impossible_sizes_are_out_of_memory(void **state) {
+  (void)state;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  volatile size_t huge = SIZE_MAX / 2;
+  assert_null(mem_alloc(c, huge, 3));
+  assert_null(mem_alloc(c, huge, 2));
+  assert_string_not_equal(oscar_last_error(c), "");
+  void *nothing = mem_alloc(c, 0, 8);
+  assert_non_null(nothing);
+  assert_int_equal((uintptr_t)nothing % 64, 0);
+  mem_free(c, nothing);
+  oscar_context_free(c);
+}
+
+static void an_aborted_write_leaves_the_old_file(void **state) {
+  (void)state;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  char folder[] = "/tmp/oscar-test-XXXXXX", path[128], deep[128];
+  assert_non_null(mkdtemp(folder));
+  snprintf(path, sizeof path, "%s/file", folder);
+  struct file_writer w;
+  struct file_map map;
+  assert_ok(c, file_writer_open(c, path, &w));
+  fputs("first", w.stream);
+  assert_ok(c, file_writer_commit(c, &w));
+  assert_ok(c, file_writer_open(c, path, &w));
+  fputs("second", w.stream);
+  file_writer_abort(c, &w);
+  assert_ok(c, file_map_open(c, path, &map));
+  assert_int_equal(map.bytes, 5);
+  assert_memory_equal(map.data, "first", 5);
+  file_map_close(&map);
+  assert_int_equal(unlink(path), 0);
+  snprintf(deep, sizeof deep, "%s/a/b", folder);
+  assert_ok(c, file_make_folders(c, deep));
+  assert_ok(c, file_make_folders(c, deep));
+  assert_int_equal(rmdir(deep), 0);
+  snprintf(deep, sizeof deep, "%s/a", folder);
+  assert_int_equal(rmdir(deep), 0);
+  assert_int_equal(rmdir(folder), 0); /* nothing temporary was left */
+
+  assert_int_equal(file_map_open(c, "/nonexistent/file", &map), OSCAR_IO);
+  assert_int_equal(file_map_open(c, "/tmp", &map), OSCAR_IO);
+  assert_int_equal(file_writer_open(c, "/nonexistent/file", &w), OSCAR_IO);
+  assert_int_equal(file_make_folders(c, "/dev/null/x"), OSCAR_IO);
+  oscar_context_free(c);
+}
+
+static void a_full_disk_is_reported_and_changes_nothing(void **state) {
+  (void)state;
+  if (access("/dev/full", W_OK) != 0) skip();
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  char folder[] = "/tmp/oscar-test-XXXXXX", path[128];
+  assert_non_null(mkdtemp(folder));
+  snprintf(path, sizeof path, "%s/file", folder);
+  struct file_writer w;
+  assert_ok(c, file_writer_open(c, path, &w));
+  assert_non_null(freopen("/dev/full", "wb", w.stream)); /* every write now fails as on a full disk */
+  fputs("data", w.stream);
+  assert_int_equal(file_writer_commit(c, &w), OSCAR_IO);
+  assert_non_null(strstr(oscar_last_error(c), "No space"));
+  assert_int_equal(access(path, F_OK), -1);
+  assert_int_equal(rmdir(folder), 0);
+  oscar_context_free(c);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(every_half_survives_a_round_trip),
+      cmocka_unit_test(halves_round_to_nearest_even),
+      cmocka_unit_test(wrong_context_options_are_refused),
+      cmocka_unit_test(errors_nest_and_never_overflow),
+      cmocka_unit_test(impossible_sizes_are_out_of_memory),
+      cmocka_unit_test(an_aborted_write_leaves_the_old_file),
+      cmocka_unit_test(a_full_disk_is_reported_and_changes_nothing),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
