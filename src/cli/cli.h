@@ -15,9 +15,13 @@ struct command {
   int (*run)(int argc, char **argv);
 };
 
+int command_bench(int argc, char **argv);
 int command_calibrate(int argc, char **argv);
+int command_chat(int argc, char **argv);
+int command_eval(int argc, char **argv);
 int command_fetch(int argc, char **argv);
 int command_info(int argc, char **argv);
+int command_run(int argc, char **argv);
 
 enum exit_code { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_WRONG_USE = 2, EXIT_INTERRUPTED = 130 };
 
