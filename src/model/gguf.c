@@ -144,12 +144,14 @@ static oscar_status read_string_array(struct parser *p, struct entry *e) {
   e->value = p->file->data + p->at;
   e->offsets = mem_alloc(p->context, (size_t)e->count, sizeof *e->offsets);
   if (!e->offsets) return OSCAR_NO_MEMORY;
+  char what[128];
+  snprintf(what, sizeof what, "a string of key '%s'", show(e->key).text);
   size_t start = p->at;
   for (uint64_t i = 0; i < e->count; i++) {
     struct gguf_string s;
     e->offsets[i] = p->at - start;
-    oscar_status status = read_string(p, "a string", &s);
-    if (status) return prefix_error(p->context, status, "key '%s', element %" PRIu64, show(e->key).text, i);
+    oscar_status status = read_string(p, what, &s);
+    if (status) return status;
   }
   return OSCAR_OK;
 }
@@ -186,8 +188,10 @@ static oscar_status read_value(struct parser *p, struct entry *e) {
   if (number == GGUF_ARRAY) return read_array(p, e);
   if (number == GGUF_STRING) {
     struct gguf_string s;
-    oscar_status status = read_string(p, "a string", &s);
-    if (status) return prefix_error(p->context, status, "key '%s'", show(e->key).text);
+    char what[128];
+    snprintf(what, sizeof what, "the string of key '%s'", show(e->key).text);
+    oscar_status status = read_string(p, what, &s);
+    if (status) return status;
     e->value = (const uint8_t *)s.text;
     e->count = s.bytes;
     return OSCAR_OK;
