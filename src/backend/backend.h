@@ -47,6 +47,7 @@ struct rope_spec {
 struct backend;
 struct backend_ops {
   const char *name; /* "cpu" */
+  bool host_memory; /* buffers are host memory: a host pointer may stand where a buffer is expected, and the other way round */
   void (*free)(struct backend *be);
   /* One line for `oscar info`: kernels chosen, threads, product library. */
   void (*describe)(const struct backend *be, char *text, size_t bytes);

@@ -77,6 +77,18 @@ struct engine {
 /* On failure *error_text (256 bytes or more, caller's) has the sentence; everything is freed. */
 oscar_status engine_open(const struct engine_options *options, struct engine *engine, char *error_text, size_t error_bytes);
 void engine_close(struct engine *engine);
+/* The cache options a configuration means (windows in pages, codecs); budget not set. Errors: INVALID_ARGUMENT. */
+oscar_status engine_cache_options(oscar_context *context, const struct model *model, const struct engine_options *options,
+                                  const oscar_codec_set *codecs, oscar_cache_options *cache);
+
+/* What a run of this configuration will hold in memory, part by part (bytes). */
+struct memory_estimate {
+  size_t weights; /* the mapped file */
+  size_t cache;   /* the budget that `context` tokens of one sequence need */
+  size_t scratch; /* activations, logits, attention, product panels */
+  size_t tables;  /* tokenizer, codecs */
+  size_t total;
+};
 
 struct session_timings {
   int64_t prompt_tokens, prompt_ns, decoded_tokens, decode_ns;
@@ -84,12 +96,16 @@ struct session_timings {
 struct session;
 oscar_status session_create(struct engine *engine, const struct sampler_options *sampling, struct session **session);
 void session_free(struct session *session);
-/* Appends prompt tokens (chunked). */
+/* Appends n >= 1 tokens, in chunks; afterwards session_next can be called. INVALID_ARGUMENT if they do not fit the context.
+ * On an error (OSCAR_CANCELLED too) the session keeps the chunks that were done. */
 oscar_status session_feed(struct session *session, const int32_t *ids, int n, const struct progress *progress);
-/* Samples the next token from the last logits and feeds it. *end is set when it ends the turn (the token is then not fed). */
+/* Makes the session hold exactly these tokens: what it already holds of them is kept (rewinding if it holds other tokens after a
+ * common beginning), the rest is fed. This is how a conversation continues: encode it whole, then sync. */
+oscar_status session_sync(struct session *session, const int32_t *ids, int n, const struct progress *progress);
+/* The next token. *end is set when it ends the turn; such a token is not part of the session. */
 oscar_status session_next(struct session *session, int32_t *id, bool *end);
-int64_t session_length(const struct session *session);
-oscar_sequence *session_sequence(struct session *session);
+int64_t session_length(const struct session *session); /* tokens held, the newest included */
+const oscar_sequence *session_sequence(const struct session *session);
 const struct session_timings *session_timings_of(const struct session *session);
 
 #endif

@@ -1,0 +1,92 @@
+/*
+ * engine.c - opening everything a run needs, in order: context, backend, model, codecs, cache, runner.
+ *
+ * A failure anywhere frees what was made and leaves one sentence. The cache budget defaults to what one sequence of the whole
+ * context needs, so that running out can only mean that the user asked for less.
+ */
+#include "engine/engine.h"
+
+#include <string.h>
+
+void engine_options_default(struct engine_options *options) {
+  *options = (struct engine_options){.kv = "int2", .sink_tokens = -1, .recent_tokens = -1, .chunk = 512};
+}
+
+/* Windows are given in tokens and held in pages. */
+static oscar_status window_pages(oscar_context *context, const char *what, int tokens, int *pages) {
+  if (tokens < 0) return OSCAR_OK;
+  if (tokens % OSCAR_PAGE_TOKENS)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "the %s window is %d tokens; expected a multiple of %d", what, tokens,
+                     OSCAR_PAGE_TOKENS);
+  *pages = tokens / OSCAR_PAGE_TOKENS;
+  return OSCAR_OK;
+}
+
+oscar_status engine_cache_options(oscar_context *context, const struct model *model, const struct engine_options *options,
+                                  const oscar_codec_set *codecs, oscar_cache_options *cache) {
+  model_cache_options(model, cache);
+  cache->codecs = codecs;
+  oscar_status status = window_pages(context, "sink", options->sink_tokens, &cache->sink_pages);
+  if (status == OSCAR_OK) status = window_pages(context, "recent", options->recent_tokens, &cache->recent_pages);
+  return status;
+}
+
+static oscar_status effective_context(struct engine *e) {
+  const struct model_geometry *g = model_geometry_of(e->model);
+  struct engine_options *o = &e->options;
+  if (o->context == 0) o->context = g->context_trained;
+  if (o->context < 1 || o->context > g->context_trained)
+    return set_error(e->context, OSCAR_INVALID_ARGUMENT, "a context of %lld tokens; this model was trained for 1 to %lld",
+                     (long long)o->context, (long long)g->context_trained);
+  if (o->chunk < 1) return set_error(e->context, OSCAR_INVALID_ARGUMENT, "a chunk of %d tokens; expected at least 1", o->chunk);
+  if (o->chunk > o->context) o->chunk = (int)o->context;
+  return OSCAR_OK;
+}
+
+static oscar_status open_cache(struct engine *e) {
+  struct engine_options *o = &e->options;
+  oscar_cache_options cache;
+  oscar_status status = engine_cache_options(e->context, e->model, o, e->codecs, &cache);
+  if (status != OSCAR_OK) return status;
+  if (o->kv_memory_bytes == 0) o->kv_memory_bytes = oscar_cache_bytes_for(&cache, o->context, 1, o->chunk);
+  cache.budget_bytes = o->kv_memory_bytes;
+  return oscar_cache_create(e->context, &cache, &e->cache);
+}
+
+static oscar_status open_parts(struct engine *e) {
+  struct engine_options *o = &e->options;
+  oscar_status status;
+  if (!kv_type_find(o->kv))
+    return set_error(e->context, OSCAR_INVALID_ARGUMENT, "unknown KV type \"%s\" (see --help for the list)", o->kv);
+  if ((status = backend_create_cpu(e->context, &e->backend)) != OSCAR_OK) return status;
+  if ((status = model_load(e->context, e->backend, o->model_path, &e->model)) != OSCAR_OK) return status;
+  if ((status = effective_context(e)) != OSCAR_OK) return status;
+  if ((status = codec_set_obtain(e->model, o->kv, o->rotation_file, o->progress, &e->codecs)) != OSCAR_OK) return status;
+  if ((status = open_cache(e)) != OSCAR_OK) return status;
+  return runner_create(e->model, e->cache, o->chunk, &e->runner);
+}
+
+oscar_status engine_open(const struct engine_options *options, struct engine *engine, char *error_text, size_t error_bytes) {
+  *engine = (struct engine){.options = *options};
+  const oscar_context_options context = {.threads = options->threads};
+  oscar_status status = oscar_context_create(&context, &engine->context);
+  if (status != OSCAR_OK) {
+    snprintf(error_text, error_bytes, "the library could not be started: %s", oscar_status_name(status));
+    return status;
+  }
+  status = open_parts(engine);
+  if (status == OSCAR_OK) return status;
+  snprintf(error_text, error_bytes, "%s", oscar_last_error(engine->context));
+  engine_close(engine);
+  return status;
+}
+
+void engine_close(struct engine *engine) {
+  runner_free(engine->runner);
+  oscar_cache_free(engine->cache);
+  oscar_codec_set_free(engine->codecs);
+  model_free(engine->model);
+  if (engine->backend) engine->backend->ops->free(engine->backend);
+  oscar_context_free(engine->context);
+  *engine = (struct engine){0};
+}

@@ -1,0 +1,138 @@
+/*
+ * session.c - one conversation or completion: a sequence in the cache, the tokens it stands for, the logits after the last of
+ * them.
+ *
+ * The token that was sampled last is `pending`: it belongs to the session but is run through the model only when something
+ * follows it, so that the last token of an answer costs nothing. Invariant: history = tokens in the sequence, then at most one
+ * pending token; `logits` belong to the end of the sequence and are usable when nothing is pending.
+ */
+#include "engine/engine.h"
+
+#include <string.h>
+
+struct session {
+  struct engine *engine;
+  oscar_sequence *sequence;
+  struct sampler *sampler;
+  float *logits; /* [vocab] */
+  bool logits_valid, pending;
+  int32_t *history; /* [context] */
+  int64_t length;
+  struct session_timings timings;
+};
+
+oscar_status session_create(struct engine *engine, const struct sampler_options *sampling, struct session **session) {
+  *session = NULL;
+  oscar_context *context = engine->context;
+  const int vocab = model_geometry_of(engine->model)->vocab;
+  struct session *s = mem_zalloc(context, 1, sizeof *s);
+  if (!s) return OSCAR_NO_MEMORY;
+  s->engine = engine;
+  oscar_status status = sampler_create(context, sampling, vocab, &s->sampler);
+  if (status == OSCAR_OK) status = oscar_sequence_create(engine->cache, &s->sequence);
+  if (status == OSCAR_OK) {
+    s->logits = mem_alloc(context, (size_t)vocab, sizeof *s->logits);
+    s->history = mem_alloc(context, (size_t)engine->options.context, sizeof *s->history);
+    if (!s->logits || !s->history) status = OSCAR_NO_MEMORY;
+  }
+  if (status != OSCAR_OK) {
+    session_free(s);
+    return status;
+  }
+  *session = s;
+  return OSCAR_OK;
+}
+
+void session_free(struct session *s) {
+  if (!s) return;
+  oscar_context *context = s->engine->context;
+  if (s->sequence) oscar_sequence_free(s->sequence);
+  sampler_free(s->sampler);
+  mem_free(context, s->logits);
+  mem_free(context, s->history);
+  mem_free(context, s);
+}
+
+/* Runs history[sequence length .. length) through the model; the last chunk gives the logits. */
+static oscar_status run_unfed(struct session *s, const struct progress *progress) {
+  const int64_t start = oscar_sequence_length(s->sequence), total = s->length - start;
+  s->logits_valid = false;
+  for (int64_t done = 0; done < total;) {
+    if (progress && !progress->report(progress->user, "prompt", done, total))
+      return set_error(s->engine->context, OSCAR_CANCELLED, "stopped while reading the prompt");
+    const int64_t left = total - done;
+    const int n = left < s->engine->options.chunk ? (int)left : s->engine->options.chunk;
+    const bool last = n == left;
+    oscar_status status = runner_forward(s->engine->runner, s->sequence, n, s->history + start + done, last, s->logits, NULL);
+    if (status != OSCAR_OK) return status;
+    done += n;
+    s->logits_valid = last;
+  }
+  if (progress && total > 0) progress->report(progress->user, "prompt", total, total);
+  return OSCAR_OK;
+}
+
+/* Drops from the history what did not get into the sequence. */
+static void forget_unfed(struct session *s) { s->length = oscar_sequence_length(s->sequence); }
+
+oscar_status session_feed(struct session *s, const int32_t *ids, int n, const struct progress *progress) {
+  const int64_t context = s->engine->options.context;
+  if (n < 1) return set_error(s->engine->context, OSCAR_INVALID_ARGUMENT, "there are no tokens to feed");
+  if (s->length + n > context)
+    return set_error(s->engine->context, OSCAR_INVALID_ARGUMENT, "%lld tokens do not fit a context of %lld (see -c)",
+                     (long long)(s->length + n), (long long)context);
+  memcpy(s->history + s->length, ids, (size_t)n * sizeof *ids);
+  s->length += n;
+  s->pending = false;
+  const int64_t begun = time_ns(), before = oscar_sequence_length(s->sequence);
+  oscar_status status = run_unfed(s, progress);
+  s->timings.prompt_ns += time_ns() - begun;
+  s->timings.prompt_tokens += oscar_sequence_length(s->sequence) - before;
+  if (status != OSCAR_OK) forget_unfed(s);
+  return status;
+}
+
+oscar_status session_sync(struct session *s, const int32_t *ids, int n, const struct progress *progress) {
+  if (n < 1) return set_error(s->engine->context, OSCAR_INVALID_ARGUMENT, "there are no tokens to feed");
+  int64_t same = 0;
+  while (same < s->length && same < n && s->history[same] == ids[same]) same++;
+  if (same == n) same = n - 1; /* the last token gives the logits */
+  int64_t keep = oscar_sequence_length(s->sequence);
+  if (same < keep) {
+    oscar_status status = oscar_sequence_truncate(s->sequence, same, OSCAR_REWIND_REFILL, &keep);
+    if (status != OSCAR_OK) return status;
+  }
+  s->length = keep;
+  s->pending = s->logits_valid = false;
+  return session_feed(s, ids + keep, (int)(n - keep), progress);
+}
+
+oscar_status session_next(struct session *s, int32_t *id, bool *end) {
+  const int64_t begun = time_ns();
+  oscar_status status = OSCAR_OK;
+  if (s->pending) {
+    s->pending = false;
+    if ((status = run_unfed(s, NULL)) != OSCAR_OK) {
+      forget_unfed(s);
+      return status;
+    }
+    s->timings.decoded_tokens++;
+  }
+  if (!s->logits_valid) return set_error(s->engine->context, OSCAR_INVALID_ARGUMENT, "nothing was fed yet");
+  if ((status = sampler_next(s->sampler, s->logits, id)) != OSCAR_OK) return status;
+  *end = tokenizer_is_end(model_tokenizer(s->engine->model), *id);
+  if (!*end) {
+    if (s->length >= s->engine->options.context)
+      return set_error(s->engine->context, OSCAR_NO_SPACE, "the context of %lld tokens is full (see -c)",
+                       (long long)s->engine->options.context);
+    s->history[s->length++] = *id;
+    s->pending = true;
+    s->logits_valid = false;
+  }
+  s->timings.decode_ns += time_ns() - begun;
+  return OSCAR_OK;
+}
+
+int64_t session_length(const struct session *s) { return s->length; }
+const oscar_sequence *session_sequence(const struct session *s) { return s->sequence; }
+const struct session_timings *session_timings_of(const struct session *s) { return &s->timings; }

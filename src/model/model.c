@@ -1,0 +1,73 @@
+/*
+ * model.c - opening a model: the file is mapped, its numbers are checked, its tensors are bound to roles, its tokenizer is built.
+ * Weights stay in the mapping for as long as the model lives.
+ */
+#include "model/model_private.h"
+
+static oscar_status open_file(struct model *m, const char *path) {
+  oscar_context *context = m->context;
+  oscar_status status = gguf_open(context, path, &m->file);
+  if (status != OSCAR_OK) return status;
+  struct gguf_string name;
+  if (!gguf_get_string(m->file, "general.architecture", &name))
+    return set_error(context, OSCAR_FORMAT, "%s: metadata key general.architecture is missing", path);
+  m->architecture = architecture_find(name);
+  if (!m->architecture) {
+    char known[128];
+    architecture_names(known, sizeof known);
+    return set_error(context, OSCAR_UNSUPPORTED, "%s: architecture \"%.*s\" is not supported (supported: %s)", path,
+                     (int)(name.bytes < 64 ? name.bytes : 64), name.text, known);
+  }
+  return hyperparameters_read(context, m->file, m->architecture, &m->parameters);
+}
+
+oscar_status model_load(oscar_context *context, struct backend *backend, const char *path, struct model **model) {
+  *model = NULL;
+  struct model *m = mem_zalloc(context, 1, sizeof *m);
+  if (!m) return OSCAR_NO_MEMORY;
+  m->context = context;
+  m->backend = backend;
+  oscar_status status = open_file(m, path);
+  if (status == OSCAR_OK) status = weights_bind(context, m->file, m->architecture, &m->parameters, backend, &m->weights);
+  if (status == OSCAR_OK) status = tokenizer_create(context, m->file, &m->tokenizer);
+  if (status == OSCAR_OK) status = gguf_fingerprint(m->file, m->fingerprint);
+  if (status == OSCAR_OK && tokenizer_vocab(m->tokenizer) > m->parameters.geometry.vocab)
+    status = set_error(context, OSCAR_MISMATCH, "%s: the tokenizer has %d tokens but the model has rows for %d", path,
+                       tokenizer_vocab(m->tokenizer), m->parameters.geometry.vocab);
+  if (status != OSCAR_OK) {
+    model_free(m);
+    return status;
+  }
+  m->parameters.rope.factors = m->weights.rope_factors.data;
+  for (int64_t i = 0; i < gguf_tensor_count(m->file); i++) {
+    const struct gguf_tensor *t = gguf_tensor_at(m->file, i);
+    int64_t elements = 1;
+    for (int k = 0; k < t->dims; k++) elements *= t->shape[k];
+    m->parameters.geometry.parameters += elements;
+    m->weight_bytes += t->bytes;
+  }
+  *model = m;
+  return OSCAR_OK;
+}
+
+void model_free(struct model *m) {
+  if (!m) return;
+  tokenizer_free(m->tokenizer);
+  mem_free(m->context, m->weights.layers);
+  gguf_close(m->file);
+  mem_free(m->context, m);
+}
+
+const struct model_geometry *model_geometry_of(const struct model *m) { return &m->parameters.geometry; }
+const struct tokenizer *model_tokenizer(const struct model *m) { return m->tokenizer; }
+const struct gguf *model_file(const struct model *m) { return m->file; }
+const char *model_fingerprint(const struct model *m) { return m->fingerprint; }
+size_t model_weight_bytes(const struct model *m) { return m->weight_bytes; }
+
+void model_cache_options(const struct model *m, oscar_cache_options *options) {
+  const struct model_geometry *g = &m->parameters.geometry;
+  oscar_cache_options_default(options);
+  options->layers = g->layers;
+  options->kv_heads = g->kv_heads;
+  options->head_dim = g->head_dim;
+}
