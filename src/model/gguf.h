@@ -34,14 +34,16 @@ struct gguf_tensor {
   int type; /* as in the file; enum weight_type if known */
   int dims;
   int64_t shape[4]; /* shape[0] is the fastest */
-  const uint8_t *data;
+  const uint8_t
+      *data; /* NULL, with bytes 0, for a type that this build does not know (weight_block): refuse it if it is needed */
   size_t bytes;
 };
 
 struct gguf;
 /* Errors: IO, FORMAT (what is malformed and where), UNSUPPORTED (version, big-endian). The mapping lives until close. */
 oscar_status gguf_open(oscar_context *context, const char *path, struct gguf **file);
-/* The same over memory that the caller keeps (tests, fuzzing). `name` is used in messages. */
+/* The same over memory that the caller keeps (tests, fuzzing), at an address that is a multiple of 8. `name` is used in messages.
+ */
 oscar_status gguf_parse(oscar_context *context, const char *name, const uint8_t *data, size_t bytes, struct gguf **file);
 void gguf_close(struct gguf *file);
 
