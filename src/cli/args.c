@@ -276,9 +276,9 @@ static void fill_getopt(const struct table *table, struct option *longs, char *l
 
 static int option_index(const struct table *table, int reported) {
   if (reported >= LONG_ONLY) return reported - LONG_ONLY;
-  int i = 0;
-  while (table->spec[i]->letter != reported) i++;
-  return i;
+  for (int i = 0; i < table->count; i++)
+    if (table->spec[i]->letter == reported) return i;
+  return -1;
 }
 
 static bool operands_fit(const struct usage *usage, int count, int *code) {
@@ -314,7 +314,7 @@ bool args_parse(const struct usage *usage, const struct option_group *groups, in
       *code = missing_value(usage->command, argv[optind - 1]);
     else {
       int i = option_index(&table, reported);
-      *code = store(usage->command, table.spec[i], optarg, value_of(&table, i));
+      *code = i < 0 ? EXIT_FAILED : store(usage->command, table.spec[i], optarg, value_of(&table, i));
     }
     if (*code != EXIT_DONE) return false;
   }
