@@ -26,6 +26,8 @@ struct model;
 oscar_status model_load(oscar_context *context, struct backend *backend, const char *path, struct model **model);
 void model_free(struct model *model);
 
+oscar_context *model_context(const struct model *model);
+
 const struct model_geometry *model_geometry_of(const struct model *model);
 const struct tokenizer *model_tokenizer(const struct model *model);
 const struct gguf *model_file(const struct model *model);
