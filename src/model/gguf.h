@@ -35,13 +35,13 @@ struct gguf_tensor {
   int dims;
   int64_t shape[4]; /* shape[0] is the fastest */
   const uint8_t *data;
-  size_t bytes;
+  size_t bytes; /* data is NULL and bytes 0 for a type that weight_block() does not know: refuse it when it is needed */
 };
 
 struct gguf;
 /* Errors: IO, FORMAT (what is malformed and where), UNSUPPORTED (version, big-endian). The mapping lives until close. */
 oscar_status gguf_open(oscar_context *context, const char *path, struct gguf **file);
-/* The same over memory that the caller keeps (tests, fuzzing). `name` is used in messages. */
+/* The same over memory that the caller keeps (tests, fuzzing), 8-byte aligned. `name` is used in messages. */
 oscar_status gguf_parse(oscar_context *context, const char *name, const uint8_t *data, size_t bytes, struct gguf **file);
 void gguf_close(struct gguf *file);
 

@@ -65,6 +65,18 @@ const struct gguf *model_file(const struct model *m) { return m->file; }
 const char *model_fingerprint(const struct model *m) { return m->fingerprint; }
 size_t model_weight_bytes(const struct model *m) { return m->weight_bytes; }
 
+static size_t row_bytes(const struct weight *w) {
+  int elements;
+  size_t bytes;
+  return weight_block(w->type, &elements, &bytes) ? (size_t)(w->cols / elements) * bytes : 0;
+}
+
+size_t model_read_bytes_per_token(const struct model *m) {
+  const struct weight *e = &m->weights.embedding;
+  const bool tied = m->weights.output.data == e->data;
+  return tied ? m->weight_bytes : m->weight_bytes - (size_t)(e->rows - 1) * row_bytes(e);
+}
+
 void model_cache_options(const struct model *m, oscar_cache_options *options) {
   const struct model_geometry *g = &m->parameters.geometry;
   oscar_cache_options_default(options);

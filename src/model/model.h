@@ -27,12 +27,13 @@ oscar_status model_load(oscar_context *context, struct backend *backend, const c
 void model_free(struct model *model);
 
 oscar_context *model_context(const struct model *model);
-
 const struct model_geometry *model_geometry_of(const struct model *model);
 const struct tokenizer *model_tokenizer(const struct model *model);
 const struct gguf *model_file(const struct model *model);
 const char *model_fingerprint(const struct model *model);
 size_t model_weight_bytes(const struct model *model);
+/* Weight bytes that one decoded token reads: all but the rows of the embedding that are not the token's. */
+size_t model_read_bytes_per_token(const struct model *model);
 /* Bytes the forward pass allocates for chunks of n tokens and `outputs` rows of logits (scratch, excluding attention's and the
  * cache's). */
 size_t model_scratch_bytes(const struct model *model, int n, int outputs);

@@ -1,0 +1,274 @@
+/*
+ * bench.c - `oscar bench`: prompt and decode speed at given depths for each form of the cache, beside the memory ceiling of the
+ * same run.
+ *
+ * Per KV type one cache is filled to each depth in turn; every repetition forks that sequence, so all repetitions see the same
+ * history. Decode reads all weights and the whole cache once per token: the bytes and their share of the measured read speed are
+ * printed with it.
+ */
+#include "cli/kv_list.h"
+#include "cli/opened_model.h"
+#include "cli/options.h"
+#include "cli/progress.h"
+
+#include <jansson.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct usage usage = {
+    .command = "bench",
+    .operands = "",
+    .about = "Measures prompt and decode speed (medians) at one or more depths of history, for each form of the cache, and the "
+             "memory\n"
+             "read speed of this machine in the same run.",
+    .examples = "oscar bench -m smollm2-135m\n"
+                "oscar bench -m qwen2.5-coder-1.5b --depth 0,4096,8192 --kv bf16,int2 -r 5 --json\n",
+};
+
+struct bench_arguments {
+  const char *kv, *depths, *rotation;
+  int prompt, decode, repetitions, chunk;
+};
+
+#define AT(field) offsetof(struct bench_arguments, field)
+static const struct option_spec bench_options[] = {
+    {"kv", 0, OPTION_TEXT, AT(kv), "LIST", .help = "forms of the cache, separated by commas"},
+    {"depth", 'd', OPTION_TEXT, AT(depths), "LIST", .help = "tokens already in the cache, separated by commas"},
+    {"n-prompt", 'p', OPTION_INT, AT(prompt), "N", .help = "prompt tokens to time; 0: skip", 0, 1 << 20},
+    {"n-gen", 'n', OPTION_INT, AT(decode), "N", .help = "decoded tokens to time; 0: skip", 0, 1 << 20},
+    {"repetitions", 'r', OPTION_INT, AT(repetitions), "N", .help = "times each test is run", 1, 1000},
+    {"chunk", 0, OPTION_INT, AT(chunk), "N", .help = "prompt tokens per forward pass", 1, 8192},
+    {"rotation", 0, OPTION_TEXT, AT(rotation), "FILE",
+     .help = "fitted codecs from 'oscar calibrate', for the type they were fitted for",
+     .default_text = "the user's cache folder, fitted on first use"},
+};
+
+enum { DEPTH_ROOM = 16, REPETITION_ROOM = 1000 };
+
+struct bench {
+  const struct opened_model *m;
+  const struct bench_arguments *a;
+  const struct progress *progress;
+  int64_t depths[DEPTH_ROOM];
+  int n_depths;
+  double read_bytes_per_s; /* of memory, all threads */
+  float *logits;
+  int32_t *ids;
+  json_t *rows; /* NULL: print a table */
+};
+
+static int parse_depths(const char *text, struct bench *b) {
+  while (*text) {
+    size_t length = strcspn(text, ",");
+    char number[24];
+    snprintf(number, sizeof number, "%.*s", (int)(length < 23 ? length : 23), text);
+    if (b->n_depths == DEPTH_ROOM || !parse_int64(number, &b->depths[b->n_depths]) || b->depths[b->n_depths] < 0)
+      return wrong_use("bench: --depth '%s' is not a list of up to %d token counts", text, DEPTH_ROOM);
+    b->n_depths++;
+    text += length;
+    if (*text == ',') text++;
+  }
+  return b->n_depths ? EXIT_DONE : wrong_use("bench: --depth needs at least one token count");
+}
+
+/* Bytes per second of reading a buffer far larger than the caches, best of three: the ceiling for decode. */
+static oscar_status measure_read_speed(struct bench *b) {
+  const size_t words = ((size_t)1 << 30) / sizeof(uint64_t);
+  const int threads = b->m->context->options.threads;
+  uint64_t *buffer = mem_alloc(b->m->context, words, sizeof *buffer);
+  if (!buffer) return OSCAR_NO_MEMORY;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (size_t i = 0; i < words; i++) buffer[i] = i;
+  volatile uint64_t sink = 0; /* keeps the reads */
+  for (int r = 0; r < 3; r++) {
+    uint64_t sum = 0;
+    int64_t begun = time_ns();
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : sum)
+    for (size_t i = 0; i < words; i++) sum += buffer[i];
+    double speed = (double)(words * sizeof *buffer) * 1e9 / (double)(time_ns() - begun);
+    sink = sink + sum;
+    if (speed > b->read_bytes_per_s) b->read_bytes_per_s = speed;
+  }
+  mem_free(b->m->context, buffer);
+  return OSCAR_OK;
+}
+
+static int compare_doubles(const void *a, const void *b) {
+  const double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static void report_row(const struct bench *b, const char *kv, const char *test, int tokens, int64_t depth, double *speeds,
+                       double bytes_per_token) {
+  const int n = b->a->repetitions;
+  qsort(speeds, (size_t)n, sizeof *speeds, compare_doubles);
+  const double median = n % 2 ? speeds[n / 2] : (speeds[n / 2 - 1] + speeds[n / 2]) / 2;
+  const double gb_per_s = median * bytes_per_token * 1e-9, share = median * bytes_per_token / b->read_bytes_per_s;
+  if (b->rows) {
+    json_array_append_new(b->rows, json_pack("{s:s, s:s, s:i, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "kv", kv, "test", test,
+                                             "tokens", tokens, "depth", (json_int_t)depth, "tokens_per_s", median, "min",
+                                             speeds[0], "max", speeds[n - 1], "bytes_per_token", bytes_per_token, "gb_per_s",
+                                             gb_per_s, "share_of_read_speed", share));
+    return;
+  }
+  printf("%-14s %-7s %6d %7lld %10.2f %10.2f %10.2f", kv, test, tokens, (long long)depth, median, speeds[0], speeds[n - 1]);
+  if (bytes_per_token > 0) printf(" %9.1f %8.2f %6.0f%%", bytes_per_token * 1e-6, gb_per_s, 100 * share);
+  putchar('\n');
+  fflush(stdout);
+}
+
+static oscar_status feed(const struct bench *b, struct runner *runner, oscar_sequence *sequence, int64_t tokens, int outputs) {
+  for (int64_t done = 0; done < tokens;) {
+    if (b->progress && !b->progress->report(b->progress->user, "history", done, tokens))
+      return set_error(b->m->context, OSCAR_CANCELLED, "the benchmark was stopped");
+    int n = tokens - done < b->a->chunk ? (int)(tokens - done) : b->a->chunk;
+    bool last = done + n == tokens;
+    oscar_status status = runner_forward(runner, sequence, n, b->ids + done % 1024, last ? outputs : 0, b->logits, NULL);
+    if (status != OSCAR_OK) return status;
+    done += n;
+  }
+  return OSCAR_OK;
+}
+
+/* One repetition on a fork of `base`: `tokens` at once (prompt) or one by one (decode). Gives tokens per second. */
+static oscar_status time_once(const struct bench *b, struct runner *runner, const oscar_sequence *base, int tokens,
+                              bool one_by_one, double *speed, size_t *cache_bytes) {
+  oscar_sequence *sequence = NULL;
+  oscar_status status = oscar_sequence_fork(base, &sequence);
+  if (status != OSCAR_OK) return status;
+  struct bench quiet = *b;
+  quiet.progress = NULL;
+  if (one_by_one)
+    status = runner_forward(runner, sequence, 1, b->ids, 1, b->logits, NULL); /* not timed: the first touch of new pages */
+  const int64_t begun = time_ns();
+  if (!one_by_one) status = feed(&quiet, runner, sequence, tokens, 1);
+  for (int i = 0; one_by_one && i < tokens && status == OSCAR_OK; i++)
+    status = runner_forward(runner, sequence, 1, b->ids + i % 1024, 1, b->logits, NULL);
+  *speed = (double)tokens * 1e9 / (double)(time_ns() - begun);
+  *cache_bytes = oscar_sequence_bytes(sequence);
+  oscar_sequence_free(sequence);
+  return status;
+}
+
+static oscar_status time_test(const struct bench *b, struct runner *runner, const oscar_sequence *base, const char *kv,
+                              int64_t depth, bool one_by_one) {
+  const int tokens = one_by_one ? b->a->decode : b->a->prompt;
+  double speeds[REPETITION_ROOM];
+  size_t cache_bytes = 0;
+  if (tokens == 0) return OSCAR_OK;
+  for (int i = 0; i < b->a->repetitions; i++) {
+    oscar_status status = time_once(b, runner, base, tokens, one_by_one, &speeds[i], &cache_bytes);
+    if (status != OSCAR_OK) return status;
+  }
+  const double bytes = one_by_one ? (double)model_read_bytes_per_token(b->m->model) + (double)cache_bytes : 0;
+  report_row(b, kv, one_by_one ? "decode" : "prompt", tokens, depth, speeds, bytes);
+  return OSCAR_OK;
+}
+
+static oscar_status bench_cache(const struct bench *b, const char *kv, const oscar_codec_set *codecs) {
+  int64_t deepest = 0;
+  for (int i = 0; i < b->n_depths; i++) deepest = b->depths[i] > deepest ? b->depths[i] : deepest;
+  const int longest = b->a->prompt > b->a->decode + 1 ? b->a->prompt : b->a->decode + 1;
+  oscar_cache_options options;
+  model_cache_options(b->m->model, &options);
+  options.codecs = codecs;
+  options.budget_bytes = oscar_cache_bytes_for(&options, deepest + longest, 2, b->a->chunk);
+  oscar_cache *cache = NULL;
+  struct runner *runner = NULL;
+  oscar_status status = oscar_cache_create(b->m->context, &options, &cache);
+  if (status == OSCAR_OK) status = runner_create(b->m->model, cache, b->a->chunk, &runner);
+  for (int i = 0; i < b->n_depths && status == OSCAR_OK; i++) {
+    oscar_sequence *base = NULL;
+    status = oscar_sequence_create(cache, &base);
+    if (status == OSCAR_OK) status = feed(b, runner, base, b->depths[i], 0);
+    if (b->progress) b->progress->report(b->progress->user, "history", 1, 1);
+    if (status == OSCAR_OK) status = time_test(b, runner, base, kv, b->depths[i], false);
+    if (status == OSCAR_OK) status = time_test(b, runner, base, kv, b->depths[i], true);
+    if (base) oscar_sequence_free(base);
+  }
+  runner_free(runner);
+  oscar_cache_free(cache);
+  return status;
+}
+
+static oscar_status prepare(struct bench *b) {
+  const struct model_geometry *g = model_geometry_of(b->m->model);
+  b->logits = mem_alloc(b->m->context, (size_t)g->vocab, sizeof *b->logits);
+  b->ids = mem_alloc(b->m->context, (size_t)1024 + (size_t)b->a->chunk, sizeof *b->ids);
+  if (!b->logits || !b->ids) return OSCAR_NO_MEMORY;
+  for (int i = 0; i < 1024 + b->a->chunk; i++)
+    b->ids[i] = (int32_t)((int64_t)(i % 1024) * 7919 % g->vocab); /* varied ids; speed does not depend on them */
+  for (int i = 0; i < b->n_depths; i++)
+    if (b->depths[i] + b->a->prompt + b->a->decode > g->context_trained)
+      return set_error(b->m->context, OSCAR_INVALID_ARGUMENT,
+                       "a depth of %lld with %d tokens on top; this model was trained for %lld", (long long)b->depths[i],
+                       b->a->prompt + b->a->decode, (long long)g->context_trained);
+  return measure_read_speed(b);
+}
+
+static oscar_status bench_all(struct bench *b, struct kv_list *list) {
+  const struct opened_model *m = b->m;
+  oscar_status status = prepare(b);
+  if (status == OSCAR_OK) status = kv_list_obtain(list, m->model, b->a->rotation, b->progress);
+  if (status != OSCAR_OK) return status;
+  char backend[256], bytes[32];
+  m->backend->ops->describe(m->backend, backend, sizeof backend);
+  const struct model_geometry *g = model_geometry_of(m->model);
+  const double weights = (double)model_read_bytes_per_token(m->model);
+  if (!b->rows) {
+    printf("%s: %s of weights read per token; %s; memory read speed %.2f GB/s (%d threads): at most %.1f tokens/s with an empty "
+           "cache\n\n",
+           g->name, format_bytes(weights, bytes, sizeof bytes), backend, b->read_bytes_per_s * 1e-9, m->context->options.threads,
+           b->read_bytes_per_s / weights);
+    printf("%-14s %-7s %6s %7s %10s %10s %10s %9s %8s %7s\n", "cache", "test", "tokens", "depth", "tokens/s", "min", "max",
+           "MB/token", "GB/s", "of read");
+  }
+  for (int i = 0; i < list->count && status == OSCAR_OK; i++) status = bench_cache(b, list->names[i], list->sets[i]);
+  if (status == OSCAR_OK && b->rows) {
+    json_t *root =
+        json_pack("{s:s, s:s, s:i, s:f, s:f, s:O}", "model", g->name, "backend", backend, "threads", m->context->options.threads,
+                  "read_gb_per_s", b->read_bytes_per_s * 1e-9, "weight_bytes_per_token", weights, "rows", b->rows);
+    json_dumpf(root, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
+    putchar('\n');
+    json_decref(root);
+  }
+  return status;
+}
+
+int command_bench(int argc, char **argv) {
+  struct engine_options engine;
+  struct bench_arguments a = {.kv = "bf16,int2", .depths = "0", .prompt = 512, .decode = 64, .repetitions = 5, .chunk = 512};
+  struct output_arguments output = {0};
+  engine_options_default(&engine);
+  const struct option_group groups[] = {
+      model_group(&engine), {"Benchmark", bench_options, (int)ARRAY_LENGTH(bench_options), &a}, output_group(&output)};
+  int first, code;
+  if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
+  struct kv_list list;
+  struct bench b = {.a = &a};
+  if ((code = kv_list_parse("bench", a.kv, &list)) != EXIT_DONE || (code = parse_depths(a.depths, &b)) != EXIT_DONE) return code;
+  char path[PATH_MAX];
+  if ((code = engine_options_resolve("bench", &engine, path, sizeof path)) != EXIT_DONE) return code;
+
+  interrupt_watch();
+  struct progress_line line;
+  progress_begin(&line);
+  b.progress = &line.progress;
+  b.rows = output.json ? json_array() : NULL;
+  struct opened_model m;
+  char error[1024];
+  oscar_status status = opened_model_open(path, engine.threads, &m, error, sizeof error);
+  if (status == OSCAR_OK) {
+    b.m = &m;
+    status = bench_all(&b, &list);
+    if (status != OSCAR_OK) snprintf(error, sizeof error, "%s", oscar_last_error(m.context));
+    mem_free(m.context, b.logits);
+    mem_free(m.context, b.ids);
+    kv_list_free(&list);
+    opened_model_close(&m);
+  }
+  progress_end(&line);
+  if (b.rows) json_decref(b.rows);
+  return status == OSCAR_OK ? EXIT_DONE : failed_with(status, error);
+}

@@ -1,0 +1,27 @@
+/*
+ * interrupt.c - Ctrl-C. The mark is the one variable of the program that is not reached through an argument: a signal handler has
+ * no other way to speak.
+ */
+#include "cli/cli.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+static volatile sig_atomic_t requested;
+
+static void on_signal(int number) {
+  (void)number;
+  if (requested) _exit(EXIT_INTERRUPTED);
+  requested = 1;
+}
+
+void interrupt_watch(void) {
+  /* SA_RESTART: reading a line at a prompt goes on; waiting loops look at the mark. */
+  struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGINT, &action, NULL);
+  sigaction(SIGTERM, &action, NULL);
+}
+
+bool interrupt_requested(void) { return requested != 0; }
+void interrupt_clear(void) { requested = 0; }

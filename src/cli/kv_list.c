@@ -1,0 +1,69 @@
+/* kv_list.c - see kv_list.h. A rotation file holds one recipe: it is used for that entry, the others come from the user's cache
+ * folder. */
+#include "cli/kv_list.h"
+
+#include <oscar/rotation.h>
+
+#include <string.h>
+
+static const char *kv_name(const void *list, int i) {
+  (void)list;
+  int count;
+  const struct kv_type *types = kv_type_list(&count);
+  return i < count ? types[i].name : NULL;
+}
+
+static int unknown_type(const char *command, const char *name) {
+  const char *near = nearest_name(name, kv_name, NULL);
+  if (near) return wrong_use("%s: there is no KV type '%s'; did you mean '%s'?", command, name, near);
+  return wrong_use("%s: there is no KV type '%s' ('oscar %s --help' lists them)", command, name, command);
+}
+
+int kv_list_parse(const char *command, const char *text, struct kv_list *list) {
+  *list = (struct kv_list){0};
+  while (*text) {
+    size_t length = strcspn(text, ",");
+    char name[24];
+    snprintf(name, sizeof name, "%.*s", (int)(length < sizeof name - 1 ? length : sizeof name - 1), text);
+    if (!kv_type_find(name)) return unknown_type(command, name);
+    if (list->count == KV_LIST_ROOM) return wrong_use("%s: more than %d KV types", command, KV_LIST_ROOM);
+    snprintf(list->name[list->count], sizeof list->name[0], "%s", name);
+    list->names[list->count] = list->name[list->count];
+    list->count++;
+    text += length;
+    if (*text == ',') text++;
+  }
+  return list->count ? EXIT_DONE : wrong_use("%s: --kv needs at least one KV type", command);
+}
+
+/* The recipe a file was made with, so that it goes to the right entry. */
+static oscar_status file_recipe(oscar_context *context, const char *path, char *recipe, size_t room) {
+  oscar_codec_set *set = NULL;
+  oscar_status status = oscar_codec_set_load(context, path, &set);
+  if (status != OSCAR_OK) return status;
+  snprintf(recipe, room, "%s", oscar_codec_set_describe(set)->recipe);
+  oscar_codec_set_free(set);
+  return OSCAR_OK;
+}
+
+oscar_status kv_list_obtain(struct kv_list *list, struct model *model, const char *rotation_file,
+                            const struct progress *progress) {
+  oscar_context *context = model_context(model);
+  char recipe[64] = "";
+  oscar_status status = rotation_file ? file_recipe(context, rotation_file, recipe, sizeof recipe) : OSCAR_OK;
+  bool used = !rotation_file;
+  for (int i = 0; i < list->count && status == OSCAR_OK; i++) {
+    bool from_file = rotation_file && strcmp(recipe, list->names[i]) == 0;
+    used = used || from_file;
+    status = codec_set_obtain(model, list->names[i], from_file ? rotation_file : NULL, progress, &list->sets[i]);
+  }
+  if (status == OSCAR_OK && !used)
+    return set_error(context, OSCAR_MISMATCH, "%s: the file was fitted for KV type %s, which is not in the list", rotation_file,
+                     recipe);
+  return status;
+}
+
+void kv_list_free(struct kv_list *list) {
+  for (int i = 0; i < list->count; i++) oscar_codec_set_free(list->sets[i]);
+  *list = (struct kv_list){0};
+}

@@ -1,0 +1,24 @@
+/* cli/kv_list.h - "bf16,int4,int2" on the command line, and the codec sets these names mean for a model. Private. */
+#ifndef OSCAR_CLI_KV_LIST_H
+#define OSCAR_CLI_KV_LIST_H
+
+#include "cli/cli.h"
+#include "engine/engine.h"
+
+enum { KV_LIST_ROOM = 16 };
+
+struct kv_list {
+  int count;
+  char name[KV_LIST_ROOM][24];
+  const char *names[KV_LIST_ROOM]; /* the same, as pointers */
+  oscar_codec_set *sets[KV_LIST_ROOM];
+};
+
+/* EXIT_DONE, or the exit code after a message that names the unknown entry. */
+int kv_list_parse(const char *command, const char *text, struct kv_list *list);
+/* Fills sets; `rotation_file` (may be NULL) serves the entries of its recipe. Free with kv_list_free. */
+oscar_status kv_list_obtain(struct kv_list *list, struct model *model, const char *rotation_file,
+                            const struct progress *progress);
+void kv_list_free(struct kv_list *list);
+
+#endif

@@ -1,0 +1,73 @@
+/* options.c - the tables of the shared option groups. Names follow llama.cpp where it has them, so that its users feel at home.
+ */
+#include "cli/options.h"
+
+#define ENGINE(field) offsetof(struct engine_options, field)
+
+static const char *kv_name(int i) {
+  int count;
+  const struct kv_type *types = kv_type_list(&count);
+  return i < count ? types[i].name : NULL;
+}
+
+static const struct option_spec model_options[] = {
+    {"model", 'm', OPTION_TEXT, ENGINE(model_path), "NAME|FILE", .help = "a fetched model ('oscar fetch --list') or a GGUF file",
+     .default_text = ""},
+    {"threads", 't', OPTION_INT, ENGINE(threads), "N", .help = "threads", 0, 4096, .default_text = "one per CPU"},
+};
+
+static const struct option_spec cache_options[] = {
+    {"kv", 0, OPTION_TEXT, ENGINE(kv), "TYPE",
+     .help = "form of the cache: bf16, int8, int4, int2, int2-oscar, int2-hadamard, int2-plain", .choice = kv_name},
+    {"rotation", 0, OPTION_TEXT, ENGINE(rotation_file), "FILE", .help = "fitted codecs from 'oscar calibrate'",
+     .default_text = "the user's cache folder, fitted on first use"},
+    {"sink", 0, OPTION_INT, ENGINE(sink_tokens), "N", .help = "first tokens that stay exact", 0, 1 << 30, 64,
+     .default_text = "64"},
+    {"recent", 0, OPTION_INT, ENGINE(recent_tokens), "N", .help = "latest tokens that stay exact", 0, 1 << 30, 64,
+     .default_text = "256"},
+    {"ctx", 'c', OPTION_INT64, ENGINE(context), "N", .help = "tokens the cache has room for", 1, 1 << 30,
+     .default_text = "what the model was trained for"},
+    {"kv-memory", 0, OPTION_SIZE, ENGINE(kv_memory_bytes), "SIZE", .help = "bytes for the whole cache (512M, 4G)",
+     .default_text = "what --ctx needs"},
+    {"chunk", 0, OPTION_INT, ENGINE(chunk), "N", .help = "prompt tokens per forward pass", 1, 8192},
+};
+
+#define SAMPLER(field) offsetof(struct sampler_options, field)
+static const struct option_spec sampling_options[] = {
+    {"temp", 0, OPTION_FLOAT, SAMPLER(temperature), "X", .help = "temperature; 0: the most likely token always", 0, 100},
+    {"top-k", 0, OPTION_INT, SAMPLER(top_k), "N", .help = "only the N most likely tokens; 0: all", 0, 1 << 30},
+    {"top-p", 0, OPTION_FLOAT, SAMPLER(top_p), "X", .help = "the most likely tokens that sum to X; 1: all", 0, 1},
+    {"min-p", 0, OPTION_FLOAT, SAMPLER(min_p), "X", .help = "tokens at least X times as likely as the first; 0: all", 0, 1},
+    {"seed", 's', OPTION_UINT64, SAMPLER(seed), "N", .help = "the same seed gives the same text"},
+};
+
+static const struct option_spec text_options[] = {
+    {"prompt", 'p', OPTION_TEXT, offsetof(struct text_arguments, prompt), "TEXT", .help = "the prompt"},
+    {"file", 'f', OPTION_TEXT, offsetof(struct text_arguments, file), "FILE",
+     .help = "the prompt from a file; '-': standard input"},
+    {"n-predict", 'n', OPTION_INT, offsetof(struct text_arguments, tokens), "N", .help = "most tokens to generate", 0, 1 << 30},
+};
+
+static const struct option_spec output_options[] = {
+    {"json", 0, OPTION_FLAG, offsetof(struct output_arguments, json), NULL, .help = "the result as one JSON object on stdout"},
+};
+
+struct option_group model_group(struct engine_options *options) {
+  return (struct option_group){"Model", model_options, (int)ARRAY_LENGTH(model_options), options};
+}
+
+struct option_group cache_group(struct engine_options *options) {
+  return (struct option_group){"Cache", cache_options, (int)ARRAY_LENGTH(cache_options), options};
+}
+
+struct option_group sampling_group(struct sampler_options *options) {
+  return (struct option_group){"Sampling", sampling_options, (int)ARRAY_LENGTH(sampling_options), options};
+}
+
+struct option_group text_group(struct text_arguments *arguments) {
+  return (struct option_group){"Text", text_options, (int)ARRAY_LENGTH(text_options), arguments};
+}
+
+struct option_group output_group(struct output_arguments *arguments) {
+  return (struct option_group){"Output", output_options, (int)ARRAY_LENGTH(output_options), arguments};
+}

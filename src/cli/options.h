@@ -1,0 +1,32 @@
+/* cli/options.h - groups of options that commands share; each fills a struct that the caller has set to its defaults. Private. */
+#ifndef OSCAR_CLI_OPTIONS_H
+#define OSCAR_CLI_OPTIONS_H
+
+#include "cli/args.h"
+#include "engine/engine.h"
+
+/* -m, -t: model_path (as given; model_locate turns it into a file) and threads */
+struct option_group model_group(struct engine_options *options);
+/* --kv, --rotation, --sink, --recent, -c, --kv-memory, --chunk */
+struct option_group cache_group(struct engine_options *options);
+/* --temp, --top-k, --top-p, --min-p, --seed */
+struct option_group sampling_group(struct sampler_options *options);
+
+struct text_arguments {
+  const char *prompt, *file; /* NULL: not given */
+  int tokens;                /* most tokens to generate */
+};
+/* -p, -f, -n */
+struct option_group text_group(struct text_arguments *arguments);
+
+struct output_arguments {
+  bool json;
+};
+/* --json */
+struct option_group output_group(struct output_arguments *arguments);
+
+/* What model_group and cache_group cannot check by themselves: a model was given and is there; options->model_path becomes its
+ * file, kept in `path`. Returns EXIT_DONE or the exit code after the message. */
+int engine_options_resolve(const char *command, struct engine_options *options, char *path, size_t room);
+
+#endif
