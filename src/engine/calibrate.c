@@ -1,0 +1,261 @@
+/*
+ * calibrate.c - a text through the exact model, and the codec sets fitted to what its attention saw.
+ *
+ * The text is cut into windows of the length the model is used at; each is a sequence of its own on a cache that never demotes,
+ * fed in chunks. An observer hands every layer's q, k, v and output to the statistics, so one pass serves all KV types; only the
+ * proxy value objective needs a second one. Logits are never computed.
+ *
+ * A set says where it comes from: its provenance holds the hash of the text, the tokens, the window and the settings of the fit.
+ */
+#include "engine/calibrate.h"
+
+#include <jansson.h>
+#include <openssl/evp.h>
+#include <oscar/calib.h>
+#include <stdlib.h>
+#include <string.h>
+
+extern const unsigned char calibration_text_data[];
+extern const size_t calibration_text_data_bytes;
+
+enum {
+  DEFAULT_WINDOW = 4096,
+  CHUNK = 512 /* tokens per forward pass: large enough for the matrix products, small enough for activations to stay modest */
+};
+
+/* How each fitted KV type is fitted. Means are removed per head except in the published recipe; the clips are the reference's
+ * (arXiv 2605.17757); with 15 steps instead of 3 a clip costs more than it saves. */
+struct recipe {
+  const char *kv;
+  oscar_fit_options fit;
+};
+static const struct recipe recipes[] = {
+    {"int2", {true, true, OSCAR_VALUES_OUTPUT_MOMENT, 1, 0, 0.96f, 0.92f}},
+    {"int2-oscar", {false, false, OSCAR_VALUES_OUTPUT_MOMENT, 1, 0, 0.96f, 0.92f}},
+    {"int4", {true, true, OSCAR_VALUES_OUTPUT_MOMENT, 2, 0, 1.0f, 1.0f}},
+};
+
+/* One calibration on its way. */
+struct run {
+  oscar_context *context;
+  struct model *model;
+  const struct progress *progress;
+  const char *text;
+  size_t text_bytes;
+  char sha256[65];
+  int window, chunk;
+  int32_t *ids; /* [count], the windows one after the other, each opened by BOS where the model wants it */
+  int64_t count;
+  int64_t done, total; /* tokens, over all passes */
+  oscar_calib *calib;
+  oscar_cache *cache;
+  struct runner *runner;
+};
+
+void calibrate_options_default(struct calibrate_options *options) { *options = (struct calibrate_options){0}; }
+
+const char *calibration_text(size_t *bytes) {
+  *bytes = calibration_text_data_bytes;
+  return (const char *)calibration_text_data;
+}
+
+static const struct recipe *recipe_find(const char *kv) {
+  for (size_t i = 0; i < ARRAY_LENGTH(recipes); i++)
+    if (strcmp(recipes[i].kv, kv) == 0) return &recipes[i];
+  return NULL;
+}
+
+/* ---- provenance ---- */
+
+static oscar_status hash_text(struct run *run) {
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned int bytes = 0;
+  if (EVP_Digest(run->text, run->text_bytes, digest, &bytes, EVP_sha256(), NULL) != 1 || bytes != 32)
+    return set_error(run->context, OSCAR_NO_MEMORY, "the SHA-256 of the calibration text could not be computed");
+  for (unsigned int i = 0; i < bytes; i++) snprintf(run->sha256 + 2 * i, 3, "%02x", digest[i]);
+  return OSCAR_OK;
+}
+
+static json_t *fit_to_json(const oscar_fit_options *fit) {
+  return json_pack("{s:b, s:b, s:s, s:i, s:i, s:f, s:f}", "per_head", (int)fit->per_head, "remove_means", (int)fit->remove_means,
+                   "value_objective", fit->objective == OSCAR_VALUES_PROXY ? "proxy" : "output-moment", "crumbs_per_channel",
+                   fit->crumbs_per_channel, "group", fit->group, "clip_keys", (double)fit->clip_keys, "clip_values",
+                   (double)fit->clip_values);
+}
+
+/* JSON text, freed with free(); NULL when out of memory. Seven digits are what a float holds: .96 stays .96. */
+static char *provenance_of(const struct run *run, const oscar_fit_options *fit) {
+  json_t *root = json_pack("{s:s, s:s, s:s, s:I, s:I, s:i, s:o*}", "program", "oscar", "version", oscar_version(), "text_sha256",
+                           run->sha256, "text_bytes", (json_int_t)run->text_bytes, "tokens",
+                           (json_int_t)oscar_calib_tokens(run->calib), "window", run->window, "fit", fit_to_json(fit));
+  if (!root) return NULL;
+  char *text = json_dumps(root, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(7));
+  json_decref(root);
+  return text;
+}
+
+static bool same_fit(const json_t *stored, const oscar_fit_options *fit) {
+  const char *objective = json_string_value(json_object_get(stored, "value_objective"));
+  if (!objective || (strcmp(objective, "proxy") != 0 && strcmp(objective, "output-moment") != 0)) return false;
+  return json_is_true(json_object_get(stored, "per_head")) == fit->per_head &&
+         json_is_true(json_object_get(stored, "remove_means")) == fit->remove_means &&
+         json_integer_value(json_object_get(stored, "crumbs_per_channel")) == fit->crumbs_per_channel &&
+         json_integer_value(json_object_get(stored, "group")) == fit->group &&
+         (float)json_number_value(json_object_get(stored, "clip_keys")) == fit->clip_keys &&
+         (float)json_number_value(json_object_get(stored, "clip_values")) == fit->clip_values;
+}
+
+bool calibrate_is_current(const char *kv, const oscar_codec_set_info *info) {
+  const struct recipe *recipe = recipe_find(kv);
+  if (!recipe || strcmp(info->recipe, kv) != 0) return false;
+  json_t *root = json_loads(info->provenance, 0, NULL);
+  bool current = root && same_fit(json_object_get(root, "fit"), &recipe->fit);
+  json_decref(root);
+  return current;
+}
+
+/* ---- the text as windows of tokens ---- */
+
+static oscar_status choose_window(struct run *run, const struct calibrate_options *options) {
+  int64_t trained = model_geometry_of(run->model)->context_trained;
+  run->window = options->window ? options->window : (int)(trained < DEFAULT_WINDOW ? trained : DEFAULT_WINDOW);
+  if (run->window < 2 || run->window > trained)
+    return set_error(run->context, OSCAR_INVALID_ARGUMENT,
+                     "calibration: a window of %d tokens; expected 2 to %lld, the context the model was trained for", run->window,
+                     (long long)trained);
+  run->chunk = run->window < CHUNK ? run->window : CHUNK;
+  return OSCAR_OK;
+}
+
+/* run->ids from the ids of the text, BOS at the beginning of every window if `bos` is a token. */
+static oscar_status cut_windows(struct run *run, const int32_t *ids, int count, int32_t bos) {
+  int64_t per_window = bos >= 0 ? run->window - 1 : run->window, windows = (count + per_window - 1) / per_window;
+  run->ids = mem_alloc(run->context, (size_t)(count + windows), sizeof *run->ids);
+  if (!run->ids) return OSCAR_NO_MEMORY;
+  for (int64_t i = 0; i < count; i++) {
+    if (bos >= 0 && i % per_window == 0) run->ids[run->count++] = bos;
+    run->ids[run->count++] = ids[i];
+  }
+  return OSCAR_OK;
+}
+
+static oscar_status tokenize(struct run *run, const struct calibrate_options *options) {
+  const struct tokenizer *tokenizer = model_tokenizer(run->model);
+  int32_t *ids = NULL;
+  int count = 0;
+  oscar_status status = tokenizer_encode(tokenizer, run->text, run->text_bytes, false, &ids, &count);
+  if (status != OSCAR_OK) return status;
+  if (options->max_tokens > 0 && count > options->max_tokens) count = options->max_tokens;
+  if (count > 0)
+    status = cut_windows(run, ids, count, tokenizer_adds_bos(tokenizer) ? tokenizer_bos(tokenizer) : -1);
+  else
+    status = set_error(run->context, OSCAR_INVALID_ARGUMENT, "calibration: the text has no tokens");
+  mem_free(run->context, ids);
+  return status;
+}
+
+/* ---- passes ---- */
+
+static oscar_status observe(void *user, int layer, int n, const float *q, const float *k, const float *v, const float *o) {
+  return oscar_calib_add(user, layer, n, q, k, v, o);
+}
+
+static oscar_status report(const struct run *run) {
+  if (!run->progress || run->progress->report(run->progress->user, "calibration", run->done, run->total)) return OSCAR_OK;
+  return set_error(run->context, OSCAR_CANCELLED, "calibration stopped after %lld of %lld tokens", (long long)run->done,
+                   (long long)run->total);
+}
+
+static oscar_status run_window(struct run *run, const int32_t *ids, int64_t count) {
+  const struct forward_observer observer = {observe, run->calib};
+  oscar_sequence *sequence = NULL;
+  oscar_status status = oscar_sequence_create(run->cache, &sequence);
+  for (int64_t i = 0; status == OSCAR_OK && i < count; i += run->chunk) {
+    if ((status = report(run)) != OSCAR_OK) break;
+    int n = (int)(count - i < run->chunk ? count - i : run->chunk);
+    status = runner_forward(run->runner, sequence, n, ids + i, 0, NULL, &observer);
+    run->done += n;
+  }
+  if (sequence) oscar_sequence_free(sequence);
+  return status;
+}
+
+static oscar_status run_pass(struct run *run) {
+  oscar_status status = OSCAR_OK;
+  for (int64_t i = 0; status == OSCAR_OK && i < run->count; i += run->window)
+    status = run_window(run, run->ids + i, run->count - i < run->window ? run->count - i : run->window);
+  return status;
+}
+
+static oscar_status open_machinery(struct run *run) {
+  const struct model_geometry *g = model_geometry_of(run->model);
+  const oscar_calib_geometry geometry = {g->layers, g->query_heads, g->kv_heads, g->head_dim};
+  oscar_status status = oscar_calib_create(run->context, &geometry, &run->calib);
+  if (status != OSCAR_OK) return status;
+  oscar_cache_options cache;
+  model_cache_options(run->model, &cache);
+  cache.budget_bytes = oscar_cache_bytes_for(&cache, run->window, 1, run->chunk);
+  status = oscar_cache_create(run->context, &cache, &run->cache);
+  return status == OSCAR_OK ? runner_create(run->model, run->cache, run->chunk, &run->runner) : status;
+}
+
+/* ---- fits ---- */
+
+static oscar_status fit_one(const struct run *run, const char *kv, bool proxy, oscar_codec_set **set) {
+  const struct model_geometry *g = model_geometry_of(run->model);
+  oscar_fit_options fit = recipe_find(kv)->fit;
+  if (proxy) fit.objective = OSCAR_VALUES_PROXY;
+  char *provenance = provenance_of(run, &fit);
+  if (!provenance) return set_error(run->context, OSCAR_NO_MEMORY, "out of memory writing the provenance of a fit");
+  const oscar_codec_set_info info = {g->layers, g->kv_heads, g->head_dim, kv, model_fingerprint(run->model), provenance};
+  oscar_status status = oscar_calib_fit(run->calib, &info, &fit, set);
+  free(provenance);
+  return status;
+}
+
+static bool wants_proxy(const struct calibrate_options *options, const char *kv) {
+  return options->proxy_values && strcmp(kv, "int2-oscar") == 0;
+}
+
+static oscar_status calibrate(struct run *run, const struct calibrate_options *options, int count, const char *const *kv,
+                              oscar_codec_set **sets) {
+  bool proxy = false;
+  for (int i = 0; i < count; i++) proxy = proxy || wants_proxy(options, kv[i]);
+  oscar_status status = choose_window(run, options);
+  if (status == OSCAR_OK) status = hash_text(run);
+  if (status == OSCAR_OK) status = tokenize(run, options);
+  if (status == OSCAR_OK) status = open_machinery(run);
+  if (status != OSCAR_OK) return status;
+  run->total = proxy ? 2 * run->count : run->count;
+  if ((status = run_pass(run)) != OSCAR_OK) return status;
+  if (proxy) {
+    status = oscar_calib_begin_proxy(run->calib);
+    if (status == OSCAR_OK) status = run_pass(run);
+  }
+  for (int i = 0; status == OSCAR_OK && i < count; i++) status = fit_one(run, kv[i], wants_proxy(options, kv[i]), &sets[i]);
+  return status == OSCAR_OK ? report(run) : status;
+}
+
+oscar_status calibrate_model(struct model *model, const struct calibrate_options *options, const struct progress *progress,
+                             int count, const char *const *kv, oscar_codec_set **sets) {
+  oscar_context *context = model_context(model);
+  for (int i = 0; i < count; i++) sets[i] = NULL;
+  for (int i = 0; i < count; i++)
+    if (!recipe_find(kv[i]))
+      return set_error(context, OSCAR_INVALID_ARGUMENT, "calibration: KV type \"%s\" is not one that is fitted", kv[i]);
+  struct run run = {.context = context, .model = model, .progress = progress};
+  run.text = options->text;
+  run.text_bytes = options->text_bytes;
+  if (!run.text) run.text = calibration_text(&run.text_bytes);
+
+  oscar_status status = calibrate(&run, options, count, kv, sets);
+  runner_free(run.runner);
+  if (run.cache) oscar_cache_free(run.cache);
+  oscar_calib_free(run.calib);
+  mem_free(context, run.ids);
+  for (int i = 0; status != OSCAR_OK && i < count; i++) {
+    if (sets[i]) oscar_codec_set_free(sets[i]);
+    sets[i] = NULL;
+  }
+  return status;
+}

@@ -1,0 +1,203 @@
+/*
+ * rotation_store.c - where codec sets come from: built from nothing, a file the user names, or the user's cache folder, which is
+ * filled on first use.
+ *
+ * A fit runs a text through the model, which takes a minute or so; it is done once per model, for all fitted KV types together,
+ * and stored under the model's fingerprint. Files appear whole or not at all (written beside and renamed), so two programs that
+ * fit the same model at once both end with the same files. A stored file that cannot be used is reported and replaced; a file the
+ * user named is never replaced: what is wrong with it is an error.
+ */
+#include "engine/calibrate.h"
+
+#include "base/file.h"
+
+#include <limits.h>
+#include <oscar/rotation.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum { MAX_FITTED = 8 };
+
+oscar_status user_cache_folder(oscar_context *context, char *path, size_t bytes) {
+  const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+  int n;
+  if (cache && cache[0] == '/') /* relative ones are to be ignored (XDG Base Directory Specification) */
+    n = snprintf(path, bytes, "%s/oscar", cache);
+  else if (home && home[0] == '/')
+    n = snprintf(path, bytes, "%s/.cache/oscar", home);
+  else
+    return set_error(context, OSCAR_IO, "there is no cache folder: neither XDG_CACHE_HOME nor HOME is an absolute path");
+  if (n < 0 || (size_t)n >= bytes)
+    return set_error(context, OSCAR_IO, "the path of the cache folder is longer than %zu bytes", bytes - 1);
+  return OSCAR_OK;
+}
+
+oscar_status rotation_cache_path(oscar_context *context, const char *fingerprint, const char *kv, char *path, size_t bytes) {
+  char folder[PATH_MAX];
+  oscar_status status = user_cache_folder(context, folder, sizeof folder);
+  if (status != OSCAR_OK) return status;
+  int n = snprintf(path, bytes, "%s/rotations/%s-%s.safetensors", folder, fingerprint, kv);
+  if (n < 0 || (size_t)n >= bytes)
+    return set_error(context, OSCAR_IO, "the path of a rotation in the cache folder is longer than %zu bytes", bytes - 1);
+  return OSCAR_OK;
+}
+
+/* ---- sets that need no data ---- */
+
+static oscar_status build_plain(const struct model *model, const char *kv, oscar_codec_set **set) {
+  static const struct {
+    const char *kv;
+    oscar_plain_options options;
+  } plain[] = {
+      {"int8", {false, 4, 0, 1.0f, 1.0f}},
+      {"int2-hadamard", {true, 1, 0, 0.96f, 0.92f}}, /* the published clips serve a data-free rotation as well */
+      {"int2-plain", {false, 1, 0, 1.0f, 1.0f}},
+  };
+  oscar_context *context = model_context(model);
+  const struct model_geometry *g = model_geometry_of(model);
+  const oscar_codec_set_info info = {g->layers, g->kv_heads, g->head_dim, kv, "", ""};
+  for (size_t i = 0; i < ARRAY_LENGTH(plain); i++)
+    if (strcmp(plain[i].kv, kv) == 0) return oscar_codec_set_create_plain(context, &info, &plain[i].options, set);
+  return set_error(context, OSCAR_INVALID_ARGUMENT, "KV type \"%s\" has no codec that needs no data", kv);
+}
+
+/* ---- checking a file ---- */
+
+static oscar_status check_geometry(const struct model *model, const char *path, const oscar_codec_set_info *info) {
+  const struct model_geometry *g = model_geometry_of(model);
+  if (info->layers == g->layers && info->kv_heads == g->kv_heads && info->head_dim == g->head_dim) return OSCAR_OK;
+  return set_error(
+      model_context(model), OSCAR_MISMATCH,
+      "%s: fitted to a model of %d layers, %d KV heads and head_dim %d; %s has %d layers, %d KV heads and head_dim %d", path,
+      info->layers, info->kv_heads, info->head_dim, g->name, g->layers, g->kv_heads, g->head_dim);
+}
+
+static oscar_status check_fingerprint(const struct model *model, const char *path, const oscar_codec_set_info *info) {
+  if (info->fingerprint[0] == '\0' || strcmp(info->fingerprint, model_fingerprint(model)) == 0) return OSCAR_OK;
+  return set_error(model_context(model), OSCAR_MISMATCH,
+                   "%s: fitted to another model of the same shape: its fingerprint is %.16s..., that of %s is %.16s...", path,
+                   info->fingerprint, model_geometry_of(model)->name, model_fingerprint(model));
+}
+
+/* A recipe of a name of its own (an imported file) is taken as it is; the name of another KV type is a mistake. */
+static oscar_status check_recipe(const struct model *model, const char *path, const char *kv, const oscar_codec_set_info *info) {
+  if (strcmp(info->recipe, kv) == 0 || !kv_type_find(info->recipe)) return OSCAR_OK;
+  return set_error(model_context(model), OSCAR_MISMATCH, "%s: holds codecs of KV type %s, but %s was asked for", path,
+                   info->recipe, kv);
+}
+
+static oscar_status load_checked(struct model *model, const char *path, const char *kv, oscar_codec_set **set) {
+  oscar_context *context = model_context(model);
+  oscar_codec_set *loaded = NULL;
+  oscar_status status = oscar_codec_set_load(context, path, &loaded);
+  if (status != OSCAR_OK) return status;
+  const oscar_codec_set_info *info = oscar_codec_set_describe(loaded);
+  status = check_geometry(model, path, info);
+  if (status == OSCAR_OK) status = check_fingerprint(model, path, info);
+  if (status == OSCAR_OK) status = check_recipe(model, path, kv, info);
+  if (status == OSCAR_OK && (status = oscar_codec_set_check(loaded)) != OSCAR_OK) prefix_error(context, status, "%s", path);
+  if (status == OSCAR_OK)
+    *set = loaded;
+  else
+    oscar_codec_set_free(loaded);
+  return status;
+}
+
+/* ---- the user's cache folder ---- */
+
+static bool exists(const char *path) {
+  struct stat info;
+  return stat(path, &info) == 0;
+}
+
+/* *set stays NULL if there is nothing that can be used; only running out of memory is an error. */
+static oscar_status load_stored(struct model *model, const char *path, const char *kv, oscar_codec_set **set) {
+  oscar_context *context = model_context(model);
+  if (!exists(path)) return OSCAR_OK;
+  oscar_status status = load_checked(model, path, kv, set);
+  if (status == OSCAR_NO_MEMORY) return status;
+  if (status != OSCAR_OK) {
+    log_line(context, OSCAR_LOG_WARNING, "a stored rotation cannot be used and is fitted again: %s", oscar_last_error(context));
+  } else if (!calibrate_is_current(kv, oscar_codec_set_describe(*set))) {
+    log_line(context, OSCAR_LOG_INFO, "%s: fitted with other settings than this program's; it is fitted again", path);
+    oscar_codec_set_free(*set);
+    *set = NULL;
+  }
+  return OSCAR_OK;
+}
+
+static oscar_status store_one(struct model *model, const char *kv, const oscar_codec_set *set) {
+  oscar_context *context = model_context(model);
+  char path[PATH_MAX], folder[PATH_MAX];
+  oscar_status status = rotation_cache_path(context, model_fingerprint(model), kv, path, sizeof path);
+  if (status != OSCAR_OK) return status;
+  memcpy(folder, path, sizeof folder);
+  *strrchr(folder, '/') = '\0';
+  status = file_make_folders(context, folder);
+  return status == OSCAR_OK ? oscar_codec_set_save(set, path) : status;
+}
+
+static void store_all(struct model *model, int count, const char *const *kv, oscar_codec_set *const *sets) {
+  oscar_context *context = model_context(model);
+  for (int i = 0; i < count; i++)
+    if (store_one(model, kv[i], sets[i]) != OSCAR_OK) { /* the next would fail for the same reason: one line is enough */
+      log_line(context, OSCAR_LOG_WARNING, "the fitted rotations are used for this run but could not be stored: %s",
+               oscar_last_error(context));
+      return;
+    }
+}
+
+static int fitted_types(const char *names[MAX_FITTED]) {
+  int all, count = 0;
+  const struct kv_type *types = kv_type_list(&all);
+  for (int i = 0; i < all && count < MAX_FITTED; i++)
+    if (types[i].fitted) names[count++] = types[i].name;
+  return count;
+}
+
+static oscar_status fit_and_store(struct model *model, const char *kv, const struct calibrate_options *calibration,
+                                  const struct progress *progress, oscar_codec_set **set) {
+  const char *names[MAX_FITTED];
+  oscar_codec_set *sets[MAX_FITTED] = {NULL};
+  int count = fitted_types(names);
+  log_line(model_context(model), OSCAR_LOG_INFO, "fitting rotations to %s; this is done once per model",
+           model_geometry_of(model)->name);
+  oscar_status status = calibrate_model(model, calibration, progress, count, names, sets);
+  if (status != OSCAR_OK) return status;
+  store_all(model, count, names, sets);
+  for (int i = 0; i < count; i++)
+    if (strcmp(names[i], kv) == 0)
+      *set = sets[i];
+    else
+      oscar_codec_set_free(sets[i]);
+  return OSCAR_OK;
+}
+
+oscar_status codec_set_obtain_with(struct model *model, const char *kv, const char *rotation_file,
+                                   const struct calibrate_options *calibration, const struct progress *progress,
+                                   oscar_codec_set **set) {
+  *set = NULL;
+  oscar_context *context = model_context(model);
+  const struct kv_type *type = kv_type_find(kv);
+  if (!type) return set_error(context, OSCAR_INVALID_ARGUMENT, "unknown KV type \"%s\"", kv);
+  if (rotation_file && !type->fitted)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "%s: KV type %s takes no rotation file", rotation_file, kv);
+  if (!type->quantized) return OSCAR_OK;
+  if (!type->fitted) return build_plain(model, kv, set);
+  if (rotation_file) return load_checked(model, rotation_file, kv, set);
+
+  char path[PATH_MAX];
+  if (rotation_cache_path(context, model_fingerprint(model), kv, path, sizeof path) == OSCAR_OK) {
+    oscar_status status = load_stored(model, path, kv, set);
+    if (status != OSCAR_OK || *set) return status;
+  }
+  return fit_and_store(model, kv, calibration, progress, set);
+}
+
+oscar_status codec_set_obtain(struct model *model, const char *kv, const char *rotation_file, const struct progress *progress,
+                              oscar_codec_set **set) {
+  struct calibrate_options calibration;
+  calibrate_options_default(&calibration);
+  return codec_set_obtain_with(model, kv, rotation_file, &calibration, progress, set);
+}
