@@ -19,20 +19,40 @@
 struct oscar_codec {
   oscar_context *context;
   int references;
-  oscar_codec_spec spec; /* pointers into storage of this object */
+  oscar_codec_spec spec; /* pointers into storage */
   int crumbs;            /* C */
   int map_rows;
   size_t row_bytes;
-  float *map; /* [map_rows][head_dim], 64-byte aligned */
+  float *map;           /* [map_rows][head_dim], 64-byte aligned, in storage */
+  int *group_channel;   /* [groups + 1]: group p is channels group_channel[p] .. group_channel[p + 1] - 1; in storage */
+  float *levels;        /* [channels] 4^n_i; in storage */
+  float *inverse_sigma; /* [channels] codec_gaussian_step(n_i) / step_i: 0 without crumbs; in storage */
+  void *storage;        /* one block for all arrays */
 };
+
+/* The step of the uniform quantizer with 4^crumbs levels that has the least squared error on a unit Gaussian (crumbs 1 .. 4), and
+ * that error (crumbs 0 .. 4; 1 without crumbs). Minimised numerically over the closed form of the error; the first three agree
+ * with the tables of J. Max, "Quantizing for minimum distortion", 1960. */
+float codec_gaussian_step(int crumbs);
+float codec_gaussian_error(int crumbs);
 
 /* Metadata values per group: 1 (GAIN) or 2 (SCALE_ZERO), fp16 each. */
 static inline int codec_meta_values(const oscar_codec *codec) { return codec->spec.form == OSCAR_ROW_GAIN ? 1 : 2; }
 
 /* Parts of encoding, exposed so that tests can hold each against its definition. */
-/* y [n][channels] = (x - mean) E, blocked for speed, accumulated in float. */
+/* y [n][channels] = (x - mean) E, blocked for speed, accumulated in float in the order of the inputs: a row's y does not depend
+ * on the rows beside it nor on the instruction set. */
 void codec_project(const oscar_codec *codec, int n, const float *x, size_t x_stride, float *y);
-/* One projected row -> canonical row. y is clobbered. false: non-finite y, or metadata out of fp16 range. */
+/* One projected row -> canonical row. y is clobbered (clipped). false: non-finite y, or metadata out of fp16 range. Needs no
+ * memory and touches no shared state: fit for parallel regions.
+ *
+ * SCALE_ZERO. With t_i = y_i / step_i after the clip, low and high their extremes in a group, in fp32 (the reference's formulas):
+ *     s = max(high - low, 1e-8) / (4^n - 1),  z = -low / s,  both rounded to fp16
+ * as long as s is a normal fp16 number (>= 2^-14) and |z| rounds to at most 65504. Otherwise (constant or nearly constant groups,
+ * where the reference divides by zero or stores infinities) s is raised to the next fp16 number >= max(s, 2^-24, max|t| / 65504)
+ * and z = -low / (s as stored): the group then decodes with fp16 relative accuracy of its largest value.
+ * GAIN. s starts as the RMS of y_i / sigma_i, sigma_i = step_i / codec_gaussian_step(n_i), and is refitted twice to the codes it
+ * gives, by least squares of y. A group whose s rounds to 0 gets the codes 4^n_i / 2 and decodes to zero. */
 bool codec_quantize_row(const oscar_codec *codec, float *y, uint8_t *row);
 
 #endif

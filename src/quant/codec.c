@@ -1,0 +1,251 @@
+/*
+ * codec.c - a codec as an object: what a valid spec is, where its arrays live, and the map that kernels use.
+ *
+ * A codec is immutable once made and shared by reference, so every array is copied into one block and described from there with
+ * no NULL left. The map is what lets one kernel serve every codec (quant/codec.h); it is made here once, in double, because its
+ * rows carry factors of 64 (4^3) and sums over a group, whose rounding would otherwise show in every score.
+ */
+#include "quant/codec.h"
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+float codec_gaussian_step(int crumbs) {
+  static const float step[] = {0, 0.995687f, 0.335201f, 0.104063f, 0.0307624f};
+  return step[crumbs];
+}
+
+float codec_gaussian_error(int crumbs) {
+  static const float error[] = {1, 0.118846f, 0.0115429f, 0.00104005f, 0.0000876862f};
+  return error[crumbs];
+}
+
+/* ---- validation ---- */
+
+static oscar_status check_finite(oscar_context *context, const char *name, const float *values, size_t n) {
+  if (!values) return OSCAR_OK;
+  for (size_t i = 0; i < n; i++)
+    if (!isfinite(values[i])) return set_error(context, OSCAR_NUMERIC, "codec spec: %s[%zu] is not finite", name, i);
+  return OSCAR_OK;
+}
+
+static oscar_status check_scalars(oscar_context *context, const oscar_codec_spec *spec) {
+  if (spec->head_dim < 16 || spec->head_dim > OSCAR_MAX_HEAD_DIM || spec->head_dim % 16)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: head_dim %d is not a multiple of 16 from 16 to %d",
+                     spec->head_dim, OSCAR_MAX_HEAD_DIM);
+  if (spec->channels < 1 || spec->channels > spec->head_dim)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: channels %d is not from 1 to head_dim (%d)", spec->channels,
+                     spec->head_dim);
+  if (spec->form != OSCAR_ROW_GAIN && spec->form != OSCAR_ROW_SCALE_ZERO)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: form %d is neither GAIN (0) nor SCALE_ZERO (1)",
+                     (int)spec->form);
+  if (spec->groups < 1) return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: groups %d is not positive", spec->groups);
+  if (spec->form == OSCAR_ROW_SCALE_ZERO && !(spec->clip_ratio > 0 && spec->clip_ratio <= 1))
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: clip_ratio %g is not above 0 and at most 1",
+                     (double)spec->clip_ratio);
+  if (!spec->encode && spec->channels != spec->head_dim)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: encode is NULL (identity), but channels %d is not head_dim %d",
+                     spec->channels, spec->head_dim);
+  return OSCAR_OK;
+}
+
+static int crumbs_of(const oscar_codec_spec *spec, int channel) { return spec->crumbs ? spec->crumbs[channel] : 1; }
+
+static oscar_status check_crumbs(oscar_context *context, const oscar_codec_spec *spec, int *total) {
+  int sum = 0;
+  for (int i = 0; i < spec->channels; i++) {
+    int n = crumbs_of(spec, i);
+    if (n > OSCAR_MAX_CRUMBS_PER_CHANNEL)
+      return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: crumbs[%d] = %d is above %d", i, n,
+                       OSCAR_MAX_CRUMBS_PER_CHANNEL);
+    if (spec->form == OSCAR_ROW_SCALE_ZERO && n != crumbs_of(spec, 0))
+      return set_error(context, OSCAR_INVALID_ARGUMENT,
+                       "codec spec: crumbs[%d] = %d, but form SCALE_ZERO needs the same in all channels (crumbs[0] = %d)", i, n,
+                       crumbs_of(spec, 0));
+    sum += n;
+  }
+  if (sum == 0 || sum % 16)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: %d crumbs a row are not a positive multiple of 16", sum);
+  if (sum % spec->groups || sum / spec->groups % 16)
+    return set_error(context, OSCAR_INVALID_ARGUMENT,
+                     "codec spec: %d groups do not cut %d crumbs into equal runs of a multiple of 16", spec->groups, sum);
+  *total = sum;
+  return OSCAR_OK;
+}
+
+static oscar_status check_steps(oscar_context *context, const oscar_codec_spec *spec) {
+  oscar_status status = check_finite(context, "steps", spec->steps, (size_t)spec->channels);
+  for (int i = 0; status == OSCAR_OK && spec->steps && i < spec->channels; i++)
+    if (!(spec->steps[i] > 0))
+      status =
+          set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: steps[%d] = %g is not positive", i, (double)spec->steps[i]);
+  return status;
+}
+
+static oscar_status check_spec(oscar_context *context, const oscar_codec_spec *spec, int *total) {
+  oscar_status status = check_scalars(context, spec);
+  if (status == OSCAR_OK) status = check_crumbs(context, spec, total);
+  if (status == OSCAR_OK) status = check_steps(context, spec);
+  size_t d = (size_t)spec->head_dim, m = (size_t)spec->channels;
+  if (status == OSCAR_OK) status = check_finite(context, "mean", spec->mean, d);
+  if (status == OSCAR_OK) status = check_finite(context, "encode", spec->encode, d * m);
+  if (status == OSCAR_OK) status = check_finite(context, "decode", spec->decode, d * m);
+  return status;
+}
+
+/* ---- storage ---- */
+
+/* Takes `bytes` of the block from *offset on; with no block it only counts. */
+static void *take(void *block, size_t *offset, size_t bytes) {
+  void *part = block ? (char *)block + *offset : NULL;
+  *offset += round_up(bytes, 64);
+  return part;
+}
+
+struct arrays {
+  uint8_t *crumbs;
+  float *steps, *mean, *encode, *decode, *map, *levels, *inverse_sigma;
+  int *group_channel;
+};
+
+static size_t lay_out(const oscar_codec *codec, void *block, struct arrays *a) {
+  size_t d = (size_t)codec->spec.head_dim, m = (size_t)codec->spec.channels, offset = 0;
+  a->crumbs = take(block, &offset, m);
+  a->steps = take(block, &offset, m * sizeof(float));
+  a->mean = take(block, &offset, d * sizeof(float));
+  a->encode = take(block, &offset, d * m * sizeof(float));
+  a->decode = take(block, &offset, d * m * sizeof(float));
+  a->map = take(block, &offset, (size_t)codec->map_rows * d * sizeof(float));
+  a->levels = take(block, &offset, m * sizeof(float));
+  a->inverse_sigma = take(block, &offset, m * sizeof(float));
+  a->group_channel = take(block, &offset, ((size_t)codec->spec.groups + 1) * sizeof(int));
+  return offset;
+}
+
+static void fill_arrays(const oscar_codec_spec *from, struct arrays *a) {
+  size_t d = (size_t)from->head_dim, m = (size_t)from->channels;
+  for (size_t i = 0; i < m; i++) a->crumbs[i] = (uint8_t)crumbs_of(from, (int)i);
+  for (size_t i = 0; i < m; i++) a->steps[i] = from->steps ? from->steps[i] : 1.0f;
+  for (size_t i = 0; i < m; i++) a->levels[i] = (float)(1 << 2 * a->crumbs[i]);
+  for (size_t i = 0; i < m; i++) a->inverse_sigma[i] = codec_gaussian_step(a->crumbs[i]) / a->steps[i];
+  for (size_t k = 0; k < d; k++) a->mean[k] = from->mean ? from->mean[k] : 0.0f;
+  for (size_t k = 0; k < d; k++)
+    for (size_t i = 0; i < m; i++) a->encode[k * m + i] = from->encode ? from->encode[k * m + i] : k == i ? 1.0f : 0.0f;
+  for (size_t i = 0; i < m; i++)
+    for (size_t k = 0; k < d; k++) a->decode[i * d + k] = from->decode ? from->decode[i * d + k] : a->encode[k * m + i];
+}
+
+/* false if a channel would be split. A channel without crumbs belongs to the group of the channel before it. */
+static bool find_groups(const oscar_codec_spec *spec, int total, int *group_channel) {
+  int run = total / spec->groups, crumbs = 0, opened = 0;
+  for (int i = 0; i < spec->channels; i++) {
+    int n = crumbs_of(spec, i);
+    if (n > 0 && crumbs == opened * run) group_channel[opened++] = i;
+    crumbs += n;
+    if (crumbs > opened * run) return false;
+  }
+  group_channel[0] = 0;
+  group_channel[spec->groups] = spec->channels;
+  return true;
+}
+
+/* ---- the map ---- */
+
+static void add_scaled(double *to, const float *row, double factor, int d) {
+  for (int k = 0; k < d; k++) to[k] += factor * (double)row[k];
+}
+
+static void store_row(float *to, const double *from, int d) {
+  for (int k = 0; k < d; k++) to[k] = (float)from[k];
+}
+
+static void fill_map(const oscar_codec *codec, float *map) {
+  const oscar_codec_spec *spec = &codec->spec;
+  int d = spec->head_dim;
+  size_t stride = (size_t)d;
+  double row[OSCAR_MAX_HEAD_DIM], offset[OSCAR_MAX_HEAD_DIM];
+  memset(map, 0, (size_t)codec->map_rows * stride * sizeof(float));
+  float *crumb_row = map, *group_row = map + (size_t)codec->crumbs * stride;
+  for (int p = 0; p < spec->groups; p++, group_row += stride) {
+    memset(offset, 0, sizeof offset);
+    for (int i = codec->group_channel[p]; i < codec->group_channel[p + 1]; i++) {
+      const float *decode = spec->decode + (size_t)i * stride;
+      double step = (double)spec->steps[i], levels = ldexp(1, 2 * spec->crumbs[i]);
+      for (int j = 0; j < spec->crumbs[i]; j++, crumb_row += stride) {
+        memset(row, 0, sizeof row);
+        add_scaled(row, decode, ldexp(step, 2 * j), d);
+        store_row(crumb_row, row, d);
+      }
+      if (spec->crumbs[i] > 0) add_scaled(offset, decode, spec->form == OSCAR_ROW_GAIN ? step * (levels - 1) / 2 : step, d);
+    }
+    store_row(group_row, offset, d);
+  }
+  memcpy(group_row, spec->mean, stride * sizeof(float));
+}
+
+/* ---- the object ---- */
+
+oscar_status oscar_codec_create(oscar_context *context, const oscar_codec_spec *spec, oscar_codec **codec) {
+  *codec = NULL;
+  int total = 0;
+  oscar_status status = check_spec(context, spec, &total);
+  if (status != OSCAR_OK) return status;
+  oscar_codec *c = mem_zalloc(context, 1, sizeof *c);
+  if (!c) return OSCAR_NO_MEMORY;
+  c->context = context;
+  c->references = 1;
+  c->spec = *spec;
+  c->crumbs = total;
+  c->map_rows = (int)round_up((size_t)(total + spec->groups + 1), 16);
+  c->row_bytes = (size_t)total / 4 + (size_t)2 * (size_t)spec->groups * (size_t)codec_meta_values(c);
+
+  struct arrays a;
+  size_t bytes = lay_out(c, NULL, &a);
+  c->storage = mem_alloc(context, bytes, 1);
+  if (!c->storage) {
+    status = OSCAR_NO_MEMORY;
+    goto failed;
+  }
+  lay_out(c, c->storage, &a);
+  fill_arrays(spec, &a);
+  if (!find_groups(spec, total, a.group_channel)) {
+    status =
+        set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: a border of the %d groups (every %d crumbs) splits a channel",
+                  spec->groups, total / spec->groups);
+    goto failed;
+  }
+  c->spec.crumbs = a.crumbs;
+  c->spec.steps = a.steps;
+  c->spec.mean = a.mean;
+  c->spec.encode = a.encode;
+  c->spec.decode = a.decode;
+  c->map = a.map;
+  c->levels = a.levels;
+  c->inverse_sigma = a.inverse_sigma;
+  c->group_channel = a.group_channel;
+  fill_map(c, a.map);
+  status = check_finite(context, "map (decode x steps x 4^digit)", c->map, (size_t)c->map_rows * (size_t)c->spec.head_dim);
+  if (status != OSCAR_OK) goto failed;
+  *codec = c;
+  return OSCAR_OK;
+failed:
+  oscar_codec_release(c);
+  return status;
+}
+
+oscar_codec *oscar_codec_retain(oscar_codec *codec) {
+  if (codec) codec->references++;
+  return codec;
+}
+
+void oscar_codec_release(oscar_codec *codec) {
+  if (!codec || --codec->references > 0) return;
+  oscar_context *context = codec->context;
+  mem_free(context, codec->storage);
+  mem_free(context, codec);
+}
+
+const oscar_codec_spec *oscar_codec_describe(const oscar_codec *codec) { return &codec->spec; }
+int oscar_codec_crumbs(const oscar_codec *codec) { return codec->crumbs; }
+size_t oscar_codec_row_bytes(const oscar_codec *codec) { return codec->row_bytes; }
