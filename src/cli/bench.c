@@ -7,7 +7,7 @@
  * printed with it.
  */
 #include "cli/kv_list.h"
-#include "cli/opened_model.h"
+#include "cli/models.h"
 #include "cli/options.h"
 #include "cli/progress.h"
 
@@ -47,7 +47,7 @@ static const struct option_spec bench_options[] = {
 enum { DEPTH_ROOM = 16, REPETITION_ROOM = 1000 };
 
 struct bench {
-  const struct opened_model *m;
+  const struct loaded_model *m;
   const struct bench_arguments *a;
   const struct progress *progress;
   int64_t depths[DEPTH_ROOM];
@@ -208,7 +208,7 @@ static oscar_status prepare(struct bench *b) {
 }
 
 static oscar_status bench_all(struct bench *b, struct kv_list *list) {
-  const struct opened_model *m = b->m;
+  const struct loaded_model *m = b->m;
   oscar_status status = prepare(b);
   if (status == OSCAR_OK) status = kv_list_obtain(list, m->model, b->a->rotation, b->progress);
   if (status != OSCAR_OK) return status;
@@ -256,19 +256,17 @@ int command_bench(int argc, char **argv) {
   progress_begin(&line);
   b.progress = &line.progress;
   b.rows = output.json ? json_array() : NULL;
-  struct opened_model m;
-  char error[1024];
-  oscar_status status = opened_model_open(path, engine.threads, &m, error, sizeof error);
-  if (status == OSCAR_OK) {
+  struct loaded_model m;
+  if ((code = loaded_model_open(path, engine.threads, &m)) == EXIT_DONE) {
     b.m = &m;
-    status = bench_all(&b, &list);
-    if (status != OSCAR_OK) snprintf(error, sizeof error, "%s", oscar_last_error(m.context));
+    oscar_status status = bench_all(&b, &list);
+    progress_end(&line);
+    if (status != OSCAR_OK) code = failed_with(status, oscar_last_error(m.context));
     mem_free(m.context, b.logits);
     mem_free(m.context, b.ids);
     kv_list_free(&list);
-    opened_model_close(&m);
+    loaded_model_close(&m);
   }
-  progress_end(&line);
   if (b.rows) json_decref(b.rows);
-  return status == OSCAR_OK ? EXIT_DONE : failed_with(status, error);
+  return code;
 }

@@ -57,9 +57,4 @@ void interrupt_clear(void);
 /* A whole file, or standard input for "-"; malloc'ed, with a zero byte after the end. false: the message has been printed. */
 bool read_text(const char *path, char **text, size_t *bytes);
 
-/* ---- models (models.c) ---- */
-/* The file of a model given as a path or as a catalogue name: FILE if it has a '/' or ends in ".gguf" or exists, else
- * <cache folder>/models/NAME.gguf. EXIT_DONE, or the exit code after a message that says how to fetch it. */
-int model_locate(const char *given, char *path, size_t room);
-
 #endif

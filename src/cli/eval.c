@@ -1,6 +1,6 @@
 /* eval.c - `oscar eval`: what each form of the cache costs in quality and saves in memory, on a text of the user's. */
 #include "cli/kv_list.h"
-#include "cli/opened_model.h"
+#include "cli/models.h"
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "eval/eval.h"
@@ -75,7 +75,7 @@ static void print_json(const char *model, const struct eval_result *r) {
   json_decref(root);
 }
 
-static oscar_status evaluate(const struct opened_model *m, struct kv_list *list, const struct eval_arguments *a, const char *text,
+static oscar_status evaluate(const struct loaded_model *m, struct kv_list *list, const struct eval_arguments *a, const char *text,
                              size_t bytes, bool json, struct progress_line *line) {
   struct eval_options options;
   eval_options_default(&options);
@@ -130,16 +130,14 @@ int command_eval(int argc, char **argv) {
   interrupt_watch();
   struct progress_line line;
   progress_begin(&line);
-  struct opened_model m;
-  char error[1024];
-  oscar_status status = opened_model_open(path, engine.threads, &m, error, sizeof error);
-  if (status == OSCAR_OK) {
-    status = evaluate(&m, &list, &a, text, bytes, output.json, &line);
-    if (status != OSCAR_OK) snprintf(error, sizeof error, "%s", oscar_last_error(m.context));
+  struct loaded_model m;
+  if ((code = loaded_model_open(path, engine.threads, &m)) == EXIT_DONE) {
+    oscar_status status = evaluate(&m, &list, &a, text, bytes, output.json, &line);
+    progress_end(&line);
+    if (status != OSCAR_OK) code = failed_with(status, oscar_last_error(m.context));
     kv_list_free(&list);
-    opened_model_close(&m);
+    loaded_model_close(&m);
   }
-  progress_end(&line);
   free(text);
-  return status == OSCAR_OK ? EXIT_DONE : failed_with(status, error);
+  return code;
 }

@@ -7,9 +7,13 @@
 #include <string.h>
 
 static const struct command commands[] = {
+    {"run", "continue a text", command_run},
+    {"chat", "talk with a model", command_chat},
+    {"calibrate", "fit the codecs of a model and keep them in a file", command_calibrate},
+    {"eval", "what each form of the cache costs in quality and saves in memory", command_eval},
+    {"bench", "prompt and decode speed, beside the memory's", command_bench},
     {"info", "what a model or a rotation file is, and what its cache will need", command_info},
     {"fetch", "get a model into the cache folder", command_fetch},
-    {"calibrate", "fit the codecs of a model and keep them in a file", command_calibrate},
 };
 
 static const char *command_name(const void *list, int i) {

@@ -1,5 +1,5 @@
-/* models.c - from the name a user types to the file of a model. */
-#include "cli/options.h"
+/* models.c - from the name a user types to the file of a model, and to the model. */
+#include "cli/models.h"
 
 #include <limits.h>
 #include <string.h>
@@ -38,4 +38,23 @@ int engine_options_resolve(const char *command, struct engine_options *options, 
   int code = model_locate(options->model_path, path, room);
   if (code == EXIT_DONE) options->model_path = path;
   return code;
+}
+
+int loaded_model_open(const char *path, int threads, struct loaded_model *loaded) {
+  *loaded = (struct loaded_model){0};
+  const oscar_context_options options = {.threads = threads};
+  oscar_status status = oscar_context_create(&options, &loaded->context);
+  if (status == OSCAR_OK) status = backend_create_cpu(loaded->context, &loaded->backend);
+  if (status == OSCAR_OK) status = model_load(loaded->context, loaded->backend, path, &loaded->model);
+  if (status == OSCAR_OK) return EXIT_DONE;
+  int code = failed_with(status, oscar_last_error(loaded->context));
+  loaded_model_close(loaded);
+  return code;
+}
+
+void loaded_model_close(struct loaded_model *loaded) {
+  model_free(loaded->model);
+  if (loaded->backend) loaded->backend->ops->free(loaded->backend);
+  oscar_context_free(loaded->context);
+  *loaded = (struct loaded_model){0};
 }

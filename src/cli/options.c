@@ -16,21 +16,23 @@ static const struct option_spec model_options[] = {
     {"threads", 't', OPTION_INT, ENGINE(threads), "N", .help = "threads", 0, 4096, .default_text = "one per CPU"},
 };
 
+/* What the cache is made of, then how large it is; window_group is the second half. */
 static const struct option_spec cache_options[] = {
     {"kv", 0, OPTION_TEXT, ENGINE(kv), "TYPE",
      .help = "form of the cache: bf16, int8, int4, int2, int2-oscar, int2-hadamard, int2-plain", .choice = kv_name},
     {"rotation", 0, OPTION_TEXT, ENGINE(rotation_file), "FILE", .help = "fitted codecs from 'oscar calibrate'",
      .default_text = "the user's cache folder, fitted on first use"},
-    {"sink", 0, OPTION_INT, ENGINE(sink_tokens), "N", .help = "first tokens that stay exact", 0, 1 << 30, 64,
-     .default_text = "64"},
-    {"recent", 0, OPTION_INT, ENGINE(recent_tokens), "N", .help = "latest tokens that stay exact", 0, 1 << 30, 64,
-     .default_text = "256"},
-    {"ctx", 'c', OPTION_INT64, ENGINE(context), "N", .help = "tokens the cache has room for", 1, 1 << 30,
-     .default_text = "what the model was trained for"},
     {"kv-memory", 0, OPTION_SIZE, ENGINE(kv_memory_bytes), "SIZE", .help = "bytes for the whole cache (512M, 4G)",
      .default_text = "what --ctx needs"},
+    {"ctx", 'c', OPTION_INT64, ENGINE(context), "N", .help = "tokens the cache has room for", 1, 1 << 30,
+     .default_text = "what the model was trained for"},
+    {"sink", 0, OPTION_INT, ENGINE(sink_tokens), "N", .help = "first tokens that stay exact", 0, 1 << 30, OSCAR_PAGE_TOKENS,
+     .default_text = "64"},
+    {"recent", 0, OPTION_INT, ENGINE(recent_tokens), "N", .help = "latest tokens that stay exact", 0, 1 << 30, OSCAR_PAGE_TOKENS,
+     .default_text = "256"},
     {"chunk", 0, OPTION_INT, ENGINE(chunk), "N", .help = "prompt tokens per forward pass", 1, 8192},
 };
+enum { FIRST_WINDOW_OPTION = 3 };
 
 #define SAMPLER(field) offsetof(struct sampler_options, field)
 static const struct option_spec sampling_options[] = {
@@ -58,6 +60,11 @@ struct option_group model_group(struct engine_options *options) {
 
 struct option_group cache_group(struct engine_options *options) {
   return (struct option_group){"Cache", cache_options, (int)ARRAY_LENGTH(cache_options), options};
+}
+
+struct option_group window_group(struct engine_options *options) {
+  return (struct option_group){"Size", cache_options + FIRST_WINDOW_OPTION,
+                               (int)ARRAY_LENGTH(cache_options) - FIRST_WINDOW_OPTION, options};
 }
 
 struct option_group sampling_group(struct sampler_options *options) {

@@ -7,8 +7,10 @@
 
 /* -m, -t: model_path (as given; model_locate turns it into a file) and threads */
 struct option_group model_group(struct engine_options *options);
-/* --kv, --rotation, --sink, --recent, -c, --kv-memory, --chunk */
+/* --kv, --rotation, --kv-memory, and what window_group has */
 struct option_group cache_group(struct engine_options *options);
+/* -c, --sink, --recent, --chunk */
+struct option_group window_group(struct engine_options *options);
 /* --temp, --top-k, --top-p, --min-p, --seed */
 struct option_group sampling_group(struct sampler_options *options);
 
@@ -24,9 +26,5 @@ struct output_arguments {
 };
 /* --json */
 struct option_group output_group(struct output_arguments *arguments);
-
-/* What model_group and cache_group cannot check by themselves: a model was given and is there; options->model_path becomes its
- * file, kept in `path`. Returns EXIT_DONE or the exit code after the message. */
-int engine_options_resolve(const char *command, struct engine_options *options, char *path, size_t room);
 
 #endif

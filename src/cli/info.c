@@ -1,0 +1,325 @@
+/*
+ * info.c - `oscar info`: what a model is and what each form of its cache costs on this machine; or what a codec file holds.
+ *
+ * Sizes are those of the cache itself (oscar_cache_bytes_for), so what is predicted here is what the other commands ask for. A
+ * fitted KV type whose codecs are not there yet is counted with scale and zero per row, the form in which it would be fitted.
+ */
+#include "cli/memory.h"
+#include "cli/models.h"
+#include "cli/options.h"
+
+#include "base/file.h"
+
+#include <jansson.h>
+#include <limits.h>
+#include <oscar/rotation.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { MOST_TYPES = 16 };
+
+struct kv_report {
+  const char *name;
+  bool fitted_now;         /* sizes are those of the codec file in the cache folder */
+  double bits_per_element; /* of coded pages */
+  double token_bytes;      /* that a token adds once it is coded, all layers, K and V */
+  double cache_bytes;      /* for `context` tokens of one sequence */
+  double total_bytes;      /* with weights and scratch memory */
+  int64_t longest_context; /* that fits into the memory now available */
+};
+
+struct model_report {
+  const struct model_geometry *geometry;
+  const char *fingerprint;
+  char backend[256];
+  double weight_bytes, scratch_bytes, available_bytes;
+  struct engine_options options; /* effective */
+  int count;
+  struct kv_report kv[MOST_TYPES];
+};
+
+static const struct usage usage = {
+    .command = "info",
+    .operands = "MODEL|FILE",
+    .min_operands = 0, /* -m is taken too */
+    .max_operands = 1,
+    .about = "Shows what a model is, the settings in effect, the kernels chosen, and for every form of the cache what a context "
+             "costs and how much fits into this machine's memory. Given a codec file, shows what it holds.",
+    .examples = "oscar info smollm2-135m\n"
+                "oscar info model.gguf -c 32768 --recent 512\n"
+                "oscar info my.safetensors --json\n",
+};
+
+/* ---- gathering ---- */
+
+/* Crumbs of a channel by the type's name: int8 has 4, int4 2, all int2 forms 1. */
+static int crumbs_of(const char *kv) { return (kv[3] - '0') / 2; }
+
+/* The codecs to count with: the stored ones of a fitted type, else a set of the same size. NULL for bf16. */
+static oscar_status codecs_to_count(const struct loaded_model *loaded, const struct kv_type *type, struct kv_report *report,
+                                    oscar_codec_set **set) {
+  *set = NULL;
+  if (!type->quantized) return OSCAR_OK;
+  char path[PATH_MAX];
+  const char *fingerprint = model_fingerprint(loaded->model);
+  const struct model_geometry *g = model_geometry_of(loaded->model);
+  if (type->fitted && rotation_cache_path(loaded->context, fingerprint, type->name, path, sizeof path) == OSCAR_OK &&
+      access(path, R_OK) == 0 && oscar_codec_set_load(loaded->context, path, set) == OSCAR_OK) {
+    report->fitted_now = true;
+    return OSCAR_OK;
+  }
+  const oscar_codec_set_info info = {g->layers, g->kv_heads, g->head_dim, type->name, "", ""};
+  const oscar_plain_options plain = {false, crumbs_of(type->name), 0, 1, 1};
+  return oscar_codec_set_create_plain(loaded->context, &info, &plain, set);
+}
+
+static double coded_token_bytes(const oscar_codec_set *set) {
+  const oscar_codec_set_info *info = oscar_codec_set_describe(set);
+  double bytes = 0;
+  for (int layer = 0; layer < info->layers; layer++)
+    for (int head = 0; head < info->kv_heads; head++)
+      for (int side = 0; side < 2; side++)
+        bytes += (double)oscar_codec_row_bytes(oscar_codec_set_get(set, layer, head, (oscar_side)side));
+  return bytes;
+}
+
+/* The largest context whose cache fits into `room` bytes, found by doubling and halving; 0 if not even one token does. */
+static int64_t longest_context(const oscar_cache_options *options, int chunk, double room) {
+  int64_t fits = 0, step = (int64_t)1 << 34;
+  for (; step >= 1; step /= 2) {
+    size_t bytes = oscar_cache_bytes_for(options, fits + step, 1, chunk);
+    if (bytes > 0 && (double)bytes <= room) fits += step;
+  }
+  return fits;
+}
+
+static void apply_windows(const struct engine_options *o, oscar_cache_options *cache) {
+  if (o->sink_tokens >= 0) cache->sink_pages = o->sink_tokens / OSCAR_PAGE_TOKENS;
+  if (o->recent_tokens >= 0) cache->recent_pages = o->recent_tokens / OSCAR_PAGE_TOKENS;
+}
+
+static oscar_status report_kv(const struct loaded_model *loaded, const struct kv_type *type, const struct model_report *model,
+                              struct kv_report *report) {
+  *report = (struct kv_report){.name = type->name};
+  const struct model_geometry *g = model->geometry;
+  double elements = 2.0 * g->layers * g->kv_heads * g->head_dim;
+  oscar_codec_set *set;
+  oscar_status status = codecs_to_count(loaded, type, report, &set);
+  if (status != OSCAR_OK) return status;
+  oscar_cache_options cache;
+  model_cache_options(loaded->model, &cache);
+  apply_windows(&model->options, &cache);
+  cache.codecs = set;
+  report->token_bytes = set ? coded_token_bytes(set) : 2 * elements;
+  report->bits_per_element = 8 * report->token_bytes / elements;
+  report->cache_bytes = (double)oscar_cache_bytes_for(&cache, model->options.context, 1, model->options.chunk);
+  report->total_bytes = model->weight_bytes + model->scratch_bytes + report->cache_bytes;
+  double room = model->available_bytes - model->weight_bytes - model->scratch_bytes;
+  report->longest_context = longest_context(&cache, model->options.chunk, room);
+  oscar_codec_set_free(set);
+  return OSCAR_OK;
+}
+
+static oscar_status report_model(const struct loaded_model *loaded, const struct engine_options *options,
+                                 struct model_report *report) {
+  *report = (struct model_report){.geometry = model_geometry_of(loaded->model), .options = *options};
+  struct engine_options *o = &report->options;
+  if (o->context == 0) o->context = report->geometry->context_trained;
+  if (o->context < o->chunk) o->chunk = (int)o->context;
+  report->fingerprint = model_fingerprint(loaded->model);
+  report->weight_bytes = (double)model_weight_bytes(loaded->model);
+  report->scratch_bytes = (double)model_scratch_bytes(loaded->model, o->chunk, 1);
+  report->available_bytes = memory_available();
+  loaded->backend->ops->describe(loaded->backend, report->backend, sizeof report->backend);
+
+  oscar_cache_options defaults;
+  model_cache_options(loaded->model, &defaults);
+  if (o->sink_tokens < 0) o->sink_tokens = defaults.sink_pages * OSCAR_PAGE_TOKENS;
+  if (o->recent_tokens < 0) o->recent_tokens = defaults.recent_pages * OSCAR_PAGE_TOKENS;
+
+  const struct kv_type *types = kv_type_list(&report->count);
+  oscar_status status = OSCAR_OK;
+  for (int i = 0; status == OSCAR_OK && i < report->count; i++) status = report_kv(loaded, &types[i], report, &report->kv[i]);
+  return status;
+}
+
+/* ---- printing ---- */
+
+static void print_model(const struct loaded_model *loaded, const struct model_report *r) {
+  const struct model_geometry *g = r->geometry;
+  const struct engine_options *o = &r->options;
+  char a[32], b[32];
+  printf("Model        %s (%s), %.1f M parameters, %s\n", g->name, g->architecture, (double)g->parameters * 1e-6,
+         format_bytes(r->weight_bytes, a, sizeof a));
+  printf("             %d layers, %d query and %d KV heads of %d, embedding %d, vocabulary %d, trained for %lld tokens\n",
+         g->layers, g->query_heads, g->kv_heads, g->head_dim, g->embedding, g->vocab, (long long)g->context_trained);
+  printf("Fingerprint  %s\n", r->fingerprint);
+  printf("Kernels      %s, %d threads; %s\n", oscar_isa_name(oscar_context_isa(loaded->context)),
+         oscar_context_threads(loaded->context), r->backend);
+  printf("Settings     --ctx %lld --sink %d --recent %d --chunk %d; scratch memory %s\n", (long long)o->context, o->sink_tokens,
+         o->recent_tokens, o->chunk, format_bytes(r->scratch_bytes, a, sizeof a));
+  printf("Memory       %s available now\n\n", format_bytes(r->available_bytes, a, sizeof a));
+  printf("%-14s %9s %12s %12s %12s %14s\n", "--kv", "bits", "per token", "cache", "in all", "tokens that fit");
+  for (int i = 0; i < r->count; i++) {
+    const struct kv_report *kv = &r->kv[i];
+    printf("%-14s %9.3f %10.0f B %12s", kv->name, kv->bits_per_element, kv->token_bytes,
+           format_bytes(kv->cache_bytes, a, sizeof a));
+    printf(" %12s %14lld%s\n", format_bytes(kv->total_bytes, b, sizeof b), (long long)kv->longest_context,
+           kv->fitted_now ? "  fitted" : "");
+  }
+}
+
+static json_t *kv_json(const struct kv_report *kv) {
+  return json_pack("{s:s, s:f, s:f, s:I, s:I, s:I, s:b}", "kv", kv->name, "coded_bits_per_element", kv->bits_per_element,
+                   "coded_bytes_per_token", kv->token_bytes, "cache_bytes", (json_int_t)kv->cache_bytes, "total_bytes",
+                   (json_int_t)kv->total_bytes, "longest_context", (json_int_t)kv->longest_context, "fitted", kv->fitted_now);
+}
+
+/* Takes the object over. */
+static int print_json(json_t *object) {
+  int code = EXIT_DONE;
+  if (!object || json_dumpf(object, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) != 0)
+    code = failed("the JSON could not be written");
+  else
+    putchar('\n');
+  json_decref(object);
+  return code;
+}
+
+static int print_model_json(const struct loaded_model *loaded, const struct model_report *r) {
+  const struct model_geometry *g = r->geometry;
+  json_t *types = json_array();
+  for (int i = 0; i < r->count; i++) json_array_append_new(types, kv_json(&r->kv[i]));
+  json_t *model =
+      json_pack("{s:s%, s:s, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:I}", "name", g->name, strlen(g->name),
+                "architecture", g->architecture, "fingerprint", r->fingerprint, "parameters", (json_int_t)g->parameters,
+                "weight_bytes", (json_int_t)r->weight_bytes, "layers", g->layers, "query_heads", g->query_heads, "kv_heads",
+                g->kv_heads, "head_dim", g->head_dim, "embedding", g->embedding, "feed_forward", g->feed_forward, "vocabulary",
+                g->vocab, "context_trained", (json_int_t)g->context_trained);
+  json_t *settings =
+      json_pack("{s:I, s:i, s:i, s:i, s:i, s:s, s:s}", "context", (json_int_t)r->options.context, "sink", r->options.sink_tokens,
+                "recent", r->options.recent_tokens, "chunk", r->options.chunk, "threads", oscar_context_threads(loaded->context),
+                "isa", oscar_isa_name(oscar_context_isa(loaded->context)), "backend", r->backend);
+  return print_json(json_pack("{s:o, s:o, s:I, s:I, s:o}", "model", model, "settings", settings, "scratch_bytes",
+                              (json_int_t)r->scratch_bytes, "available_bytes", (json_int_t)r->available_bytes, "kv", types));
+}
+
+static int info_model(const struct engine_options *options, bool json) {
+  struct loaded_model loaded;
+  struct model_report report;
+  int code = loaded_model_open(options->model_path, options->threads, &loaded);
+  if (code != EXIT_DONE) return code;
+  oscar_status status = report_model(&loaded, options, &report);
+  if (status != OSCAR_OK)
+    code = failed_with(status, oscar_last_error(loaded.context));
+  else if (json)
+    code = print_model_json(&loaded, &report);
+  else
+    print_model(&loaded, &report);
+  loaded_model_close(&loaded);
+  return code;
+}
+
+/* ---- codec files ---- */
+
+static int print_set(const oscar_codec_set *set, const char *path, bool json) {
+  const oscar_codec_set_info *info = oscar_codec_set_describe(set);
+  double bytes = coded_token_bytes(set), bits = 8 * bytes / (2.0 * info->layers * info->kv_heads * info->head_dim);
+  if (json)
+    return print_json(json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:f, s:f}", "file", path, "recipe", info->recipe,
+                                "fingerprint", info->fingerprint, "provenance", info->provenance, "layers", info->layers,
+                                "kv_heads", info->kv_heads, "head_dim", info->head_dim, "coded_bytes_per_token", bytes,
+                                "coded_bits_per_element", bits));
+  printf("Codecs       %s: %s\n", info->recipe, path);
+  printf("Geometry     %d layers, %d KV heads of %d\n", info->layers, info->kv_heads, info->head_dim);
+  printf("Fitted to    %s\n", *info->fingerprint ? info->fingerprint : "any model of this geometry");
+  printf("Size         %.3f bits per element, %.0f bytes per token\n", bits, bytes);
+  printf("Provenance   %s\n", *info->provenance ? info->provenance : "unknown");
+  return EXIT_DONE;
+}
+
+static int print_published(const oscar_rotation_file *file, const char *path, bool json) {
+  const oscar_rotation_layer *first = file->layers ? &file->layer[0] : NULL;
+  double worst = 0;
+  for (int i = 0; i < file->layers; i++)
+    for (int h = 0; h < file->layer[i].heads; h++) {
+      size_t at = (size_t)h * (size_t)file->head_dim * (size_t)file->head_dim;
+      double off = oscar_rotation_orthogonality(file->head_dim, file->layer[i].rotation + at);
+      if (off > worst) worst = off;
+    }
+  if (json)
+    return print_json(json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:b, s:f}", "file", path, "format_version",
+                                file->format_version, "objective", file->objective, "source_grouping", file->source_grouping,
+                                "head_dim", file->head_dim, "layers", file->layers, "heads", first ? first->heads : 0, "means",
+                                first && first->mean, "orthogonality", worst));
+  printf("Rotations    format %s, objective %s, grouped by %s: %s\n", file->format_version, file->objective,
+         file->source_grouping, path);
+  printf("Geometry     %d layers, head_dim %d, %s per layer%s\n", file->layers, file->head_dim,
+         first && first->heads > 1 ? "one rotation per KV head" : "one rotation", first && first->mean ? ", with means" : "");
+  printf("Orthogonal   to %.1e\n", worst);
+  return EXIT_DONE;
+}
+
+enum file_kind { FILE_MODEL, FILE_PUBLISHED, FILE_CODECS };
+
+/* By the first bytes: GGUF models say so, PyTorch files are zips, safetensors files start with a length. */
+static oscar_status kind_of(oscar_context *context, const char *path, enum file_kind *kind) {
+  struct file_map map;
+  oscar_status status = file_map_open(context, path, &map);
+  if (status != OSCAR_OK) return status;
+  *kind = map.bytes >= 4 && memcmp(map.data, "GGUF", 4) == 0 ? FILE_MODEL
+          : map.bytes >= 2 && memcmp(map.data, "PK", 2) == 0 ? FILE_PUBLISHED
+                                                             : FILE_CODECS;
+  file_map_close(&map);
+  return OSCAR_OK;
+}
+
+static int info_codecs(oscar_context *context, const char *path, bool json) {
+  oscar_codec_set *set = NULL;
+  oscar_status status = oscar_codec_set_load(context, path, &set);
+  if (status == OSCAR_OK) status = oscar_codec_set_check(set);
+  int code = status == OSCAR_OK ? print_set(set, path, json) : failed_with(status, oscar_last_error(context));
+  oscar_codec_set_free(set);
+  return code;
+}
+
+static int info_published(oscar_context *context, const char *path, bool json) {
+  oscar_rotation_file *file = NULL;
+  oscar_status status = oscar_rotation_file_read(context, path, &file);
+  if (status != OSCAR_OK) return failed_with(status, oscar_last_error(context));
+  int code = print_published(file, path, json);
+  oscar_rotation_file_free(context, file);
+  return code;
+}
+
+static int info_file(const struct engine_options *options, bool json) {
+  oscar_context *context;
+  enum file_kind kind;
+  oscar_status status = oscar_context_create(NULL, &context);
+  if (status != OSCAR_OK) return failed_with(status, NULL);
+  status = kind_of(context, options->model_path, &kind);
+  int code;
+  if (status != OSCAR_OK)
+    code = failed_with(status, oscar_last_error(context));
+  else if (kind == FILE_MODEL)
+    code = info_model(options, json);
+  else if (kind == FILE_PUBLISHED)
+    code = info_published(context, options->model_path, json);
+  else
+    code = info_codecs(context, options->model_path, json);
+  oscar_context_free(context);
+  return code;
+}
+
+int command_info(int argc, char **argv) {
+  struct engine_options engine;
+  struct output_arguments output = {0};
+  engine_options_default(&engine);
+  const struct option_group groups[] = {model_group(&engine), window_group(&engine), output_group(&output)};
+  int first, code;
+  if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
+  if (first < argc) engine.model_path = argv[first];
+  char path[PATH_MAX];
+  if ((code = engine_options_resolve("info", &engine, path, sizeof path)) != EXIT_DONE) return code;
+  return info_file(&engine, output.json);
+}

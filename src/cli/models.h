@@ -1,0 +1,26 @@
+/* cli/models.h - from the name a user types to a model's file, and to the model. Private. */
+#ifndef OSCAR_CLI_MODELS_H
+#define OSCAR_CLI_MODELS_H
+
+#include "cli/cli.h"
+#include "engine/engine.h"
+
+/* The file of a model given as a path or as a catalogue name: itself if it has a '/' or ends in ".gguf" or exists, else
+ * <cache folder>/models/NAME.gguf. EXIT_DONE, or the exit code after a message that says how to fetch it. */
+int model_locate(const char *given, char *path, size_t room);
+
+/* What model_group and cache_group cannot check by themselves: a model was given and is there; options->model_path becomes its
+ * file, kept in `path`. EXIT_DONE, or the exit code after a message. */
+int engine_options_resolve(const char *command, struct engine_options *options, char *path, size_t room);
+
+/* A model without a cache: for commands that look at it or fit codecs to it. */
+struct loaded_model {
+  oscar_context *context;
+  struct backend *backend;
+  struct model *model;
+};
+/* EXIT_DONE, or the exit code after a message; everything is freed then. */
+int loaded_model_open(const char *path, int threads, struct loaded_model *loaded);
+void loaded_model_close(struct loaded_model *loaded);
+
+#endif
