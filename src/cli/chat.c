@@ -5,6 +5,7 @@
  * ends an answer and keeps what was said; at the prompt it clears the line. Ctrl-D leaves.
  */
 #include "cli/generate.h"
+#include "cli/models.h"
 #include "cli/options.h"
 #include "cli/progress.h"
 

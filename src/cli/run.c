@@ -1,5 +1,6 @@
 /* run.c - `oscar run`: continues a raw text. */
 #include "cli/generate.h"
+#include "cli/models.h"
 #include "cli/options.h"
 #include "cli/progress.h"
 
