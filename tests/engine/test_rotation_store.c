@@ -313,6 +313,29 @@ static void settings_of_another_program_are_fitted_again(void **state) {
   world_close(&w);
 }
 
+static void a_fit_of_the_users_own_survives_the_fit_of_another_type(void **state) {
+  (void)state;
+  struct world w;
+  world_open(&w);
+  oscar_codec_set *set = NULL;
+  struct calibrate_options shipped = w.calibration;
+  w.calibration.text_bytes -= 10; /* another text */
+  fill_cache(&w);
+  size_t before, after;
+  char *mine = contents(stored_path(&w, "int2"), &before);
+  assert_int_equal(unlink(stored_path(&w, "int4")), 0);
+  w.calibration = shipped;
+  assert_ok(w.context, obtain(&w, "int4", NULL, &set));
+  assert_int_equal(w.model.fed, shipped.text_bytes);
+  oscar_codec_set_free(set);
+  char *still = contents(stored_path(&w, "int2"), &after);
+  assert_int_equal(before, after);
+  assert_memory_equal(mine, still, before);
+  free(mine);
+  free(still);
+  world_close(&w);
+}
+
 static void a_named_file_is_used_or_refused_but_never_replaced(void **state) {
   (void)state;
   struct world w;
@@ -439,6 +462,7 @@ int main(void) {
       cmocka_unit_test(two_fits_store_the_same_bytes),
       cmocka_unit_test(a_damaged_stored_file_is_reported_and_replaced),
       cmocka_unit_test(settings_of_another_program_are_fitted_again),
+      cmocka_unit_test(a_fit_of_the_users_own_survives_the_fit_of_another_type),
       cmocka_unit_test(a_named_file_is_used_or_refused_but_never_replaced),
       cmocka_unit_test(a_folder_that_cannot_be_written_costs_one_warning),
       cmocka_unit_test(a_cancelled_fit_leaves_nothing_behind),
