@@ -10,6 +10,7 @@ pre-tokenizers of the published tokenizer.json files, SentencePiece from sentenc
 Files: corpus.bin       cases: u32 count, then u32 bytes and the bytes of each
        <name>.ids       for each case: the ids without control tokens, then those with them; a list is u32 count and u32 ids,
                         count 0xFFFFFFFF says "as the list before"
+       splits.bin       for gpt-2, smollm, qwen2, llama-bpe, for each case: u16 words, then u16 bytes of each
        <name>.tiny.gguf small vocabularies
        chats.bin        see write_chats
 """
@@ -180,6 +181,18 @@ class ByteLevelTruth:
             word = b"".join(b for _, b in characters[start:end])
             ids += [t.id for t in self.tokenizer.model.tokenize("".join(spell[b] for b in word))]
         return ids
+
+
+def write_splits(cases):
+    with open(os.path.join(DATA, "splits.bin"), "wb") as out:
+        for pre in ("gpt-2", "smollm", "qwen2", "llama-bpe"):
+            for case in cases:
+                characters = [x for p, good in bad_bytes_apart(case)
+                              for x in ([(c, c.encode()) for c in p.decode()] if good else [("\ufffd", p)])]
+                words = pre_tokenizer(pre).pre_tokenize_str("".join(c for c, _ in characters))
+                sizes = [sum(len(b) for _, b in characters[start:end]) for _, (start, end) in words]
+                assert sum(sizes) == len(case)
+                out.write(np.array([len(sizes)] + sizes, "<u2").tobytes())
 
 
 def bytes_to_characters():
@@ -533,6 +546,7 @@ def main():
         out.write(struct.pack("<I", len(cases)))
         for case in cases:
             out.write(struct.pack("<I", len(case)) + case)
+    write_splits(cases)
     seeds = os.path.join(DATA, "..", "corpus", "tokenizer")
     os.makedirs(seeds, exist_ok=True)
     for kind, text in enumerate((PROSE, CODE, LANGUAGES, EMOJI, "<|im_start|>user\n<start_of_turn>\n\n\n<table>  12345 <|user_def|>")):

@@ -3,6 +3,7 @@
 #include "vectors.h"
 
 #include "gguf_writer.h"
+#include "model/tokenizer_impl.h"
 
 static const char *const byte_level[] = {"gpt-2", "smollm", "qwen2", "llama-bpe", "smollm2-135m", "qwen2.5-coder-0.5b"};
 static const char *const sentencepiece[] = {"spm-gemma", "spm-mistral", "spm-inst", "gemma3-270m"};
@@ -53,6 +54,38 @@ static void byte_level_ids_are_those_of_the_reference(void **state) {
 static void sentencepiece_ids_are_those_of_the_reference(void **state) {
   (void)state;
   for (size_t i = 0; i < ARRAY_LENGTH(sentencepiece); i++) compare_with_truth(sentencepiece[i], sentencepiece[i]);
+}
+
+/* Ids alone would not show where rare characters are cut: few of them have merges. */
+static void words_end_where_the_published_patterns_end_them(void **state) {
+  (void)state;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  struct vectors truth = vectors_open(c, "splits", ".bin");
+  for (size_t i = 0; i < 4; i++) {
+    struct vectors corpus = vectors_open(c, "corpus", ".bin");
+    struct splitter *splitter;
+    assert_ok(c, splitter_create(c, (struct gguf_string){byte_level[i], strlen(byte_level[i])}, &splitter));
+    for (uint32_t k = 0, cases = next_u32(&corpus); k < cases; k++) {
+      size_t bytes, start, end;
+      const char *text = next_bytes(&corpus, &bytes);
+      struct split_pass pass;
+      assert_ok(c, split_begin(splitter, text, bytes, &pass));
+      for (uint16_t words = next_u16(&truth); words > 0; words--) {
+        uint16_t expected = next_u16(&truth);
+        assert_ok(c, split_next(&pass, &start, &end));
+        if (end - start != expected)
+          fail_msg("%s, case %u: the word at byte %zu has %zu bytes, not %u", byte_level[i], k, start, end - start, expected);
+      }
+      assert_ok(c, split_next(&pass, &start, &end));
+      assert_int_equal(start, bytes);
+      assert_int_equal(end, bytes);
+      split_end(&pass);
+    }
+    splitter_free(splitter);
+    vectors_close(&corpus);
+  }
+  vectors_close(&truth);
+  oscar_context_free(c);
 }
 
 /* ---- there and back ---- */
@@ -370,6 +403,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(byte_level_ids_are_those_of_the_reference),
       cmocka_unit_test(sentencepiece_ids_are_those_of_the_reference),
+      cmocka_unit_test(words_end_where_the_published_patterns_end_them),
       cmocka_unit_test(text_comes_back_as_it_was),
       cmocka_unit_test(bytes_without_a_token_are_left_out),
       cmocka_unit_test(control_tokens_have_no_text_unless_asked_for),

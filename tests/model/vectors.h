@@ -35,6 +35,13 @@ static inline uint32_t next_u32(struct vectors *v) {
   v->at += 4;
   return x;
 }
+static inline uint16_t next_u16(struct vectors *v) {
+  uint16_t x;
+  assert_true(v->at + 2 <= v->map.bytes);
+  memcpy(&x, v->map.data + v->at, 2);
+  v->at += 2;
+  return x;
+}
 static inline const char *next_bytes(struct vectors *v, size_t *bytes) {
   *bytes = next_u32(v);
   assert_true(v->at + *bytes <= v->map.bytes);
