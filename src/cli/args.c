@@ -140,7 +140,7 @@ static int store(const char *command, const struct option_spec *spec, const char
 static void print_wrapped(FILE *out, const char *text, int at) {
   int column = at;
   while (*text) {
-    int word = (int)strcspn(text, " ");
+    int word = (int)strcspn(text, " \n");
     if (column > at && column + 1 + word > HELP_WIDTH) {
       fprintf(out, "\n%*s", at, "");
       column = at;
@@ -148,7 +148,7 @@ static void print_wrapped(FILE *out, const char *text, int at) {
     if (column > at) column += fprintf(out, " ");
     column += fprintf(out, "%.*s", word, text);
     text += word;
-    while (*text == ' ') text++;
+    while (*text == ' ' || *text == '\n') text++;
   }
   fputc('\n', out);
 }

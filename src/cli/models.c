@@ -1,6 +1,8 @@
 /* models.c - from the name a user types to the file of a model, and to the model. */
 #include "cli/models.h"
 
+#include "cli/catalogue.h"
+
 #include <limits.h>
 #include <string.h>
 #include <unistd.h>
@@ -10,24 +12,46 @@ static bool names_a_file(const char *given) {
   return strchr(given, '/') || (length > 5 && strcmp(given + length - 5, ".gguf") == 0) || access(given, F_OK) == 0;
 }
 
+oscar_status models_folder(oscar_context *context, char *path, size_t room) {
+  oscar_status status = user_cache_folder(context, path, room);
+  if (status != OSCAR_OK) return status;
+  size_t used = strlen(path);
+  if ((size_t)snprintf(path + used, room - used, "/models") < room - used) return OSCAR_OK;
+  return set_error(context, OSCAR_IO, "the path of the folder of models is too long");
+}
+
+const char *model_name(const void *list, int i) {
+  (void)list;
+  int count;
+  const struct catalogue_model *models = catalogue_list(&count);
+  return i < count ? models[i].name : NULL;
+}
+
+static int model_is_not_here(const char *name) {
+  if (catalogue_find(name)) return failed("model '%s' is not here yet: 'oscar fetch %s' gets it", name, name);
+  const char *near = nearest_name(name, model_name, NULL);
+  if (near) return failed("no model '%s': there is no such file; did you mean %s of the catalogue?", name, near);
+  return failed("no model '%s': there is no such file, and the catalogue ('oscar fetch --list') does not have it", name);
+}
+
+static int locate_fetched(oscar_context *context, const char *name, char *path, size_t room) {
+  char folder[PATH_MAX];
+  oscar_status status = models_folder(context, folder, sizeof folder);
+  if (status != OSCAR_OK) return failed_with(status, oscar_last_error(context));
+  if ((size_t)snprintf(path, room, "%s/%s.gguf", folder, name) >= room) return failed("%s: the path is too long", path);
+  return access(path, R_OK) == 0 ? EXIT_DONE : model_is_not_here(name);
+}
+
 int model_locate(const char *given, char *path, size_t room) {
   if (names_a_file(given)) {
     if (access(given, R_OK) != 0) return failed("%s: there is no such model file, or it cannot be read", given);
     if ((size_t)snprintf(path, room, "%s", given) >= room) return failed("%s: the path is too long", given);
     return EXIT_DONE;
   }
-  char folder[PATH_MAX];
   oscar_context *context;
   oscar_status status = oscar_context_create(NULL, &context);
   if (status != OSCAR_OK) return failed_with(status, NULL);
-  int code = EXIT_DONE;
-  status = user_cache_folder(context, folder, sizeof folder);
-  if (status != OSCAR_OK)
-    code = failed_with(status, oscar_last_error(context));
-  else if ((size_t)snprintf(path, room, "%s/models/%s.gguf", folder, given) >= room)
-    code = failed("%s: the path is too long", path);
-  else if (access(path, R_OK) != 0)
-    code = failed("model '%s' is not here: 'oscar fetch %s' gets it, 'oscar fetch --list' shows what there is", given, given);
+  int code = locate_fetched(context, given, path, room);
   oscar_context_free(context);
   return code;
 }

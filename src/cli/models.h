@@ -5,6 +5,12 @@
 #include "cli/cli.h"
 #include "engine/engine.h"
 
+/* Where fetched models are kept. Errors: IO (no cache folder, path too long). */
+oscar_status models_folder(oscar_context *context, char *path, size_t room);
+
+/* Name i of the catalogue, NULL past its end; `list` is ignored (for nearest_name). */
+const char *model_name(const void *list, int i);
+
 /* The file of a model given as a path or as a catalogue name: itself if it has a '/' or ends in ".gguf" or exists, else
  * <cache folder>/models/NAME.gguf. EXIT_DONE, or the exit code after a message that says how to fetch it. */
 int model_locate(const char *given, char *path, size_t room);

@@ -74,12 +74,13 @@ int command_run(int argc, char **argv) {
                                         sampling_group(&sampling), output_group(&output)};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
-  if (!text.prompt == !text.file) return wrong_use("run: give the prompt with -p TEXT or -f FILE (one of them)");
+  if ((text.prompt != NULL) == (text.file != NULL))
+    return wrong_use("run: give the prompt with -p TEXT or -f FILE (one of them)");
   char path[PATH_MAX];
   if ((code = engine_options_resolve("run", &options, path, sizeof path)) != EXIT_DONE) return code;
 
   char *prompt = NULL;
-  size_t bytes = 0;
+  size_t bytes = text.prompt ? strlen(text.prompt) : 0;
   if (text.file && !read_text(text.file, &prompt, &bytes)) return EXIT_FAILED;
   interrupt_watch();
   struct progress_line line;
@@ -90,8 +91,8 @@ int command_run(int argc, char **argv) {
   enum stop_reason stop = STOP_LIMIT;
   oscar_status status = engine_open(&options, &engine, error, sizeof error);
   if (status == OSCAR_OK) {
-    status = complete(&engine, &sampling, prompt ? prompt : text.prompt, prompt ? bytes : strlen(text.prompt), text.tokens,
-                      output.json, &line.progress, &stop);
+    status =
+        complete(&engine, &sampling, text.prompt ? text.prompt : prompt, bytes, text.tokens, output.json, &line.progress, &stop);
     if (status != OSCAR_OK) snprintf(error, sizeof error, "%s", oscar_last_error(engine.context));
     engine_close(&engine);
   }
