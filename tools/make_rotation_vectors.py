@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Writes the small rotation files of tests/rotation: python3 tools/make_rotation_vectors.py tests/rotation
 
-Needs torch. Every matrix follows a formula that tests/rotation/test_files.c repeats:
+Needs torch and safetensors. Every matrix follows a formula that tests/rotation/test_files.c repeats:
   H[i][j] = (-1)^popcount(i & j) / 4, order 16
   v1: rotation of layer l = H with row i multiplied by (-1)^(i == l), eigenvalues i + l
   v2: layer 3 and 7, two heads; with s[k] = 1 + h + k/16: rotation[i][k] = H[i][k] s[k], q_rotation[i][k] = H[i][k] / s[k],
       k_mean[h][k] = h - k/8, eigenvalues[h][k] = k
+  set.safetensors (our own format, written by the safetensors package from docs/formats.md): one layer, two heads; keys of head 0
+      have encode H, steps 1/2, mean[k] = k/4, form GAIN; keys of head 1 and all values are plain, clip ratio 0.75
 """
 import io
 import os
@@ -15,6 +17,7 @@ import zipfile
 from collections import OrderedDict
 
 import torch
+from safetensors.torch import save_file
 
 D = 16
 
@@ -64,6 +67,22 @@ class Hostile:
         return os.system, ("echo this must never be printed",)
 
 
+def codec_set(path):
+    tensors = {
+        "places": torch.tensor([[[0, 1], [2, 1]]], dtype=torch.int32),
+        "codecs.form": torch.tensor([0, 1, 0], dtype=torch.uint8),
+        "codecs.groups": torch.tensor([1, 1, 1], dtype=torch.int32),
+        "codecs.channels": torch.tensor([D, D, D], dtype=torch.int32),
+        "codecs.clip_ratio": torch.tensor([1, 0.75, 1]),
+        "layers.0.heads.0.keys.encode": hadamard().float(),
+        "layers.0.heads.0.keys.steps": torch.full((D,), 0.5),
+        "layers.0.heads.0.keys.mean": torch.arange(D).float() / 4,
+    }
+    metadata = {"format": "oscar-codec-set", "version": "1", "layers": "1", "kv_heads": "2", "head_dim": str(D), "recipe": "by-hand",
+                "fingerprint": "", "provenance": "{}"}
+    save_file(tensors, path, metadata)
+
+
 def save(path, data, **options):
     buffer = io.BytesIO()
     torch.save(data, buffer, **options)
@@ -89,6 +108,8 @@ def main():
     save(data / "v1_text_keys.pt", v1(str))
     save(data / "v2.pt", v2())
     save(data / "identity.pt", identity())
+    codec_set(data / "set.safetensors")
+    (root / "corpus" / "safetensors" / "set.safetensors").write_bytes((data / "set.safetensors").read_bytes())
     save(data / "hostile.pt", {"format_version": 1, "layers": {0: Hostile()}})
     save(data / "protocol4.pt", identity(), pickle_protocol=4)
     save(data / "old_stream.pt", identity(), _use_new_zipfile_serialization=False)
