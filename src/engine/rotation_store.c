@@ -127,6 +127,11 @@ static oscar_status load_stored(struct model *model, const char *path, const cha
   return OSCAR_OK;
 }
 
+static bool is_stored(struct model *model, const char *kv) {
+  char path[PATH_MAX];
+  return rotation_cache_path(model_context(model), model_fingerprint(model), kv, path, sizeof path) == OSCAR_OK && exists(path);
+}
+
 static oscar_status store_one(struct model *model, const char *kv, const oscar_codec_set *set) {
   oscar_context *context = model_context(model);
   char path[PATH_MAX], folder[PATH_MAX];
@@ -138,14 +143,17 @@ static oscar_status store_one(struct model *model, const char *kv, const oscar_c
   return status == OSCAR_OK ? oscar_codec_set_save(set, path) : status;
 }
 
-static void store_all(struct model *model, int count, const char *const *kv, oscar_codec_set *const *sets) {
+/* The wanted type replaces what is stored of it, which could not be used. Files of the other types are left alone where there are
+ * any: they may be fits to a text of the user's own. */
+static void store_all(struct model *model, const char *wanted, int count, const char *const *kv, oscar_codec_set *const *sets) {
   oscar_context *context = model_context(model);
-  for (int i = 0; i < count; i++)
-    if (store_one(model, kv[i], sets[i]) != OSCAR_OK) { /* the next would fail for the same reason: one line is enough */
-      log_line(context, OSCAR_LOG_WARNING, "the fitted rotations are used for this run but could not be stored: %s",
-               oscar_last_error(context));
-      return;
-    }
+  for (int i = 0; i < count; i++) {
+    if (strcmp(kv[i], wanted) != 0 && is_stored(model, kv[i])) continue;
+    if (store_one(model, kv[i], sets[i]) == OSCAR_OK) continue;
+    log_line(context, OSCAR_LOG_WARNING, "the fitted rotations are used for this run but could not be stored: %s",
+             oscar_last_error(context));
+    return; /* the next would fail for the same reason: one line is enough */
+  }
 }
 
 static int fitted_types(const char *names[MAX_FITTED]) {
@@ -165,7 +173,7 @@ static oscar_status fit_and_store(struct model *model, const char *kv, const str
            model_geometry_of(model)->name);
   oscar_status status = calibrate_model(model, calibration, progress, count, names, sets);
   if (status != OSCAR_OK) return status;
-  store_all(model, count, names, sets);
+  store_all(model, kv, count, names, sets);
   for (int i = 0; i < count; i++)
     if (strcmp(names[i], kv) == 0)
       *set = sets[i];

@@ -16,7 +16,13 @@ struct chat_message {
 
 struct chat_template {
   enum chat_family family;
-  char default_system[256]; /* the model's own default system message; "" if none */
+  char default_system[256];  /* the model's own default system message; "" if none */
+  char system_preamble[256]; /* what the template puts before any system text (Llama 3.1: dates); "" if nothing */
+  bool refuses_system;       /* the template knows no system messages */
+  struct {
+    char user_open[16], user_close[16], assistant_open[8]; /* "[INST] ", " [/INST]", "" or " " */
+    bool system_last, trims_assistant;                     /* system text goes before the last user message, not the first */
+  } mistral;
 };
 /* name: "chatml", "llama3", "gemma", "mistral", or NULL / "auto" to recognise. Errors: INVALID_ARGUMENT (unknown name),
  * UNSUPPORTED (not recognised: says which flag and names exist). */

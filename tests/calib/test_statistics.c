@@ -277,6 +277,35 @@ static void silence_gives_zeros_not_nans(void **state) {
   oscar_context_free(c);
 }
 
+/* Pair t % 8 of channels sees queries along (3, 7) and keys along (7, -3): k S k' is zero up to the rounding of S, of either
+ * sign. */
+static void keys_nobody_looks_at_have_no_weight(void **state) {
+  (void)state;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  oscar_calib *calib = make(c, 1, 1, 1, DIM);
+  struct layer_data x = layer_data_make(TOKENS, 1, 1, DIM, 12);
+  uint64_t seed = 13;
+  double m[DIM * DIM];
+  memset(x.q, 0, TOKENS * DIM * sizeof *x.q);
+  memset(x.k, 0, TOKENS * DIM * sizeof *x.k);
+  for (int t = 0; t < TOKENS; t++) {
+    float scale = (float)(test_random(&seed) % (1 << 21)); /* exact in float; the sums of squares need more than 53 bits */
+    float *q = x.q + t * DIM + t % 8 * 2, *k = x.k + t * DIM + t % 8 * 2;
+    q[0] = 3 * scale;
+    q[1] = 7 * scale;
+    k[0] = t ? 7 : 1; /* one key has a weight */
+    k[1] = t ? -3 : 1;
+  }
+  for (int i = 0; i < 20; i++) assert_ok(c, feed(calib, 0, &x, 100));
+  assert_ok(c, oscar_calib_begin_proxy(calib));
+  for (int i = 0; i < 20; i++) assert_ok(c, feed(calib, 0, &x, 100));
+  assert_ok(c, oscar_calib_get(calib, OSCAR_CALIB_PROXY_MOMENT, 0, 0, m));
+  for (int i = 0; i < DIM; i++) assert_true(isfinite(m[i * DIM + i]) && m[i * DIM + i] >= 0);
+  layer_data_free(&x);
+  oscar_calib_free(calib);
+  oscar_context_free(c);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(statistics_equal_their_definitions),
@@ -287,6 +316,7 @@ int main(void) {
       cmocka_unit_test(a_broken_model_is_named_and_leaves_no_trace),
       cmocka_unit_test(wrong_use_is_refused),
       cmocka_unit_test(silence_gives_zeros_not_nans),
+      cmocka_unit_test(keys_nobody_looks_at_have_no_weight),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,498 @@
+/*
+ * attention.c - attention of queries over a cache: who computes what, and how the pieces come together.
+ *
+ * The queries of a job are cut into tiles: consecutive positions of one page times the query heads of one KV head, at most
+ * MAX_ROWS rows. Because a tile lies within a page, the reading rule gives all of its rows the same form of every page. A tile is
+ * one piece of work, or several ranges of pages when there are fewer tiles than the threads can share (decode). Three steps,
+ * each a parallel loop:
+ *   1  map the queries of tiles that are cut into parts (others are mapped by the thread that reads the pages)
+ *   2  read pages: scores, running softmax, sums; a tile in one piece is finished here, a part leaves its sums
+ *   3  merge the parts of cut tiles and finish them
+ * Per row the sums are [head_dim] of exact pages and [A, -Z, sum of p] of coded ones (quant/codec.h); finishing adds the product
+ * of the latter with the map of the values and divides by the softmax sum. Everything is planned and allocated before the first
+ * loop; inside, nothing can fail.
+ */
+#include "attention/kernels.h"
+#include "cache/view.h"
+
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#include <oscar/attention.h>
+
+#define MAX_GROUP        16 /* query heads per KV head */
+#define MIN_PART_PAGES   8  /* a shorter part costs more in mapping and merging than it saves */
+#define PARTS_PER_THREAD 4  /* so that threads finish together although parts take different times */
+
+struct tile {
+  const oscar_attention_job *job;
+  int kv_head;
+  int first, positions; /* of the job's n */
+  int64_t position;     /* of `first` in the sequence */
+  int64_t page_begin, page_end;
+  bool mapped; /* at least one page is read as codes */
+  int parts;   /* pieces the page range is cut into */
+  int part;    /* index of the first piece's sums; unused when parts == 1 */
+  int slot;    /* of the shared queries; unused when parts == 1 */
+};
+
+struct piece {
+  int tile, part; /* part: 0 .. tile.parts - 1 */
+};
+
+/* What a piece of work collects; slices of one block of floats. */
+struct sums {
+  struct softmax_state *states; /* [MAX_ROWS] */
+  float *out;                   /* [MAX_ROWS][stride] */
+};
+
+/* Queries in every form that pages need. */
+struct queries {
+  float *q;          /* [MAX_ROWS][head_dim] */
+  float *mapped;     /* [MAX_ROWS][key rows] */
+  uint8_t *prepared; /* [MAX_ROWS][prepared bytes] */
+};
+
+struct buffer {
+  void *data;
+  size_t bytes;
+};
+
+struct oscar_attention {
+  oscar_cache *cache;
+  const struct cache_geometry *geometry;
+  const struct attention_kernels *kernels;
+  int query_heads, group;
+  float scale;
+
+  /* Bytes of one row, the largest over all layers; multiples of 64. */
+  size_t q_bytes, mapped_bytes, prepared_bytes, out_bytes;
+  size_t panel_bytes;
+
+  struct buffer threads; /* [threads] of queries, sums, scores, panel: made once */
+  struct buffer plan;    /* [tiles] struct tile, [pieces] struct piece */
+  struct buffer shared;  /* [cut tiles] of queries, [parts of cut tiles] of sums */
+};
+
+struct plan {
+  int tiles, pieces, cut_tiles, parts;
+  int rows; /* of the largest tile */
+  struct tile *tile;
+  struct piece *piece;
+};
+
+/* The layer of a call. */
+struct layer {
+  int index, window;
+  bool coded; /* the cache has codecs */
+  struct side_form keys, values;
+  int stride; /* floats per row of sums */
+};
+
+/* ---- memory ---- */
+
+static oscar_status reserve(oscar_context *context, struct buffer *buffer, size_t count, size_t size) {
+  if (count && size > SIZE_MAX / count) return set_error(context, OSCAR_NO_MEMORY, "attention: a call of this size overflows");
+  if (count * size <= buffer->bytes) return OSCAR_OK;
+  void *data = mem_alloc(context, count, size);
+  if (!data) return OSCAR_NO_MEMORY;
+  mem_free(context, buffer->data);
+  *buffer = (struct buffer){data, count * size};
+  return OSCAR_OK;
+}
+
+#define STATE_BYTES  (round_up(sizeof(struct softmax_state), 32))
+#define SCORES_BYTES (sizeof(float) * PAGE_TOKENS)
+
+static size_t queries_bytes(const oscar_attention *a, int rows) {
+  return (a->q_bytes + a->mapped_bytes + a->prepared_bytes) * (size_t)rows;
+}
+static size_t sums_bytes(const oscar_attention *a, int rows) {
+  return round_up(STATE_BYTES * (size_t)rows, 64) + a->out_bytes * (size_t)rows;
+}
+static size_t thread_bytes(const oscar_attention *a) {
+  return queries_bytes(a, MAX_ROWS) + sums_bytes(a, MAX_ROWS) + SCORES_BYTES * MAX_ROWS + a->panel_bytes;
+}
+
+static struct queries queries_at(const oscar_attention *a, int rows, void *block) {
+  uint8_t *mapped = (uint8_t *)block + a->q_bytes * (size_t)rows;
+  return (struct queries){block, (float *)(void *)mapped, mapped + a->mapped_bytes * (size_t)rows};
+}
+
+static struct sums sums_at(int rows, void *block) {
+  return (struct sums){block, (float *)(void *)((uint8_t *)block + round_up(STATE_BYTES * (size_t)rows, 64))};
+}
+
+static struct queries slot_queries(const oscar_attention *a, const struct plan *plan, int slot) {
+  return queries_at(a, plan->rows, (uint8_t *)a->shared.data + (size_t)slot * queries_bytes(a, plan->rows));
+}
+
+static struct sums part_sums(const oscar_attention *a, const struct plan *plan, int part) {
+  uint8_t *parts = (uint8_t *)a->shared.data + (size_t)plan->cut_tiles * queries_bytes(a, plan->rows);
+  return sums_at(plan->rows, parts + (size_t)part * sums_bytes(a, plan->rows));
+}
+
+static struct layer describe_layer(const oscar_attention *a, int index, int window) {
+  const struct cache_geometry *g = a->geometry;
+  struct layer layer = {.index = index, .window = window, .coded = g->codecs != NULL, .stride = g->head_dim};
+  if (layer.coded) {
+    layer.keys = side_form_of(oscar_codec_set_get(g->codecs, index, 0, OSCAR_KEYS));
+    layer.values = side_form_of(oscar_codec_set_get(g->codecs, index, 0, OSCAR_VALUES));
+    layer.stride += form_rows(&layer.values);
+  }
+  return layer;
+}
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+static void measure(oscar_attention *a) {
+  const struct cache_geometry *g = a->geometry;
+  a->q_bytes = sizeof(float) * (size_t)g->head_dim;
+  for (int i = 0; i < g->layers; i++) {
+    struct layer layer = describe_layer(a, i, 0);
+    const struct side_form *keys = layer.coded ? &layer.keys : NULL, *values = layer.coded ? &layer.values : NULL;
+    if (keys) {
+      a->mapped_bytes = larger(a->mapped_bytes, sizeof(float) * (size_t)form_rows(keys));
+      a->prepared_bytes = larger(a->prepared_bytes, a->kernels->prepared_bytes(keys));
+    }
+    a->out_bytes = larger(a->out_bytes, sizeof(float) * (size_t)layer.stride);
+    a->panel_bytes = larger(a->panel_bytes, sizeof(float) * panel_floats(g->head_dim, keys, values));
+  }
+}
+
+oscar_status oscar_attention_create(oscar_cache *cache, const oscar_attention_options *options, oscar_attention **attention) {
+  if (!cache || !attention) return OSCAR_INVALID_ARGUMENT;
+  *attention = NULL;
+  const struct cache_geometry *g = cache_geometry_of(cache);
+  oscar_context *context = g->context;
+  if (!options) return set_error(context, OSCAR_INVALID_ARGUMENT, "attention: options are missing");
+  int heads = options->query_heads;
+  if (heads < 1 || heads % g->kv_heads != 0 || heads / g->kv_heads > MAX_GROUP)
+    return set_error(context, OSCAR_INVALID_ARGUMENT,
+                     "attention: %d query heads; expected a multiple of the cache's %d KV heads, at most %d for each", heads,
+                     g->kv_heads, MAX_GROUP);
+  if (!(options->scale >= 0 && isfinite(options->scale)))
+    return set_error(context, OSCAR_INVALID_ARGUMENT,
+                     "attention: scale %g; expected a positive number, or 0 for 1/sqrt(head_dim)", (double)options->scale);
+
+  oscar_attention *a = mem_zalloc(context, 1, sizeof *a);
+  if (!a) return OSCAR_NO_MEMORY;
+  a->cache = cache;
+  a->geometry = g;
+  a->kernels = attention_kernels_for(oscar_context_isa(context));
+  a->query_heads = heads;
+  a->group = heads / g->kv_heads;
+  a->scale = options->scale > 0 ? options->scale : 1 / sqrtf((float)g->head_dim);
+  measure(a);
+  oscar_status status = reserve(context, &a->threads, (size_t)oscar_context_threads(context), thread_bytes(a));
+  if (status == OSCAR_OK) status = reserve(context, &a->plan, (size_t)g->kv_heads, sizeof(struct tile) + sizeof(struct piece));
+  if (status != OSCAR_OK) {
+    oscar_attention_free(a);
+    return status;
+  }
+  *attention = a;
+  return OSCAR_OK;
+}
+
+void oscar_attention_free(oscar_attention *attention) {
+  if (!attention) return;
+  oscar_context *context = attention->geometry->context;
+  mem_free(context, attention->threads.data);
+  mem_free(context, attention->plan.data);
+  mem_free(context, attention->shared.data);
+  mem_free(context, attention);
+}
+
+/* ---- planning ---- */
+
+/* The form in which queries of `query_page` read `page`; the other one where the wanted one does not exist. */
+static const uint8_t *choose_form(const struct cache_geometry *g, struct page_view view, int64_t page, int64_t query_page,
+                                  bool *coded) {
+  bool exact = page_reads_exact(g, page, query_page);
+  *coded = exact ? !view.exact : view.coded != NULL;
+  return *coded ? view.coded : view.exact;
+}
+
+static int64_t window_begin(int window, int64_t position) { return window > 0 && position >= window ? position - window + 1 : 0; }
+
+static oscar_status check_job(const oscar_attention *a, const struct layer *layer, const oscar_attention_job *job, int index) {
+  oscar_context *context = a->geometry->context;
+  if (!job->sequence || !job->q || !job->out)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "attention job %d: sequence, q or out is missing", index);
+  if (sequence_cache(job->sequence) != a->cache)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "attention job %d: the sequence belongs to another cache", index);
+  int64_t visible = sequence_visible(job->sequence, layer->index);
+  if (visible < 0)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "attention job %d: layer %d of the open step has not been written", index,
+                     layer->index);
+  if (job->n < 1 || job->n > visible)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "attention job %d: %d queries; the sequence has %lld positions", index,
+                     job->n, (long long)visible);
+  for (int64_t page = window_begin(layer->window, visible - job->n) / PAGE_TOKENS; page * PAGE_TOKENS < visible; page++) {
+    struct page_view view = sequence_page(job->sequence, layer->index, page);
+    if (!view.exact && !view.coded)
+      return set_error(context, OSCAR_INVALID_ARGUMENT, "attention job %d: page %lld of layer %d holds nothing to read", index,
+                       (long long)page, layer->index);
+  }
+  return OSCAR_OK;
+}
+
+static int tile_rows(const oscar_attention *a, const struct tile *tile) { return tile->positions * a->group; }
+
+/* Positions of a tile: a power of two, so that tiles at multiples of it never cross a page. */
+static int tile_positions(int group) {
+  int positions = PAGE_TOKENS;
+  while (positions * group > MAX_ROWS) positions /= 2;
+  return positions;
+}
+
+static size_t count_tiles(const oscar_attention *a, const struct layer *layer, const oscar_attention_job *job) {
+  int64_t end = sequence_visible(job->sequence, layer->index), begin = end - job->n, step = tile_positions(a->group);
+  return (size_t)((end + step - 1) / step - begin / step) * (size_t)a->geometry->kv_heads;
+}
+
+static bool reads_codes(const oscar_attention *a, const struct layer *layer, const struct tile *tile) {
+  if (!layer->coded) return false;
+  for (int64_t page = tile->page_begin; page < tile->page_end; page++) {
+    bool coded;
+    choose_form(a->geometry, sequence_page(tile->job->sequence, layer->index, page), page, tile->position / PAGE_TOKENS, &coded);
+    if (coded) return true;
+  }
+  return false;
+}
+
+/* The tiles of a job, those with the longest history first. Returns their number; *pages grows by the pages they read. */
+static int plan_tiles(const oscar_attention *a, const struct layer *layer, const oscar_attention_job *job, struct tile *tiles,
+                      int64_t *pages) {
+  int64_t end = sequence_visible(job->sequence, layer->index), begin = end - job->n, step = tile_positions(a->group);
+  int count = 0;
+  for (int64_t last = end; last > begin;) {
+    int64_t first = (last - 1) / step * step;
+    if (first < begin) first = begin;
+    struct tile tile = {.job = job,
+                        .first = (int)(first - begin),
+                        .positions = (int)(last - first),
+                        .position = first,
+                        .page_begin = window_begin(layer->window, first) / PAGE_TOKENS,
+                        .page_end = first / PAGE_TOKENS + 1};
+    tile.mapped = reads_codes(a, layer, &tile);
+    for (tile.kv_head = 0; tile.kv_head < a->geometry->kv_heads; tile.kv_head++) tiles[count++] = tile;
+    *pages += (tile.page_end - tile.page_begin) * a->geometry->kv_heads;
+    last = first;
+  }
+  return count;
+}
+
+/* Decides how many pieces each tile becomes. A piece has at least `share` pages on average, so there are at most
+ * tiles + threads * PARTS_PER_THREAD of them. */
+static void plan_parts(int threads, int64_t pages, struct plan *plan) {
+  int64_t share = pages;
+  if (threads > 1) {
+    share = (pages + threads * PARTS_PER_THREAD - 1) / (threads * PARTS_PER_THREAD);
+    if (share < MIN_PART_PAGES) share = MIN_PART_PAGES;
+  }
+  for (int i = 0; i < plan->tiles; i++) {
+    struct tile *tile = plan->tile + i;
+    tile->parts = (int)((tile->page_end - tile->page_begin + share - 1) / share);
+    for (int part = 0; part < tile->parts; part++) plan->piece[plan->pieces++] = (struct piece){i, part};
+    if (tile->parts == 1) continue;
+    tile->slot = plan->cut_tiles++;
+    tile->part = plan->parts;
+    plan->parts += tile->parts;
+  }
+}
+
+/* The last allocation is the only one that can turn an empty buffer into a full one: a failed call leaves as many blocks as it
+ * found. */
+static oscar_status make_plan(oscar_attention *a, const struct layer *layer, const oscar_attention_job *jobs, int n_jobs,
+                              struct plan *plan) {
+  oscar_context *context = a->geometry->context;
+  int threads = oscar_context_threads(context);
+  *plan = (struct plan){0};
+  size_t tiles = 0;
+  for (int i = 0; i < n_jobs; i++) tiles += count_tiles(a, layer, jobs + i);
+  if (tiles > INT32_MAX / 2) return set_error(context, OSCAR_INVALID_ARGUMENT, "attention: too many queries in one call");
+  size_t pieces = tiles + (size_t)threads * PARTS_PER_THREAD;
+  oscar_status status = reserve(context, &a->plan, 1, tiles * sizeof(struct tile) + pieces * sizeof(struct piece));
+  if (status != OSCAR_OK) return status;
+  plan->tile = a->plan.data;
+  plan->piece = (struct piece *)(void *)(plan->tile + tiles);
+
+  int64_t pages = 0;
+  for (int i = 0; i < n_jobs; i++) plan->tiles += plan_tiles(a, layer, jobs + i, plan->tile + plan->tiles, &pages);
+  for (int i = 0; i < plan->tiles; i++) {
+    int rows = tile_rows(a, plan->tile + i);
+    if (rows > plan->rows) plan->rows = rows;
+  }
+  plan_parts(threads, pages, plan);
+  size_t queries = (size_t)plan->cut_tiles * queries_bytes(a, plan->rows), sums = (size_t)plan->parts * sums_bytes(a, plan->rows);
+  return reserve(context, &a->shared, 1, queries + sums);
+}
+
+/* ---- work on a tile ---- */
+
+/* Row r of a tile is query head r % group of position r / group. */
+static size_t query_offset(const oscar_attention *a, const struct tile *tile, int row) {
+  size_t position = (size_t)(tile->first + row / a->group), head = (size_t)(tile->kv_head * a->group + row % a->group);
+  return (position * (size_t)a->query_heads + head) * (size_t)a->geometry->head_dim;
+}
+
+static void map_queries(const oscar_attention *a, const struct layer *layer, const struct tile *tile, struct queries queries) {
+  int rows = tile_rows(a, tile), d = a->geometry->head_dim;
+  for (int r = 0; r < rows; r++) {
+    const float *q = tile->job->q + query_offset(a, tile, r);
+    for (int i = 0; i < d; i++) queries.q[r * d + i] = q[i] * a->scale;
+  }
+  if (tile->mapped) {
+    const oscar_codec *codec = oscar_codec_set_get(a->geometry->codecs, layer->index, tile->kv_head, OSCAR_KEYS);
+    a->kernels->multiply_transposed(rows, codec->map_rows, d, queries.q, codec->map, queries.mapped);
+    a->kernels->prepare_queries(&layer->keys, rows, queries.mapped, queries.prepared);
+  }
+}
+
+static void clear_sums(const struct layer *layer, int rows, struct sums sums) {
+  for (int r = 0; r < rows; r++) sums.states[r] = (struct softmax_state){.max = -INFINITY};
+  memset(sums.out, 0, sizeof *sums.out * (size_t)rows * (size_t)layer->stride);
+}
+
+/* The tokens of a page that each row sees; returns how many at its start any row sees. */
+static int set_ranges(const oscar_attention *a, const struct layer *layer, const struct tile *tile, int64_t page,
+                      struct softmax_state *states) {
+  for (int i = 0; i < tile->positions; i++) {
+    int64_t position = tile->position + i, base = page * PAGE_TOKENS;
+    int64_t hi = position + 1 - base, lo = window_begin(layer->window, position) - base;
+    for (int r = i * a->group; r < (i + 1) * a->group; r++) {
+      states[r].lo = lo <= 0 ? 0 : lo < PAGE_TOKENS ? (int)lo : PAGE_TOKENS;
+      states[r].hi = hi < PAGE_TOKENS ? (int)hi : PAGE_TOKENS;
+    }
+  }
+  return states[tile_rows(a, tile) - 1].hi;
+}
+
+static void rescale_rows(int rows, int stride, const struct softmax_state *states, float *out) {
+  for (int r = 0; r < rows; r++) {
+    float factor = states[r].rescale;
+    if (factor == 1) continue;
+    for (int i = 0; i < stride; i++) out[r * stride + i] *= factor;
+  }
+}
+
+static void read_page(const oscar_attention *a, const struct layer *layer, const struct tile *tile, int64_t page,
+                      const struct query_rows *queries, struct sums sums, float *scores, float *panel) {
+  const struct attention_kernels *kernels = a->kernels;
+  const struct cache_geometry *g = a->geometry;
+  bool coded;
+  const uint8_t *form =
+      choose_form(g, sequence_page(tile->job->sequence, layer->index, page), page, tile->position / PAGE_TOKENS, &coded);
+  const uint16_t *exact = NULL;
+  if (coded) {
+    form += (size_t)tile->kv_head * (side_bytes(&layer->keys) + side_bytes(&layer->values));
+    kernels->score_coded(queries, &layer->keys, form, scores, panel);
+  } else {
+    exact = (const uint16_t *)(const void *)(form + (size_t)tile->kv_head * exact_head_bytes(g));
+    kernels->score_exact(queries, exact, scores, panel);
+  }
+  int tokens = set_ranges(a, layer, tile, page, sums.states);
+  kernels->softmax(queries->rows, scores, sums.states);
+  rescale_rows(queries->rows, layer->stride, sums.states, sums.out);
+  if (coded)
+    kernels->accumulate_coded(queries->rows, &layer->values, scores, form + side_bytes(&layer->keys), sums.out + g->head_dim,
+                              layer->stride, panel);
+  else
+    kernels->accumulate_exact(queries->rows, g->head_dim, tokens, scores, exact + PAGE_TOKENS * g->head_dim, sums.out,
+                              layer->stride, panel);
+}
+
+static void finish_tile(const oscar_attention *a, const struct layer *layer, const struct tile *tile, struct sums sums) {
+  int rows = tile_rows(a, tile), d = a->geometry->head_dim;
+  if (tile->mapped) {
+    const oscar_codec *codec = oscar_codec_set_get(a->geometry->codecs, layer->index, tile->kv_head, OSCAR_VALUES);
+    a->kernels->multiply_add(rows, d, codec->map_rows, sums.out + d, layer->stride, codec->map, sums.out, layer->stride);
+  }
+  for (int r = 0; r < rows; r++) {
+    float *out = tile->job->out + query_offset(a, tile, r), inverse = 1 / sums.states[r].sum;
+    for (int i = 0; i < d; i++) out[i] = sums.out[r * layer->stride + i] * inverse;
+  }
+}
+
+/* into += from, brought to the larger of the two maxima */
+static void merge_sums(const struct layer *layer, int rows, struct sums into, struct sums from) {
+  for (int r = 0; r < rows; r++) {
+    struct softmax_state *x = into.states + r, *y = from.states + r;
+    if (!(y->max > -INFINITY)) continue; /* a part in which the row saw nothing: -inf must not meet -inf */
+    float max = x->max > y->max ? x->max : y->max, fx = expf(x->max - max), fy = expf(y->max - max);
+    x->sum = x->sum * fx + y->sum * fy;
+    x->max = max;
+    float *a = into.out + r * layer->stride, *b = from.out + r * layer->stride;
+    for (int i = 0; i < layer->stride; i++) a[i] = a[i] * fx + b[i] * fy;
+  }
+}
+
+static void run_piece(const oscar_attention *a, const struct layer *layer, const struct plan *plan, struct piece piece,
+                      uint8_t *memory) {
+  const struct tile *tile = plan->tile + piece.tile;
+  bool whole = tile->parts == 1;
+  uint8_t *sums_memory = memory + queries_bytes(a, MAX_ROWS);
+  float *scores = (float *)(void *)(sums_memory + sums_bytes(a, MAX_ROWS)), *panel = scores + MAX_ROWS * PAGE_TOKENS;
+  struct sums sums = whole ? sums_at(MAX_ROWS, sums_memory) : part_sums(a, plan, tile->part + piece.part);
+  struct queries mapped = whole ? queries_at(a, MAX_ROWS, memory) : slot_queries(a, plan, tile->slot);
+  if (whole) map_queries(a, layer, tile, mapped);
+  struct query_rows queries = {tile_rows(a, tile), a->geometry->head_dim, mapped.q, mapped.mapped, mapped.prepared};
+
+  int64_t pages = tile->page_end - tile->page_begin;
+  int64_t begin = tile->page_begin + pages * piece.part / tile->parts;
+  int64_t end = tile->page_begin + pages * (piece.part + 1) / tile->parts;
+  clear_sums(layer, queries.rows, sums);
+  for (int64_t page = begin; page < end; page++) read_page(a, layer, tile, page, &queries, sums, scores, panel);
+  if (whole) finish_tile(a, layer, tile, sums);
+}
+
+static void merge_tile(const oscar_attention *a, const struct layer *layer, const struct plan *plan, const struct tile *tile) {
+  struct sums sums = part_sums(a, plan, tile->part);
+  for (int i = 1; i < tile->parts; i++) merge_sums(layer, tile_rows(a, tile), sums, part_sums(a, plan, tile->part + i));
+  finish_tile(a, layer, tile, sums);
+}
+
+static void execute(const oscar_attention *a, const struct layer *layer, const struct plan *plan) {
+  int threads = oscar_context_threads(a->geometry->context);
+  if (threads > plan->pieces) threads = plan->pieces;
+#pragma omp parallel num_threads(threads)
+  {
+    uint8_t *memory = (uint8_t *)a->threads.data + (size_t)omp_get_thread_num() * thread_bytes(a);
+    if (plan->cut_tiles) {
+#pragma omp for schedule(dynamic)
+      for (int i = 0; i < plan->tiles; i++)
+        if (plan->tile[i].parts > 1) map_queries(a, layer, plan->tile + i, slot_queries(a, plan, plan->tile[i].slot));
+    }
+#pragma omp for schedule(dynamic)
+    for (int i = 0; i < plan->pieces; i++) run_piece(a, layer, plan, plan->piece[i], memory);
+    if (plan->cut_tiles) {
+#pragma omp for schedule(dynamic)
+      for (int i = 0; i < plan->tiles; i++)
+        if (plan->tile[i].parts > 1) merge_tile(a, layer, plan, plan->tile + i);
+    }
+  }
+}
+
+oscar_status oscar_attention_run(oscar_attention *attention, int layer, int window, const oscar_attention_job *jobs, int n_jobs) {
+  if (!attention) return OSCAR_INVALID_ARGUMENT;
+  const struct cache_geometry *g = attention->geometry;
+  if (layer < 0 || layer >= g->layers)
+    return set_error(g->context, OSCAR_INVALID_ARGUMENT, "attention: layer %d; the cache has %d", layer, g->layers);
+  if (window < 0)
+    return set_error(g->context, OSCAR_INVALID_ARGUMENT, "attention: window %d; expected 0 (all) or a length", window);
+  if (n_jobs < 0 || (n_jobs && !jobs))
+    return set_error(g->context, OSCAR_INVALID_ARGUMENT, "attention: %d jobs without a list of them", n_jobs);
+  if (n_jobs == 0) return OSCAR_OK;
+
+  struct layer described = describe_layer(attention, layer, window);
+  for (int i = 0; i < n_jobs; i++) {
+    oscar_status status = check_job(attention, &described, jobs + i, i);
+    if (status != OSCAR_OK) return status;
+  }
+  struct plan plan;
+  oscar_status status = make_plan(attention, &described, jobs, n_jobs, &plan);
+  if (status == OSCAR_OK) execute(attention, &described, &plan);
+  return status;
+}
