@@ -55,4 +55,6 @@ void codec_project(const oscar_codec *codec, int n, const float *x, size_t x_str
  * gives, by least squares of y. A group whose s rounds to 0 gets the codes 4^n_i / 2 and decodes to zero. */
 bool codec_quantize_row(const oscar_codec *codec, float *y, uint8_t *row);
 
+oscar_context *codec_set_context(const oscar_codec_set *set);
+
 #endif
