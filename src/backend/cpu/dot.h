@@ -1,0 +1,121 @@
+/*
+ * backend/cpu/dot.h - products of weight blocks with a few tokens: the form of the activations, and the table of kernels.
+ * Private.
+ *
+ * Every quantized format is, in runs of 16 elements, w = a q + m with an unsigned integer q and two floats per run (m takes in
+ * the offset of formats with signed values). Activations are x = scale * (128 high + low), quantized once per call. So
+ *
+ *     w . x = sum over runs of  a scale I + m sum,   I = sum q (128 high + low) exactly in int32,  sum = scale * sum(128 high +
+ * low)
+ *
+ * and a kernel is an unpacking of q, a and m plus one loop that all formats share.
+ *
+ * Activations have 15 bits, in two bytes, because a product with one token waits for memory: the second byte's multiplication
+ * is hidden behind the weights' loads (bench/products.c), and the error is a hundredth of that of one byte. With |128 high + low|
+ * <= 16256 and q <= 255 the sum over four elements stays below 2^24, so that even one 32-bit lane of a vector dot product
+ * converts to float exactly; in 16 bits, 2 * 63 * 127 and 2 * 128 * 127 do not saturate maddubs.
+ */
+#ifndef OSCAR_CPU_DOT_H
+#define OSCAR_CPU_DOT_H
+
+#include "backend/backend.h"
+
+#include <string.h>
+
+#define CHUNK          256 /* elements that a kernel handles at a time: a super-block, or eight small blocks */
+#define RUN            16  /* elements with one scale */
+#define CHUNK_RUNS     (CHUNK / RUN)
+#define LARGEST_ACTIVE 16256 /* 127 * 128 */
+
+struct act_chunk {
+  _Alignas(64) int8_t high[CHUNK]; /* -127 .. 127 */
+  int8_t low[CHUNK];               /* -64 .. 63 */
+  float scale[CHUNK_RUNS], sum[CHUNK_RUNS];
+};
+
+/* x [n][cols]; chunks [n][chunks_per_token] is its quantized form, elements past cols zero. */
+struct dot_input {
+  int64_t cols;
+  int n;
+  const float *x;
+  const struct act_chunk *chunks;
+  int64_t chunks_per_token;
+};
+
+/* y[t * w->rows + r] for rows first <= r < last and all tokens. A value depends on its row and its token alone. */
+typedef void dot_rows(const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y);
+/* Rows first .. last - 1 expanded to [last - first][cols]. */
+typedef void expand_f32(const struct weight *w, int64_t first, int64_t last, float *out);
+typedef void expand_bf16(const struct weight *w, int64_t first, int64_t last, uint16_t *out);
+
+#define WEIGHT_TYPES (WEIGHT_BF16 + 1)
+struct dot_kernels {
+  const char *name;
+  /* count: 1 .. CHUNK elements */
+  void (*quantize)(const float *x, int count, struct act_chunk *chunk);
+  dot_rows *rows[WEIGHT_TYPES];
+  expand_f32 *f32[WEIGHT_TYPES];
+  /* For CPUs that multiply BF16; all NULL in levels that such CPUs do not stop at. */
+  expand_bf16 *bf16[WEIGHT_TYPES];
+  void (*round_bf16)(const float *x, size_t count, uint16_t *out);
+};
+
+extern const struct dot_kernels dot_portable, dot_avx2, dot_avx512;
+
+/* Cells of one row in the file. */
+static inline size_t weight_row_bytes(const struct weight *w) {
+  int elements = 1;
+  size_t bytes = 0;
+  weight_block(w->type, &elements, &bytes);
+  return (size_t)(w->cols / elements) * bytes;
+}
+
+static inline bool weight_is_float(enum weight_type type) {
+  return type == WEIGHT_F32 || type == WEIGHT_F16 || type == WEIGHT_BF16;
+}
+
+/*
+ * The quantization itself, compiled once per instruction set; the operations are exact or correctly rounded, so all give the
+ * same bits. A run with a value that is not finite becomes NaN as a whole: it must not disappear.
+ */
+static inline void quantize_run(const float *x, int8_t *high, int8_t *low, float *scale, float *sum) {
+  uint32_t peak_bits = 0;
+  for (int i = 0; i < RUN; i++) {
+    uint32_t u;
+    memcpy(&u, x + i, sizeof u);
+    u &= 0x7FFFFFFFu; /* magnitudes of floats are ordered as their bits are */
+    peak_bits = u > peak_bits ? u : peak_bits;
+  }
+  float peak;
+  memcpy(&peak, &peak_bits, sizeof peak);
+  bool finite = peak_bits < 0x7F800000u;
+  /* Below 2^-100 the inverse would overflow, and nothing would be seen of the result. */
+  float inverse = finite && peak > 0x1p-100f ? (float)LARGEST_ACTIVE / peak : 0;
+  int32_t total = 0;
+  for (int i = 0; i < RUN; i++) {
+    /* Adding 1.5 * 2^23 rounds to an integer (to even) in the low bits of the sum. */
+    float shifted = (finite ? x[i] : 0) * inverse + 12582912.0f;
+    uint32_t u;
+    memcpy(&u, &shifted, sizeof u);
+    int32_t v = (int32_t)(u - 0x4B400000u);
+    int32_t h = (v + 64) >> 7;
+    high[i] = (int8_t)h;
+    low[i] = (int8_t)(v - h * 128);
+    total += v;
+  }
+  *scale = finite ? (inverse != 0 ? peak / (float)LARGEST_ACTIVE : 0) : peak - peak;
+  *sum = *scale * (float)total;
+}
+
+static inline void quantize_chunk_inline(const float *x, int count, struct act_chunk *chunk) {
+  float padded[CHUNK];
+  if (count < CHUNK) {
+    memset(padded, 0, sizeof padded);
+    memcpy(padded, x, (size_t)count * sizeof *x);
+    x = padded;
+  }
+  for (int r = 0; r < CHUNK_RUNS; r++)
+    quantize_run(x + RUN * r, chunk->high + RUN * r, chunk->low + RUN * r, chunk->scale + r, chunk->sum + r);
+}
+
+#endif

@@ -1,0 +1,416 @@
+/*
+ * dot_avx512.c - the kernels of dot.h for AVX-512 with VNNI.
+ *
+ * A chunk is four registers of 64 unsigned weights in their natural order and two of 16 floats, a and m of its runs. VPDPBUSD
+ * leaves four lanes for each run of 16 elements; they stay apart until the end of the row, so that a product costs no shuffles
+ * but one, which spreads four of the run scales over a register.
+ *
+ * Loads of small blocks take whole chunks: the last chunk of a row may read on into the next row (its values meet zero
+ * activations and masked scales), and only at the end of the tensor it is copied first.
+ */
+#include "backend/cpu/dot.h"
+
+#include <immintrin.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+struct chunk {
+  __m512i q[4];
+  __m512 a, m;
+};
+typedef void load_chunk(const uint8_t *p, struct chunk *c);
+/* A format: its loader and its blocks. */
+struct format {
+  load_chunk *load;
+  int block_elements;
+  size_t block_bytes;
+};
+
+/* ---- unpacking ---- */
+
+INLINE __m128i load16(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
+INLINE __m256i load32(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+/* The first words of eight blocks `stride` bytes apart: two halves each. */
+INLINE __m256i block_words(const uint8_t *p, int stride) {
+  __m256i at = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(stride));
+  return _mm256_i32gather_epi32((const int *)(const void *)p, at, 1);
+}
+
+/* Eight halves in the low words -> floats, each for two runs. */
+INLINE __m512 run_floats(__m256i words) {
+  __m256 f = _mm256_cvtph_ps(_mm256_cvtepi32_epi16(words));
+  __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  return _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(f));
+}
+
+/* a = d, m = offset d: formats without a minimum */
+INLINE void load_scales(const uint8_t *p, int stride, float offset, struct chunk *c) {
+  c->a = run_floats(block_words(p, stride));
+  c->m = _mm512_mul_ps(c->a, _mm512_set1_ps(offset));
+}
+
+/* a = d, m = the half after it */
+INLINE void load_scales_minima(const uint8_t *p, int stride, struct chunk *c) {
+  __m256i words = block_words(p, stride);
+  c->a = run_floats(words);
+  c->m = run_floats(_mm256_srli_epi32(words, 16));
+}
+
+/* Nibbles of two small blocks. */
+INLINE __m512i load_nibbles(const uint8_t *qs0, const uint8_t *qs1) {
+  __m512i v = _mm512_broadcast_i32x4(load16(qs0));
+  v = _mm512_mask_broadcast_i32x4(v, 0xFF00, load16(qs1));
+  v = _mm512_srlv_epi64(v, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4));
+  return _mm512_and_si512(v, _mm512_set1_epi8(15));
+}
+
+/* Sets bit 4 where the words of two blocks have a one. */
+INLINE __m512i add_fifth_bits(__m512i q, const uint8_t *qh0, const uint8_t *qh1) {
+  uint32_t low, high;
+  memcpy(&low, qh0, sizeof low);
+  memcpy(&high, qh1, sizeof high);
+  return _mm512_mask_add_epi8(q, (__mmask64)((uint64_t)high << 32 | low), q, _mm512_set1_epi8(16));
+}
+
+INLINE void load_q4_0(const uint8_t *p, struct chunk *c) {
+  load_scales(p, 18, -8, c);
+  for (int j = 0; j < 4; j++) c->q[j] = load_nibbles(p + 36 * j + 2, p + 36 * j + 20);
+}
+
+INLINE void load_q4_1(const uint8_t *p, struct chunk *c) {
+  load_scales_minima(p, 20, c);
+  for (int j = 0; j < 4; j++) c->q[j] = load_nibbles(p + 40 * j + 4, p + 40 * j + 24);
+}
+
+INLINE void load_q5_0(const uint8_t *p, struct chunk *c) {
+  load_scales(p, 22, -16, c);
+  for (int j = 0; j < 4; j++)
+    c->q[j] = add_fifth_bits(load_nibbles(p + 44 * j + 6, p + 44 * j + 28), p + 44 * j + 2, p + 44 * j + 24);
+}
+
+INLINE void load_q5_1(const uint8_t *p, struct chunk *c) {
+  load_scales_minima(p, 24, c);
+  for (int j = 0; j < 4; j++)
+    c->q[j] = add_fifth_bits(load_nibbles(p + 48 * j + 8, p + 48 * j + 32), p + 48 * j + 4, p + 48 * j + 28);
+}
+
+INLINE void load_q8_0(const uint8_t *p, struct chunk *c) {
+  load_scales(p, 34, -128, c);
+  for (int j = 0; j < 4; j++) {
+    __m512i v = _mm512_castsi256_si512(load32(p + 68 * j + 2));
+    v = _mm512_inserti64x4(v, load32(p + 68 * j + 36), 1);
+    c->q[j] = _mm512_xor_si512(v, _mm512_set1_epi8((char)0x80)); /* + 128 */
+  }
+}
+
+/* d, dmin and the packed scales of Q4_K and Q5_K (backend/blocks.h), four numbers at a time in the bytes of 32-bit words. */
+INLINE void load_super_scales(const uint8_t *p, struct chunk *c) {
+  uint32_t d, s[3];
+  memcpy(&d, p, sizeof d);
+  memcpy(s, p + 4, sizeof s);
+  uint32_t scale0 = s[0] & 0x3F3F3F3Fu, scale1 = (s[2] & 0x0F0F0F0Fu) | (s[0] >> 2 & 0x30303030u);
+  uint32_t minimum0 = s[1] & 0x3F3F3F3Fu, minimum1 = (s[2] >> 4 & 0x0F0F0F0Fu) | (s[1] >> 2 & 0x30303030u);
+  __m128i bytes = _mm_setr_epi32((int)scale0, (int)scale1, (int)minimum0, (int)minimum1);
+  __m512 numbers = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)); /* 8 scales, 8 minima */
+  __m512 both = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128((int)d)));
+  __m512 factors = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), both);
+  factors = _mm512_mask_sub_ps(factors, 0xFF00, _mm512_setzero_ps(), factors);
+  numbers = _mm512_mul_ps(numbers, factors);
+  c->a = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), numbers);
+  c->m = _mm512_permutexvar_ps(_mm512_setr_epi32(8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15), numbers);
+}
+
+/* 32 bytes -> 64 elements, the low halves first */
+INLINE __m512i load_super_nibbles(const uint8_t *qs) {
+  __m512i v = _mm512_srlv_epi64(_mm512_broadcast_i64x4(load32(qs)), _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
+  return _mm512_and_si512(v, _mm512_set1_epi8(15));
+}
+
+INLINE void load_q4_k(const uint8_t *p, struct chunk *c) {
+  load_super_scales(p, c);
+  for (int j = 0; j < 4; j++) c->q[j] = load_super_nibbles(p + 16 + 32 * j);
+}
+
+/* (bits & mask) | q */
+INLINE __m512i merge_bits(__m512i q, __m512i bits, char mask) {
+  return _mm512_ternarylogic_epi64(q, bits, _mm512_set1_epi8(mask), 0xF8);
+}
+
+INLINE void load_q5_k(const uint8_t *p, struct chunk *c) {
+  load_super_scales(p, c);
+  __m512i high = _mm512_broadcast_i64x4(load32(p + 16));
+  for (int j = 0; j < 4; j++) {
+    /* bits 2j and 2j + 1 go to bit 4; a rotation to the left by a negative number is one to the right */
+    long long first = (4 - 2 * j) & 63, second = (3 - 2 * j) & 63;
+    __m512i turn = _mm512_setr_epi64(first, first, first, first, second, second, second, second);
+    c->q[j] = merge_bits(load_super_nibbles(p + 48 + 32 * j), _mm512_rolv_epi64(high, turn), 0x10);
+  }
+}
+
+INLINE void load_q6_k(const uint8_t *p, struct chunk *c) {
+  __m512i mask = _mm512_set1_epi8(15);
+  __m512i first = _mm512_setr_epi64(4, 4, 4, 4, 2, 2, 2, 2), second = _mm512_setr_epi64(0, 0, 0, 0, 62, 62, 62, 62);
+  for (int h = 0; h < 2; h++) {
+    __m512i low = _mm512_loadu_si512(p + 64 * h), high = _mm512_broadcast_i64x4(load32(p + 128 + 32 * h));
+    c->q[2 * h] = merge_bits(_mm512_and_si512(low, mask), _mm512_rolv_epi64(high, first), 0x30);
+    c->q[2 * h + 1] = merge_bits(_mm512_and_si512(_mm512_srli_epi64(low, 4), mask), _mm512_rolv_epi64(high, second), 0x30);
+  }
+  uint16_t d;
+  memcpy(&d, p + 208, sizeof d);
+  __m512 scale = _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(d)));
+  c->a = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(p + 192))));
+  c->m = _mm512_mul_ps(c->a, _mm512_set1_ps(-32));
+}
+
+#define FORMAT(name, elements, bytes) static const struct format name = {load_##name, elements, bytes}
+FORMAT(q4_0, 32, 18);
+FORMAT(q4_1, 32, 20);
+FORMAT(q5_0, 32, 22);
+FORMAT(q5_1, 32, 24);
+FORMAT(q8_0, 32, 34);
+FORMAT(q4_k, 256, 144);
+FORMAT(q5_k, 256, 176);
+FORMAT(q6_k, 256, 210);
+
+/* The last chunk of a row, with fewer than eight small blocks. */
+INLINE void load_part(struct format f, const uint8_t *p, int blocks, const uint8_t *end, struct chunk *c) {
+  uint8_t copy[8 * 34];
+  size_t bytes = 8 * f.block_bytes;
+  if ((size_t)(end - p) < bytes) {
+    memset(copy, 0, bytes);
+    memcpy(copy, p, (size_t)blocks * f.block_bytes);
+    p = copy;
+  }
+  f.load(p, c);
+  __mmask16 mask = (__mmask16)((1u << 2 * blocks) - 1);
+  c->a = _mm512_maskz_mov_ps(mask, c->a);
+  c->m = _mm512_maskz_mov_ps(mask, c->m);
+}
+
+/* ---- products ---- */
+
+INLINE __m512i spread(int quarter) {
+  return _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_set1_epi32(4 * quarter));
+}
+
+/* Two sums a token keep the chain of additions short; which one a product enters depends on its place only. */
+INLINE void accumulate(const struct chunk *c, int quarters, const struct act_chunk *x, __m512 sums[2]) {
+  __m512 scale = _mm512_mul_ps(c->a, _mm512_load_ps(x->scale));
+  for (int j = 0; j < quarters; j++) {
+    __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), c->q[j], _mm512_load_si512(x->high + 64 * j));
+    dot = _mm512_dpbusd_epi32(_mm512_slli_epi32(dot, 7), c->q[j], _mm512_load_si512(x->low + 64 * j));
+    sums[j & 1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(spread(j), scale), sums[j & 1]);
+  }
+  sums[1] = _mm512_fmadd_ps(c->m, _mm512_load_ps(x->sum), sums[1]);
+}
+
+/* One row and n tokens; n is a constant where this is used. */
+INLINE void dot_row(struct format f, const uint8_t *row, const uint8_t *end, const struct dot_input *in,
+                    const struct act_chunk *x, const int n, float *y, int64_t y_stride) {
+  __m512 sums[4][2];
+  for (int t = 0; t < n; t++) sums[t][0] = sums[t][1] = _mm512_setzero_ps();
+  int64_t full = in->cols / CHUNK;
+  size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
+  struct chunk c;
+  for (int64_t k = 0; k < full; k++, row += chunk_bytes) {
+    f.load(row, &c);
+    for (int t = 0; t < n; t++) accumulate(&c, 4, x + t * in->chunks_per_token + k, sums[t]);
+  }
+  int blocks = (int)(in->cols % CHUNK) / f.block_elements;
+  if (f.block_elements < CHUNK && blocks > 0) {
+    load_part(f, row, blocks, end, &c);
+    for (int t = 0; t < n; t++) accumulate(&c, (blocks + 1) / 2, x + t * in->chunks_per_token + full, sums[t]);
+  }
+  for (int t = 0; t < n; t++) y[t * y_stride] = _mm512_reduce_add_ps(_mm512_add_ps(sums[t][0], sums[t][1]));
+}
+
+INLINE void dot_rows_of(struct format f, const struct weight *w, int64_t first, int64_t last, const struct dot_input *in,
+                        float *y) {
+  size_t row_bytes = (size_t)(w->cols / f.block_elements) * f.block_bytes;
+  const uint8_t *data = w->data, *end = data + (size_t)w->rows * row_bytes;
+  for (int64_t r = first; r < last; r++) {
+    const uint8_t *row = data + (size_t)r * row_bytes;
+    const struct act_chunk *x = in->chunks;
+    float *to = y + r;
+    int left = in->n;
+    for (; left >= 4; left -= 4, x += 4 * in->chunks_per_token, to += 4 * w->rows) dot_row(f, row, end, in, x, 4, to, w->rows);
+    if (left >= 2) {
+      dot_row(f, row, end, in, x, 2, to, w->rows);
+      left -= 2, x += 2 * in->chunks_per_token, to += 2 * w->rows;
+    }
+    if (left) dot_row(f, row, end, in, x, 1, to, w->rows);
+  }
+}
+
+/* ---- expansion ---- */
+
+/* Round to nearest even, as f32_to_bf16 does. */
+INLINE __m256i to_bf16(__m512 x) {
+  __m512i u = _mm512_castps_si512(x);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+  __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  rounded = _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
+  return _mm512_cvtepi32_epi16(rounded);
+}
+
+INLINE void store_f32(void *out, int64_t at, __m512 x) { _mm512_storeu_ps((float *)out + at, x); }
+INLINE void store_bf16(void *out, int64_t at, __m512 x) {
+  _mm256_storeu_si256((__m256i *)(void *)((uint16_t *)out + at), to_bf16(x));
+}
+typedef void store_run(void *out, int64_t at, __m512 x);
+
+/* a q + m is one rounding of the exact value: weight_dequantize gives the same bits. */
+INLINE void expand_chunk(const struct chunk *c, int runs, store_run *store, void *out, int64_t at) {
+  for (int r = 0; r < runs; r++) {
+    __m512i lane = _mm512_set1_epi32(r);
+    const uint8_t *bytes = (const uint8_t *)c->q;
+    __m512 q = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16(bytes + RUN * r)));
+    store(out, at + RUN * r, _mm512_fmadd_ps(q, _mm512_permutexvar_ps(lane, c->a), _mm512_permutexvar_ps(lane, c->m)));
+  }
+}
+
+INLINE void expand_rows(struct format f, const struct weight *w, int64_t first, int64_t last, store_run *store, void *out) {
+  size_t row_bytes = (size_t)(w->cols / f.block_elements) * f.block_bytes;
+  size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
+  const uint8_t *data = w->data, *end = data + (size_t)w->rows * row_bytes;
+  int64_t at = 0;
+  struct chunk c;
+  for (int64_t r = first; r < last; r++) {
+    const uint8_t *row = data + (size_t)r * row_bytes;
+    for (int64_t k = 0; k < w->cols / CHUNK; k++, row += chunk_bytes, at += CHUNK) {
+      f.load(row, &c);
+      expand_chunk(&c, CHUNK_RUNS, store, out, at);
+    }
+    int part = (int)(w->cols % CHUNK);
+    if (part == 0 || f.block_elements == CHUNK) continue;
+    load_part(f, row, part / f.block_elements, end, &c);
+    expand_chunk(&c, part / RUN, store, out, at);
+    at += part;
+  }
+}
+
+#define KERNELS(name)                                                                                                            \
+  static void rows_##name(const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y) {           \
+    dot_rows_of(name, w, first, last, in, y);                                                                                    \
+  }                                                                                                                              \
+  static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
+    expand_rows(name, w, first, last, store_f32, out);                                                                           \
+  }                                                                                                                              \
+  static void bf16_##name(const struct weight *w, int64_t first, int64_t last, uint16_t *out) {                                  \
+    expand_rows(name, w, first, last, store_bf16, out);                                                                          \
+  }
+KERNELS(q4_0)
+KERNELS(q4_1)
+KERNELS(q5_0)
+KERNELS(q5_1)
+KERNELS(q8_0)
+KERNELS(q4_k)
+KERNELS(q5_k)
+KERNELS(q6_k)
+
+/* ---- float weights ---- */
+
+typedef __m512 load_floats(const uint8_t *row, int64_t at, __mmask16 mask);
+INLINE __m512 load_f32(const uint8_t *row, int64_t at, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, row + 4 * at); }
+INLINE __m512 load_f16(const uint8_t *row, int64_t at, __mmask16 mask) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, row + 2 * at));
+}
+INLINE __m512 load_bf16(const uint8_t *row, int64_t at, __mmask16 mask) {
+  __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row + 2 * at));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+INLINE __mmask16 part_mask(int64_t left) { return left >= 16 ? 0xFFFF : (__mmask16)((1u << left) - 1); }
+
+INLINE void float_row(load_floats *load, const uint8_t *row, int64_t cols, const float *x, const int n, float *y,
+                      int64_t y_stride) {
+  __m512 sums[4][4];
+  for (int t = 0; t < n; t++)
+    for (int i = 0; i < 4; i++) sums[t][i] = _mm512_setzero_ps();
+  int64_t k = 0;
+  for (; k + 64 <= cols; k += 64)
+    for (int i = 0; i < 4; i++) {
+      __m512 w = load(row, k + 16 * i, 0xFFFF);
+      for (int t = 0; t < n; t++) sums[t][i] = _mm512_fmadd_ps(w, _mm512_loadu_ps(x + t * cols + k + 16 * i), sums[t][i]);
+    }
+  for (; k < cols; k += 16) {
+    __mmask16 mask = part_mask(cols - k);
+    __m512 w = load(row, k, mask);
+    for (int t = 0; t < n; t++) sums[t][0] = _mm512_fmadd_ps(w, _mm512_maskz_loadu_ps(mask, x + t * cols + k), sums[t][0]);
+  }
+  for (int t = 0; t < n; t++) {
+    __m512 even = _mm512_add_ps(sums[t][0], sums[t][2]), odd = _mm512_add_ps(sums[t][1], sums[t][3]);
+    y[t * y_stride] = _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
+  }
+}
+
+INLINE void float_rows(load_floats *load, const struct weight *w, int64_t first, int64_t last, const struct dot_input *in,
+                       float *y) {
+  size_t row_bytes = weight_row_bytes(w);
+  for (int64_t r = first; r < last; r++) {
+    const uint8_t *row = (const uint8_t *)w->data + (size_t)r * row_bytes;
+    int t = 0;
+    for (; t + 4 <= in->n; t += 4) float_row(load, row, w->cols, in->x + t * w->cols, 4, y + t * w->rows + r, w->rows);
+    for (; t < in->n; t++) float_row(load, row, w->cols, in->x + t * w->cols, 1, y + t * w->rows + r, w->rows);
+  }
+}
+
+/* Rows follow each other without gaps, so that a range of them is one run of numbers. */
+INLINE void expand_floats(load_floats *load, const struct weight *w, int64_t first, int64_t last, uint16_t *out) {
+  const uint8_t *data = (const uint8_t *)w->data + (size_t)first * weight_row_bytes(w);
+  int64_t count = (last - first) * w->cols;
+  for (int64_t k = 0; k < count; k += 16) {
+    __mmask16 mask = part_mask(count - k);
+    _mm256_mask_storeu_epi16(out + k, mask, to_bf16(load(data, k, mask)));
+  }
+}
+
+INLINE void expand_floats_f32(load_floats *load, const struct weight *w, int64_t first, int64_t last, float *out) {
+  const uint8_t *data = (const uint8_t *)w->data + (size_t)first * weight_row_bytes(w);
+  int64_t count = (last - first) * w->cols;
+  for (int64_t k = 0; k < count; k += 16) {
+    __mmask16 mask = part_mask(count - k);
+    _mm512_mask_storeu_ps(out + k, mask, load(data, k, mask));
+  }
+}
+
+#define FLOAT_KERNELS(name)                                                                                                      \
+  static void rows_##name(const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y) {           \
+    float_rows(load_##name, w, first, last, in, y);                                                                              \
+  }                                                                                                                              \
+  static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
+    expand_floats_f32(load_##name, w, first, last, out);                                                                         \
+  }                                                                                                                              \
+  static void bf16_##name(const struct weight *w, int64_t first, int64_t last, uint16_t *out) {                                  \
+    expand_floats(load_##name, w, first, last, out);                                                                             \
+  }
+FLOAT_KERNELS(f32)
+FLOAT_KERNELS(f16)
+FLOAT_KERNELS(bf16)
+
+static void quantize(const float *x, int count, struct act_chunk *chunk) { quantize_chunk_inline(x, count, chunk); }
+
+static void round_bf16(const float *x, size_t count, uint16_t *out) {
+  for (size_t k = 0; k < count; k += 16) {
+    __mmask16 mask = part_mask((int64_t)(count - k));
+    _mm256_mask_storeu_epi16(out + k, mask, to_bf16(_mm512_maskz_loadu_ps(mask, x + k)));
+  }
+}
+
+#define ALL_TYPES(kind)                                                                                                          \
+  {                                                                                                                              \
+    [WEIGHT_F32] = kind##_f32, [WEIGHT_F16] = kind##_f16, [WEIGHT_BF16] = kind##_bf16, [WEIGHT_Q4_0] = kind##_q4_0,              \
+    [WEIGHT_Q4_1] = kind##_q4_1, [WEIGHT_Q5_0] = kind##_q5_0, [WEIGHT_Q5_1] = kind##_q5_1, [WEIGHT_Q8_0] = kind##_q8_0,          \
+    [WEIGHT_Q4_K] = kind##_q4_k, [WEIGHT_Q5_K] = kind##_q5_k, [WEIGHT_Q6_K] = kind##_q6_k                                        \
+  }
+
+const struct dot_kernels dot_avx512 = {
+    .name = "AVX-512 VNNI",
+    .quantize = quantize,
+    .rows = ALL_TYPES(rows),
+    .f32 = ALL_TYPES(f32),
+    .bf16 = ALL_TYPES(bf16),
+    .round_bf16 = round_bf16,
+};

@@ -1,0 +1,170 @@
+/*
+ * ops.c - the element-wise operations of a forward pass.
+ *
+ * They touch activations only, which are small beside the weights; the loops are written for the compiler's vectorizer, with an
+ * exponential of our own because libm's cannot be vectorized in strict C. Threads join in for prompts only.
+ */
+#include "backend/cpu/cpu.h"
+
+#include <math.h>
+
+#define PARALLEL_ELEMENTS 65536 /* below this, starting threads costs more than the work */
+
+/*
+ * e^x within 2 units in the last place (tests/backend/test_ops.c), 0 and infinity beyond the range of floats, NaN for NaN.
+ * x = k ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts so that r is exact; e^r by its Taylor polynomial, whose first left-out
+ * term r^8/8! is 5e-9; 2^k in two factors, because 2^128 alone is no float.
+ */
+static inline float exponential(float x) {
+  float bounded = x > 104.0f ? 104.0f : x < -104.0f ? -104.0f : x; /* NaN stays */
+  float shifted = bounded * 1.44269504f + 12582912.0f;             /* rounds to an integer in the low bits */
+  float k = shifted - 12582912.0f;
+  float r = bounded - k * 0.693359375f;
+  r = r + k * 2.12194440e-4f;
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r * r + r + 1.0f;
+  uint32_t bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  int32_t e = (int32_t)(bits - 0x4B400000u);
+  e = k == k ? e : 0; /* NaN: any exponent will do */
+  int32_t half = e / 2;
+  uint32_t first_bits = (uint32_t)(half + 127) << 23, second_bits = (uint32_t)(e - half + 127) << 23;
+  float first, second;
+  memcpy(&first, &first_bits, sizeof first);
+  memcpy(&second, &second_bits, sizeof second);
+  return p * first * second;
+}
+
+void cpu_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y) {
+  int threads = cpu_of(be)->threads;
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * dim >= PARALLEL_ELEMENTS)
+  for (int64_t r = 0; r < rows; r++) {
+    const float *from = x + r * dim;
+    float *to = y + r * dim;
+    double squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int i = 0; i < dim; i++) squares += (double)from[i] * (double)from[i];
+    float factor = (float)(1 / sqrt(squares / dim + (double)eps));
+    for (int i = 0; i < dim; i++) to[i] = from[i] * factor * weight[i];
+  }
+}
+
+/* ---- RoPE ---- */
+
+void rope_table_free(oscar_context *context, struct rope_table *table) {
+  scratch_free(context, &table->positions);
+  scratch_free(context, &table->factors);
+  scratch_free(context, &table->cosines);
+  scratch_free(context, &table->sines);
+}
+
+/* Bits of floats are compared: equal bits are what matters, and NaN must not defeat it. */
+static bool rope_table_holds(const struct rope_table *table, const struct rope_spec *spec, int n, const int32_t *positions) {
+  const struct rope_spec *old = &table->spec;
+  if (table->count != n || old->rotary_dim != spec->rotary_dim || !old->factors != !spec->factors) return false;
+  if (memcmp(&old->base, &spec->base, sizeof old->base) != 0) return false;
+  if (memcmp(&old->linear_scale, &spec->linear_scale, sizeof old->linear_scale) != 0) return false;
+  if (spec->factors && memcmp(old->factors, spec->factors, (size_t)spec->rotary_dim / 2 * sizeof(float)) != 0) return false;
+  return memcmp(table->positions.data, positions, (size_t)n * sizeof *positions) == 0;
+}
+
+/* Angles in double: at position 100,000 a float angle would be wrong by 0.004. */
+static void rope_angles(const struct rope_table *table, int threads) {
+  const struct rope_spec *spec = &table->spec;
+  const int32_t *positions = table->positions.data;
+  float *cosines = table->cosines.data, *sines = table->sines.data;
+  int pairs = spec->rotary_dim / 2;
+#pragma omp parallel for num_threads(threads) schedule(static) if ((int64_t)table->count * pairs >= PARALLEL_ELEMENTS / 16)
+  for (int t = 0; t < table->count; t++)
+    for (int i = 0; i < pairs; i++) {
+      double angle = (double)spec->linear_scale * positions[t] * pow((double)spec->base, -2.0 * i / spec->rotary_dim);
+      if (spec->factors) angle /= (double)spec->factors[i];
+      cosines[(int64_t)t * pairs + i] = (float)cos(angle);
+      sines[(int64_t)t * pairs + i] = (float)sin(angle);
+    }
+}
+
+static oscar_status rope_table_fill(struct cpu_backend *cpu, const struct rope_spec *spec, int n, const int32_t *positions) {
+  struct rope_table *table = &cpu->rope;
+  if (rope_table_holds(table, spec, n, positions)) return OSCAR_OK;
+  oscar_context *context = cpu->base.context;
+  size_t pairs = (size_t)spec->rotary_dim / 2, angles = (size_t)n * pairs;
+  table->count = 0;
+  oscar_status status = scratch_reserve(context, &table->positions, (size_t)n, sizeof *positions);
+  if (status == OSCAR_OK) status = scratch_reserve(context, &table->factors, pairs, sizeof(float));
+  if (status == OSCAR_OK) status = scratch_reserve(context, &table->cosines, angles, sizeof(float));
+  if (status == OSCAR_OK) status = scratch_reserve(context, &table->sines, angles, sizeof(float));
+  if (status != OSCAR_OK) return status;
+  memcpy(table->positions.data, positions, (size_t)n * sizeof *positions);
+  table->spec = *spec;
+  if (spec->factors) table->spec.factors = memcpy(table->factors.data, spec->factors, pairs * sizeof(float));
+  table->count = n;
+  rope_angles(table, cpu->threads);
+  return OSCAR_OK;
+}
+
+/* Pairs `step` apart, `next` from one pair to the next. */
+static void rotate_head(int pairs, int step, int next, const float *cosines, const float *sines, float *x) {
+  for (int i = 0; i < pairs; i++) {
+    float re = x[i * next], im = x[i * next + step];
+    x[i * next] = re * cosines[i] - im * sines[i];
+    x[i * next + step] = re * sines[i] + im * cosines[i];
+  }
+}
+
+oscar_status cpu_rope(struct backend *be, const struct rope_spec *spec, int n, int heads, int head_dim, const int32_t *positions,
+                      float *x) {
+  struct cpu_backend *cpu = cpu_of(be);
+  if (spec->rotary_dim < 2 || spec->rotary_dim % 2 || spec->rotary_dim > head_dim)
+    return set_error(be->context, OSCAR_INVALID_ARGUMENT,
+                     "RoPE over %d of %d dimensions is not possible: expected an even number, at most all", spec->rotary_dim,
+                     head_dim);
+  if (n == 0) return OSCAR_OK;
+  oscar_status status = rope_table_fill(cpu, spec, n, positions);
+  if (status != OSCAR_OK) return status;
+  const float *cosines = cpu->rope.cosines.data, *sines = cpu->rope.sines.data;
+  int pairs = spec->rotary_dim / 2, step = spec->kind == ROPE_NEOX ? pairs : 1, next = spec->kind == ROPE_NEOX ? 1 : 2;
+#pragma omp parallel for num_threads(cpu->threads) schedule(static) if ((int64_t)n * heads * head_dim >= PARALLEL_ELEMENTS)
+  for (int t = 0; t < n; t++)
+    for (int h = 0; h < heads; h++)
+      rotate_head(pairs, step, next, cosines + (int64_t)t * pairs, sines + (int64_t)t * pairs,
+                  x + ((int64_t)t * heads + h) * head_dim);
+  return OSCAR_OK;
+}
+
+/* ---- element by element ---- */
+
+void cpu_add(struct backend *be, size_t count, float *x, const float *y) {
+  int threads = cpu_of(be)->threads;
+#pragma omp parallel for simd num_threads(threads) schedule(static) if (parallel : count >= PARALLEL_ELEMENTS)
+  for (size_t i = 0; i < count; i++) x[i] += y[i];
+}
+
+void cpu_scale(struct backend *be, size_t count, float *x, float factor) {
+  int threads = cpu_of(be)->threads;
+#pragma omp parallel for simd num_threads(threads) schedule(static) if (parallel : count >= PARALLEL_ELEMENTS)
+  for (size_t i = 0; i < count; i++) x[i] *= factor;
+}
+
+/* x sigmoid(x); for large negative x, x / (1 + inf) is 0. */
+void cpu_silu_mul(struct backend *be, size_t count, float *gate, const float *up) {
+  int threads = cpu_of(be)->threads;
+#pragma omp parallel for simd num_threads(threads) schedule(static) if (parallel : count >= PARALLEL_ELEMENTS)
+  for (size_t i = 0; i < count; i++) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+}
+
+/* x (1 + tanh(u)) / 2 = x / (1 + e^(-2u)) with u = sqrt(2/pi) (x + 0.044715 x^3) (Hendrycks and Gimpel, arXiv 1606.08415). */
+void cpu_gelu_mul(struct backend *be, size_t count, float *gate, const float *up) {
+  int threads = cpu_of(be)->threads;
+  const float factor = -1.5957691216f; /* -2 sqrt(2/pi) */
+#pragma omp parallel for simd num_threads(threads) schedule(static) if (parallel : count >= PARALLEL_ELEMENTS)
+  for (size_t i = 0; i < count; i++) {
+    float x = gate[i];
+    gate[i] = x / (1.0f + exponential(factor * (x + 0.044715f * x * x * x))) * up[i];
+  }
+}

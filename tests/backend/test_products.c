@@ -1,0 +1,542 @@
+/*
+ * Products with weights: every kernel of every instruction set against double-precision products of the dequantized weights,
+ * within bounds derived from the formats; the weights end at a page that cannot be read.
+ */
+#include "random_weights.h"
+
+#include "backend/cpu/dot.h"
+
+static const oscar_isa all_isas[] = {OSCAR_ISA_PORTABLE, OSCAR_ISA_AVX2, OSCAR_ISA_AVX512};
+
+struct bench {
+  oscar_context *context;
+  struct backend *be;
+};
+
+static bool bench_open(struct bench *b, oscar_isa isa, int threads) {
+  oscar_context_options options;
+  oscar_context_options_default(&options);
+  options.isa = isa;
+  options.threads = threads;
+  if (oscar_context_create(&options, &b->context) != OSCAR_OK) return false; /* the CPU lacks it */
+  assert_ok(b->context, backend_create_cpu(b->context, &b->be));
+  return true;
+}
+
+static void bench_close(struct bench *b) {
+  b->be->ops->free(b->be);
+  oscar_context_free(b->context);
+}
+
+static float *product(struct bench *b, const struct weight *w, const float *bias, int n, const float *x) {
+  float *y = malloc((size_t)(n * w->rows) * sizeof *y);
+  assert_non_null(y);
+  for (int64_t i = 0; i < n * w->rows; i++) y[i] = NAN; /* what is not written shows */
+  assert_ok(b->context, b->be->ops->matmul(b->be, 1, &w, &bias, n, x, &y));
+  return y;
+}
+
+/*
+ * What the integer kernels may differ by from the exact product: half a step of the activations (peak of their run / 16256) for
+ * each weight, and float roundings (2^-24 each) of a sum whose terms are below largest_term * |x| and of which each meets at
+ * most cols/16 + 40 additions.
+ */
+static double few_tokens_bound(const struct weight *w, const double *row, const float *x) {
+  double steps = 0, magnitude = 0;
+  bool exact = weight_is_float(w->type);
+  for (int64_t k = 0; k < w->cols; k += RUN) {
+    int64_t count = w->cols - k < RUN ? w->cols - k : RUN;
+    double peak = 0, weights = 0;
+    for (int64_t i = 0; i < count; i++) {
+      peak = fmax(peak, fabs((double)x[k + i]));
+      weights += fabs(row[k + i]);
+      magnitude += fabs((double)x[k + i]) * (exact ? fabs(row[k + i]) : largest_term(w->type));
+    }
+    if (!exact) steps += weights * peak / LARGEST_ACTIVE * 0.5001;
+  }
+  return steps + magnitude * 0x1p-24 * ((double)w->cols / 16 + 40);
+}
+
+static void check_few_tokens(struct bench *b, enum weight_type type, int64_t rows, int64_t cols, int n) {
+  struct random_weight w = random_weight(type, rows, cols, (uint64_t)(rows * 1000 + cols));
+  float *x = random_floats((size_t)(n * cols), (uint64_t)n);
+  double *exact = dequantized(&w.weight);
+  float *y = product(b, &w.weight, NULL, n, x);
+  for (int t = 0; t < n; t++)
+    for (int64_t r = 0; r < rows; r++) {
+      double sum = 0;
+      for (int64_t k = 0; k < cols; k++) sum += exact[r * cols + k] * (double)x[t * cols + k];
+      double bound = few_tokens_bound(&w.weight, exact + r * cols, x + t * cols);
+      if (!(fabs((double)y[t * rows + r] - sum) <= bound))
+        fail_msg("%s %s %lldx%lld, token %d of %d, row %lld: %.9g instead of %.9g (+-%.3g)",
+                 oscar_isa_name(b->context->options.isa), weight_type_name((int)type), (long long)rows, (long long)cols, t, n,
+                 (long long)r, (double)y[t * rows + r], sum, bound);
+    }
+  free(y);
+  free(exact);
+  free(x);
+  random_weight_free(&w);
+}
+
+static void every_kernel_agrees_with_double_precision(void **state) {
+  (void)state;
+  static const int tokens[] = {1, 2, 3, 4, 7, 8, 9};
+  for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+    struct bench b;
+    if (!bench_open(&b, all_isas[i], 2)) continue;
+    for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
+      enum weight_type type = all_types[k];
+      int elements;
+      size_t bytes;
+      weight_block(type, &elements, &bytes);
+      static const int64_t float_cols[] = {1, 15, 33, 64, 201}, block_counts[] = {1, 2, 3, 7, 8, 9, 18};
+      bool is_float = elements == 1;
+      size_t widths = is_float ? ARRAY_LENGTH(float_cols) : ARRAY_LENGTH(block_counts);
+      for (size_t c = 0; c < widths; c++)
+        for (size_t t = 0; t < ARRAY_LENGTH(tokens); t++) {
+          int64_t cols = is_float ? float_cols[c] : block_counts[c] * elements;
+          check_few_tokens(&b, type, 1, cols, tokens[t]);
+          check_few_tokens(&b, type, 5, cols, tokens[t]);
+        }
+      check_few_tokens(&b, type, 67, 1536, 1);
+    }
+    bench_close(&b);
+  }
+}
+
+/* A block of scale one without minimum, so that every product is an integer. */
+static void make_integer_blocks(struct random_weight *w) {
+  int elements;
+  size_t bytes;
+  weight_block(w->weight.type, &elements, &bytes);
+  uint8_t *data = (uint8_t *)w->mapping + w->mapped_bytes - (size_t)sysconf(_SC_PAGESIZE);
+  for (data -= (size_t)(w->weight.rows * (w->weight.cols / elements)) * bytes; w->weight.rows > 0; data += bytes) {
+    switch (w->weight.type) {
+    case WEIGHT_Q6_K:
+      memset(data + 192, 1, 16);
+      put_half(data + 208, 1);
+      break;
+    case WEIGHT_Q4_K:
+    case WEIGHT_Q5_K:
+      memcpy(data + 4, (const uint8_t[12]){1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1}, 12);
+      put_half(data + 2, 0);
+      put_half(data, 1);
+      break;
+    case WEIGHT_Q4_1:
+    case WEIGHT_Q5_1:
+      put_half(data + 2, 0);
+      put_half(data, 1);
+      break;
+    default:
+      put_half(data, 1);
+    }
+    if (data + bytes == (uint8_t *)w->mapping + w->mapped_bytes - (size_t)sysconf(_SC_PAGESIZE)) break;
+  }
+}
+
+static void integer_products_are_exact_on_every_instruction_set(void **state) {
+  (void)state;
+  enum { ROWS = 9, N = 3 };
+  for (size_t k = 3; k < ARRAY_LENGTH(all_types); k++) {
+    int elements;
+    size_t bytes;
+    weight_block(all_types[k], &elements, &bytes);
+    int cols = elements;
+    struct random_weight w = random_weight(all_types[k], ROWS, cols, k);
+    make_integer_blocks(&w);
+    double *exact = dequantized(&w.weight);
+    float x[N * CHUNK];
+    uint64_t random = k;
+    /* The peak of each run is 16256, so that the step is one; the rest is small, so that sums stay below 2^24. */
+    for (int i = 0; i < N * cols; i++) x[i] = i % RUN == i / RUN % RUN ? 16256 : (float)(test_random(&random) % 201) - 100;
+    for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+      struct bench b;
+      if (!bench_open(&b, all_isas[i], 1)) continue;
+      float *y = product(&b, &w.weight, NULL, N, x);
+      for (int t = 0; t < N; t++)
+        for (int r = 0; r < ROWS; r++) {
+          double sum = 0;
+          for (int c = 0; c < cols; c++) sum += exact[r * cols + c] * (double)x[t * cols + c];
+          if ((double)y[t * ROWS + r] != sum)
+            fail_msg("%s %s: %.9g instead of %.9g", oscar_isa_name(all_isas[i]), weight_type_name((int)all_types[k]),
+                     (double)y[t * ROWS + r], sum);
+        }
+      free(y);
+      bench_close(&b);
+    }
+    free(exact);
+    random_weight_free(&w);
+  }
+}
+
+static void activations_are_quantized_to_the_same_bits_everywhere(void **state) {
+  (void)state;
+  float *x = random_floats(CHUNK, 5);
+  x[3] = 1e30f, x[40] = 0, x[70] = -1e-20f, x[90] = NAN, x[130] = -INFINITY;
+  for (int i = 160; i < 176; i++) x[i] = i % 2 ? 1e-40f : 0; /* below what is worth scaling */
+  static const int counts[] = {1, 17, 100, 255, CHUNK};
+  for (size_t i = 0; i < ARRAY_LENGTH(counts); i++) {
+    struct act_chunk plain, other;
+    dot_portable.quantize(x, counts[i], &plain);
+    for (int k = 0; k < CHUNK; k++) {
+      int v = 128 * plain.high[k] + plain.low[k];
+      float scale = plain.scale[k / RUN], value = k < counts[i] ? x[k] : 0;
+      if (isnan(scale)) {
+        assert_true(k / RUN == 90 / RUN || k / RUN == 130 / RUN);
+        assert_true(isnan(plain.sum[k / RUN]));
+      } else {
+        assert_true(abs(v) <= LARGEST_ACTIVE && plain.low[k] >= -64 && plain.low[k] <= 63);
+        assert_true(fabs((double)scale * v - (double)value) <= 0.5001 * (double)scale + 1e-30);
+      }
+    }
+#if defined(__x86_64__)
+    struct cpu_features cpu;
+    cpu_detect(&cpu);
+    const struct dot_kernels *vector[] = {cpu.avx2 && cpu.fma && cpu.f16c ? &dot_avx2 : NULL, cpu.avx512 ? &dot_avx512 : NULL};
+    for (size_t v = 0; v < ARRAY_LENGTH(vector); v++) {
+      if (!vector[v]) continue;
+      vector[v]->quantize(x, counts[i], &other);
+      assert_memory_equal(plain.high, other.high, sizeof plain.high);
+      assert_memory_equal(plain.low, other.low, sizeof plain.low);
+      for (int r = 0; r < CHUNK_RUNS; r++) {
+        assert_true(plain.scale[r] == other.scale[r] || (isnan(plain.scale[r]) && isnan(other.scale[r])));
+        assert_true(plain.sum[r] == other.sum[r] || (isnan(plain.sum[r]) && isnan(other.sum[r])));
+      }
+    }
+#else
+    (void)other;
+#endif
+  }
+  free(x);
+}
+
+static void expanded_weights_equal_the_definition_bit_for_bit(void **state) {
+  (void)state;
+  enum { ROWS = 70 };
+  for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+    struct bench b;
+    if (!bench_open(&b, all_isas[i], 1)) continue;
+    const struct dot_kernels *kernels = all_isas[i] == OSCAR_ISA_PORTABLE ? &dot_portable
+#if defined(__x86_64__)
+                                        : all_isas[i] == OSCAR_ISA_AVX2 ? &dot_avx2
+                                                                        : &dot_avx512;
+#else
+                                                                          : NULL;
+#endif
+    for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
+      enum weight_type type = all_types[k];
+      int elements;
+      size_t bytes;
+      weight_block(type, &elements, &bytes);
+      int64_t cols = elements == 1 ? 37 : elements * 3;
+      struct random_weight w = random_weight(type, ROWS, cols, k);
+      double *exact = dequantized(&w.weight);
+      float *out = malloc((size_t)(ROWS * cols) * sizeof *out);
+      uint16_t *brain = malloc((size_t)(ROWS * cols) * sizeof *brain);
+      assert_true(out && brain);
+      for (int64_t first = 0; first < ROWS; first += 23) {
+        int64_t last = first + 23 < ROWS ? first + 23 : ROWS;
+        kernels->f32[type](&w.weight, first, last, out);
+        for (int64_t j = 0; j < (last - first) * cols; j++) assert_true((double)out[j] == exact[first * cols + j]);
+        if (!kernels->bf16[type]) continue;
+        kernels->bf16[type](&w.weight, first, last, brain);
+        for (int64_t j = 0; j < (last - first) * cols; j++)
+          assert_true(bf16_to_f32(brain[j]) == bf16_to_f32(f32_to_bf16((float)exact[first * cols + j]))); /* -0 may be 0 */
+      }
+      free(brain);
+      free(out);
+      free(exact);
+      random_weight_free(&w);
+    }
+    bench_close(&b);
+  }
+}
+
+/*
+ * Many tokens: BF16 rounds both factors, each by at most 2^-8 of itself (F32: sums only). The largest error of a result is
+ * 2^-7 of the sum of magnitudes; rounding errors are independent, so that together they stay below 2^-8 of the root sum of
+ * squares.
+ */
+static void check_many_tokens(struct bench *b, enum weight_type type, int64_t rows, int64_t cols, int n, int64_t row_step) {
+  struct random_weight w = random_weight(type, rows, cols, 11);
+  float *x = random_floats((size_t)(n * cols), 12);
+  double *exact = dequantized(&w.weight);
+  float *y = product(b, &w.weight, NULL, n, x);
+  double unit = b->context->cpu.avx512_bf16 ? 0x1p-7 * 1.01 : 0x1p-24 * (double)(cols + 8), errors = 0, squares = 0;
+  for (int t = 0; t < n; t++)
+    for (int64_t r = 0; r < rows; r += row_step) {
+      double sum = 0, magnitude = 0;
+      for (int64_t k = 0; k < cols; k++) {
+        double term = exact[r * cols + k] * (double)x[t * cols + k];
+        sum += term;
+        magnitude += fabs(term);
+        squares += term * term;
+      }
+      double error = (double)y[t * rows + r] - sum;
+      errors += error * error;
+      if (!(fabs(error) <= magnitude * unit))
+        fail_msg("%s %s %lldx%lld, token %d of %d, row %lld: %.9g instead of %.9g", oscar_isa_name(b->context->options.isa),
+                 weight_type_name((int)type), (long long)rows, (long long)cols, t, n, (long long)r, (double)y[t * rows + r], sum);
+    }
+  if (b->context->cpu.avx512_bf16) assert_true(sqrt(errors) <= 0x1p-8 * sqrt(squares));
+  free(y);
+  free(exact);
+  free(x);
+  random_weight_free(&w);
+}
+
+static void many_tokens_agree_with_double_precision(void **state) {
+  (void)state;
+  for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+    struct bench b;
+    if (!bench_open(&b, all_isas[i], 2)) continue;
+    for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
+      int elements;
+      size_t bytes;
+      weight_block(all_types[k], &elements, &bytes);
+      check_many_tokens(&b, all_types[k], 1, elements == 1 ? 5 : elements, 64, 1);
+      check_many_tokens(&b, all_types[k], 131, elements == 1 ? 37 : elements * 3, 65, 1);
+    }
+    check_many_tokens(&b, WEIGHT_Q4_K, 192, 512, 33, 1);
+    check_many_tokens(&b, WEIGHT_Q4_1, 100, 576, 512, 1);
+    bench_close(&b);
+  }
+}
+
+static void weights_larger_than_a_panel_are_multiplied_in_parts(void **state) {
+  (void)state;
+  struct bench b;
+  assert_true(bench_open(&b, OSCAR_ISA_AUTO, 2));
+  check_many_tokens(&b, WEIGHT_Q8_0, 1100, 8192, 64, 61);
+  bench_close(&b);
+}
+
+static void all_weights_of_a_call_share_the_input_and_take_their_own_bias(void **state) {
+  (void)state;
+  enum { N = 70, COLS = 512, COUNT = 4 };
+  static const enum weight_type types[COUNT] = {WEIGHT_Q4_K, WEIGHT_F32, WEIGHT_Q6_K, WEIGHT_Q4_1};
+  static const int64_t rows[COUNT] = {37, 1, 130, 5};
+  static const int tokens[] = {1, 3, N};
+  struct bench b;
+  assert_true(bench_open(&b, OSCAR_ISA_AUTO, 2));
+  struct random_weight w[COUNT];
+  const struct weight *pointers[COUNT];
+  float *bias[COUNT], *together[COUNT], *x = random_floats(N * COLS, 3);
+  const float *given[COUNT];
+  for (int i = 0; i < COUNT; i++) {
+    w[i] = random_weight(types[i], rows[i], COLS, (uint64_t)i);
+    pointers[i] = &w[i].weight;
+    bias[i] = random_floats((size_t)rows[i], 9);
+    given[i] = i == 2 ? NULL : bias[i];
+    together[i] = malloc((size_t)(N * rows[i]) * sizeof(float));
+    assert_non_null(together[i]);
+  }
+  for (size_t k = 0; k < ARRAY_LENGTH(tokens); k++) {
+    int n = tokens[k];
+    assert_ok(b.context, b.be->ops->matmul(b.be, COUNT, pointers, given, n, x, together));
+    for (int i = 0; i < COUNT; i++) {
+      float *alone = product(&b, pointers[i], NULL, n, x);
+      for (int64_t j = 0; j < n * rows[i]; j++)
+        assert_true(together[i][j] == (given[i] ? alone[j] + bias[i][j % rows[i]] : alone[j]));
+      free(alone);
+    }
+  }
+  for (int i = 0; i < COUNT; i++) {
+    free(bias[i]);
+    free(together[i]);
+    random_weight_free(&w[i]);
+  }
+  free(x);
+  bench_close(&b);
+}
+
+static void results_do_not_depend_on_threads_or_neighbouring_tokens(void **state) {
+  (void)state;
+  enum { ROWS = 177, N = 9 };
+  for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+    struct bench one, two;
+    if (!bench_open(&one, all_isas[i], 1)) continue;
+    assert_true(bench_open(&two, all_isas[i], 3));
+    for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
+      int64_t cols = 768;
+      struct random_weight w = random_weight(all_types[k], ROWS, cols, k);
+      float *x = random_floats((size_t)(N * cols), 8);
+      float *a = product(&one, &w.weight, NULL, N, x), *b = product(&two, &w.weight, NULL, N, x);
+      assert_memory_equal(a, b, N * ROWS * sizeof *a);
+      for (int t = 0; t < N; t++) {
+        float *alone = product(&one, &w.weight, NULL, 1, x + t * cols);
+        assert_memory_equal(alone, a + t * ROWS, (size_t)ROWS * sizeof *a);
+        free(alone);
+      }
+      free(a);
+      free(b);
+      free(x);
+      random_weight_free(&w);
+    }
+    bench_close(&one);
+    bench_close(&two);
+  }
+}
+
+static void non_finite_activations_reach_the_result(void **state) {
+  (void)state;
+  static const float bad[] = {NAN, INFINITY, -INFINITY};
+  for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+    struct bench b;
+    if (!bench_open(&b, all_isas[i], 1)) continue;
+    for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++)
+      for (size_t j = 0; j < ARRAY_LENGTH(bad); j++) {
+        struct random_weight w = random_weight(all_types[k], 3, 256, k);
+        float *x = random_floats(256, 8);
+        x[100] = bad[j];
+        float *y = product(&b, &w.weight, NULL, 1, x);
+        for (int r = 0; r < 3; r++) assert_true(isnan(y[r]) || isinf(y[r]));
+        free(y);
+        free(x);
+        random_weight_free(&w);
+      }
+    bench_close(&b);
+  }
+}
+
+static void embedding_rows_are_dequantized(void **state) {
+  (void)state;
+  enum { ROWS = 12, N = 4 };
+  static const int32_t ids[N] = {11, 0, 5, 5};
+  for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+    struct bench b;
+    if (!bench_open(&b, all_isas[i], 1)) continue;
+    for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
+      int64_t cols = 512;
+      struct random_weight w = random_weight(all_types[k], ROWS, cols, k);
+      double *exact = dequantized(&w.weight);
+      float *y = malloc((size_t)(N * cols) * sizeof *y);
+      assert_non_null(y);
+      assert_ok(b.context, b.be->ops->embed(b.be, &w.weight, N, ids, y));
+      for (int t = 0; t < N; t++)
+        for (int64_t c = 0; c < cols; c++) assert_true((double)y[t * cols + c] == exact[ids[t] * cols + c]);
+      assert_int_equal(b.be->ops->embed(b.be, &w.weight, 1, (const int32_t[]){ROWS}, y), OSCAR_INVALID_ARGUMENT);
+      assert_int_equal(b.be->ops->embed(b.be, &w.weight, 1, (const int32_t[]){-1}, y), OSCAR_INVALID_ARGUMENT);
+      free(y);
+      free(exact);
+      random_weight_free(&w);
+    }
+    bench_close(&b);
+  }
+}
+
+static void unusable_weights_are_refused_by_name(void **state) {
+  (void)state;
+  struct bench b;
+  assert_true(bench_open(&b, OSCAR_ISA_AUTO, 1));
+  float zeros[512] = {0}, out[4];
+  const struct {
+    struct weight weight;
+    oscar_status expected;
+  } cases[] = {
+      {{"blk.0.q", (enum weight_type)10, 1, 256, zeros}, OSCAR_UNSUPPORTED},
+      {{"blk.0.q", (enum weight_type)9999, 1, 256, zeros}, OSCAR_UNSUPPORTED},
+      {{"blk.0.q", (enum weight_type) - 1, 1, 256, zeros}, OSCAR_UNSUPPORTED},
+      {{"blk.0.q", WEIGHT_Q4_K, 1, 288, zeros}, OSCAR_FORMAT},
+      {{"blk.0.q", WEIGHT_Q4_0, 1, 33, zeros}, OSCAR_FORMAT},
+      {{"blk.0.q", WEIGHT_F32, 0, 4, zeros}, OSCAR_FORMAT},
+      {{"blk.0.q", WEIGHT_F32, 4, 4, NULL}, OSCAR_FORMAT},
+      {{"blk.0.q", WEIGHT_F32, 4, (int64_t)1 << 40, zeros}, OSCAR_FORMAT},
+  };
+  for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
+    const struct weight *w = &cases[i].weight;
+    float *y = out;
+    assert_int_equal(b.be->ops->weight_check(b.be, w), cases[i].expected);
+    assert_non_null(strstr(oscar_last_error(b.context), "blk.0.q"));
+    assert_int_equal(b.be->ops->matmul(b.be, 1, &w, NULL, 1, zeros, &y), cases[i].expected);
+  }
+  struct weight narrow = {"narrow", WEIGHT_F32, 4, 4, zeros}, wide = {"wide", WEIGHT_F32, 4, 8, zeros};
+  const struct weight *both[] = {&narrow, &wide};
+  float *ys[] = {out, out};
+  assert_int_equal(b.be->ops->matmul(b.be, 2, both, NULL, 1, zeros, ys), OSCAR_INVALID_ARGUMENT);
+  assert_non_null(strstr(oscar_last_error(b.context), "wide"));
+  assert_ok(b.context, b.be->ops->matmul(b.be, 1, both, NULL, 0, zeros, ys));
+  bench_close(&b);
+}
+
+/* ---- memory running out ---- */
+
+struct budget {
+  int left, live;
+};
+static void *budget_alloc(void *user, size_t bytes, size_t alignment) {
+  struct budget *budget = user;
+  if (budget->left == 0) return NULL;
+  budget->left--;
+  budget->live++;
+  return aligned_alloc(alignment, round_up(bytes, alignment));
+}
+static void budget_free(void *user, void *pointer) {
+  ((struct budget *)user)->live--;
+  free(pointer);
+}
+
+static oscar_status use_backend(oscar_context *context, const struct weight *w, int n, const float *x, float *y) {
+  struct backend *be;
+  oscar_status status = backend_create_cpu(context, &be);
+  if (status != OSCAR_OK) return status;
+  float *buffer;
+  status = be->ops->buffer_alloc(be, 100, &buffer);
+  if (status == OSCAR_OK) be->ops->buffer_free(be, buffer);
+  if (status == OSCAR_OK) status = be->ops->matmul(be, 1, &w, NULL, 1, x, &y);
+  if (status == OSCAR_OK) status = be->ops->matmul(be, 1, &w, NULL, n, x, &y);
+  if (status == OSCAR_NO_MEMORY) {
+    ((struct budget *)context->options.alloc_user)->left = 1000; /* the backend goes on when there is memory again */
+    assert_ok(context, be->ops->matmul(be, 1, &w, NULL, n, x, &y));
+  }
+  be->ops->free(be);
+  return status;
+}
+
+static void running_out_of_memory_is_survived(void **state) {
+  (void)state;
+  enum { N = 64, ROWS = 20, COLS = 256 };
+  struct random_weight w = random_weight(WEIGHT_Q4_K, ROWS, COLS, 1);
+  float *x = random_floats(N * COLS, 8), *y = malloc(N * ROWS * sizeof *y);
+  assert_non_null(y);
+  oscar_status status = OSCAR_NO_MEMORY;
+  for (int allowed = 0; status == OSCAR_NO_MEMORY; allowed++) {
+    assert_true(allowed < 100);
+    struct budget budget = {.left = 1};
+    oscar_context_options options;
+    oscar_context_options_default(&options);
+    options.threads = 2;
+    options.alloc = budget_alloc;
+    options.free = budget_free;
+    options.alloc_user = &budget;
+    oscar_context *context;
+    assert_int_equal(oscar_context_create(&options, &context), OSCAR_OK);
+    budget.left = allowed;
+    status = use_backend(context, &w.weight, N, x, y);
+    if (status != OSCAR_OK) assert_non_null(strstr(oscar_last_error(context), "memory"));
+    oscar_context_free(context);
+    assert_int_equal(budget.live, 0);
+  }
+  assert_int_equal(status, OSCAR_OK);
+  free(y);
+  free(x);
+  random_weight_free(&w);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(every_kernel_agrees_with_double_precision),
+      cmocka_unit_test(integer_products_are_exact_on_every_instruction_set),
+      cmocka_unit_test(activations_are_quantized_to_the_same_bits_everywhere),
+      cmocka_unit_test(expanded_weights_equal_the_definition_bit_for_bit),
+      cmocka_unit_test(many_tokens_agree_with_double_precision),
+      cmocka_unit_test(weights_larger_than_a_panel_are_multiplied_in_parts),
+      cmocka_unit_test(all_weights_of_a_call_share_the_input_and_take_their_own_bias),
+      cmocka_unit_test(results_do_not_depend_on_threads_or_neighbouring_tokens),
+      cmocka_unit_test(non_finite_activations_reach_the_result),
+      cmocka_unit_test(embedding_rows_are_dequantized),
+      cmocka_unit_test(unusable_weights_are_refused_by_name),
+      cmocka_unit_test(running_out_of_memory_is_survived),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
