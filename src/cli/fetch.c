@@ -92,7 +92,7 @@ static void remove_tree(const char *path) {
   if (walk) fts_close(walk);
 }
 
-/* Whether the file is there, and is the model. */
+/* Whether the file has the catalogue's SHA-256. */
 static oscar_status check_sum(struct fetch *f, int fd, const char *path, bool *right) {
   unsigned char digest[EVP_MAX_MD_SIZE];
   char hex[65] = "";
@@ -114,6 +114,7 @@ static oscar_status check_sum(struct fetch *f, int fd, const char *path, bool *r
   return OSCAR_OK;
 }
 
+/* Whether the result is there already; another file under its name is an error. */
 static oscar_status look_for_result(struct fetch *f, bool *there) {
   *there = false;
   int fd = open(f->final, O_RDONLY | O_CLOEXEC);

@@ -326,6 +326,22 @@ static void two_at_once_share_the_work(void **state) {
   world_free(w);
 }
 
+/* The failing one removes its folder, with the lock file on which this one waits. */
+static void when_another_fails_the_waiting_one_goes_on(void **state) {
+  (void)state;
+  struct world *w = world_make();
+  write_script(w, "[ -e \"$store/failed\" ] || { : > \"$store/failed\"; sleep 0.5; exit 1; }");
+  pid_t other = fetch_in_child(w);
+  while (calls(w) == 0) usleep(10000);
+  assert_ok(w->context, fetch(w));
+  expect_result(w);
+  int status = -1;
+  assert_int_equal(waitpid(other, &status, 0), other);
+  assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 1);
+  assert_int_equal(calls(w), PARTS + 1);
+  world_free(w);
+}
+
 static void waiting_for_another_can_be_cancelled(void **state) {
   (void)state;
   struct world *w = world_make();
@@ -487,6 +503,7 @@ int main(void) {
       cmocka_unit_test(cancelling_at_any_report_is_safe),
       cmocka_unit_test(a_killed_fetch_is_resumed),
       cmocka_unit_test(two_at_once_share_the_work),
+      cmocka_unit_test(when_another_fails_the_waiting_one_goes_on),
       cmocka_unit_test(waiting_for_another_can_be_cancelled),
       cmocka_unit_test(a_wrong_sum_removes_everything),
       cmocka_unit_test(wheels_with_other_contents_are_refused),

@@ -289,10 +289,10 @@ static void wrong_keys_are_refused_by_name(void **state) {
   put_head(&w, 3, 0, 1);
   put_array(&w, "odd", 77, 1);
   expect_refusal(c, &w, OSCAR_FORMAT, "key 'odd': element type 77");
-  const uint64_t counts[] = {3, 1000, INT64_MAX, UINT64_MAX, UINT64_MAX / 8 + 2, (uint64_t)1 << 61};
+  const uint64_t counts[] = {1, 2, 3, 1000, INT64_MAX, UINT64_MAX, UINT64_MAX / 8 + 2, (uint64_t)1 << 61};
   for (size_t i = 0; i < ARRAY_LENGTH(counts); i++)
     for (uint32_t type = GGUF_UINT32; type <= GGUF_FLOAT64; type++) {
-      if (type == GGUF_ARRAY) continue;
+      if (type == GGUF_ARRAY || (type == GGUF_BOOL && counts[i] <= 2)) continue; /* two bools fit */
       put_head(&w, 3, 0, 1);
       put_array(&w, "many", type, counts[i]);
       put(&w, "\0\0", 2); /* less than even the three bools of the smallest count */
