@@ -399,6 +399,30 @@ static void a_row_worked_by_hand(void **state) {
   oscar_context_free(c);
 }
 
+/* tau is one of the row's magnitudes, exactly; quantizing leaves the clipped row behind. */
+static void the_clip_is_exact(void **state) {
+  (void)state;
+  static const float ratios[] = {0.01f, 0.5f, 0.75f, 0.9f, 0.92f, 0.96f, 0.98f, 0.995f, 1};
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  uint64_t seed = 8;
+  for (size_t n = 0; n < ARRAY_LENGTH(ratios); n++)
+    for (int d = 16; d <= 1024; d += d < 160 ? 16 : 432) {
+      oscar_codec *codec = plain_codec(c, d, OSCAR_ROW_SCALE_ZERO, 1, ratios[n]);
+      for (int ties = 0; ties < 2; ties++) {
+        float y[1024];
+        double truth[1024];
+        uint8_t row[512];
+        for (int i = 0; i < d; i++) y[i] = ties ? (float)((int)(test_random(&seed) % 7) - 3) : test_normal(&seed);
+        for (int i = 0; i < d; i++) truth[i] = (double)y[i];
+        define_clip(truth, d, (double)ratios[n]);
+        assert_true(codec_quantize_row(codec, y, row));
+        for (int i = 0; i < d; i++) assert_true((double)y[i] == truth[i]);
+      }
+      oscar_codec_release(codec);
+    }
+  oscar_context_free(c);
+}
+
 /* The reference's wire form: byte i holds channels i, i + d/4, i + d/2, i + 3d/4, low bits first; scale and zero interleaved. */
 static void the_reference_wire_form_is_the_canonical_row(void **state) {
   (void)state;
@@ -638,6 +662,7 @@ int main(void) {
       cmocka_unit_test(the_map_gives_scores_and_sums_of_decoded_rows),
       cmocka_unit_test(a_row_does_not_depend_on_the_rows_beside_it),
       cmocka_unit_test(a_row_worked_by_hand),
+      cmocka_unit_test(the_clip_is_exact),
       cmocka_unit_test(the_reference_wire_form_is_the_canonical_row),
       cmocka_unit_test(gaussian_rows_have_the_published_errors),
       cmocka_unit_test(gaussian_steps_minimise_the_error),
