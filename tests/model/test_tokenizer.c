@@ -223,22 +223,22 @@ static void a_long_text_without_a_break_takes_seconds_at_most(void **state) {
   size_t most = 1 << 20;
   char *text = malloc(most);
   assert_non_null(text);
-  for (size_t k = 0; k < ARRAY_LENGTH(units); k++) {
-    size_t unit = strlen(units[k]), bytes = k < 2 ? most : most / 8;
-    for (size_t i = 0; i < bytes; i++) text[i] = units[k][i % unit];
-    for (size_t i = 0; i < ARRAY_LENGTH(byte_level) + ARRAY_LENGTH(sentencepiece); i++) {
-      const char *name = i < ARRAY_LENGTH(byte_level) ? byte_level[i] : sentencepiece[i - ARRAY_LENGTH(byte_level)];
-      if (access(test_data(name, ".tiny.gguf"), R_OK) != 0) continue; /* small ones show as much */
-      struct tokenizer *t = test_tokenizer(c, name);
+  for (size_t i = 0; i < ARRAY_LENGTH(byte_level) + ARRAY_LENGTH(sentencepiece); i++) {
+    const char *name = i < ARRAY_LENGTH(byte_level) ? byte_level[i] : sentencepiece[i - ARRAY_LENGTH(byte_level)];
+    if (access(test_data(name, ".tiny.gguf"), R_OK) != 0) continue; /* small ones show as much */
+    struct tokenizer *t = test_tokenizer(c, name);
+    for (size_t k = 0; k < ARRAY_LENGTH(units); k++) {
+      size_t unit = strlen(units[k]), bytes = k < 2 ? most : most / 16;
+      for (size_t b = 0; b < bytes; b++) text[b] = units[k][b % unit];
       int32_t *ids;
       int count;
       int64_t start = time_ns();
       assert_ok(c, tokenizer_encode(t, text, bytes, true, &ids, &count));
-      assert_true(count > 0 || strcmp(name, "smollm") == 0 || strcmp(units[k], "\xFF") != 0);
+      assert_true(count > 0 || strcmp(name, "smollm") == 0);
       assert_true(time_ns() - start < 10 * INT64_C(1000000000));
       mem_free(c, ids);
-      tokenizer_free(t);
     }
+    tokenizer_free(t);
   }
   free(text);
   oscar_context_free(c);
