@@ -30,12 +30,12 @@ static const struct usage usage = {
 static void print_list(const char *folder) {
   int count;
   const struct catalogue_model *models = catalogue_list(&count);
-  printf("%-20s %-10s %-12s %s\n", "name", "size", "licence", "what it is");
+  printf("%-20s %-10s %-18s %s\n", "name", "size", "licence", "what it is");
   for (int i = 0; i < count; i++) {
     char path[PATH_MAX], size[32];
     bool here =
         (size_t)snprintf(path, sizeof path, "%s/%s.gguf", folder, models[i].name) < sizeof path && access(path, R_OK) == 0;
-    printf("%-20s %-10s %-12s %s%s\n", models[i].name, format_bytes((double)models[i].bytes, size, sizeof size),
+    printf("%-20s %-10s %-18s %s%s\n", models[i].name, format_bytes((double)models[i].bytes, size, sizeof size),
            models[i].licence, models[i].summary, here ? " (here)" : "");
   }
   printf("\nModels are kept in %s\n", folder);

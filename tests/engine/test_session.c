@@ -1,8 +1,8 @@
 /*
- * Sessions on the default model: cutting a prompt into chunks, continuing, going back. Products round differently for one token and for
- * many, so different cuts agree within a bound, and the forms of the pages exactly. The bound: logits of this model differ by 0.06 to 0.36
- * (root mean square) when transformers runs it in bfloat16 instead of float32 (tests/model/data); codes add steps of their own where a value lies
- * near a threshold. 0.5 is asked of 2-bit caches, 0.36 of BF16.
+ * Sessions on the default model: cutting a prompt into chunks, continuing, going back. Products round differently for one token
+ * and for many, so different cuts agree within a bound, and the forms of the pages exactly. The bound: logits of this model
+ * differ by 0.06 to 0.36 (root mean square) when transformers runs it in bfloat16 instead of float32 (tests/model/data); codes
+ * add steps of their own where a value lies near a threshold. 0.5 is asked of 2-bit caches, 0.36 of BF16.
  */
 #include "support.h"
 

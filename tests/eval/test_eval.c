@@ -1,4 +1,5 @@
-/* KL divergence and log sums against their definitions in long double; the whole evaluation on the default model against what must hold. */
+/* KL divergence and log sums against their definitions in long double; the whole evaluation on the default model against what
+ * must hold. */
 #include "support.h"
 
 #include "eval/eval.h"
@@ -76,7 +77,8 @@ static void caches_rank_as_they_must(void **state) {
   assert_true(r.run[0].bits_per_element >= 16 && r.run[0].bits_per_element < 17);
   for (int i = 1; i < 4; i++) {
     const struct eval_run *a = &r.run[i];
-    printf("  %-14s KL %.5f, top-1 %.3f, ppl x %.4f, %.3f bits\n", a->kv, a->kld_mean, a->top1, a->ppl_ratio, a->bits_per_element);
+    printf("  %-14s KL %.5f, top-1 %.3f, ppl x %.4f, %.3f bits\n", a->kv, a->kld_mean, a->top1, a->ppl_ratio,
+           a->bits_per_element);
     assert_true(a->kld_mean > r.run[i - 1].kld_mean);
     assert_true(a->kld_p99 >= a->kld_mean && a->kld_max >= a->kld_p99 && a->kld_se > 0);
     assert_true(a->cache_bytes < r.run[0].cache_bytes);
