@@ -1,10 +1,10 @@
 /*
  * The forward pass against `transformers` in float32 (stored by tools/make_logit_vectors.py).
  *
- * Tolerance. Our products round activations to about 8 bits (single tokens, int8 blocks) or to BF16 (prompts). The same library's own
- * bfloat16 run of the same weights is a measure of what such rounding does to a given prompt: its distance from float32, root mean square over
- * the vocabulary, is stored with each prompt, and over all prompts together ours must not be larger. Greedy decoding must give the same 64 tokens, or part from them only
- * where the reference's two best logits are less than 0.25 apart.
+ * Tolerance. Our products round activations to about 8 bits (single tokens, int8 blocks) or to BF16 (prompts). The same library's
+ * own bfloat16 run of the same weights is a measure of what such rounding does to a given prompt: its distance from float32, root
+ * mean square over the vocabulary, is stored with each prompt, and over all prompts together ours must not be larger. Greedy
+ * decoding must give the same 64 tokens, or part from them only where the reference's two best logits are less than 0.25 apart.
  */
 #include "support.h"
 
@@ -133,6 +133,7 @@ static void qwen_05b_matches_the_reference(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(smollm2_matches_the_reference), cmocka_unit_test(qwen_05b_matches_the_reference)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(smollm2_matches_the_reference),
+                                     cmocka_unit_test(qwen_05b_matches_the_reference)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
