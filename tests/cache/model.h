@@ -379,9 +379,11 @@ static inline bool twin_truncate(struct world *w, struct twin *t, int64_t length
 typedef uint32_t chooser(void *user, uint32_t below);
 
 static inline int choose_tokens(chooser *choose, void *user) {
-  switch (choose(user, 4)) {
+  switch (choose(user, 5)) {
   case 0:
     return 1;
+  case 4:
+    return 64; /* keeps to page boundaries, where forks share everything */
   case 1:
     return 1 + (int)choose(user, 8);
   case 2:
@@ -406,7 +408,8 @@ static inline void operate_on(struct world *w, struct twin **slot, chooser *choo
     return;
   }
   switch (choose(user, 16)) {
-  case 0: {
+  case 0:
+  case 9: {
     size_t free_slot = 0;
     while (free_slot < ARRAY_LENGTH(w->twins) && w->twins[free_slot]) free_slot++;
     if (free_slot < ARRAY_LENGTH(w->twins)) w->twins[free_slot] = twin_fork(w, t);
@@ -423,7 +426,7 @@ static inline void operate_on(struct world *w, struct twin **slot, chooser *choo
     twin_truncate(w, t, (int64_t)choose(user, (uint32_t)t->length + 1), OSCAR_REWIND_REFILL);
     break;
   case 4: {
-    int64_t back = (int64_t)choose(user, 8); /* as speculative decoding does */
+    int64_t back = (int64_t)choose(user, choose(user, 2) ? 8 : 200); /* as speculative decoding and edits do */
     twin_truncate(w, t, t->length > back ? t->length - back : 0, choose(user, 2) ? OSCAR_REWIND_EXACT : OSCAR_REWIND_REFILL);
     break;
   }

@@ -248,6 +248,42 @@ static void scattered_codes_move_when_an_exact_page_needs_a_block(void **state) 
   }
 }
 
+/* Codes that move while another sequence still holds their exact form: that one takes them over all the same. */
+static void codes_that_have_moved_are_still_shared(void **state) {
+  (void)state;
+  struct geometry g = {"moved", 2, 2, 32, 0, 4, {1, 1}, 0, true};
+  struct world w;
+  world_open(&w, test_context(OSCAR_ISA_AUTO, 1), &g, 64 * 24, 3, 64);
+  struct twin *a = w.twins[0] = twin_create(&w), *other = w.twins[1] = twin_create(&w);
+  for (int n = 0; n < 12; n++) {
+    assert_true(twin_feed(&w, a, 64));
+    assert_true(twin_feed(&w, other, 64));
+  }
+  struct twin *b = w.twins[2] = twin_fork(&w, a);
+  for (int n = 0; n < 4; n++) {
+    assert_true(twin_feed(&w, a, 64)); /* demotes a page that b holds exactly, */
+    assert_true(twin_feed(&w, other, 64));
+  }
+  twin_free(other); /* whose codes now lie scattered */
+  w.twins[1] = NULL;
+  int32_t before[11];
+  bool moved = false;
+  for (int p = 7; p < 11; p++) before[p] = a->sequence->table[p].coded;
+  oscar_sequence *shorts[256];
+  int count = 0;
+  do assert_ok(w.context, oscar_sequence_create(w.cache, &shorts[count]));
+  while (oscar_sequence_begin(shorts[count++], 1) == OSCAR_OK);
+  for (int p = 7; p < 11; p++) moved |= before[p] != a->sequence->table[p].coded;
+  assert_true(moved);
+  assert_ok(w.context, oscar_cache_check(w.cache));
+  while (count > 0) oscar_sequence_free(shorts[--count]);
+  int64_t coded = usage_of(&w).coded_pages;
+  for (int n = 0; n < 4; n++) assert_true(twin_feed(&w, b, 64));
+  assert_int_equal(usage_of(&w).coded_pages, coded);
+  compare_all(&w);
+  close_world(&w);
+}
+
 /* A full cache in which a sequence is cut within a shared page: what it drops makes room for the copy. */
 static void a_cut_drops_pages_before_it_copies_one(void **state) {
   (void)state;
@@ -281,6 +317,7 @@ int main(void) {
       cmocka_unit_test(an_exact_rewind_goes_back_before_a_refill),
       cmocka_unit_test(a_sequence_rewound_and_fed_again_equals_a_cold_one),
       cmocka_unit_test(scattered_codes_move_when_an_exact_page_needs_a_block),
+      cmocka_unit_test(codes_that_have_moved_are_still_shared),
       cmocka_unit_test(a_cut_drops_pages_before_it_copies_one),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
