@@ -61,11 +61,14 @@ typedef void expand_stripe(const struct weight *w, int64_t first, int count, uin
 #define WEIGHT_TYPES (WEIGHT_BF16 + 1)
 struct dot_kernels {
   const char *name;
+  /* From this many tokens on, expanding the weights for oneDNN is faster than further rounds of these kernels (bench_products
+   * with one thread of Sapphire Rapids; weights of 1536 columns). */
+  int many_tokens;
   /* count: 1 .. CHUNK elements */
   void (*quantize)(const float *x, int count, struct act_chunk *chunk);
   dot_rows *rows[WEIGHT_TYPES];
   expand_f32 *f32[WEIGHT_TYPES];
-  /* For CPUs that multiply BF16; all NULL in levels that such CPUs do not stop at. */
+  /* For CPUs that also have AMX and AVX512-BF16; NULL in levels that such CPUs do not stop at. */
   expand_stripe *stripe[WEIGHT_TYPES];
   void (*round_bf16)(const float *x, size_t count, uint16_t *out);
 };

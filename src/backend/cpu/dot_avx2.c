@@ -374,6 +374,7 @@ static void quantize(const float *x, int count, struct act_chunk *chunk) { quant
 
 const struct dot_kernels dot_avx2 = {
     .name = "AVX2",
+    .many_tokens = 24,
     .quantize = quantize,
     .rows = ALL_TYPES(rows),
     .f32 = ALL_TYPES(f32),

@@ -245,18 +245,19 @@ INLINE void dot_rows_of(struct format f, const struct weight *w, int64_t first, 
 
 /* ---- expansion ---- */
 
-/* Round to nearest even, as f32_to_bf16 does. */
-INLINE __m256i to_bf16(__m512 x) {
-  __m512i u = _mm512_castps_si512(x);
-  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-  __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
-  __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  rounded = _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
-  return _mm512_cvtepi32_epi16(rounded);
+/* Functions for panels of BF16, which are made only on CPUs that have AVX512-BF16 too. */
+#define BF16_CPU __attribute__((target("avx512bf16")))
+
+/* Round to nearest even; subnormal numbers become zero. */
+BF16_CPU INLINE __m256i to_bf16(__m512 x) {
+  __m256bh rounded = _mm512_cvtneps_pbh(x);
+  __m256i bits;
+  memcpy(&bits, &rounded, sizeof bits);
+  return bits;
 }
 
 INLINE void store_f32(void *out, int64_t at, __m512 x) { _mm512_storeu_ps((float *)out + at, x); }
-INLINE void store_bf16(void *out, int64_t at, __m512 x) {
+BF16_CPU INLINE void store_bf16(void *out, int64_t at, __m512 x) {
   _mm256_storeu_si256((__m256i *)(void *)((uint16_t *)out + at), to_bf16(x));
 }
 typedef void store_run(void *out, int64_t at, __m512 x);
@@ -324,22 +325,24 @@ INLINE void store_tile(uint16_t tile[STRIPE_ROWS][CHUNK], int blocks, uint16_t *
   }
 }
 
-INLINE void expand_stripe_of(struct format f, const struct weight *w, int64_t first, int count, uint16_t *out) {
+BF16_CPU INLINE void expand_stripe_of(struct format f, const struct weight *w, int64_t first, int count, uint16_t *out) {
   size_t row_bytes = (size_t)(w->cols / f.block_elements) * f.block_bytes;
   size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
   const uint8_t *data = w->data, *end = data + (size_t)w->rows * row_bytes;
   _Alignas(64) uint16_t tile[STRIPE_ROWS][CHUNK];
   struct chunk c;
-  memset(tile, 0, sizeof tile);
+  if (count < STRIPE_ROWS) memset(tile, 0, sizeof tile);
   for (int64_t k = 0; k * CHUNK < w->cols; k++, out += CHUNK / PANEL_COLS * PANEL_BLOCK) {
     int here = w->cols - k * CHUNK < CHUNK ? (int)(w->cols - k * CHUNK) : CHUNK;
     for (int i = 0; i < count; i++) {
       const uint8_t *p = data + (size_t)(first + i) * row_bytes + (size_t)k * chunk_bytes;
-      if (f.block_elements == CHUNK || here == CHUNK)
+      if (f.block_elements == CHUNK || here == CHUNK) {
         f.load(p, &c);
-      else
+        expand_chunk(&c, CHUNK_RUNS, store_bf16, tile[i], 0);
+      } else {
         load_part(f, p, here / f.block_elements, end, &c);
-      expand_chunk(&c, here / RUN, store_bf16, tile[i], 0);
+        expand_chunk(&c, here / RUN, store_bf16, tile[i], 0);
+      }
     }
     store_tile(tile, here / PANEL_COLS, out);
   }
@@ -352,7 +355,7 @@ INLINE void expand_stripe_of(struct format f, const struct weight *w, int64_t fi
   static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
     expand_rows(name, w, first, last, out);                                                                                      \
   }                                                                                                                              \
-  static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                                   \
+  BF16_CPU static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                          \
     expand_stripe_of(name, w, first, count, out);                                                                                \
   }
 KERNELS(q4_0)
@@ -421,7 +424,7 @@ INLINE void expand_floats(load_floats *load, const struct weight *w, int64_t fir
   }
 }
 
-INLINE void expand_float_stripe(load_floats *load, const struct weight *w, int64_t first, int count, uint16_t *out) {
+BF16_CPU INLINE void expand_float_stripe(load_floats *load, const struct weight *w, int64_t first, int count, uint16_t *out) {
   size_t row_bytes = weight_row_bytes(w);
   _Alignas(64) uint16_t tile[STRIPE_ROWS][CHUNK];
   memset(tile, 0, sizeof tile);
@@ -444,7 +447,7 @@ INLINE void expand_float_stripe(load_floats *load, const struct weight *w, int64
   static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
     expand_floats(load_##name, w, first, last, out);                                                                             \
   }                                                                                                                              \
-  static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                                   \
+  BF16_CPU static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                          \
     expand_float_stripe(load_##name, w, first, count, out);                                                                      \
   }
 FLOAT_KERNELS(f32)
@@ -453,7 +456,7 @@ FLOAT_KERNELS(bf16)
 
 static void quantize(const float *x, int count, struct act_chunk *chunk) { quantize_chunk_inline(x, count, chunk); }
 
-static void round_bf16(const float *x, size_t count, uint16_t *out) {
+BF16_CPU static void round_bf16(const float *x, size_t count, uint16_t *out) {
   for (size_t k = 0; k < count; k += 16) {
     __mmask16 mask = part_mask((int64_t)(count - k));
     _mm256_mask_storeu_epi16(out + k, mask, to_bf16(_mm512_maskz_loadu_ps(mask, x + k)));
@@ -469,6 +472,7 @@ static void round_bf16(const float *x, size_t count, uint16_t *out) {
 
 const struct dot_kernels dot_avx512 = {
     .name = "AVX-512 VNNI",
+    .many_tokens = 32,
     .quantize = quantize,
     .rows = ALL_TYPES(rows),
     .f32 = ALL_TYPES(f32),
