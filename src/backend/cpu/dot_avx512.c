@@ -214,6 +214,7 @@ INLINE void dot_row(struct format f, const uint8_t *row, const uint8_t *end, con
   size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
   struct chunk c;
   for (int64_t k = 0; k < full; k++, row += chunk_bytes) {
+    prefetch_ahead(row, chunk_bytes);
     f.load(row, &c);
     for (int t = 0; t < n; t++) accumulate(&c, 4, x + t * in->chunks_per_token + k, sums[t]);
   }
@@ -381,17 +382,19 @@ INLINE __m512 load_bf16(const uint8_t *row, int64_t at, __mmask16 mask) {
 
 INLINE __mmask16 part_mask(int64_t left) { return left >= 16 ? 0xFFFF : (__mmask16)((1u << left) - 1); }
 
-INLINE void float_row(load_floats *load, const uint8_t *row, int64_t cols, const float *x, const int n, float *y,
-                      int64_t y_stride) {
+INLINE void float_row(load_floats *load, size_t element_bytes, const uint8_t *row, int64_t cols, const float *x, const int n,
+                      float *y, int64_t y_stride) {
   __m512 sums[4][4];
   for (int t = 0; t < n; t++)
     for (int i = 0; i < 4; i++) sums[t][i] = _mm512_setzero_ps();
   int64_t k = 0;
-  for (; k + 64 <= cols; k += 64)
+  for (; k + 64 <= cols; k += 64) {
+    prefetch_ahead(row + (size_t)k * element_bytes, 64 * element_bytes);
     for (int i = 0; i < 4; i++) {
       __m512 w = load(row, k + 16 * i, 0xFFFF);
       for (int t = 0; t < n; t++) sums[t][i] = _mm512_fmadd_ps(w, _mm512_loadu_ps(x + t * cols + k + 16 * i), sums[t][i]);
     }
+  }
   for (; k < cols; k += 16) {
     __mmask16 mask = part_mask(cols - k);
     __m512 w = load(row, k, mask);
@@ -403,14 +406,15 @@ INLINE void float_row(load_floats *load, const uint8_t *row, int64_t cols, const
   }
 }
 
-INLINE void float_rows(load_floats *load, const struct weight *w, int64_t first, int64_t last, const struct dot_input *in,
-                       float *y) {
-  size_t row_bytes = weight_row_bytes(w);
+INLINE void float_rows(load_floats *load, size_t element_bytes, const struct weight *w, int64_t first, int64_t last,
+                       const struct dot_input *in, float *y) {
+  size_t row_bytes = (size_t)w->cols * element_bytes;
   for (int64_t r = first; r < last; r++) {
     const uint8_t *row = (const uint8_t *)w->data + (size_t)r * row_bytes;
     int t = 0;
-    for (; t + 4 <= in->n; t += 4) float_row(load, row, w->cols, in->x + t * w->cols, 4, y + t * w->rows + r, w->rows);
-    for (; t < in->n; t++) float_row(load, row, w->cols, in->x + t * w->cols, 1, y + t * w->rows + r, w->rows);
+    for (; t + 4 <= in->n; t += 4)
+      float_row(load, element_bytes, row, w->cols, in->x + t * w->cols, 4, y + t * w->rows + r, w->rows);
+    for (; t < in->n; t++) float_row(load, element_bytes, row, w->cols, in->x + t * w->cols, 1, y + t * w->rows + r, w->rows);
   }
 }
 
@@ -440,9 +444,9 @@ BF16_CPU INLINE void expand_float_stripe(load_floats *load, const struct weight 
   }
 }
 
-#define FLOAT_KERNELS(name)                                                                                                      \
+#define FLOAT_KERNELS(name, element_bytes)                                                                                       \
   static void rows_##name(const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y) {           \
-    float_rows(load_##name, w, first, last, in, y);                                                                              \
+    float_rows(load_##name, element_bytes, w, first, last, in, y);                                                               \
   }                                                                                                                              \
   static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
     expand_floats(load_##name, w, first, last, out);                                                                             \
@@ -450,9 +454,9 @@ BF16_CPU INLINE void expand_float_stripe(load_floats *load, const struct weight 
   BF16_CPU static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                          \
     expand_float_stripe(load_##name, w, first, count, out);                                                                      \
   }
-FLOAT_KERNELS(f32)
-FLOAT_KERNELS(f16)
-FLOAT_KERNELS(bf16)
+FLOAT_KERNELS(f32, 4)
+FLOAT_KERNELS(f16, 2)
+FLOAT_KERNELS(bf16, 2)
 
 static void quantize(const float *x, int count, struct act_chunk *chunk) { quantize_chunk_inline(x, count, chunk); }
 
