@@ -213,7 +213,10 @@ INLINE void dot_row(struct format f, const uint8_t *row, const struct dot_input 
   for (int t = 0; t < n; t++) sums[t][0] = sums[t][1] = _mm256_setzero_ps();
   int64_t full = in->cols / CHUNK;
   size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
-  for (int64_t k = 0; k < full; k++, row += chunk_bytes) accumulate(f, row, 8, x + k, in->chunks_per_token, n, sums);
+  for (int64_t k = 0; k < full; k++, row += chunk_bytes) {
+    prefetch_ahead(row, chunk_bytes);
+    accumulate(f, row, 8, x + k, in->chunks_per_token, n, sums);
+  }
   int blocks = (int)(in->cols % CHUNK) / f.block_elements;
   if (f.block_elements < CHUNK && blocks > 0) {
     uint8_t copy[8 * sizeof(struct block_q8_0)] = {0};
@@ -311,11 +314,13 @@ INLINE void float_row(load_floats *load, size_t element_bytes, const uint8_t *ro
   for (int t = 0; t < n; t++)
     for (int i = 0; i < 4; i++) sums[t][i] = _mm256_setzero_ps();
   int64_t k = 0;
-  for (; k + 32 <= cols; k += 32)
+  for (; k + 32 <= cols; k += 32) {
+    prefetch_ahead(row + (size_t)k * element_bytes, 32 * element_bytes);
     for (int i = 0; i < 4; i++) {
       __m256 w = load(row, k + 8 * i);
       for (int t = 0; t < n; t++) sums[t][i] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x + t * cols + k + 8 * i), sums[t][i]);
     }
+  }
   for (; k < cols; k += 8) {
     uint8_t weights[32] = {0};
     float tokens[2][8] = {{0}};
@@ -374,6 +379,7 @@ static void quantize(const float *x, int count, struct act_chunk *chunk) { quant
 
 const struct dot_kernels dot_avx2 = {
     .name = "AVX2",
+    .many_tokens = 24,
     .quantize = quantize,
     .rows = ALL_TYPES(rows),
     .f32 = ALL_TYPES(f32),

@@ -214,6 +214,7 @@ INLINE void dot_row(struct format f, const uint8_t *row, const uint8_t *end, con
   size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
   struct chunk c;
   for (int64_t k = 0; k < full; k++, row += chunk_bytes) {
+    prefetch_ahead(row, chunk_bytes);
     f.load(row, &c);
     for (int t = 0; t < n; t++) accumulate(&c, 4, x + t * in->chunks_per_token + k, sums[t]);
   }
@@ -245,18 +246,19 @@ INLINE void dot_rows_of(struct format f, const struct weight *w, int64_t first, 
 
 /* ---- expansion ---- */
 
-/* Round to nearest even, as f32_to_bf16 does. */
-INLINE __m256i to_bf16(__m512 x) {
-  __m512i u = _mm512_castps_si512(x);
-  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-  __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
-  __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  rounded = _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
-  return _mm512_cvtepi32_epi16(rounded);
+/* Functions for panels of BF16, which are made only on CPUs that have AVX512-BF16 too. */
+#define BF16_CPU __attribute__((target("avx512bf16")))
+
+/* Round to nearest even; subnormal numbers become zero. */
+BF16_CPU INLINE __m256i to_bf16(__m512 x) {
+  __m256bh rounded = _mm512_cvtneps_pbh(x);
+  __m256i bits;
+  memcpy(&bits, &rounded, sizeof bits);
+  return bits;
 }
 
 INLINE void store_f32(void *out, int64_t at, __m512 x) { _mm512_storeu_ps((float *)out + at, x); }
-INLINE void store_bf16(void *out, int64_t at, __m512 x) {
+BF16_CPU INLINE void store_bf16(void *out, int64_t at, __m512 x) {
   _mm256_storeu_si256((__m256i *)(void *)((uint16_t *)out + at), to_bf16(x));
 }
 typedef void store_run(void *out, int64_t at, __m512 x);
@@ -324,22 +326,24 @@ INLINE void store_tile(uint16_t tile[STRIPE_ROWS][CHUNK], int blocks, uint16_t *
   }
 }
 
-INLINE void expand_stripe_of(struct format f, const struct weight *w, int64_t first, int count, uint16_t *out) {
+BF16_CPU INLINE void expand_stripe_of(struct format f, const struct weight *w, int64_t first, int count, uint16_t *out) {
   size_t row_bytes = (size_t)(w->cols / f.block_elements) * f.block_bytes;
   size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
   const uint8_t *data = w->data, *end = data + (size_t)w->rows * row_bytes;
   _Alignas(64) uint16_t tile[STRIPE_ROWS][CHUNK];
   struct chunk c;
-  memset(tile, 0, sizeof tile);
+  if (count < STRIPE_ROWS) memset(tile, 0, sizeof tile);
   for (int64_t k = 0; k * CHUNK < w->cols; k++, out += CHUNK / PANEL_COLS * PANEL_BLOCK) {
     int here = w->cols - k * CHUNK < CHUNK ? (int)(w->cols - k * CHUNK) : CHUNK;
     for (int i = 0; i < count; i++) {
       const uint8_t *p = data + (size_t)(first + i) * row_bytes + (size_t)k * chunk_bytes;
-      if (f.block_elements == CHUNK || here == CHUNK)
+      if (f.block_elements == CHUNK || here == CHUNK) {
         f.load(p, &c);
-      else
+        expand_chunk(&c, CHUNK_RUNS, store_bf16, tile[i], 0);
+      } else {
         load_part(f, p, here / f.block_elements, end, &c);
-      expand_chunk(&c, here / RUN, store_bf16, tile[i], 0);
+        expand_chunk(&c, here / RUN, store_bf16, tile[i], 0);
+      }
     }
     store_tile(tile, here / PANEL_COLS, out);
   }
@@ -352,7 +356,7 @@ INLINE void expand_stripe_of(struct format f, const struct weight *w, int64_t fi
   static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
     expand_rows(name, w, first, last, out);                                                                                      \
   }                                                                                                                              \
-  static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                                   \
+  BF16_CPU static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                          \
     expand_stripe_of(name, w, first, count, out);                                                                                \
   }
 KERNELS(q4_0)
@@ -378,17 +382,19 @@ INLINE __m512 load_bf16(const uint8_t *row, int64_t at, __mmask16 mask) {
 
 INLINE __mmask16 part_mask(int64_t left) { return left >= 16 ? 0xFFFF : (__mmask16)((1u << left) - 1); }
 
-INLINE void float_row(load_floats *load, const uint8_t *row, int64_t cols, const float *x, const int n, float *y,
-                      int64_t y_stride) {
+INLINE void float_row(load_floats *load, size_t element_bytes, const uint8_t *row, int64_t cols, const float *x, const int n,
+                      float *y, int64_t y_stride) {
   __m512 sums[4][4];
   for (int t = 0; t < n; t++)
     for (int i = 0; i < 4; i++) sums[t][i] = _mm512_setzero_ps();
   int64_t k = 0;
-  for (; k + 64 <= cols; k += 64)
+  for (; k + 64 <= cols; k += 64) {
+    prefetch_ahead(row + (size_t)k * element_bytes, 64 * element_bytes);
     for (int i = 0; i < 4; i++) {
       __m512 w = load(row, k + 16 * i, 0xFFFF);
       for (int t = 0; t < n; t++) sums[t][i] = _mm512_fmadd_ps(w, _mm512_loadu_ps(x + t * cols + k + 16 * i), sums[t][i]);
     }
+  }
   for (; k < cols; k += 16) {
     __mmask16 mask = part_mask(cols - k);
     __m512 w = load(row, k, mask);
@@ -400,14 +406,15 @@ INLINE void float_row(load_floats *load, const uint8_t *row, int64_t cols, const
   }
 }
 
-INLINE void float_rows(load_floats *load, const struct weight *w, int64_t first, int64_t last, const struct dot_input *in,
-                       float *y) {
-  size_t row_bytes = weight_row_bytes(w);
+INLINE void float_rows(load_floats *load, size_t element_bytes, const struct weight *w, int64_t first, int64_t last,
+                       const struct dot_input *in, float *y) {
+  size_t row_bytes = (size_t)w->cols * element_bytes;
   for (int64_t r = first; r < last; r++) {
     const uint8_t *row = (const uint8_t *)w->data + (size_t)r * row_bytes;
     int t = 0;
-    for (; t + 4 <= in->n; t += 4) float_row(load, row, w->cols, in->x + t * w->cols, 4, y + t * w->rows + r, w->rows);
-    for (; t < in->n; t++) float_row(load, row, w->cols, in->x + t * w->cols, 1, y + t * w->rows + r, w->rows);
+    for (; t + 4 <= in->n; t += 4)
+      float_row(load, element_bytes, row, w->cols, in->x + t * w->cols, 4, y + t * w->rows + r, w->rows);
+    for (; t < in->n; t++) float_row(load, element_bytes, row, w->cols, in->x + t * w->cols, 1, y + t * w->rows + r, w->rows);
   }
 }
 
@@ -421,7 +428,7 @@ INLINE void expand_floats(load_floats *load, const struct weight *w, int64_t fir
   }
 }
 
-INLINE void expand_float_stripe(load_floats *load, const struct weight *w, int64_t first, int count, uint16_t *out) {
+BF16_CPU INLINE void expand_float_stripe(load_floats *load, const struct weight *w, int64_t first, int count, uint16_t *out) {
   size_t row_bytes = weight_row_bytes(w);
   _Alignas(64) uint16_t tile[STRIPE_ROWS][CHUNK];
   memset(tile, 0, sizeof tile);
@@ -437,23 +444,23 @@ INLINE void expand_float_stripe(load_floats *load, const struct weight *w, int64
   }
 }
 
-#define FLOAT_KERNELS(name)                                                                                                      \
+#define FLOAT_KERNELS(name, element_bytes)                                                                                       \
   static void rows_##name(const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y) {           \
-    float_rows(load_##name, w, first, last, in, y);                                                                              \
+    float_rows(load_##name, element_bytes, w, first, last, in, y);                                                               \
   }                                                                                                                              \
   static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
     expand_floats(load_##name, w, first, last, out);                                                                             \
   }                                                                                                                              \
-  static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                                   \
+  BF16_CPU static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                          \
     expand_float_stripe(load_##name, w, first, count, out);                                                                      \
   }
-FLOAT_KERNELS(f32)
-FLOAT_KERNELS(f16)
-FLOAT_KERNELS(bf16)
+FLOAT_KERNELS(f32, 4)
+FLOAT_KERNELS(f16, 2)
+FLOAT_KERNELS(bf16, 2)
 
 static void quantize(const float *x, int count, struct act_chunk *chunk) { quantize_chunk_inline(x, count, chunk); }
 
-static void round_bf16(const float *x, size_t count, uint16_t *out) {
+BF16_CPU static void round_bf16(const float *x, size_t count, uint16_t *out) {
   for (size_t k = 0; k < count; k += 16) {
     __mmask16 mask = part_mask((int64_t)(count - k));
     _mm256_mask_storeu_epi16(out + k, mask, to_bf16(_mm512_maskz_loadu_ps(mask, x + k)));
@@ -469,6 +476,7 @@ static void round_bf16(const float *x, size_t count, uint16_t *out) {
 
 const struct dot_kernels dot_avx512 = {
     .name = "AVX-512 VNNI",
+    .many_tokens = 32,
     .quantize = quantize,
     .rows = ALL_TYPES(rows),
     .f32 = ALL_TYPES(f32),

@@ -204,6 +204,7 @@ static void quantize(const float *x, int count, struct act_chunk *chunk) { quant
 
 const struct dot_kernels dot_portable = {
     .name = "portable",
+    .many_tokens = 4,
     .quantize = quantize,
     .rows = {[WEIGHT_F32] = rows_float,
              [WEIGHT_F16] = rows_float,

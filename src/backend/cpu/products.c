@@ -9,12 +9,7 @@
 #include <limits.h>
 #include <omp.h>
 
-/*
- * From this many tokens on, expanding the weights for oneDNN is faster than more rounds of the integer kernels. Measured with
- * bench_products on Sapphire Rapids, two threads.
- */
-#define MANY_TOKENS_BF16 25
-#define MANY_TOKENS_F32  49
+#define ACTIVATION_BYTES ((size_t)1 << 20) /* of quantized activations that meet all rows of a thread at a time */
 
 /* Products smaller than this are done before a second thread has woken up. */
 #define THREADED_BYTES 32768
@@ -65,6 +60,19 @@ static size_t all_bytes(int count, const struct weight *const *w) {
   return total;
 }
 
+/* As many tokens at a time as a core's cache holds; a multiple of four, which the kernels take together. */
+static void dot_range(dot_rows *rows, const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y) {
+  size_t token_bytes = (size_t)in->chunks_per_token * sizeof(struct act_chunk);
+  int step = ACTIVATION_BYTES / token_bytes >= 8 ? (int)(ACTIVATION_BYTES / token_bytes / 4 * 4) : 8;
+  for (int t = 0; t < in->n; t += step) {
+    struct dot_input part = *in;
+    part.n = in->n - t < step ? in->n - t : step;
+    part.x += t * in->cols;
+    if (in->chunks) part.chunks += t * in->chunks_per_token;
+    rows(w, first, last, &part, y + t * w->rows);
+  }
+}
+
 /* The stretch `part` of `parts` of all weights. */
 static void dot_part(const struct cpu_backend *cpu, int count, const struct weight *const *w, const float *const *bias,
                      const struct dot_input *in, float *const *y, int part, int parts) {
@@ -75,7 +83,7 @@ static void dot_part(const struct cpu_backend *cpu, int count, const struct weig
     int64_t first = row_at(w[i], offset, begin), last = row_at(w[i], offset, end);
     offset += (size_t)w[i]->rows * weight_row_bytes(w[i]);
     if (first >= last) continue;
-    cpu->kernels->rows[w[i]->type](w[i], first, last, in, y[i]);
+    dot_range(cpu->kernels->rows[w[i]->type], w[i], first, last, in, y[i]);
     if (bias && bias[i]) add_bias(bias[i], w[i]->rows, first, last, in->n, y[i]);
   }
 }
@@ -116,6 +124,5 @@ oscar_status cpu_matmul(struct backend *be, int count, const struct weight *cons
                        w[i]->name, (long long)w[i]->cols, w[0]->name, (long long)w[0]->cols);
   }
   if (n == 0) return OSCAR_OK;
-  bool many = n >= (panels_use_bf16(cpu) ? MANY_TOKENS_BF16 : MANY_TOKENS_F32);
-  return many ? panels_matmul(cpu, count, w, bias, n, x, y) : few_tokens(cpu, count, w, bias, n, x, y);
+  return n >= cpu->kernels->many_tokens ? panels_matmul(cpu, count, w, bias, n, x, y) : few_tokens(cpu, count, w, bias, n, x, y);
 }
