@@ -71,6 +71,7 @@ def corpus():
              "\x7f\x1c\x1f", "x" * 300, "ab" * 200, "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft",
              "ACGT" * 60, "中" * 120, "=" * 200, "-" * 67, "a b " * 60, "😀" * 20, ">▁</ > </", "</ </</  </", PROSE, CODE, LANGUAGES, EMOJI,
              LANGUAGES.upper(), unicodedata.normalize("NFD", LANGUAGES), PROSE.upper(), PROSE.replace(" ", "  "), CODE.replace("\n", "\r\n")]
+    texts += ["unmergeable", " unmergeable", "an unmergeable\n", " unmergeables", "\t\ta\t", "a\t\t\tb", "   x  x x", "hello world o w e ow"]
     texts += specials
     texts += ["".join(specials), " ".join(specials), "<|im_start|>user\nHi<|im_end|>\n", "a<|im_end|>b", "a <|im_end|> b", "<|im_end", "|im_end|>",
               "<|im_end|", "<<|im_end|>>", "<|im_start|><|im_start|><|im_end|>", "<|IM_END|>", "</s></s>", "<s> a</s> b<s>", "<unused1><unused10>",
@@ -287,6 +288,8 @@ def tiny_sentencepiece(controls, user_defined, size, byte_fallback, space_prefix
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(out.getvalue())
     pieces = [(p.piece, p.type, p.score) for p in proto.pieces]
+    if user_defined:  # what user-defined tokens would merge into if they merged
+        pieces += [("\t\t", NORMAL, -0.1), ("a\t", NORMAL, -0.2), ("▁▁x", NORMAL, -0.3)]
     if not byte_fallback:  # one token with a space inside, so that not every space ends a word
         pieces += [("o▁w", NORMAL, -0.5), ("e▁", NORMAL, -1.5)]
     return [p[0] for p in pieces], [p[1] for p in pieces], None, [p[2] for p in pieces]

@@ -3,9 +3,9 @@
 
 static void random_operations_agree_with_the_model(void **state) {
   (void)state;
-  const int operations = 1500;
   for (size_t i = 0; i < ARRAY_LENGTH(geometries); i++)
     for (int tight = 0; tight < 3; tight++) {
+      const int operations = geometries[i].head_dim < 64 ? 2000 : 400; /* what takes time is the reference encoder */
       struct world w;
       uint64_t random = i * 3 + (uint64_t)tight;
       oscar_context *context = test_context(OSCAR_ISA_AUTO, 1);
@@ -13,7 +13,7 @@ static void random_operations_agree_with_the_model(void **state) {
       for (int n = 0; n < operations; n++) {
         operate(&w, choose_random, &random);
         assert_ok(context, oscar_cache_check(w.cache));
-        if (n % 100 == 99) compare_all(&w);
+        if (n % 500 == 499) compare_all(&w);
       }
       compare_all(&w);
       for (size_t s = 0; s < ARRAY_LENGTH(w.twins); s++) {

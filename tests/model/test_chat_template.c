@@ -299,6 +299,31 @@ static void any_template_text_is_read_without_harm(void **state) {
   oscar_context_free(c);
 }
 
+static void any_allocation_may_fail(void **state) {
+  (void)state;
+  static const struct chat_message messages[] = {
+      {"system", "Be brief."}, {"user", "a\n\nb 2024"}, {"assistant", " c "}, {"user", "d"}};
+  struct scarce memory = {.left = 1000};
+  oscar_context *c = scarce_context(&memory);
+  struct tokenizer *t = test_tokenizer(c, "spm-gemma");
+  struct chat_template chat = choose(c, NULL, "spm-gemma", "gemma");
+  int live = memory.live, allowed = 0, count;
+  oscar_status status = OSCAR_NO_MEMORY;
+  for (; status != OSCAR_OK && allowed < 500; allowed++) {
+    int32_t *ids = NULL;
+    memory.left = allowed;
+    status = chat_template_encode(&chat, c, t, messages, 4, true, &ids, &count);
+    assert_true(status == OSCAR_OK || status == OSCAR_NO_MEMORY);
+    if (!status) mem_free(c, ids);
+    assert_int_equal(memory.live, live);
+  }
+  assert_true(allowed > 5 && allowed < 500);
+  memory.left = 1000;
+  tokenizer_free(t);
+  oscar_context_free(c);
+  assert_int_equal(memory.live, 0);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(conversations_are_written_as_the_models_templates_write_them),
@@ -307,6 +332,7 @@ int main(void) {
       cmocka_unit_test(wrong_conversations_are_refused_with_the_reason),
       cmocka_unit_test(unknown_templates_are_refused_with_the_choices),
       cmocka_unit_test(any_template_text_is_read_without_harm),
+      cmocka_unit_test(any_allocation_may_fail),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

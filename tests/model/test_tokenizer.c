@@ -223,22 +223,22 @@ static void a_long_text_without_a_break_takes_seconds_at_most(void **state) {
   size_t most = 1 << 20;
   char *text = malloc(most);
   assert_non_null(text);
-  for (size_t k = 0; k < ARRAY_LENGTH(units); k++) {
-    size_t unit = strlen(units[k]), bytes = k < 2 ? most : most / 8;
-    for (size_t i = 0; i < bytes; i++) text[i] = units[k][i % unit];
-    for (size_t i = 0; i < ARRAY_LENGTH(byte_level) + ARRAY_LENGTH(sentencepiece); i++) {
-      const char *name = i < ARRAY_LENGTH(byte_level) ? byte_level[i] : sentencepiece[i - ARRAY_LENGTH(byte_level)];
-      if (access(test_data(name, ".tiny.gguf"), R_OK) != 0) continue; /* small ones show as much */
-      struct tokenizer *t = test_tokenizer(c, name);
+  for (size_t i = 0; i < ARRAY_LENGTH(byte_level) + ARRAY_LENGTH(sentencepiece); i++) {
+    const char *name = i < ARRAY_LENGTH(byte_level) ? byte_level[i] : sentencepiece[i - ARRAY_LENGTH(byte_level)];
+    if (access(test_data(name, ".tiny.gguf"), R_OK) != 0) continue; /* small ones show as much */
+    struct tokenizer *t = test_tokenizer(c, name);
+    for (size_t k = 0; k < ARRAY_LENGTH(units); k++) {
+      size_t unit = strlen(units[k]), bytes = k < 2 ? most : most / 16;
+      for (size_t b = 0; b < bytes; b++) text[b] = units[k][b % unit];
       int32_t *ids;
       int count;
       int64_t start = time_ns();
       assert_ok(c, tokenizer_encode(t, text, bytes, true, &ids, &count));
-      assert_true(count > 0 || strcmp(name, "smollm") == 0 || strcmp(units[k], "\xFF") != 0);
+      assert_true(count > 0 || strcmp(name, "smollm") == 0);
       assert_true(time_ns() - start < 10 * INT64_C(1000000000));
       mem_free(c, ids);
-      tokenizer_free(t);
     }
+    tokenizer_free(t);
   }
   free(text);
   oscar_context_free(c);
@@ -256,7 +256,8 @@ struct recipe {
   bool strips;
 };
 
-static oscar_status create_from(oscar_context *c, const struct recipe *r) {
+/* *made, if wanted, is freed by the caller. */
+static oscar_status create_from(oscar_context *c, const struct recipe *r, struct tokenizer **made) {
   struct gguf_writer body = {0}, w = {0};
   uint64_t keys = 0, tokens = 0;
   if (r->model) put_string(&body, "tokenizer.ggml.model", r->model), keys++;
@@ -289,7 +290,10 @@ static oscar_status create_from(oscar_context *c, const struct recipe *r) {
   c->error[0] = '\0';
   oscar_status status = tokenizer_create(c, file, &t);
   assert_int_equal(status == OSCAR_OK, t != NULL);
-  tokenizer_free(t);
+  if (made)
+    *made = t;
+  else
+    tokenizer_free(t);
   gguf_close(file);
   writer_free(&w);
   writer_free(&body);
@@ -303,14 +307,14 @@ static void wrong_files_are_refused_with_the_reason(void **state) {
       .model = "gpt2", .pre = "gpt-2", .tokens = {"a", "b", "ab"}, .types = {1, 1, 1}, .n_types = 3, .merge = "a b"};
   const struct recipe good_spm = {
       .model = "llama", .tokens = {"<unk>", "a", "b"}, .types = {2, 1, 1}, .n_types = 3, .n_scores = 3};
-  assert_int_equal(create_from(c, &good), OSCAR_OK);
-  assert_int_equal(create_from(c, &good_spm), OSCAR_OK);
+  assert_int_equal(create_from(c, &good, NULL), OSCAR_OK);
+  assert_int_equal(create_from(c, &good_spm, NULL), OSCAR_OK);
   struct recipe r;
 #define REFUSED(base, expected, word, ...)                                                                                       \
   do {                                                                                                                           \
     r = base;                                                                                                                    \
     __VA_ARGS__;                                                                                                                 \
-    assert_int_equal(create_from(c, &r), expected);                                                                              \
+    assert_int_equal(create_from(c, &r, NULL), expected);                                                                        \
     if (!strstr(oscar_last_error(c), word)) fail_msg("no \"%s\" in: %s", word, oscar_last_error(c));                             \
   } while (0)
   REFUSED(good, OSCAR_FORMAT, "tokenizer.ggml.model", r.model = NULL);
@@ -338,22 +342,33 @@ static void wrong_files_are_refused_with_the_reason(void **state) {
   oscar_context_free(c);
 }
 
-/* ---- failing memory ---- */
+static void marks_of_turns_are_control_tokens_whatever_the_file_says(void **state) {
+  (void)state;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  const struct recipe r = {.model = "llama",
+                           .tokens = {"<unk>", "<end_of_turn>", "<b>", "a"},
+                           .types = {TOKEN_UNKNOWN, TOKEN_USER_DEFINED, TOKEN_USER_DEFINED, TOKEN_NORMAL},
+                           .n_types = 4,
+                           .n_scores = 4};
+  struct tokenizer *t;
+  int32_t *ids;
+  int count;
+  assert_ok(c, create_from(c, &r, &t));
+  assert_true(tokenizer_is_end(t, 1));
+  assert_ok(c, tokenizer_encode(t, "a<end_of_turn><b>", 17, false, &ids, &count));
+  const int32_t expected[] = {0, 3, 0, 2}; /* the space prefix and the mark are unknown text here */
+  assert_int_equal(count, 4);
+  assert_memory_equal(ids, expected, sizeof expected);
+  mem_free(c, ids);
+  assert_ok(c, tokenizer_encode(t, "<end_of_turn>", 13, true, &ids, &count));
+  assert_int_equal(count, 1);
+  assert_int_equal(ids[0], 1);
+  mem_free(c, ids);
+  tokenizer_free(t);
+  oscar_context_free(c);
+}
 
-struct scarce {
-  int left, live;
-};
-static void *scarce_alloc(void *user, size_t bytes, size_t alignment) {
-  struct scarce *s = user;
-  if (s->left-- <= 0) return NULL;
-  s->live++;
-  return aligned_alloc(alignment, round_up(bytes, alignment));
-}
-static void scarce_free(void *user, void *pointer) {
-  struct scarce *s = user;
-  s->live--;
-  free(pointer);
-}
+/* ---- failing memory ---- */
 
 static oscar_status create_and_encode(oscar_context *c, const struct gguf *file) {
   static const char text[] = "It's 2024\xFF: e\xCC\x81 <|im_end|> <|user_def|>\n\n";
@@ -372,15 +387,8 @@ static void any_allocation_may_fail(void **state) {
   static const char *const names[] = {"qwen2", "smollm", "spm-gemma", "spm-inst"};
   for (size_t k = 0; k < ARRAY_LENGTH(names); k++) {
     struct scarce memory = {.left = 1000};
-    oscar_context_options options;
-    oscar_context_options_default(&options);
-    options.alloc = scarce_alloc;
-    options.free = scarce_free;
-    options.alloc_user = &memory;
-    options.threads = 1;
-    oscar_context *c;
     struct gguf *file;
-    assert_int_equal(oscar_context_create(&options, &c), OSCAR_OK);
+    oscar_context *c = scarce_context(&memory);
     assert_ok(c, gguf_open(c, test_data(names[k], ".tiny.gguf"), &file));
     int live = memory.live;
     oscar_status status = OSCAR_NO_MEMORY;
@@ -409,6 +417,7 @@ int main(void) {
       cmocka_unit_test(control_tokens_have_no_text_unless_asked_for),
       cmocka_unit_test(a_long_text_without_a_break_takes_seconds_at_most),
       cmocka_unit_test(wrong_files_are_refused_with_the_reason),
+      cmocka_unit_test(marks_of_turns_are_control_tokens_whatever_the_file_says),
       cmocka_unit_test(any_allocation_may_fail),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

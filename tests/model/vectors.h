@@ -87,4 +87,32 @@ static inline struct tokenizer *test_tokenizer(oscar_context *c, const char *nam
   return t;
 }
 
+/* Memory that runs out after `left` allocations; `live` counts the blocks not yet freed. */
+struct scarce {
+  int left, live;
+};
+static inline void *scarce_alloc(void *user, size_t bytes, size_t alignment) {
+  struct scarce *s = user;
+  if (s->left-- <= 0) return NULL;
+  s->live++;
+  return aligned_alloc(alignment, round_up(bytes, alignment));
+}
+static inline void scarce_free(void *user, void *pointer) {
+  struct scarce *s = user;
+  s->live--;
+  free(pointer);
+}
+
+static inline oscar_context *scarce_context(struct scarce *memory) {
+  oscar_context_options options;
+  oscar_context_options_default(&options);
+  options.alloc = scarce_alloc;
+  options.free = scarce_free;
+  options.alloc_user = memory;
+  options.threads = 1;
+  oscar_context *c = NULL;
+  assert_int_equal(oscar_context_create(&options, &c), OSCAR_OK);
+  return c;
+}
+
 #endif

@@ -1,16 +1,17 @@
 /*
- * avx2.c - attention on a page with AVX2, FMA and F16C.
- *
- * A coded page is expanded to a panel of floats as in portable.c, 8 crumbs at a time with one shift and mask, and multiplied by
- * the blocked matrix products: without a byte dot product of two registers' width, integers would not be faster.
+ * avx2.c - attention on a page with AVX2, FMA and F16C: vectors of 8, byte dot products from 16-bit pairs.
  */
 #include "attention/kernels.h"
 
 #include <immintrin.h>
+#include <string.h>
 
 #define LANES      8
 #define BLOCK_VECS 2
+#define CODED_ROWS 3 /* x 1 vector x 2 terms: 6 of 16 registers, beside 4 of crumbs and the products */
+#define CODED_VECS 1
 typedef __m256 vec;
+typedef __m256i ivec;
 
 #define VEC static inline __attribute__((always_inline)) vec
 VEC vec_zero(void) { return _mm256_setzero_ps(); }
@@ -81,83 +82,37 @@ static void transpose_keys(int d, const uint16_t *keys, float *panel) {
     }
 }
 
-#include "attention/cpu/vector_kernels.h"
-
-static size_t prepared_bytes(const struct side_form *keys) {
-  (void)keys;
-  return 0;
+/* Integers. */
+#define IVEC static inline __attribute__((always_inline)) ivec
+IVEC ivec_set(int x) { return _mm256_set1_epi32(x); }
+IVEC ivec_dword(const void *p, int i) {
+  int x;
+  memcpy(&x, (const char *)p + 4 * i, sizeof x);
+  return ivec_set(x);
+}
+IVEC ivec_load(const void *p) { return _mm256_loadu_si256(p); }
+IVEC ivec_add(ivec a, ivec b) { return _mm256_add_epi32(a, b); }
+IVEC ivec_sub(ivec a, ivec b) { return _mm256_sub_epi32(a, b); }
+IVEC ivec_nearest(vec a) { return _mm256_cvtps_epi32(a); }
+IVEC ivec_shift_left(ivec a, int n) { return _mm256_slli_epi32(a, n); }
+IVEC ivec_shift_right(ivec a, int n) { return _mm256_srai_epi32(a, n); }
+IVEC ivec_crumbs(ivec a, int j) { return _mm256_and_si256(_mm256_srli_epi32(a, 2 * j), _mm256_set1_epi8(3)); }
+/* Pairs of products are at most 2 * 3 * 128 in size, so that four of them add up in 16 bits. */
+IVEC ivec_dot(ivec sum, const ivec crumbs[4], const void *q) {
+  ivec pairs = _mm256_maddubs_epi16(crumbs[0], ivec_dword(q, 0));
+#pragma GCC unroll 4
+  for (int j = 1; j < 4; j++) pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(crumbs[j], ivec_dword(q, j)));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+VEC ivec_to_float(ivec a) { return _mm256_cvtepi32_ps(a); }
+VEC vec_abs(vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.f), a); }
+VEC vec_load_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+static inline void ivec_store_bytes(void *p, ivec a) {
+  __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  _mm_storel_epi64(p, _mm_packs_epi16(words, words));
 }
 
-static void prepare_queries(const struct side_form *keys, int rows, const float *mapped, uint8_t *prepared) {
-  (void)keys, (void)rows, (void)mapped, (void)prepared;
-}
-
-INLINE vec load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)); }
-INLINE __m256i load_codes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
-INLINE vec crumbs_at(__m256i codes, int shift) {
-  return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(codes, shift), _mm256_set1_epi32(3)));
-}
-
-/* panel [C + groups + 1][64] */
-static void expand_keys(const struct side_form *f, const uint8_t *side, float *panel) {
-  int blocks = f->crumbs / 16, per_group = blocks / f->groups;
-  for (int tile = 0; tile < 4; tile++)
-    for (int half = 0; half < 16; half += 8) {
-      float *out = panel + tile * 16 + half;
-      for (int group = 0; group < f->groups; group++) {
-        vec s = load_f16(tile_meta(f, side, tile, group, 0) + half);
-        vec z = f->meta_values == 2 ? load_f16(tile_meta(f, side, tile, group, 1) + half) : vec_set(1);
-        vec_store(out + (f->crumbs + group) * 64, vec_sub(vec_zero(), vec_mul(s, z)));
-        for (int block = group * per_group; block < (group + 1) * per_group; block++) {
-          __m256i codes = load_codes(side + ((tile * blocks + block) * 16 + half) * 4);
-#pragma GCC unroll 16
-          for (int c = 0; c < 16; c++)
-            vec_store(out + (block * 16 + c) * 64, vec_mul(s, crumbs_at(codes, c % 4 * 8 + c / 4 * 2)));
-        }
-      }
-      vec_store(out + (f->crumbs + f->groups) * 64, vec_set(1));
-    }
-}
-
-static void score_coded(const struct query_rows *queries, const struct side_form *form, const uint8_t *keys, float *scores,
-                        float *panel) {
-  expand_keys(form, keys, panel);
-  memset(scores, 0, sizeof *scores * (size_t)queries->rows * PAGE_TOKENS);
-  multiply_add(queries->rows, PAGE_TOKENS, form->crumbs + form->groups + 1, queries->mapped, form_rows(form), panel, scores,
-               PAGE_TOKENS);
-}
-
-/* panel [64][form_rows] */
-static void expand_values(const struct side_form *f, const uint8_t *side, float *panel) {
-  int width = form_rows(f), blocks = f->crumbs / 16, per_group = blocks / f->groups;
-  for (int tile = 0; tile < 4; tile++) {
-    float *rows = panel + tile * 16 * width;
-    for (int t = 0; t < 16; t++) {
-      memset(rows + t * width + f->crumbs, 0, sizeof *rows * (size_t)(width - f->crumbs));
-      rows[t * width + f->crumbs + f->groups] = 1;
-    }
-    for (int group = 0; group < f->groups; group++) {
-      float s[16], z[16];
-      for (int half = 0; half < 16; half += 8) {
-        vec_store(s + half, load_f16(tile_meta(f, side, tile, group, 0) + half));
-        vec_store(z + half, f->meta_values == 2 ? load_f16(tile_meta(f, side, tile, group, 1) + half) : vec_set(1));
-      }
-      for (int t = 0; t < 16; t++) rows[t * width + f->crumbs + group] = -s[t] * z[t];
-      for (int i = group * per_group * 2; i < (group + 1) * per_group * 2; i++) {
-        __m256i codes = load_codes(side + tile * blocks * 64 + i * 32);
-#pragma GCC unroll 16
-        for (int t = 0; t < 16; t++)
-          vec_store(rows + t * width + i * 8, vec_mul(vec_set(s[t]), crumbs_at(codes, t % 4 * 8 + t / 4 * 2)));
-      }
-    }
-  }
-}
-
-static void accumulate_coded(int rows, const struct side_form *form, const float *p, const uint8_t *values, float *out,
-                             int stride, float *panel) {
-  expand_values(form, values, panel);
-  multiply_add(rows, form_rows(form), PAGE_TOKENS, p, PAGE_TOKENS, panel, out, stride);
-}
+#include "attention/cpu/coded_kernels.h"
 
 const struct attention_kernels attention_kernels_avx2 = {
     .prepared_bytes = prepared_bytes,

@@ -37,9 +37,9 @@ oscar_status cpu_embed(struct backend *be, const struct weight *w, int n, const 
 oscar_status cpu_matmul(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
                         const float *x, float *const *y);
 
-/* panels.c: y = x W^T for each weight through oneDNN */
-oscar_status panels_matmul(struct cpu_backend *cpu, int count, const struct weight *const *w, int n, const float *x,
-                           float *const *y);
+/* panels.c: as the matmul of the table, through oneDNN; arguments are checked */
+oscar_status panels_matmul(struct cpu_backend *cpu, int count, const struct weight *const *w, const float *const *bias, int n,
+                           const float *x, float *const *y);
 void panels_free(struct cpu_backend *cpu);
 bool panels_use_bf16(const struct cpu_backend *cpu);
 void panels_library(char *text, size_t bytes);

@@ -46,7 +46,17 @@ struct dot_input {
 typedef void dot_rows(const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y);
 /* Rows first .. last - 1 expanded to [last - first][cols]. */
 typedef void expand_f32(const struct weight *w, int64_t first, int64_t last, float *out);
-typedef void expand_bf16(const struct weight *w, int64_t first, int64_t last, uint16_t *out);
+
+/*
+ * BF16 panels are laid out as the multiplier reads them (oneDNN's BA16a64b2a): 64 rows side by side, of which 32 columns make a
+ * block [16 pairs of columns][64 rows][2]. A stripe is 16 of those rows: the stripe's part of a block begins at
+ * out + block * PANEL_BLOCK. `count` rows from `first` on are expanded; further rows and columns past cols are zero.
+ */
+#define PANEL_COLS  32
+#define PANEL_ROWS  64
+#define PANEL_BLOCK (PANEL_COLS * PANEL_ROWS)
+#define STRIPE_ROWS 16
+typedef void expand_stripe(const struct weight *w, int64_t first, int count, uint16_t *out);
 
 #define WEIGHT_TYPES (WEIGHT_BF16 + 1)
 struct dot_kernels {
@@ -56,7 +66,7 @@ struct dot_kernels {
   dot_rows *rows[WEIGHT_TYPES];
   expand_f32 *f32[WEIGHT_TYPES];
   /* For CPUs that multiply BF16; all NULL in levels that such CPUs do not stop at. */
-  expand_bf16 *bf16[WEIGHT_TYPES];
+  expand_stripe *stripe[WEIGHT_TYPES];
   void (*round_bf16)(const float *x, size_t count, uint16_t *out);
 };
 

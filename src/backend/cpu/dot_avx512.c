@@ -271,23 +271,77 @@ INLINE void expand_chunk(const struct chunk *c, int runs, store_run *store, void
   }
 }
 
-INLINE void expand_rows(struct format f, const struct weight *w, int64_t first, int64_t last, store_run *store, void *out) {
+INLINE void expand_rows(struct format f, const struct weight *w, int64_t first, int64_t last, float *out) {
   size_t row_bytes = (size_t)(w->cols / f.block_elements) * f.block_bytes;
   size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
   const uint8_t *data = w->data, *end = data + (size_t)w->rows * row_bytes;
-  int64_t at = 0;
   struct chunk c;
   for (int64_t r = first; r < last; r++) {
     const uint8_t *row = data + (size_t)r * row_bytes;
-    for (int64_t k = 0; k < w->cols / CHUNK; k++, row += chunk_bytes, at += CHUNK) {
+    for (int64_t k = 0; k < w->cols / CHUNK; k++, row += chunk_bytes, out += CHUNK) {
       f.load(row, &c);
-      expand_chunk(&c, CHUNK_RUNS, store, out, at);
+      expand_chunk(&c, CHUNK_RUNS, store_f32, out, 0);
     }
     int part = (int)(w->cols % CHUNK);
     if (part == 0 || f.block_elements == CHUNK) continue;
     load_part(f, row, part / f.block_elements, end, &c);
-    expand_chunk(&c, part / RUN, store, out, at);
-    at += part;
+    expand_chunk(&c, part / RUN, store_f32, out, 0);
+    out += part;
+  }
+}
+
+/* 16 x 16 words, rows become columns. */
+INLINE void transpose(__m512i v[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 8; i++) {
+    t[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; i++)
+    for (int j = 0; j < 2; j++) {
+      v[4 * i + 2 * j] = _mm512_unpacklo_epi64(t[4 * i + j], t[4 * i + j + 2]);
+      v[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(t[4 * i + j], t[4 * i + j + 2]);
+    }
+  /* v[4i + c], lane l: words of rows 4i .. 4i + 3, column 4l + c */
+  for (int i = 0; i < 2; i++)
+    for (int c = 0; c < 4; c++) {
+      t[8 * i + c] = _mm512_shuffle_i32x4(v[8 * i + c], v[8 * i + 4 + c], 0x88);     /* columns c, 8 + c */
+      t[8 * i + 4 + c] = _mm512_shuffle_i32x4(v[8 * i + c], v[8 * i + 4 + c], 0xDD); /* columns 4 + c, 12 + c */
+    }
+  for (int c = 0; c < 8; c++) {
+    v[c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0x88);
+    v[c + 8] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0xDD);
+  }
+}
+
+/* 16 rows of up to CHUNK columns into their places in the blocks of a panel. */
+INLINE void store_tile(uint16_t tile[STRIPE_ROWS][CHUNK], int blocks, uint16_t *out) {
+  for (int b = 0; b < blocks; b++, out += PANEL_BLOCK) {
+    __m512i v[STRIPE_ROWS];
+    for (int i = 0; i < STRIPE_ROWS; i++) v[i] = _mm512_load_si512(tile[i] + PANEL_COLS * b);
+    transpose(v);
+    for (int i = 0; i < PANEL_COLS / 2; i++) _mm512_storeu_si512(out + 2 * PANEL_ROWS * i, v[i]);
+  }
+}
+
+INLINE void expand_stripe_of(struct format f, const struct weight *w, int64_t first, int count, uint16_t *out) {
+  size_t row_bytes = (size_t)(w->cols / f.block_elements) * f.block_bytes;
+  size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
+  const uint8_t *data = w->data, *end = data + (size_t)w->rows * row_bytes;
+  _Alignas(64) uint16_t tile[STRIPE_ROWS][CHUNK];
+  struct chunk c;
+  memset(tile, 0, sizeof tile);
+  for (int64_t k = 0; k * CHUNK < w->cols; k++, out += CHUNK / PANEL_COLS * PANEL_BLOCK) {
+    int here = w->cols - k * CHUNK < CHUNK ? (int)(w->cols - k * CHUNK) : CHUNK;
+    for (int i = 0; i < count; i++) {
+      const uint8_t *p = data + (size_t)(first + i) * row_bytes + (size_t)k * chunk_bytes;
+      if (f.block_elements == CHUNK || here == CHUNK)
+        f.load(p, &c);
+      else
+        load_part(f, p, here / f.block_elements, end, &c);
+      expand_chunk(&c, here / RUN, store_bf16, tile[i], 0);
+    }
+    store_tile(tile, here / PANEL_COLS, out);
   }
 }
 
@@ -296,10 +350,10 @@ INLINE void expand_rows(struct format f, const struct weight *w, int64_t first, 
     dot_rows_of(name, w, first, last, in, y);                                                                                    \
   }                                                                                                                              \
   static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
-    expand_rows(name, w, first, last, store_f32, out);                                                                           \
+    expand_rows(name, w, first, last, out);                                                                                      \
   }                                                                                                                              \
-  static void bf16_##name(const struct weight *w, int64_t first, int64_t last, uint16_t *out) {                                  \
-    expand_rows(name, w, first, last, store_bf16, out);                                                                          \
+  static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                                   \
+    expand_stripe_of(name, w, first, count, out);                                                                                \
   }
 KERNELS(q4_0)
 KERNELS(q4_1)
@@ -358,16 +412,7 @@ INLINE void float_rows(load_floats *load, const struct weight *w, int64_t first,
 }
 
 /* Rows follow each other without gaps, so that a range of them is one run of numbers. */
-INLINE void expand_floats(load_floats *load, const struct weight *w, int64_t first, int64_t last, uint16_t *out) {
-  const uint8_t *data = (const uint8_t *)w->data + (size_t)first * weight_row_bytes(w);
-  int64_t count = (last - first) * w->cols;
-  for (int64_t k = 0; k < count; k += 16) {
-    __mmask16 mask = part_mask(count - k);
-    _mm256_mask_storeu_epi16(out + k, mask, to_bf16(load(data, k, mask)));
-  }
-}
-
-INLINE void expand_floats_f32(load_floats *load, const struct weight *w, int64_t first, int64_t last, float *out) {
+INLINE void expand_floats(load_floats *load, const struct weight *w, int64_t first, int64_t last, float *out) {
   const uint8_t *data = (const uint8_t *)w->data + (size_t)first * weight_row_bytes(w);
   int64_t count = (last - first) * w->cols;
   for (int64_t k = 0; k < count; k += 16) {
@@ -376,15 +421,31 @@ INLINE void expand_floats_f32(load_floats *load, const struct weight *w, int64_t
   }
 }
 
+INLINE void expand_float_stripe(load_floats *load, const struct weight *w, int64_t first, int count, uint16_t *out) {
+  size_t row_bytes = weight_row_bytes(w);
+  _Alignas(64) uint16_t tile[STRIPE_ROWS][CHUNK];
+  memset(tile, 0, sizeof tile);
+  for (int64_t k = 0; k < w->cols; k += CHUNK, out += CHUNK / PANEL_COLS * PANEL_BLOCK) {
+    int here = w->cols - k < CHUNK ? (int)(w->cols - k) : CHUNK;
+    int blocks = (here + PANEL_COLS - 1) / PANEL_COLS;
+    for (int i = 0; i < count; i++)
+      for (int j = 0; j < blocks * PANEL_COLS; j += RUN) {
+        __mmask16 mask = here - j > 0 ? part_mask(here - j) : 0;
+        store_bf16(tile[i], j, load((const uint8_t *)w->data + (size_t)(first + i) * row_bytes, k + j, mask));
+      }
+    store_tile(tile, blocks, out);
+  }
+}
+
 #define FLOAT_KERNELS(name)                                                                                                      \
   static void rows_##name(const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y) {           \
     float_rows(load_##name, w, first, last, in, y);                                                                              \
   }                                                                                                                              \
   static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
-    expand_floats_f32(load_##name, w, first, last, out);                                                                         \
-  }                                                                                                                              \
-  static void bf16_##name(const struct weight *w, int64_t first, int64_t last, uint16_t *out) {                                  \
     expand_floats(load_##name, w, first, last, out);                                                                             \
+  }                                                                                                                              \
+  static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                                   \
+    expand_float_stripe(load_##name, w, first, count, out);                                                                      \
   }
 FLOAT_KERNELS(f32)
 FLOAT_KERNELS(f16)
@@ -411,6 +472,6 @@ const struct dot_kernels dot_avx512 = {
     .quantize = quantize,
     .rows = ALL_TYPES(rows),
     .f32 = ALL_TYPES(f32),
-    .bf16 = ALL_TYPES(bf16),
+    .stripe = ALL_TYPES(stripe),
     .round_bf16 = round_bf16,
 };

@@ -18,12 +18,13 @@
 #include <stdio.h>
 
 #define PANEL_BYTES   ((size_t)8 << 20)
-#define PANEL_ROWS    64 /* rows of a panel are a multiple of this, and at least this */
-#define KEPT_PRODUCTS 48 /* distinct shapes of one model are about ten per number of tokens */
+#define PART_TOKENS   512 /* tokens that are multiplied with a panel at a time */
+#define KEPT_PRODUCTS 48  /* distinct shapes of one model are about ten per number of tokens */
 
-/* y [n][stride], the first `rows` of each row = x [n][cols] times the panel [rows][cols], transposed */
+/* y [n][rows] = x [n][cols] times the panel [rows][cols], transposed. All are dense: for a y with gaps oneDNN 2.6 has no fast
+ * kernel. */
 struct shape {
-  int64_t n, rows, cols, stride;
+  int64_t n, rows, cols;
 };
 struct product {
   struct shape shape;
@@ -40,7 +41,7 @@ struct panels {
   dnnl_stream_t stream;
   uint64_t clock;
   struct product products[KEPT_PRODUCTS];
-  struct scratch panel, tokens, library;
+  struct scratch panel, tokens, results, library;
 };
 
 static oscar_status library_error(oscar_context *context, dnnl_status_t status, const char *what) {
@@ -65,6 +66,7 @@ void panels_free(struct cpu_backend *cpu) {
   if (panels->engine) dnnl_engine_destroy(panels->engine);
   scratch_free(context, &panels->panel);
   scratch_free(context, &panels->tokens);
+  scratch_free(context, &panels->results);
   scratch_free(context, &panels->library);
   mem_free(context, panels);
   cpu->panels = NULL;
@@ -102,6 +104,21 @@ static dnnl_status_t describe_matrix(dnnl_memory_desc_t *desc, int64_t rows, int
   return dnnl_memory_desc_init_by_strides(desc, 2, dims, type, strides);
 }
 
+/* BF16: the layout of dot.h. F32: rows after each other. */
+static dnnl_status_t describe_panel(dnnl_memory_desc_t *desc, const struct shape *s, bool bf16) {
+  dnnl_dims_t dims = {s->cols, s->rows};
+  if (bf16) return dnnl_memory_desc_init_by_tag(desc, 2, dims, dnnl_bf16, dnnl_BA16a64b2a);
+  return describe_matrix(desc, s->cols, s->rows, dnnl_f32, 1, s->cols);
+}
+
+/* The reference implementations are a hundred times slower, and nothing else would tell. */
+static void warn_if_slow(const oscar_context *context, const_dnnl_primitive_desc_t desc) {
+  const char *name = NULL;
+  if (dnnl_primitive_desc_query(desc, dnnl_query_impl_info_str, 0, &name) == dnnl_success && name && !strncmp(name, "ref", 3))
+    log_line(context, OSCAR_LOG_WARNING, "oneDNN has only its reference matrix product (%s) for this CPU; prompts will be slow",
+             name);
+}
+
 static dnnl_status_t plan(struct panels *panels, struct product *p, dnnl_primitive_attr_t attributes) {
   const struct shape *s = &p->shape;
   dnnl_data_type_t type = panels->bf16 ? dnnl_bf16 : dnnl_f32;
@@ -109,14 +126,15 @@ static dnnl_status_t plan(struct panels *panels, struct product *p, dnnl_primiti
   dnnl_matmul_desc_t product;
   dnnl_primitive_desc_t desc = NULL;
   dnnl_status_t status = describe_matrix(&x, s->n, s->cols, type, s->cols, 1);
-  if (status == dnnl_success) status = describe_matrix(&panel, s->cols, s->rows, type, 1, s->cols);
-  if (status == dnnl_success) status = describe_matrix(&y, s->n, s->rows, dnnl_f32, s->stride, 1);
+  if (status == dnnl_success) status = describe_panel(&panel, s, panels->bf16);
+  if (status == dnnl_success) status = describe_matrix(&y, s->n, s->rows, dnnl_f32, s->rows, 1);
   if (status == dnnl_success) status = dnnl_matmul_desc_init(&product, &x, &panel, NULL, &y);
   if (status == dnnl_success) status = dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user);
   if (status == dnnl_success) status = dnnl_primitive_desc_create(&desc, &product, attributes, panels->engine, NULL);
   if (status != dnnl_success) return status;
   const dnnl_memory_desc_t *scratch = dnnl_primitive_desc_query_md(desc, dnnl_query_scratchpad_md, 0);
   p->scratch_bytes = dnnl_memory_desc_get_size(scratch);
+  warn_if_slow(panels->context, desc);
   status = dnnl_primitive_create(&p->primitive, desc);
   if (status == dnnl_success) status = dnnl_memory_create(&p->x, &x, panels->engine, DNNL_MEMORY_NONE);
   if (status == dnnl_success) status = dnnl_memory_create(&p->panel, &panel, panels->engine, DNNL_MEMORY_NONE);
@@ -127,7 +145,7 @@ static dnnl_status_t plan(struct panels *panels, struct product *p, dnnl_primiti
 }
 
 static bool same_shape(const struct shape *a, const struct shape *b) {
-  return a->n == b->n && a->rows == b->rows && a->cols == b->cols && a->stride == b->stride;
+  return a->n == b->n && a->rows == b->rows && a->cols == b->cols;
 }
 
 /* The plan of a shape: a kept one, or a new one in the place of the longest unused. */
@@ -177,25 +195,38 @@ static oscar_status multiply(struct panels *panels, const struct shape *shape, c
 
 /* ---- expansion ---- */
 
+/* Bytes of a panel of `rows` rows, with what its layout pads. */
+static size_t panel_bytes(const struct panels *panels, int64_t rows, int64_t cols) {
+  if (!panels->bf16) return (size_t)rows * (size_t)cols * sizeof(float);
+  return round_up((size_t)rows, PANEL_ROWS) * round_up((size_t)cols, PANEL_COLS) * sizeof(uint16_t);
+}
+
 static int64_t panel_rows(const struct panels *panels, const struct weight *w) {
-  size_t row_bytes = (size_t)w->cols * (panels->bf16 ? sizeof(uint16_t) : sizeof(float));
-  int64_t rows = (int64_t)(PANEL_BYTES / row_bytes) / PANEL_ROWS * PANEL_ROWS;
-  if (rows < PANEL_ROWS) rows = PANEL_ROWS;
+  int64_t groups = (int64_t)(PANEL_BYTES / panel_bytes(panels, PANEL_ROWS, w->cols));
+  int64_t rows = groups > 1 ? groups * PANEL_ROWS : PANEL_ROWS;
   return rows < w->rows ? rows : w->rows;
 }
 
-static void expand(const struct cpu_backend *cpu, const struct weight *w, int64_t first, int64_t last) {
-  const struct panels *panels = cpu->panels;
-  const struct dot_kernels *kernels = cpu->kernels;
+static void expand_f32_panel(const struct cpu_backend *cpu, const struct weight *w, int64_t first, int64_t last) {
+  float *panel = cpu->panels->panel.data;
 #pragma omp parallel num_threads(cpu->threads)
   {
     int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
     int64_t from = first + (last - first) * thread / threads, to = first + (last - first) * (thread + 1) / threads;
-    size_t at = (size_t)(from - first) * (size_t)w->cols;
-    if (panels->bf16)
-      kernels->bf16[w->type](w, from, to, (uint16_t *)panels->panel.data + at);
-    else
-      kernels->f32[w->type](w, from, to, (float *)panels->panel.data + at);
+    cpu->kernels->f32[w->type](w, from, to, panel + (from - first) * w->cols);
+  }
+}
+
+static void expand_bf16_panel(const struct cpu_backend *cpu, const struct weight *w, int64_t first, int64_t last) {
+  uint16_t *panel = cpu->panels->panel.data;
+  const int64_t in_group = PANEL_ROWS / STRIPE_ROWS;
+  int64_t stripes = (last - first + PANEL_ROWS - 1) / PANEL_ROWS * in_group;
+  int64_t group_elements = (int64_t)round_up((size_t)w->cols, PANEL_COLS) * PANEL_ROWS;
+#pragma omp parallel for num_threads(cpu->threads) schedule(static)
+  for (int64_t s = 0; s < stripes; s++) {
+    int64_t row = first + s * STRIPE_ROWS, left = last - row;
+    int count = left >= STRIPE_ROWS ? STRIPE_ROWS : left > 0 ? (int)left : 0;
+    cpu->kernels->stripe[w->type](w, row, count, panel + s / in_group * group_elements + s % in_group * STRIPE_ROWS * 2);
   }
 }
 
@@ -204,21 +235,47 @@ static void round_tokens(const struct cpu_backend *cpu, int n, int64_t cols, con
   for (int t = 0; t < n; t++) cpu->kernels->round_bf16(x + t * cols, (size_t)cols, out + t * cols);
 }
 
-static oscar_status multiply_weight(struct cpu_backend *cpu, const struct weight *w, int n, const void *x, float *y) {
+/* to [n][to_stride] = from [n][rows] + bias; in place where they are the same. */
+static void place_results(const struct cpu_backend *cpu, int64_t n, int64_t rows, const float *from, const float *bias, float *to,
+                          int64_t to_stride) {
+#pragma omp parallel for num_threads(cpu->threads) schedule(static)
+  for (int64_t t = 0; t < n; t++) {
+    const float *in = from + t * rows;
+    float *out = to + t * to_stride;
+    if (in != out) memcpy(out, in, (size_t)rows * sizeof *out);
+    for (int64_t r = 0; bias && r < rows; r++) out[r] += bias[r];
+  }
+}
+
+/* One weight; x is in the panel's type. */
+static oscar_status multiply_weight(struct cpu_backend *cpu, const struct weight *w, const float *bias, int64_t n, const void *x,
+                                    float *y) {
   struct panels *panels = cpu->panels;
-  int64_t step = panel_rows(panels, w);
-  size_t element_bytes = panels->bf16 ? sizeof(uint16_t) : sizeof(float);
-  oscar_status status = scratch_reserve(panels->context, &panels->panel, (size_t)(step * w->cols), element_bytes);
+  int64_t step = panel_rows(panels, w), part = n < PART_TOKENS ? n : PART_TOKENS;
+  size_t token_bytes = (size_t)w->cols * (panels->bf16 ? sizeof(uint16_t) : sizeof(float));
+  bool in_place = step == w->rows;
+  oscar_status status = scratch_reserve(panels->context, &panels->panel, panel_bytes(panels, step, w->cols), 1);
+  if (status == OSCAR_OK && !in_place)
+    status = scratch_reserve(panels->context, &panels->results, (size_t)(part * step), sizeof *y);
   for (int64_t first = 0; first < w->rows && status == OSCAR_OK; first += step) {
-    int64_t last = first + step < w->rows ? first + step : w->rows;
-    expand(cpu, w, first, last);
-    status = multiply(panels, &(struct shape){n, last - first, w->cols, w->rows}, x, y + first);
+    int64_t rows = w->rows - first < step ? w->rows - first : step;
+    if (panels->bf16)
+      expand_bf16_panel(cpu, w, first, first + rows);
+    else
+      expand_f32_panel(cpu, w, first, first + rows);
+    for (int64_t t = 0; t < n && status == OSCAR_OK; t += part) {
+      int64_t here = n - t < part ? n - t : part;
+      float *to = y + t * w->rows + first, *results = in_place ? to : panels->results.data;
+      status = multiply(panels, &(struct shape){here, rows, w->cols}, (const uint8_t *)x + (size_t)t * token_bytes, results);
+      if (status == OSCAR_OK && (bias || !in_place))
+        place_results(cpu, here, rows, results, bias ? bias + first : NULL, to, w->rows);
+    }
   }
   return status;
 }
 
-oscar_status panels_matmul(struct cpu_backend *cpu, int count, const struct weight *const *w, int n, const float *x,
-                           float *const *y) {
+oscar_status panels_matmul(struct cpu_backend *cpu, int count, const struct weight *const *w, const float *const *bias, int n,
+                           const float *x, float *const *y) {
   oscar_status status = cpu->panels ? OSCAR_OK : panels_create(cpu);
   if (status != OSCAR_OK) return status;
   struct panels *panels = cpu->panels;
@@ -232,7 +289,8 @@ oscar_status panels_matmul(struct cpu_backend *cpu, int count, const struct weig
   }
   int before = omp_get_max_threads();
   omp_set_num_threads(cpu->threads);
-  for (int i = 0; i < count && status == OSCAR_OK; i++) status = multiply_weight(cpu, w[i], n, tokens, y[i]);
+  for (int i = 0; i < count && status == OSCAR_OK; i++)
+    status = multiply_weight(cpu, w[i], bias ? bias[i] : NULL, n, tokens, y[i]);
   omp_set_num_threads(before);
   return status;
 }

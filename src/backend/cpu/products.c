@@ -103,18 +103,6 @@ static oscar_status few_tokens(struct cpu_backend *cpu, int count, const struct 
   return OSCAR_OK;
 }
 
-static oscar_status many_tokens(struct cpu_backend *cpu, int count, const struct weight *const *w, const float *const *bias,
-                                int n, const float *x, float *const *y) {
-  oscar_status status = panels_matmul(cpu, count, w, n, x, y);
-  if (status != OSCAR_OK || !bias) return status;
-  for (int i = 0; i < count; i++) {
-    if (!bias[i]) continue;
-#pragma omp parallel for num_threads(cpu->threads) schedule(static)
-    for (int t = 0; t < n; t++) add_bias(bias[i], w[i]->rows, 0, w[i]->rows, 1, y[i] + t * w[i]->rows);
-  }
-  return OSCAR_OK;
-}
-
 oscar_status cpu_matmul(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
                         const float *x, float *const *y) {
   struct cpu_backend *cpu = cpu_of(be);
@@ -129,5 +117,5 @@ oscar_status cpu_matmul(struct backend *be, int count, const struct weight *cons
   }
   if (n == 0) return OSCAR_OK;
   bool many = n >= (panels_use_bf16(cpu) ? MANY_TOKENS_BF16 : MANY_TOKENS_F32);
-  return many ? many_tokens(cpu, count, w, bias, n, x, y) : few_tokens(cpu, count, w, bias, n, x, y);
+  return many ? panels_matmul(cpu, count, w, bias, n, x, y) : few_tokens(cpu, count, w, bias, n, x, y);
 }

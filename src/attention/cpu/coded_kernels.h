@@ -1,0 +1,259 @@
+/*
+ * coded_kernels.h - scores and sums over coded pages with byte dot products, for every vector width that has them.
+ *
+ * Coded pages are never expanded: a shift and a mask turn a vector of a page into four crumbs a lane, which one byte dot product
+ * multiplies with four bytes of a row. The other operand, queries or probabilities, is a 16-bit integer in two signed bytes,
+ *     x ~ step (256 high + low),  step = max |x| / 32512,
+ * so every crumb costs two byte products, and a block of rows shares one unpacking. Errors of rounding x, at most step / 2 each,
+ * mostly meet a crumb's mean of 1.5; that part is taken out: for keys by a shift that is known in advance, for values by summing
+ * Z over the rounded weights too.
+ *
+ * The including file defines what vector_kernels.h wants, and
+ *   CODED_ROWS, CODED_VECS       the block of rows and of vectors of tokens or crumbs whose sums stay in registers
+ *   ivec                         LANES 32-bit integers, with the ivec_ functions used here
+ *   ivec_dot(sum, crumbs, q)     lane += sum over j < 4 and k < 4 of byte k of crumbs[j] (unsigned, 0 .. 3) times q[4 j + k]
+ */
+#ifndef OSCAR_ATTENTION_CODED_KERNELS_H
+#define OSCAR_ATTENTION_CODED_KERNELS_H
+
+#include "attention/cpu/vector_kernels.h"
+
+#define LARGEST    32512.f               /* 127 * 256: the largest number of two signed bytes whose low byte is -128 .. 127 */
+#define NEGLIGIBLE 0x1p-100f             /* a row whose largest number is below is taken as zero: 1 / step would overflow */
+#define VECS       (PAGE_TOKENS / LANES) /* of a page's tokens */
+#define PER_BLOCK  (16 / LANES)          /* vectors that 16 tokens or crumbs take */
+
+INLINE vec join(ivec high, ivec low) { return ivec_to_float(ivec_add(ivec_shift_left(high, 8), low)); }
+
+/* Writes LANES numbers as two bytes each and returns the integers they stand for. */
+INLINE vec split(vec x, int8_t *high, int8_t *low) {
+  ivec whole = ivec_nearest(x);
+  ivec h = ivec_shift_right(ivec_add(whole, ivec_set(128)), 8);
+  ivec_store_bytes(high, h);
+  ivec_store_bytes(low, ivec_sub(whole, ivec_shift_left(h, 8)));
+  return ivec_to_float(whole);
+}
+
+INLINE void unpack(const uint8_t *codes, ivec crumbs[4]) {
+  ivec packed = ivec_load(codes);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; j++) crumbs[j] = ivec_crumbs(packed, j);
+}
+
+/* A metadata value of the LANES tokens of vector v; z is 1 where the form has none. */
+INLINE vec meta_vec(const struct side_form *f, const uint8_t *side, int v, int group, int value) {
+  if (value >= f->meta_values) return vec_set(1);
+  return vec_load_f16(tile_meta(f, side, v / PER_BLOCK, group, value) + v % PER_BLOCK * LANES);
+}
+
+/* Rows are cut into blocks of equal size as far as that goes: 5 are 3 and 2, not 4 and 1. */
+static int next_block(int rows) {
+  int blocks = (rows + CODED_ROWS - 1) / CODED_ROWS;
+  return (rows + blocks - 1) / blocks;
+}
+
+/* ---- keys ---- */
+
+/* A prepared row: [C] high bytes, [C] low bytes, then per group the step and the shift. */
+static size_t prepared_bytes(const struct side_form *keys) {
+  return round_up((size_t)(2 * keys->crumbs) + 2 * sizeof(float) * (size_t)keys->groups, 64);
+}
+
+static void prepare_queries(const struct side_form *keys, int rows, const float *mapped, uint8_t *prepared) {
+  int width = form_rows(keys), per_group = keys->crumbs / keys->groups;
+  for (int r = 0; r < rows; r++) {
+    int8_t *high = (int8_t *)prepared + (size_t)r * prepared_bytes(keys), *low = high + keys->crumbs;
+    float *steps = (float *)(void *)(low + keys->crumbs), *shifts = steps + keys->groups;
+    for (int group = 0; group < keys->groups; group++) {
+      const float *q = mapped + r * width;
+      int begin = group * per_group, end = begin + per_group;
+      vec largest = vec_zero(), error = vec_zero();
+      for (int c = begin; c < end; c += LANES) largest = vec_max(largest, vec_abs(vec_load(q + c)));
+      float max = vec_highest(largest), inverse = max < NEGLIGIBLE ? 0 : LARGEST / max, step = max / LARGEST;
+      for (int c = begin; c < end; c += LANES) {
+        vec x = vec_load(q + c), whole = split(vec_mul(x, vec_set(inverse)), high + c, low + c);
+        error = vec_add(error, vec_sub(vec_mul(whole, vec_set(step)), x));
+      }
+      steps[group] = step;
+      shifts[group] = -1.5f * vec_total(error);
+    }
+  }
+}
+
+/* Scores of a block of rows: sum over groups of s (step dot + shift - z b), plus the mean. */
+INLINE void score_block(int rows, const struct side_form *f, const float *mapped, const uint8_t *prepared, const uint8_t *keys,
+                        float *scores) {
+  int blocks = f->crumbs / 16, per_group = blocks / f->groups, width = form_rows(f);
+  size_t stride = prepared_bytes(f);
+  for (int v = 0; v < VECS; v += CODED_VECS) {
+    vec total[CODED_ROWS][CODED_VECS];
+    const uint8_t *codes[CODED_VECS];
+#pragma GCC unroll 4
+    for (int i = 0; i < CODED_VECS; i++) {
+      codes[i] = keys + ((v + i) / PER_BLOCK * blocks * 16 + (v + i) % PER_BLOCK * LANES) * 4;
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; r++) total[r][i] = vec_set(mapped[r * width + f->crumbs + f->groups]);
+    }
+    for (int group = 0; group < f->groups; group++) {
+      ivec high[CODED_ROWS][CODED_VECS], low[CODED_ROWS][CODED_VECS];
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int i = 0; i < CODED_VECS; i++) high[r][i] = low[r][i] = ivec_set(0);
+      for (int block = group * per_group; block < (group + 1) * per_group; block++) {
+        ivec crumbs[CODED_VECS][4];
+#pragma GCC unroll 4
+        for (int i = 0; i < CODED_VECS; i++) unpack(codes[i] + block * 64, crumbs[i]);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+          const uint8_t *q = prepared + (size_t)r * stride + block * 16;
+#pragma GCC unroll 4
+          for (int i = 0; i < CODED_VECS; i++) {
+            high[r][i] = ivec_dot(high[r][i], crumbs[i], q);
+            low[r][i] = ivec_dot(low[r][i], crumbs[i], q + f->crumbs);
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < CODED_VECS; i++) {
+        vec s = meta_vec(f, keys, v + i, group, 0), z = meta_vec(f, keys, v + i, group, 1);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+          const float *steps = (const float *)(const void *)(prepared + (size_t)r * stride + 2 * f->crumbs);
+          vec dot = vec_fma(join(high[r][i], low[r][i]), vec_set(steps[group]), vec_set(steps[f->groups + group]));
+          dot = vec_fma(z, vec_set(-mapped[r * width + f->crumbs + group]), dot);
+          total[r][i] = vec_fma(s, dot, total[r][i]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+      for (int i = 0; i < CODED_VECS; i++) vec_store(scores + r * PAGE_TOKENS + (v + i) * LANES, total[r][i]);
+  }
+}
+
+static void score_coded(const struct query_rows *queries, const struct side_form *form, const uint8_t *keys, float *scores,
+                        float *panel) {
+  (void)panel;
+  size_t stride = prepared_bytes(form);
+  for (int r = 0, n; r < queries->rows; r += n) {
+    const float *mapped = queries->mapped + r * form_rows(form);
+    const uint8_t *prepared = queries->prepared + (size_t)r * stride;
+    float *out = scores + r * PAGE_TOKENS;
+    n = next_block(queries->rows - r);
+    switch (n) {
+    case 1:
+      score_block(1, form, mapped, prepared, keys, out);
+      break;
+    case 2:
+      score_block(2, form, mapped, prepared, keys, out);
+      break;
+#if CODED_ROWS > 3
+    case 3:
+      score_block(3, form, mapped, prepared, keys, out);
+      break;
+#endif
+    default:
+      score_block(CODED_ROWS, form, mapped, prepared, keys, out);
+      break;
+    }
+  }
+}
+
+/* ---- values ---- */
+
+struct weights { /* of one row and one group: p s of 64 tokens */
+  int8_t high[PAGE_TOKENS], low[PAGE_TOKENS];
+  float step;
+};
+
+/* Returns Z, the sum of the rounded weights times z. */
+INLINE float prepare_weights(const struct side_form *f, const uint8_t *values, int group, const float *p,
+                             struct weights *weights) {
+  vec w[VECS], largest = vec_zero(), offset = vec_zero();
+  for (int v = 0; v < VECS; v++) {
+    w[v] = vec_mul(vec_load(p + v * LANES), meta_vec(f, values, v, group, 0));
+    largest = vec_max(largest, vec_abs(w[v]));
+  }
+  float max = vec_highest(largest), inverse = max < NEGLIGIBLE ? 0 : LARGEST / max;
+  weights->step = max / LARGEST;
+  for (int v = 0; v < VECS; v++) {
+    vec whole = split(vec_mul(w[v], vec_set(inverse)), weights->high + v * LANES, weights->low + v * LANES);
+    offset = vec_fma(whole, meta_vec(f, values, v, group, 1), offset);
+  }
+  return vec_total(offset) * weights->step;
+}
+
+/* out [rows][n * LANES crumbs] += weights times crumbs; `codes` is the first of n vectors in tile 0. */
+INLINE void value_block(int rows, int n, int tile_bytes, const uint8_t *codes, const struct weights *weights, float *out,
+                        int stride) {
+  ivec high[CODED_ROWS][CODED_VECS], low[CODED_ROWS][CODED_VECS];
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) high[r][i] = low[r][i] = ivec_set(0);
+  for (int tile = 0; tile < 4; tile++) {
+    ivec crumbs[CODED_VECS][4];
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) unpack(codes + tile * tile_bytes + i * LANES * 4, crumbs[i]);
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+      for (int i = 0; i < n; i++) {
+        high[r][i] = ivec_dot(high[r][i], crumbs[i], weights[r].high + tile * 16);
+        low[r][i] = ivec_dot(low[r][i], crumbs[i], weights[r].low + tile * 16);
+      }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+      float *o = out + r * stride + i * LANES;
+      vec_store(o, vec_fma(join(high[r][i], low[r][i]), vec_set(weights[r].step), vec_load(o)));
+    }
+}
+
+INLINE void accumulate_block(int rows, const struct side_form *f, const float *p, const uint8_t *values, float *out, int stride) {
+  int tile_bytes = f->crumbs * 4, per_group = f->crumbs / f->groups;
+  for (int group = 0; group < f->groups; group++) {
+    struct weights weights[CODED_ROWS];
+    for (int r = 0; r < rows; r++)
+      out[r * stride + f->crumbs + group] -= prepare_weights(f, values, group, p + r * PAGE_TOKENS, weights + r);
+    int c = group * per_group, end = c + per_group;
+    for (; c + CODED_VECS * LANES <= end; c += CODED_VECS * LANES)
+      value_block(rows, CODED_VECS, tile_bytes, values + c * 4, weights, out + c, stride);
+    for (; c < end; c += LANES) value_block(rows, 1, tile_bytes, values + c * 4, weights, out + c, stride);
+  }
+  for (int r = 0; r < rows; r++) {
+    vec sum = vec_load(p + r * PAGE_TOKENS);
+    for (int t = LANES; t < PAGE_TOKENS; t += LANES) sum = vec_add(sum, vec_load(p + r * PAGE_TOKENS + t));
+    out[r * stride + f->crumbs + f->groups] += vec_total(sum);
+  }
+}
+
+static void accumulate_coded(int rows, const struct side_form *form, const float *p, const uint8_t *values, float *out,
+                             int stride, float *panel) {
+  (void)panel;
+  for (int r = 0, n; r < rows; r += n) {
+    n = next_block(rows - r);
+    switch (n) {
+    case 1:
+      accumulate_block(1, form, p + r * PAGE_TOKENS, values, out + r * stride, stride);
+      break;
+    case 2:
+      accumulate_block(2, form, p + r * PAGE_TOKENS, values, out + r * stride, stride);
+      break;
+#if CODED_ROWS > 3
+    case 3:
+      accumulate_block(3, form, p + r * PAGE_TOKENS, values, out + r * stride, stride);
+      break;
+#endif
+    default:
+      accumulate_block(CODED_ROWS, form, p + r * PAGE_TOKENS, values, out + r * stride, stride);
+      break;
+    }
+  }
+}
+
+#endif
