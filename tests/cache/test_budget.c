@@ -43,7 +43,7 @@ static void the_budget_is_enough_to_the_byte(void **state) {
       int64_t n = tokens[j % ARRAY_LENGTH(tokens)];
       int chunk = chunks[j / ARRAY_LENGTH(tokens) % ARRAY_LENGTH(chunks)];
       int count = sequences[j / ARRAY_LENGTH(tokens) / ARRAY_LENGTH(chunks)];
-      if (n > 4000 && i % 3 != 1) continue; /* the long ones for some geometries only: they take time */
+      if (n > 4000 && (i != 5 || chunk < 63)) continue; /* a table of two parts, where that does not take long */
       size_t enough = oscar_cache_bytes_for(&o, n, count, chunk);
       for (size_t less = 0; less < 2; less++) {
         o.budget_bytes = enough - less;
