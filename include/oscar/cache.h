@@ -45,7 +45,7 @@ typedef struct oscar_cache_options {
 OSCAR_API void oscar_cache_options_default(oscar_cache_options *options);
 
 /* Bytes of budget that `sequences` sequences of `tokens` tokens each need when they are fed in chunks of at most `chunk` tokens.
- * 0 if the options are invalid. */
+ * 0 if the options are invalid, a number is below 1, or the result exceeds size_t. */
 OSCAR_API size_t oscar_cache_bytes_for(const oscar_cache_options *options, int64_t tokens, int sequences, int chunk);
 
 /* Errors: INVALID_ARGUMENT, MISMATCH (codec set of another geometry), NO_SPACE (a budget too small for one page, with the least

@@ -194,6 +194,7 @@ oscar_status oscar_codec_create(oscar_context *context, const oscar_codec_spec *
   oscar_codec *c = mem_zalloc(context, 1, sizeof *c);
   if (!c) return OSCAR_NO_MEMORY;
   c->context = context;
+  c->kernels = row_kernels_for(&context->cpu);
   c->references = 1;
   c->spec = *spec;
   c->crumbs = total;

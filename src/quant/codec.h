@@ -16,8 +16,18 @@
 #include "base/base.h"
 #include <oscar/codec.h>
 
+/* The inner loops of one instruction set; all give the same numbers (quant/rows_body.h). */
+struct row_kernels {
+  void (*project)(const oscar_codec *codec, int n, const float *x, size_t x_stride, float *y);
+  bool (*quantize_row)(const oscar_codec *codec, float *y, uint8_t *row);
+  void (*decode)(const oscar_codec *codec, int n, const uint8_t *rows, float *x, size_t x_stride);
+};
+extern const struct row_kernels row_kernels_portable, row_kernels_avx2, row_kernels_avx512; /* the last two on x86-64 */
+const struct row_kernels *row_kernels_for(const struct cpu_features *cpu);
+
 struct oscar_codec {
   oscar_context *context;
+  const struct row_kernels *kernels;
   int references;
   oscar_codec_spec spec; /* pointers into storage */
   int crumbs;            /* C */
@@ -54,5 +64,7 @@ void codec_project(const oscar_codec *codec, int n, const float *x, size_t x_str
  * GAIN. s starts as the RMS of y_i / sigma_i, sigma_i = step_i / codec_gaussian_step(n_i), and is refitted twice to the codes it
  * gives, by least squares of y. A group whose s rounds to 0 gets the codes 4^n_i / 2 and decodes to zero. */
 bool codec_quantize_row(const oscar_codec *codec, float *y, uint8_t *row);
+
+oscar_context *codec_set_context(const oscar_codec_set *set);
 
 #endif

@@ -1,261 +1,30 @@
 /*
- * codec_rows.c - rows to codes and back.
- *
- * Encoding is a matrix product (project) and a quantizer (quantize_row). The product accumulates every output over the inputs in
- * ascending order, one multiplication and one addition each, so that its result does not depend on blocking or vector width; sums
- * over a group use sixteen fixed partial sums for the same reason. The quantizer rounds metadata to fp16 first and computes codes
- * from what the decoder will read.
+ * codec_rows.c - encoding and decoding as callers see them: a choice of kernels, checks and errors around rows_body.h.
  */
 #include "quant/codec.h"
 
-#include <float.h>
 #include <math.h>
-#include <string.h>
 
-#define MAX_CRUMBS (OSCAR_MAX_HEAD_DIM * OSCAR_MAX_CRUMBS_PER_CHANNEL)
-#define BLOCK_ROWS 8 /* rows sharing one pass over a matrix: 2 x 32 KiB of stack at the largest head_dim */
+#define BLOCK_ROWS 8 /* rows projected together: 32 KiB of stack at the largest head_dim */
 
-/* ---- products ---- */
-
-/* One strip of 4 rows x 16 columns, kept in registers while the inputs go by: out [4][16] += in [4][n] * matrix [n][columns]. */
-static void strip(const float *in, size_t in_stride, int n, const float *matrix, size_t columns, float out[4][16]) {
-  float sums[4][16];
-  memcpy(sums, out, sizeof sums);
-  for (int k = 0; k < n; k++, matrix += columns)
-    for (int r = 0; r < 4; r++) {
-      float x = in[(size_t)r * in_stride + (size_t)k];
-      for (int j = 0; j < 16; j++) sums[r][j] += x * matrix[j];
-    }
-  memcpy(out, sums, sizeof sums);
+const struct row_kernels *row_kernels_for(const struct cpu_features *cpu) {
+#ifdef __x86_64__
+  if (cpu->avx512) return &row_kernels_avx512;
+  if (cpu->avx2) return &row_kernels_avx2;
+#endif
+  (void)cpu;
+  return &row_kernels_portable;
 }
-
-static float column_sum(const float *in, int n, const float *matrix, size_t columns, float start) {
-  for (int k = 0; k < n; k++) start += in[k] * matrix[(size_t)k * columns];
-  return start;
-}
-
-/* out [BLOCK_ROWS][columns] = start [columns] + in [BLOCK_ROWS][n] * matrix [n][columns]; the first `rows` rows are stored. */
-static void multiply_block(int rows, const float *in, int n, const float *matrix, int columns, const float *start, float *out,
-                           size_t out_stride) {
-  size_t c = (size_t)columns;
-  int whole = columns / 16 * 16;
-  for (int j = 0; j < whole; j += 16) {
-    for (int r = 0; r < rows; r += 4) {
-      float sums[4][16];
-      for (int i = 0; i < 4; i++) memcpy(sums[i], start + j, sizeof sums[i]);
-      strip(in + (size_t)r * (size_t)n, (size_t)n, n, matrix + j, c, sums);
-      for (int i = 0; i < 4 && r + i < rows; i++) memcpy(out + (size_t)(r + i) * out_stride + j, sums[i], sizeof sums[i]);
-    }
-  }
-  for (int j = whole; j < columns; j++)
-    for (int r = 0; r < rows; r++)
-      out[(size_t)r * out_stride + (size_t)j] = column_sum(in + (size_t)r * (size_t)n, n, matrix + j, c, start[j]);
-}
-
-static int smaller(int a, int b) { return a < b ? a : b; }
 
 void codec_project(const oscar_codec *codec, int n, const float *x, size_t x_stride, float *y) {
-  static const float zeros[OSCAR_MAX_HEAD_DIM];
-  const oscar_codec_spec *spec = &codec->spec;
-  int d = spec->head_dim, m = spec->channels;
-  float centred[BLOCK_ROWS * OSCAR_MAX_HEAD_DIM] = {0};
-  for (int first = 0; first < n; first += BLOCK_ROWS) {
-    int rows = smaller(BLOCK_ROWS, n - first);
-    for (int r = 0; r < rows; r++) {
-      const float *from = x + (size_t)(first + r) * x_stride;
-      for (int k = 0; k < d; k++) centred[(size_t)r * (size_t)d + (size_t)k] = from[k] - spec->mean[k];
-    }
-    multiply_block(rows, centred, d, spec->encode, m, zeros, y + (size_t)first * (size_t)m, (size_t)m);
-  }
+  codec->kernels->project(codec, n, x, x_stride, y);
 }
 
-/* ---- metadata ---- */
-
-static void store_f16(uint8_t *to, uint16_t h) {
-  to[0] = (uint8_t)(h & 0xFF);
-  to[1] = (uint8_t)(h >> 8);
-}
-
-static uint16_t load_f16(const uint8_t *from) { return (uint16_t)(from[0] | from[1] << 8); }
-
-static bool f16_finite(uint16_t h) { return (h & 0x7C00) != 0x7C00; }
-
-/* The smallest fp16 number not below x >= 0 (infinity above 65504). */
-static uint16_t f16_at_least(float x) {
-  uint16_t h = f32_to_f16(x);
-  return f16_to_f32(h) < x ? (uint16_t)(h + 1) : h;
-}
-
-/* ---- SCALE_ZERO ---- */
-
-static uint32_t magnitude_bits(float x) {
-  uint32_t u;
-  memcpy(&u, &x, sizeof u);
-  return u & 0x7FFFFFFFu;
-}
-
-/* The rank-th smallest |y| (from 0). Magnitudes order like their bits, so it is found bit by bit: the smallest value that more
- * than `rank` of them do not exceed. The number of steps does not depend on the data. */
-static float magnitude_of_rank(const float *y, int m, int rank) {
-  uint32_t bits[OSCAR_MAX_HEAD_DIM], found = 0;
-  for (int i = 0; i < m; i++) bits[i] = magnitude_bits(y[i]);
-  for (uint32_t bit = 1u << 30; bit; bit >>= 1) {
-    uint32_t limit = found + (bit - 1);
-    int below = 0;
-    for (int i = 0; i < m; i++) below += bits[i] <= limit;
-    if (below <= rank) found += bit;
-  }
-  float x;
-  memcpy(&x, &found, sizeof x);
-  return x;
-}
-
-static void clip(float *y, int m, float ratio) {
-  /* In float, so that decimal ratios keep their meaning: 0.9f * 160 is 144, while the double product falls just short of it. */
-  int rank = smaller((int)(ratio * (float)m), m - 1);
-  if (rank == m - 1) return;
-  float tau = magnitude_of_rank(y, m, rank);
-  for (int i = 0; i < m; i++) y[i] = y[i] < -tau ? -tau : y[i] > tau ? tau : y[i];
-}
-
-/* Scale and zero as stored, by the rule of quant/codec.h. false: the scale leaves fp16. */
-static bool scale_and_zero(float low, float high, float levels, uint16_t *scale, uint16_t *zero) {
-  float s = fmaxf(high - low, 1e-8f) / (levels - 1);
-  *scale = f32_to_f16(s);
-  *zero = f32_to_f16(-low / s);
-  if (s >= 0x1p-14f && f16_finite(*zero)) return f16_finite(*scale);
-  float largest = fmaxf(fabsf(low), fabsf(high));
-  *scale = f16_at_least(fmaxf(fmaxf(s, 0x1p-24f), largest / 65504.0f));
-  *zero = f32_to_f16(-low / f16_to_f32(*scale));
-  return f16_finite(*scale) && f16_finite(*zero);
-}
-
-static uint8_t clamp_floor(float u, float top) { /* once u is not below 0, truncation is floor */
-  return (uint8_t)(int)(u < 0 ? 0 : u > top ? top : u);
-}
-
-static bool quantize_scale_zero(const oscar_codec *codec, int first, int last, const float *y, uint8_t *codes, uint8_t *meta) {
-  int n = last - first;
-  float t[OSCAR_MAX_HEAD_DIM], levels = codec->levels[first];
-  for (int i = 0; i < n; i++) t[i] = y[first + i] / codec->spec.steps[first + i];
-  float low = INFINITY, high = -INFINITY;
-  for (int i = 0; i < n; i++) {
-    low = t[i] < low ? t[i] : low;
-    high = t[i] > high ? t[i] : high;
-  }
-  uint16_t scale, zero;
-  if (!isfinite(high - low) || !scale_and_zero(low, high, levels, &scale, &zero)) return false;
-  store_f16(meta, scale);
-  store_f16(meta + 2, zero);
-  float s = f16_to_f32(scale), z = f16_to_f32(zero), top = levels - 1;
-  for (int i = 0; i < n; i++) codes[first + i] = clamp_floor(t[i] / s + z + 0.5f, top);
-  return true;
-}
-
-/* ---- GAIN ---- */
-
-/* Sixteen partial sums in a fixed order: the same number whatever the vector width. In double, so that neither small steps nor
- * large values leave the range. */
-static double dot(const float *a, const float *b, int n) {
-  double lanes[16] = {0}, sum = 0;
-  int i = 0;
-  for (; i + 16 <= n; i += 16)
-    for (int j = 0; j < 16; j++) lanes[j] += (double)a[i + j] * (double)b[i + j];
-  for (; i < n; i++) lanes[i % 16] += (double)a[i] * (double)b[i];
-  for (int j = 0; j < 16; j++) sum += lanes[j];
-  return sum;
-}
-
-struct group { /* one group of a row being quantized */
-  int n;
-  const float *y, *steps, *levels, *inverse_sigma;
-  float t[OSCAR_MAX_HEAD_DIM], q[OSCAR_MAX_HEAD_DIM];
-};
-
-/* Root mean square of y_i / sigma_i over the coded channels. */
-static float first_gain(struct group *g) {
-  int coded = 0;
-  for (int i = 0; i < g->n; i++) {
-    g->q[i] = g->y[i] * g->inverse_sigma[i];
-    coded += g->inverse_sigma[i] > 0;
-  }
-  return (float)sqrt(dot(g->q, g->q, g->n) / coded);
-}
-
-static void gain_codes(const struct group *g, float s, uint8_t *codes) {
-  float divisor = s > 0 ? s : FLT_MAX; /* s = 0: all t are next to nothing, and the code is the one above the middle */
-  for (int i = 0; i < g->n; i++) codes[i] = clamp_floor(g->t[i] / divisor + g->levels[i] / 2, g->levels[i] - 1);
-}
-
-/* The s that minimises sum (y_i - s q_i)^2 for the values q_i the codes stand for. A coded channel's q_i is never 0. */
-static float least_squares_gain(struct group *g, const uint8_t *codes) {
-  for (int i = 0; i < g->n; i++) g->q[i] = g->steps[i] * ((float)codes[i] - (g->levels[i] - 1) / 2);
-  return (float)(dot(g->y, g->q, g->n) / dot(g->q, g->q, g->n));
-}
-
-static bool quantize_gain(const oscar_codec *codec, int first, int last, const float *y, uint8_t *codes, uint8_t *meta) {
-  enum { REFITS = 2 }; /* a third changes nothing that can be measured */
-  struct group g;
-  g.n = last - first;
-  g.y = y + first;
-  g.steps = codec->spec.steps + first;
-  g.levels = codec->levels + first;
-  g.inverse_sigma = codec->inverse_sigma + first;
-  for (int i = 0; i < g.n; i++) g.t[i] = g.y[i] / g.steps[i];
-  float s = first_gain(&g);
-  for (int k = 0; k < REFITS && s > 0 && isfinite(s); k++) {
-    gain_codes(&g, s, codes + first);
-    s = least_squares_gain(&g, codes + first);
-  }
-  uint16_t stored = f32_to_f16(s);
-  if (!f16_finite(stored)) return false;
-  store_f16(meta, stored);
-  gain_codes(&g, f16_to_f32(stored), codes + first);
-  return true;
-}
-
-/* ---- a row ---- */
-
-/* codes [channels] -> the C/4 bytes of the canonical row. Crumb c is in byte c mod (C/4), bits 2 (c div (C/4)) and the next. */
-static void write_crumbs(const oscar_codec *codec, const uint8_t *codes, uint8_t *row) {
-  const oscar_codec_spec *spec = &codec->spec;
-  uint8_t crumbs[MAX_CRUMBS];
-  int c = 0, quarter = codec->crumbs / 4;
-  for (int i = 0; i < spec->channels; i++)
-    for (int j = 0; j < spec->crumbs[i]; j++) crumbs[c++] = codes[i] >> 2 * j & 3;
-  for (int b = 0; b < quarter; b++)
-    row[b] = (uint8_t)(crumbs[b] | crumbs[b + quarter] << 2 | crumbs[b + 2 * quarter] << 4 | crumbs[b + 3 * quarter] << 6);
-}
-
-static void read_codes(const oscar_codec *codec, const uint8_t *row, uint8_t *codes) {
-  const oscar_codec_spec *spec = &codec->spec;
-  int c = 0, quarter = codec->crumbs / 4;
-  for (int i = 0; i < spec->channels; i++) {
-    codes[i] = 0;
-    for (int j = 0; j < spec->crumbs[i]; j++, c++)
-      codes[i] = (uint8_t)(codes[i] | (row[c % quarter] >> 2 * (c / quarter) & 3) << 2 * j);
-  }
-}
+bool codec_quantize_row(const oscar_codec *codec, float *y, uint8_t *row) { return codec->kernels->quantize_row(codec, y, row); }
 
 static bool all_finite(const float *x, int n) {
-  bool finite = true;
-  for (int i = 0; i < n; i++) finite &= magnitude_bits(x[i]) < 0x7F800000u;
-  return finite;
-}
-
-bool codec_quantize_row(const oscar_codec *codec, float *y, uint8_t *row) {
-  const oscar_codec_spec *spec = &codec->spec;
-  if (!all_finite(y, spec->channels)) return false;
-  bool (*quantize)(const oscar_codec *, int, int, const float *, uint8_t *, uint8_t *) = quantize_gain;
-  if (spec->form == OSCAR_ROW_SCALE_ZERO) {
-    clip(y, spec->channels, spec->clip_ratio);
-    quantize = quantize_scale_zero;
-  }
-  uint8_t codes[OSCAR_MAX_HEAD_DIM];
-  uint8_t *meta = row + codec->crumbs / 4;
-  for (int p = 0; p < spec->groups; p++, meta += 2 * codec_meta_values(codec))
-    if (!quantize(codec, codec->group_channel[p], codec->group_channel[p + 1], y, codes, meta)) return false;
-  write_crumbs(codec, codes, row);
+  for (int i = 0; i < n; i++)
+    if (!isfinite(x[i])) return false;
   return true;
 }
 
@@ -266,7 +35,7 @@ oscar_status oscar_codec_encode(const oscar_codec *codec, int n, const float *x,
                      x_stride, spec->head_dim);
   float y[BLOCK_ROWS * OSCAR_MAX_HEAD_DIM];
   for (int t = 0; t < n; t++, rows += codec->row_bytes) {
-    if (t % BLOCK_ROWS == 0) codec_project(codec, smaller(BLOCK_ROWS, n - t), x + (size_t)t * x_stride, x_stride, y);
+    if (t % BLOCK_ROWS == 0) codec_project(codec, n - t < BLOCK_ROWS ? n - t : BLOCK_ROWS, x + (size_t)t * x_stride, x_stride, y);
     if (codec_quantize_row(codec, y + (size_t)(t % BLOCK_ROWS) * (size_t)spec->channels, rows)) continue;
     if (!all_finite(x + (size_t)t * x_stride, spec->head_dim))
       return set_error(codec->context, OSCAR_NUMERIC, "encode: row %d holds a number that is not finite", t);
@@ -275,29 +44,6 @@ oscar_status oscar_codec_encode(const oscar_codec *codec, int n, const float *x,
   return OSCAR_OK;
 }
 
-/* ---- decoding ---- */
-
-static void decode_row(const oscar_codec *codec, const uint8_t *row, float *y) {
-  const oscar_codec_spec *spec = &codec->spec;
-  uint8_t codes[OSCAR_MAX_HEAD_DIM];
-  read_codes(codec, row, codes);
-  const uint8_t *meta = row + codec->crumbs / 4;
-  for (int p = 0; p < spec->groups; p++, meta += 2 * codec_meta_values(codec)) {
-    float s = f16_to_f32(load_f16(meta)), z = spec->form == OSCAR_ROW_SCALE_ZERO ? f16_to_f32(load_f16(meta + 2)) : 0;
-    for (int i = codec->group_channel[p]; i < codec->group_channel[p + 1]; i++) {
-      float offset = spec->form == OSCAR_ROW_SCALE_ZERO ? z : (codec->levels[i] - 1) / 2;
-      y[i] = s * spec->steps[i] * ((float)codes[i] - offset);
-    }
-  }
-}
-
 void oscar_codec_decode(const oscar_codec *codec, int n, const uint8_t *rows, float *x, size_t x_stride) {
-  const oscar_codec_spec *spec = &codec->spec;
-  size_t m = (size_t)spec->channels;
-  float y[BLOCK_ROWS * OSCAR_MAX_HEAD_DIM] = {0};
-  for (int first = 0; first < n; first += BLOCK_ROWS) {
-    int block = smaller(BLOCK_ROWS, n - first);
-    for (int r = 0; r < block; r++, rows += codec->row_bytes) decode_row(codec, rows, y + (size_t)r * m);
-    multiply_block(block, y, spec->channels, spec->decode, spec->head_dim, spec->mean, x + (size_t)first * x_stride, x_stride);
-  }
+  codec->kernels->decode(codec, n, rows, x, x_stride);
 }

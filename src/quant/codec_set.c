@@ -92,6 +92,8 @@ const oscar_codec *oscar_codec_set_get(const oscar_codec_set *set, int layer, in
   return at ? *at : NULL;
 }
 
+oscar_context *codec_set_context(const oscar_codec_set *set) { return set->context; }
+
 const oscar_codec_set_info *oscar_codec_set_describe(const oscar_codec_set *set) { return &set->info; }
 
 static oscar_status check_layer_side(const oscar_codec_set *set, int layer, oscar_side side) {

@@ -21,37 +21,46 @@ struct geometry {
   int layers, kv_heads, head_dim, sink_pages, recent_pages;
   int crumbs[2]; /* per channel, in even and odd layers; 0: BF16 */
   int group;     /* channels of a metadata group, 0: one group */
+  bool gain;     /* else scale and zero */
 };
 
 static const struct geometry geometries[] = {
-    {"bf16", 2, 2, 32, 1, 4, {0, 0}, 0},           {"int2, d = 64", 2, 2, 64, 1, 4, {1, 1}, 0},
-    {"int2, d = 128", 2, 1, 128, 1, 2, {1, 1}, 0}, {"int8, groups", 2, 2, 32, 1, 2, {4, 4}, 16},
-    {"no recent pages", 2, 2, 32, 1, 0, {1, 1}, 0}, {"no sinks", 3, 1, 32, 0, 2, {1, 1}, 0},
-    {"no windows", 1, 2, 16, 0, 0, {1, 1}, 0},      {"2 and 8 bits", 3, 2, 32, 2, 1, {1, 4}, 0},
+    {"bf16", 2, 2, 32, 1, 4, {0, 0}, 0, false},
+    {"int2, d = 64", 2, 2, 64, 1, 4, {1, 1}, 0, false},
+    {"int2, d = 128", 2, 1, 128, 1, 2, {1, 1}, 0, false},
+    {"int8, groups", 2, 2, 32, 1, 2, {4, 4}, 16, false},
+    {"no recent pages", 2, 2, 32, 1, 0, {1, 1}, 0, false},
+    {"no sinks, gains", 3, 1, 32, 0, 2, {1, 1}, 0, true},
+    {"no windows", 1, 2, 16, 0, 0, {1, 1}, 0, false},
+    {"2 and 8 bits", 3, 2, 32, 2, 1, {1, 4}, 0, false},
 };
 
 /* NULL for a BF16 geometry. */
-static oscar_codec_set *geometry_codecs(oscar_context *c, const struct geometry *g) {
+static inline oscar_codec_set *geometry_codecs(oscar_context *c, const struct geometry *g) {
   if (g->crumbs[0] == 0) return NULL;
   oscar_codec_set_info info = {g->layers, g->kv_heads, g->head_dim, "test", "", ""};
-  oscar_codec_set *all = NULL, *plain[2] = {NULL, NULL};
-  REQUIRE(oscar_codec_set_create(c, &info, &all) == OSCAR_OK);
-  for (int i = 0; i < 2; i++) {
-    oscar_plain_options o = {false, g->crumbs[i], g->group, 1.0f, 0.9f};
-    REQUIRE(oscar_codec_set_create_plain(c, &info, &o, &plain[i]) == OSCAR_OK);
-  }
+  oscar_codec_set *set = NULL;
+  REQUIRE(oscar_codec_set_create(c, &info, &set) == OSCAR_OK);
   for (int layer = 0; layer < g->layers; layer++)
-    for (int head = 0; head < g->kv_heads; head++)
-      for (int side = 0; side < 2; side++) {
-        const oscar_codec *codec = oscar_codec_set_get(plain[layer % 2], layer, head, (oscar_side)side);
-        REQUIRE(oscar_codec_set_assign(all, layer, head, (oscar_side)side, (oscar_codec *)(uintptr_t)codec) == OSCAR_OK);
-      }
-  oscar_codec_set_free(plain[0]);
-  oscar_codec_set_free(plain[1]);
-  return all;
+    for (int side = 0; side < 2; side++) {
+      uint8_t crumbs[OSCAR_MAX_HEAD_DIM];
+      memset(crumbs, g->crumbs[layer % 2], sizeof crumbs);
+      oscar_codec_spec spec = {.head_dim = g->head_dim,
+                               .channels = g->head_dim,
+                               .form = g->gain ? OSCAR_ROW_GAIN : OSCAR_ROW_SCALE_ZERO,
+                               .groups = g->group ? g->head_dim / g->group : 1,
+                               .clip_ratio = side == 0 ? 1.0f : 0.9f,
+                               .crumbs = crumbs};
+      oscar_codec *codec = NULL;
+      REQUIRE(oscar_codec_create(c, &spec, &codec) == OSCAR_OK);
+      for (int head = 0; head < g->kv_heads; head++)
+        REQUIRE(oscar_codec_set_assign(set, layer, head, (oscar_side)side, codec) == OSCAR_OK);
+      oscar_codec_release(codec);
+    }
+  return set;
 }
 
-static oscar_cache_options geometry_options(const struct geometry *g, const oscar_codec_set *codecs) {
+static inline oscar_cache_options geometry_options(const struct geometry *g, const oscar_codec_set *codecs) {
   return (oscar_cache_options){.layers = g->layers,
                                .kv_heads = g->kv_heads,
                                .head_dim = g->head_dim,
@@ -63,7 +72,7 @@ static oscar_cache_options geometry_options(const struct geometry *g, const osca
 /* ---- tokens ---- */
 
 /* A row of a token, [head_dim]: numbers with more bits than BF16 has. */
-static void token_row(uint64_t tag, int layer, int head, int side, int d, float *row) {
+static inline void token_row(uint64_t tag, int layer, int head, int side, int d, float *row) {
   uint64_t state = tag * 0x9E3779B97F4A7C15u + (uint64_t)(layer * 64 + head * 2 + side);
   for (int i = 0; i < d; i++) {
     state = state * 6364136223846793005u + 1442695040888963407u;
@@ -72,7 +81,7 @@ static void token_row(uint64_t tag, int layer, int head, int side, int d, float 
 }
 
 /* [n][kv_heads][head_dim] of one side, to be freed. */
-static float *token_rows(const struct geometry *g, const uint64_t *tags, int n, int layer, int side) {
+static inline float *token_rows(const struct geometry *g, const uint64_t *tags, int n, int layer, int side) {
   float *rows = malloc(sizeof *rows * (size_t)n * (size_t)(g->kv_heads * g->head_dim));
   REQUIRE(rows);
   for (int t = 0; t < n; t++)
@@ -82,8 +91,8 @@ static float *token_rows(const struct geometry *g, const uint64_t *tags, int n, 
 }
 
 /* What a page of `filled` tokens holds, as BF16 [64][head_dim] with zeros after them, and as canonical rows (if it is full). */
-static size_t reference_page(const struct geometry *g, const oscar_codec_set *codecs, const uint64_t *tags, int filled, int layer,
-                             int head, int side, bool coded, uint8_t *out) {
+static inline size_t reference_page(const struct geometry *g, const oscar_codec_set *codecs, const uint64_t *tags, int filled,
+                                    int layer, int head, int side, bool coded, uint8_t *out) {
   size_t d = (size_t)g->head_dim;
   float *rows = calloc(PAGE_TOKENS * d, sizeof *rows);
   uint16_t *bf16 = malloc(PAGE_TOKENS * d * sizeof *bf16);
@@ -130,20 +139,21 @@ struct world {
   int run; /* units of an exact page */
 };
 
-static int64_t page_count(int64_t tokens) { return (tokens + 63) / 64; }
+static inline int64_t page_count(int64_t tokens) { return (tokens + 63) / 64; }
 
 /* Whether continuing at `length` wants page p exactly. */
-static bool wants_exact(const struct geometry *g, int64_t p, int64_t length) {
+static inline bool wants_exact(const struct geometry *g, int64_t p, int64_t length) {
   return p < page_count(length) && (p < g->sink_pages || p + g->recent_pages >= length / 64);
 }
 
-static bool all_wanted_exact(const struct geometry *g, const struct twin *t, int64_t length, int64_t from) {
+static inline bool all_wanted_exact(const struct geometry *g, const struct twin *t, int64_t length, int64_t from) {
   for (int64_t p = from; p < page_count(length); p++)
     if (wants_exact(g, p, length) && t->coded[p]) return false;
   return true;
 }
 
-static void world_open(struct world *w, oscar_context *context, const struct geometry *g, int64_t tokens, int sequences, int chunk) {
+static inline void world_open(struct world *w, oscar_context *context, const struct geometry *g, int64_t tokens, int sequences,
+                              int chunk) {
   *w = (struct world){.context = context, .g = g, .next_tag = 1, .run = 1};
   w->codecs = geometry_codecs(context, g);
   oscar_cache_options o = geometry_options(g, w->codecs);
@@ -159,14 +169,14 @@ static void world_open(struct world *w, oscar_context *context, const struct geo
   }
 }
 
-static void world_close(struct world *w) {
+static inline void world_close(struct world *w) {
   oscar_cache_free(w->cache);
   oscar_codec_set_free(w->codecs);
   for (size_t i = 0; i < ARRAY_LENGTH(w->twins); i++) free(w->twins[i]);
 }
 
 /* Compares one page with the model, in every layer and head. */
-static void compare_page(const struct world *w, const struct twin *t, int64_t p) {
+static inline void compare_page(const struct world *w, const struct twin *t, int64_t p) {
   static uint8_t want[PAGE_BUFFER], k[PAGE_BUFFER], v[PAGE_BUFFER];
   int filled = (int)(t->length - p * 64 < 64 ? t->length - p * 64 : 64);
   for (int layer = 0; layer < w->g->layers; layer++)
@@ -181,7 +191,7 @@ static void compare_page(const struct world *w, const struct twin *t, int64_t p)
     }
 }
 
-static void compare_all(const struct world *w) {
+static inline void compare_all(const struct world *w) {
   REQUIRE(oscar_cache_check(w->cache) == OSCAR_OK);
   for (size_t i = 0; i < ARRAY_LENGTH(w->twins); i++) {
     const struct twin *t = w->twins[i];
@@ -192,7 +202,7 @@ static void compare_all(const struct world *w) {
 }
 
 /* What attention would see of the open step in its last written layer: every form that some query of the step reads. */
-static void compare_views(const struct world *w, struct twin *t) {
+static inline void compare_views(const struct world *w, struct twin *t) {
   static uint8_t want[PAGE_BUFFER], packed[PAGE_BUFFER];
   int layer = t->layers - 1, head = w->g->kv_heads - 1;
   int64_t end = t->length + t->step;
@@ -232,20 +242,20 @@ struct picture {
   oscar_cache_usage usage;
 };
 
-static struct picture picture_of(const struct world *w) {
+static inline struct picture picture_of(const struct world *w) {
   struct picture p;
   oscar_cache_usage_get(w->cache, &p.usage);
   return p;
 }
 
-static void require_unchanged(const struct world *w, const struct picture *before) {
+static inline void require_unchanged(const struct world *w, const struct picture *before) {
   struct picture now = picture_of(w);
   REQUIRE(now.usage.held_bytes == before->usage.held_bytes && now.usage.free_units == before->usage.free_units);
   REQUIRE(now.usage.peak_held_bytes == before->usage.peak_held_bytes);
   REQUIRE(now.usage.exact_pages == before->usage.exact_pages && now.usage.coded_pages == before->usage.coded_pages);
 }
 
-static struct twin *twin_create(struct world *w) {
+static inline struct twin *twin_create(struct world *w) {
   struct picture before = picture_of(w);
   struct twin *t = calloc(1, sizeof *t);
   REQUIRE(t);
@@ -257,7 +267,7 @@ static struct twin *twin_create(struct world *w) {
   return NULL;
 }
 
-static struct twin *twin_fork(struct world *w, const struct twin *of) {
+static inline struct twin *twin_fork(struct world *w, const struct twin *of) {
   struct picture before = picture_of(w);
   oscar_sequence *copy;
   oscar_status status = oscar_sequence_fork(of->sequence, &copy);
@@ -274,13 +284,13 @@ static struct twin *twin_fork(struct world *w, const struct twin *of) {
   return t;
 }
 
-static void twin_free(struct twin *t) {
+static inline void twin_free(struct twin *t) {
   oscar_sequence_free(t->sequence);
   free(t);
 }
 
 /* false: no space, or more tokens than the model has room for. */
-static bool twin_begin(struct world *w, struct twin *t, int n) {
+static inline bool twin_begin(struct world *w, struct twin *t, int n) {
   int64_t end = t->length + n;
   if (end > MODEL_TOKENS) return false;
   struct picture before = picture_of(w);
@@ -299,7 +309,7 @@ static bool twin_begin(struct world *w, struct twin *t, int n) {
   return true;
 }
 
-static void twin_write(struct world *w, struct twin *t) {
+static inline void twin_write(struct world *w, struct twin *t) {
   float *k = token_rows(w->g, t->tags + t->length, t->step, t->layers, 0);
   float *v = token_rows(w->g, t->tags + t->length, t->step, t->layers, 1);
   REQUIRE(oscar_sequence_write(t->sequence, t->layers, k, v) == OSCAR_OK);
@@ -308,7 +318,7 @@ static void twin_write(struct world *w, struct twin *t) {
   t->layers++;
 }
 
-static void twin_commit(struct world *w, struct twin *t) {
+static inline void twin_commit(struct world *w, struct twin *t) {
   REQUIRE(oscar_sequence_commit(t->sequence) == OSCAR_OK);
   const struct geometry *g = w->g;
   for (int64_t i = t->length; i < t->length + t->step; i++) {
@@ -323,21 +333,21 @@ static void twin_commit(struct world *w, struct twin *t) {
   for (int64_t p = g->sink_pages; w->codecs && p + g->recent_pages < (t->length - 1) / 64; p++) t->coded[p] = true;
 }
 
-static void twin_abort(struct world *w, struct twin *t) {
+static inline void twin_abort(struct world *w, struct twin *t) {
   (void)w;
   oscar_sequence_abort(t->sequence);
   t->step = 0;
 }
 
 /* Begin to commit; false: no space. */
-static bool twin_feed(struct world *w, struct twin *t, int n) {
+static inline bool twin_feed(struct world *w, struct twin *t, int n) {
   if (!twin_begin(w, t, n)) return false;
   for (int layer = 0; layer < w->g->layers; layer++) twin_write(w, t);
   twin_commit(w, t);
   return true;
 }
 
-static bool twin_truncate(struct world *w, struct twin *t, int64_t length, oscar_rewind mode) {
+static inline bool twin_truncate(struct world *w, struct twin *t, int64_t length, oscar_rewind mode) {
   const struct geometry *g = w->g;
   int64_t want = length;
   if (mode == OSCAR_REWIND_EXACT) {
@@ -368,16 +378,22 @@ static bool twin_truncate(struct world *w, struct twin *t, int64_t length, oscar
 
 typedef uint32_t chooser(void *user, uint32_t below);
 
-static int choose_tokens(chooser *choose, void *user) {
-  switch (choose(user, 4)) {
-  case 0: return 1;
-  case 1: return 1 + (int)choose(user, 8);
-  case 2: return 1 + (int)choose(user, 128);
-  default: return 1 + (int)choose(user, 400);
+static inline int choose_tokens(chooser *choose, void *user) {
+  switch (choose(user, 5)) {
+  case 0:
+    return 1;
+  case 4:
+    return 64; /* keeps to page boundaries, where forks share everything */
+  case 1:
+    return 1 + (int)choose(user, 8);
+  case 2:
+    return 1 + (int)choose(user, 128);
+  default:
+    return 1 + (int)choose(user, 400);
   }
 }
 
-static void operate_on(struct world *w, struct twin **slot, chooser *choose, void *user) {
+static inline void operate_on(struct world *w, struct twin **slot, chooser *choose, void *user) {
   struct twin *t = *slot;
   if (t->step > 0) {
     uint32_t what = choose(user, 8);
@@ -392,7 +408,8 @@ static void operate_on(struct world *w, struct twin **slot, chooser *choose, voi
     return;
   }
   switch (choose(user, 16)) {
-  case 0: {
+  case 0:
+  case 9: {
     size_t free_slot = 0;
     while (free_slot < ARRAY_LENGTH(w->twins) && w->twins[free_slot]) free_slot++;
     if (free_slot < ARRAY_LENGTH(w->twins)) w->twins[free_slot] = twin_fork(w, t);
@@ -402,24 +419,32 @@ static void operate_on(struct world *w, struct twin **slot, chooser *choose, voi
     twin_free(t);
     *slot = NULL;
     break;
-  case 2: twin_truncate(w, t, (int64_t)choose(user, (uint32_t)t->length + 1), OSCAR_REWIND_EXACT); break;
-  case 3: twin_truncate(w, t, (int64_t)choose(user, (uint32_t)t->length + 1), OSCAR_REWIND_REFILL); break;
+  case 2:
+    twin_truncate(w, t, (int64_t)choose(user, (uint32_t)t->length + 1), OSCAR_REWIND_EXACT);
+    break;
+  case 3:
+    twin_truncate(w, t, (int64_t)choose(user, (uint32_t)t->length + 1), OSCAR_REWIND_REFILL);
+    break;
   case 4: {
-    int64_t back = (int64_t)choose(user, 8); /* as speculative decoding does */
+    int64_t back = (int64_t)choose(user, choose(user, 2) ? 8 : 200); /* as speculative decoding and edits do */
     twin_truncate(w, t, t->length > back ? t->length - back : 0, choose(user, 2) ? OSCAR_REWIND_EXACT : OSCAR_REWIND_REFILL);
     break;
   }
   case 5:
     if (t->length > 0) compare_page(w, t, (int64_t)choose(user, (uint32_t)page_count(t->length)));
     break;
-  case 6: case 7: case 8:
+  case 6:
+  case 7:
+  case 8:
     twin_begin(w, t, choose_tokens(choose, user));
     break;
-  default: twin_feed(w, t, choose_tokens(choose, user)); break;
+  default:
+    twin_feed(w, t, choose_tokens(choose, user));
+    break;
   }
 }
 
-static void operate(struct world *w, chooser *choose, void *user) {
+static inline void operate(struct world *w, chooser *choose, void *user) {
   struct twin **slot = &w->twins[choose(user, ARRAY_LENGTH(w->twins))];
   if (*slot)
     operate_on(w, slot, choose, user);

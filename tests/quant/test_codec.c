@@ -328,6 +328,43 @@ static void the_map_gives_scores_and_sums_of_decoded_rows(void **state) {
   for_each_variant(3, 17, check_map);
 }
 
+static void codes_do_not_depend_on_the_instruction_set(void **state) {
+  (void)state;
+  for (oscar_isa isa = OSCAR_ISA_AVX2; isa <= OSCAR_ISA_AVX512; isa++) {
+    oscar_context *portable = test_context(OSCAR_ISA_PORTABLE, 1), *best = test_context(OSCAR_ISA_AUTO, 1);
+    if (oscar_context_isa(best) < isa) {
+      print_message("skipped: this CPU has no %s\n", oscar_isa_name(isa));
+      oscar_context_free(portable);
+      oscar_context_free(best);
+      continue;
+    }
+    oscar_context *wide = test_context(isa, 1);
+    for (size_t n = 0; n < ARRAY_LENGTH(variants); n++) {
+      uint64_t seed = n, same = n;
+      oscar_codec *a = make_variant(portable, &variants[n], &seed), *b = make_variant(wide, &variants[n], &same);
+      assert_ptr_not_equal(a->kernels, b->kernels);
+      size_t bytes = 100 * oscar_codec_row_bytes(a), d = (size_t)variants[n].d;
+      float *x = random_matrix(100, variants[n].d, &seed), *back = malloc(2 * 100 * d * sizeof *back);
+      uint8_t *first = malloc(bytes), *second = malloc(bytes);
+      assert_ok(portable, oscar_codec_encode(a, 100, x, d, first));
+      assert_ok(wide, oscar_codec_encode(b, 100, x, d, second));
+      assert_memory_equal(first, second, bytes);
+      oscar_codec_decode(a, 100, first, back, d);
+      oscar_codec_decode(b, 100, first, back + 100 * d, d);
+      assert_memory_equal(back, back + 100 * d, 100 * d * sizeof *back);
+      free(x);
+      free(back);
+      free(first);
+      free(second);
+      oscar_codec_release(a);
+      oscar_codec_release(b);
+    }
+    oscar_context_free(wide);
+    oscar_context_free(best);
+    oscar_context_free(portable);
+  }
+}
+
 static void a_row_does_not_depend_on_the_rows_beside_it(void **state) {
   (void)state;
   oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
@@ -396,6 +433,30 @@ static void a_row_worked_by_hand(void **state) {
   assert_int_equal(row[4] | row[5] << 8, f32_to_f16(2.0f / 3));
   for (int i = 0; i < 16; i++) assert_int_equal(crumb_at(codec, row, i), i % 3 ? 3 : 0);
   oscar_codec_release(codec);
+  oscar_context_free(c);
+}
+
+/* tau is one of the row's magnitudes, exactly; quantizing leaves the clipped row behind. */
+static void the_clip_is_exact(void **state) {
+  (void)state;
+  static const float ratios[] = {0.01f, 0.5f, 0.75f, 0.9f, 0.92f, 0.96f, 0.98f, 0.995f, 1};
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  uint64_t seed = 8;
+  for (size_t n = 0; n < ARRAY_LENGTH(ratios); n++)
+    for (int d = 16; d <= 1024; d += d < 160 ? 16 : 432) {
+      oscar_codec *codec = plain_codec(c, d, OSCAR_ROW_SCALE_ZERO, 1, ratios[n]);
+      for (int ties = 0; ties < 2; ties++) {
+        float y[1024];
+        double truth[1024];
+        uint8_t row[512];
+        for (int i = 0; i < d; i++) y[i] = ties ? (float)((int)(test_random(&seed) % 7) - 3) : test_normal(&seed);
+        for (int i = 0; i < d; i++) truth[i] = (double)y[i];
+        define_clip(truth, d, (double)ratios[n]);
+        assert_true(codec_quantize_row(codec, y, row));
+        for (int i = 0; i < d; i++) assert_true((double)y[i] == truth[i]);
+      }
+      oscar_codec_release(codec);
+    }
   oscar_context_free(c);
 }
 
@@ -636,8 +697,10 @@ int main(void) {
       cmocka_unit_test(codes_and_metadata_follow_the_formulas),
       cmocka_unit_test(decoding_follows_the_formula_with_stored_metadata),
       cmocka_unit_test(the_map_gives_scores_and_sums_of_decoded_rows),
+      cmocka_unit_test(codes_do_not_depend_on_the_instruction_set),
       cmocka_unit_test(a_row_does_not_depend_on_the_rows_beside_it),
       cmocka_unit_test(a_row_worked_by_hand),
+      cmocka_unit_test(the_clip_is_exact),
       cmocka_unit_test(the_reference_wire_form_is_the_canonical_row),
       cmocka_unit_test(gaussian_rows_have_the_published_errors),
       cmocka_unit_test(gaussian_steps_minimise_the_error),
