@@ -51,7 +51,7 @@ static double read_ceiling(int threads) {
   double times[7];
   for (int r = 0; r < 7; r++) {
     int64_t start = time_ns();
-#pragma omp parallel for simd num_threads(threads) reduction(+ : sum)
+#pragma omp parallel for num_threads(threads) reduction(+ : sum)
     for (size_t i = 0; i < n; i++) sum += buffer[i];
     times[r] = (double)(time_ns() - start);
   }

@@ -7,6 +7,11 @@
 
 #include <oscar/attention.h>
 
+/* Clang's OpenMP runtime loses blocks of its own when the size of a team changes (seen with libomp 14 in a program of ten lines).
+ * Our parallel loops allocate nothing, so nothing of ours is excused by this. */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void) { return "leak:libomp.so"; }
+
 /* ---- what is under test ---- */
 
 enum kind { BF16, SCALE_ZERO, GROUPS_16, GROUPS_32, TWO_CRUMBS, FOUR_CRUMBS, GRADED, GRADED_GROUPS };
@@ -340,8 +345,9 @@ static void every_head_dim_and_codec_follows_the_definition(void **state) {
   for (size_t i = 0; i < ARRAY_LENGTH(dims); i++)
     for (enum kind kind = BF16; kind <= GRADED_GROUPS; kind++) {
       if (kind == GROUPS_32 && dims[i] % 32) continue;
-      check_setup((struct setup){.kind = kind, .group = 3, .head_dim = dims[i], .sink = 1, .recent = 1, .isa = isa}, 301, 0, 150,
-                  60);
+      struct setup setup = {
+          .kind = kind, .kv_heads = dims[i] < 128 ? 2 : 1, .group = 3, .head_dim = dims[i], .sink = 1, .recent = 1, .isa = isa};
+      check_setup(setup, 200, 0, 150, 70);
     }
 }
 
