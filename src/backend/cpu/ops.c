@@ -10,14 +10,30 @@
 
 #define PARALLEL_ELEMENTS 65536 /* below this, starting threads costs more than the work */
 
+static inline uint32_t bits_of(float x) {
+  uint32_t u;
+  memcpy(&u, &x, sizeof u);
+  return u;
+}
+
+static inline float from_bits(uint32_t u) {
+  float x;
+  memcpy(&x, &u, sizeof x);
+  return x;
+}
+
 /*
- * e^x within 2 units in the last place (tests/backend/test_ops.c), 0 and infinity beyond the range of floats, NaN for NaN.
+ * e^x to about 2 units in the last place, 0 and infinity beyond the range of floats; NaN is for the caller to carry on.
  * x = k ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts so that r is exact; e^r by its Taylor polynomial, whose first left-out
- * term r^8/8! is 5e-9; 2^k in two factors, because 2^128 alone is no float.
+ * term r^8/8! is 5e-9; 2^k in two factors, because 2^128 alone is no float. Comparisons are of integers: of floats they could
+ * trap, which keeps compilers from vectorizing.
  */
 static inline float exponential(float x) {
-  float bounded = x > 104.0f ? 104.0f : x < -104.0f ? -104.0f : x; /* NaN stays */
-  float shifted = bounded * 1.44269504f + 12582912.0f;             /* rounds to an integer in the low bits */
+  const int32_t largest = 0x42D00000; /* 104 */
+  int32_t magnitude = (int32_t)(bits_of(x) & 0x7FFFFFFFu);
+  magnitude = magnitude > largest ? largest : magnitude;
+  float bounded = from_bits((bits_of(x) & 0x80000000u) | (uint32_t)magnitude);
+  float shifted = bounded * 1.44269504f + 12582912.0f; /* rounds to an integer in the low bits */
   float k = shifted - 12582912.0f;
   float r = bounded - k * 0.693359375f;
   r = r + k * 2.12194440e-4f;
@@ -28,16 +44,19 @@ static inline float exponential(float x) {
   p = p * r + 1.0f / 6;
   p = p * r + 0.5f;
   p = p * r * r + r + 1.0f;
-  uint32_t bits;
-  memcpy(&bits, &shifted, sizeof bits);
-  int32_t e = (int32_t)(bits - 0x4B400000u);
-  e = k == k ? e : 0; /* NaN: any exponent will do */
-  int32_t half = e / 2;
-  uint32_t first_bits = (uint32_t)(half + 127) << 23, second_bits = (uint32_t)(e - half + 127) << 23;
-  float first, second;
-  memcpy(&first, &first_bits, sizeof first);
-  memcpy(&second, &second_bits, sizeof second);
-  return p * first * second;
+  int32_t exponent = (int32_t)(bits_of(shifted) - 0x4B400000u), half = exponent >> 1;
+  return p * from_bits((uint32_t)(half + 127) << 23) * from_bits((uint32_t)(exponent - half + 127) << 23);
+}
+
+/* Eight sums, which the compiler can keep in vectors without reordering anything. */
+static double sum_of_squares(int dim, const float *x) {
+  double sums[8] = {0}, total = 0;
+  int i = 0;
+  for (; i + 8 <= dim; i += 8)
+    for (int j = 0; j < 8; j++) sums[j] += (double)x[i + j] * (double)x[i + j];
+  for (; i < dim; i++) sums[0] += (double)x[i] * (double)x[i];
+  for (int j = 0; j < 8; j++) total += sums[j];
+  return total;
 }
 
 void cpu_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y) {
@@ -46,9 +65,7 @@ void cpu_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, con
   for (int64_t r = 0; r < rows; r++) {
     const float *from = x + r * dim;
     float *to = y + r * dim;
-    double squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int i = 0; i < dim; i++) squares += (double)from[i] * (double)from[i];
+    double squares = sum_of_squares(dim, from);
     float factor = (float)(1 / sqrt(squares / dim + (double)eps));
     for (int i = 0; i < dim; i++) to[i] = from[i] * factor * weight[i];
   }
@@ -141,20 +158,20 @@ oscar_status cpu_rope(struct backend *be, const struct rope_spec *spec, int n, i
 
 void cpu_add(struct backend *be, size_t count, float *x, const float *y) {
   int threads = cpu_of(be)->threads;
-#pragma omp parallel for simd num_threads(threads) schedule(static) if (parallel : count >= PARALLEL_ELEMENTS)
+#pragma omp parallel for num_threads(threads) schedule(static) if (count >= PARALLEL_ELEMENTS)
   for (size_t i = 0; i < count; i++) x[i] += y[i];
 }
 
 void cpu_scale(struct backend *be, size_t count, float *x, float factor) {
   int threads = cpu_of(be)->threads;
-#pragma omp parallel for simd num_threads(threads) schedule(static) if (parallel : count >= PARALLEL_ELEMENTS)
+#pragma omp parallel for num_threads(threads) schedule(static) if (count >= PARALLEL_ELEMENTS)
   for (size_t i = 0; i < count; i++) x[i] *= factor;
 }
 
-/* x sigmoid(x); for large negative x, x / (1 + inf) is 0. */
+/* x sigmoid(x); for large negative x, x / (1 + inf) is 0; NaN stays in the numerator. */
 void cpu_silu_mul(struct backend *be, size_t count, float *gate, const float *up) {
   int threads = cpu_of(be)->threads;
-#pragma omp parallel for simd num_threads(threads) schedule(static) if (parallel : count >= PARALLEL_ELEMENTS)
+#pragma omp parallel for num_threads(threads) schedule(static) if (count >= PARALLEL_ELEMENTS)
   for (size_t i = 0; i < count; i++) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
 }
 
@@ -162,7 +179,7 @@ void cpu_silu_mul(struct backend *be, size_t count, float *gate, const float *up
 void cpu_gelu_mul(struct backend *be, size_t count, float *gate, const float *up) {
   int threads = cpu_of(be)->threads;
   const float factor = -1.5957691216f; /* -2 sqrt(2/pi) */
-#pragma omp parallel for simd num_threads(threads) schedule(static) if (parallel : count >= PARALLEL_ELEMENTS)
+#pragma omp parallel for num_threads(threads) schedule(static) if (count >= PARALLEL_ELEMENTS)
   for (size_t i = 0; i < count; i++) {
     float x = gate[i];
     gate[i] = x / (1.0f + exponential(factor * (x + 0.044715f * x * x * x))) * up[i];
