@@ -110,18 +110,19 @@ static bool literal_around(struct gguf_string text, const char *mark, char *out,
 /* Mistral's templates differ in the spaces around [INST] and in where system text goes. */
 static void read_mistral(struct gguf_string text, struct chat_template *chat) {
   char open[sizeof chat->mistral.user_open], close[sizeof chat->mistral.user_close];
-  strcpy(chat->mistral.user_open, "[INST] ");
-  strcpy(chat->mistral.user_close, " [/INST]");
+  snprintf(chat->mistral.user_open, sizeof chat->mistral.user_open, "%s", "[INST] ");
+  snprintf(chat->mistral.user_close, sizeof chat->mistral.user_close, "%s", " [/INST]");
   if (text.bytes == 0) return;
   if (literal_around(text, "[INST]", open, sizeof open) && literal_around(text, "[/INST]", close, sizeof close)) {
-    strcpy(chat->mistral.user_open, open);
-    strcpy(chat->mistral.user_close, close);
+    snprintf(chat->mistral.user_open, sizeof chat->mistral.user_open, "%s", open);
+    snprintf(chat->mistral.user_close, sizeof chat->mistral.user_close, "%s", close);
   }
   int64_t answer_end = find_in(text, find_in(text, 0, "[/INST]"), "+ eos_token"), answer = -1;
   for (int64_t at = find_in(text, 0, "{{"); at >= 0 && at < answer_end; at = find_in(text, at + 1, "{{")) answer = at;
   if (answer >= 0) {
     struct gguf_string expression = {text.text + answer, (uint64_t)(answer_end - answer)};
-    if (has(expression, "\" \" +") || has(expression, "' ' +")) strcpy(chat->mistral.assistant_open, " ");
+    if (has(expression, "\" \" +") || has(expression, "' ' +"))
+      snprintf(chat->mistral.assistant_open, sizeof chat->mistral.assistant_open, "%s", " ");
     chat->mistral.trims_assistant = has(expression, "trim");
   }
   chat->mistral.system_last = has(text, "loop.last and system_message");
