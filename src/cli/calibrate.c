@@ -78,6 +78,14 @@ static oscar_status output_path(const struct loaded_model *loaded, const struct 
   return file_make_folders(context, folder);
 }
 
+/* A fit takes a while: a place that cannot be written is better found before it. */
+static oscar_status try_to_write(oscar_context *context, const char *path) {
+  struct file_writer writer;
+  oscar_status status = file_writer_open(context, path, &writer);
+  if (status == OSCAR_OK) file_writer_abort(context, &writer);
+  return status;
+}
+
 static oscar_status fit(const struct loaded_model *loaded, const struct calibrate_arguments *a, const char *text, size_t bytes,
                         char *path, size_t room) {
   struct calibrate_options calibration;
@@ -93,6 +101,7 @@ static oscar_status fit(const struct loaded_model *loaded, const struct calibrat
   struct progress_line line;
   oscar_codec_set *set = NULL;
   oscar_status status = output_path(loaded, a, path, room);
+  if (status == OSCAR_OK) status = try_to_write(loaded->context, path);
   if (status != OSCAR_OK) return status;
   progress_begin(&line);
   status = calibrate_model(loaded->model, &calibration, &line.progress, 1, &a->recipe, &set);

@@ -43,8 +43,8 @@ static void print_list(const char *folder) {
 
 static int unknown_model(const char *name) {
   const char *near = nearest_name(name, model_name, NULL);
-  if (near) return wrong_use("fetch: no model '%s' in the catalogue; did you mean %s?", name, near);
-  return wrong_use("fetch: no model '%s' in the catalogue ('oscar fetch --list' shows it)", name);
+  if (near) return failed("fetch: no model '%s' in the catalogue; did you mean %s?", name, near);
+  return failed("fetch: no model '%s' in the catalogue ('oscar fetch --list' shows it)", name);
 }
 
 static int fetch(oscar_context *context, const char *name, const char *folder) {
