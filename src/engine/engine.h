@@ -47,7 +47,8 @@ oscar_status rotation_cache_path(oscar_context *context, const char *fingerprint
 
 /* The codec set of a KV type for a model: data-free types are built; fitted ones come from `rotation_file` if given (checked
  * against the fingerprint: MISMATCH), else from the user's cache folder, else they are fitted now from the shipped text and
- * stored there. *set is NULL for bf16. A cache folder that cannot be written is a warning: the fit is used for this run. */
+ * stored there. *set is NULL for bf16. A cache folder that cannot be written is an error before anything is fitted (IO);
+ * a file that cannot be stored after the fit (a full disk) is a warning: the fit is used for this run. */
 oscar_status codec_set_obtain(struct model *model, const char *kv, const char *rotation_file, const struct progress *progress,
                               oscar_codec_set **set);
 

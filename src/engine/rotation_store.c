@@ -11,11 +11,13 @@
 
 #include "base/file.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <oscar/rotation.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 enum { MAX_FITTED = 8 };
 
@@ -156,6 +158,20 @@ static void store_all(struct model *model, const char *wanted, int count, const 
   }
 }
 
+/* A fit takes minutes: whether it can be kept is found out before. */
+static oscar_status check_store(oscar_context *context, const char *path) {
+  char folder[PATH_MAX];
+  snprintf(folder, sizeof folder, "%s", path);
+  *strrchr(folder, '/') = '\0';
+  oscar_status status = file_make_folders(context, folder);
+  if (status == OSCAR_OK && access(folder, W_OK) != 0) status = set_error(context, OSCAR_IO, "%s: %s", folder, strerror(errno));
+  if (status != OSCAR_OK)
+    prefix_error(
+        context, status,
+        "fitted codecs cannot be kept in the cache folder (set XDG_CACHE_HOME, or use 'oscar calibrate -o FILE' and --rotation)");
+  return status;
+}
+
 static int fitted_types(const char *names[MAX_FITTED]) {
   int all, count = 0;
   const struct kv_type *types = kv_type_list(&all);
@@ -196,11 +212,11 @@ oscar_status codec_set_obtain_with(struct model *model, const char *kv, const ch
   if (rotation_file) return load_checked(model, rotation_file, kv, set);
 
   char path[PATH_MAX];
-  if (rotation_cache_path(context, model_fingerprint(model), kv, path, sizeof path) == OSCAR_OK) {
-    oscar_status status = load_stored(model, path, kv, set);
-    if (status != OSCAR_OK || *set) return status;
-  }
-  return fit_and_store(model, kv, calibration, progress, set);
+  oscar_status status = rotation_cache_path(context, model_fingerprint(model), kv, path, sizeof path);
+  if (status == OSCAR_OK) status = load_stored(model, path, kv, set);
+  if (status != OSCAR_OK || *set) return status;
+  status = check_store(context, path);
+  return status == OSCAR_OK ? fit_and_store(model, kv, calibration, progress, set) : status;
 }
 
 oscar_status codec_set_obtain(struct model *model, const char *kv, const char *rotation_file, const struct progress *progress,

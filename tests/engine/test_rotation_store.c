@@ -382,7 +382,7 @@ static void a_named_file_is_used_or_refused_but_never_replaced(void **state) {
   world_close(&w);
 }
 
-static void a_folder_that_cannot_be_written_costs_one_warning(void **state) {
+static void a_folder_that_cannot_be_written_is_refused_before_the_fit(void **state) {
   (void)state;
   struct world w;
   world_open(&w);
@@ -396,14 +396,13 @@ static void a_folder_that_cannot_be_written_costs_one_warning(void **state) {
     }
     w.warnings = 0;
     w.model.fed = 0;
-    assert_ok(w.context, obtain(&w, "int2", NULL, &set));
+    assert_int_equal(obtain(&w, "int2", NULL, &set), OSCAR_IO);
     if (home) setenv("HOME", home, 1);
     free(home);
-    assert_non_null(set);
-    assert_int_equal(w.warnings, 1);
-    assert_non_null(strstr(w.warning, "could not be stored"));
-    assert_int_equal(w.model.fed, w.calibration.text_bytes);
-    oscar_codec_set_free(set);
+    assert_null(set);
+    assert_non_null(strstr(oscar_last_error(w.context), "cache folder"));
+    assert_int_equal(w.warnings, 0);
+    assert_int_equal(w.model.fed, 0);
   }
   world_close(&w);
 }
@@ -464,7 +463,7 @@ int main(void) {
       cmocka_unit_test(settings_of_another_program_are_fitted_again),
       cmocka_unit_test(a_fit_of_the_users_own_survives_the_fit_of_another_type),
       cmocka_unit_test(a_named_file_is_used_or_refused_but_never_replaced),
-      cmocka_unit_test(a_folder_that_cannot_be_written_costs_one_warning),
+      cmocka_unit_test(a_folder_that_cannot_be_written_is_refused_before_the_fit),
       cmocka_unit_test(a_cancelled_fit_leaves_nothing_behind),
       cmocka_unit_test(running_out_of_memory_while_reading_leaks_nothing),
   };
