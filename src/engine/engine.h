@@ -82,15 +82,6 @@ void engine_close(struct engine *engine);
 oscar_status engine_cache_options(oscar_context *context, const struct model *model, const struct engine_options *options,
                                   const oscar_codec_set *codecs, oscar_cache_options *cache);
 
-/* What a run of this configuration will hold in memory, part by part (bytes). */
-struct memory_estimate {
-  size_t weights; /* the mapped file */
-  size_t cache;   /* the budget that `context` tokens of one sequence need */
-  size_t scratch; /* activations, logits, attention, product panels */
-  size_t tables;  /* tokenizer, codecs */
-  size_t total;
-};
-
 struct session_timings {
   int64_t prompt_tokens, prompt_ns, decoded_tokens, decode_ns;
 };
