@@ -52,6 +52,9 @@ struct backend_ops {
   /* One line for `oscar info`: kernels chosen, threads, product library. */
   void (*describe)(const struct backend *be, char *text, size_t bytes);
 
+  /* Memory that products of n tokens with this weight take besides their buffers. */
+  size_t (*product_scratch)(const struct backend *be, const struct weight *w, int n);
+
   oscar_status (*buffer_alloc)(struct backend *be, size_t floats, float **buffer);
   void (*buffer_free)(struct backend *be, float *buffer);
   oscar_status (*upload)(struct backend *be, float *to, const float *from_host, size_t floats);

@@ -24,7 +24,7 @@ struct kv_report {
   double bits_per_element; /* of coded pages */
   double token_bytes;      /* that a token adds once it is coded, all layers, K and V */
   double cache_bytes;      /* for `context` tokens of one sequence */
-  double total_bytes;      /* with weights and scratch memory */
+  double total_bytes;      /* with weights, codecs, scratch memory and the program itself */
   int64_t longest_context; /* that fits into the memory now available */
 };
 
@@ -32,7 +32,7 @@ struct model_report {
   const struct model_geometry *geometry;
   const char *fingerprint;
   char backend[256];
-  double weight_bytes, scratch_bytes, available_bytes;
+  double weight_bytes, scratch_bytes, program_bytes, available_bytes;
   struct engine_options options; /* effective */
   int count;
   struct kv_report kv[MOST_TYPES];
@@ -83,6 +83,31 @@ static double coded_token_bytes(const oscar_codec_set *set) {
   return bytes;
 }
 
+/* Memory of the codecs: each distinct one has a mean, encode and decode matrices and the map that kernels use. */
+static double codec_table_bytes(const oscar_codec_set *set) {
+  const oscar_codec_set_info *info = oscar_codec_set_describe(set);
+  double bytes = 0;
+  const oscar_codec *last[2] = {NULL, NULL};
+  for (int layer = 0; layer < info->layers; layer++)
+    for (int head = 0; head < info->kv_heads; head++)
+      for (int side = 0; side < 2; side++) {
+        const oscar_codec *codec = oscar_codec_set_get(set, layer, head, (oscar_side)side);
+        if (codec == last[side]) continue; /* shared by the heads */
+        last[side] = codec;
+        const oscar_codec_spec *spec = oscar_codec_describe(codec);
+        size_t map_rows = round_up((size_t)(oscar_codec_crumbs(codec) + spec->groups + 1), 16);
+        bytes += 4.0 * ((double)map_rows + 2.0 * spec->channels) * spec->head_dim;
+      }
+  return bytes;
+}
+
+/* Attention holds every query of a chunk and its sums in the codecs' coordinates. */
+static double attention_bytes(const oscar_codec_set *set, const struct model_report *model) {
+  const oscar_codec *codec = oscar_codec_set_get(set, 0, 0, OSCAR_KEYS);
+  size_t map_rows = round_up((size_t)(oscar_codec_crumbs(codec) + oscar_codec_describe(codec)->groups + 1), 16);
+  return 2.0 * 4.0 * model->options.chunk * model->geometry->query_heads * (double)map_rows;
+}
+
 /* The largest context whose cache fits into `room` bytes, found by doubling and halving; 0 if not even one token does. */
 static int64_t longest_context(const oscar_cache_options *options, int chunk, double room) {
   int64_t fits = 0, step = (int64_t)1 << 34;
@@ -113,8 +138,10 @@ static oscar_status report_kv(const struct loaded_model *loaded, const struct kv
   report->token_bytes = set ? coded_token_bytes(set) : 2 * elements;
   report->bits_per_element = 8 * report->token_bytes / elements;
   report->cache_bytes = (double)oscar_cache_bytes_for(&cache, model->options.context, 1, model->options.chunk);
-  report->total_bytes = model->weight_bytes + model->scratch_bytes + report->cache_bytes;
-  double room = model->available_bytes - model->weight_bytes - model->scratch_bytes;
+  double fixed = model->weight_bytes + model->scratch_bytes + model->program_bytes;
+  if (set) fixed += codec_table_bytes(set) + attention_bytes(set, model);
+  report->total_bytes = fixed + report->cache_bytes;
+  double room = model->available_bytes - fixed;
   report->longest_context = longest_context(&cache, model->options.chunk, room);
   oscar_codec_set_free(set);
   return OSCAR_OK;
@@ -128,6 +155,7 @@ static oscar_status report_model(const struct loaded_model *loaded, const struct
   if (o->context < o->chunk) o->chunk = (int)o->context;
   report->fingerprint = model_fingerprint(loaded->model);
   report->weight_bytes = (double)model_weight_bytes(loaded->model);
+  report->program_bytes = memory_besides(options->model_path);
   report->scratch_bytes = (double)model_scratch_bytes(loaded->model, o->chunk, 1);
   report->available_bytes = memory_available();
   loaded->backend->ops->describe(loaded->backend, report->backend, sizeof report->backend);
@@ -158,7 +186,8 @@ static void print_model(const struct loaded_model *loaded, const struct model_re
          oscar_context_threads(loaded->context), r->backend);
   printf("Settings     --ctx %lld --sink %d --recent %d --chunk %d; scratch memory %s\n", (long long)o->context, o->sink_tokens,
          o->recent_tokens, o->chunk, format_bytes(r->scratch_bytes, a, sizeof a));
-  printf("Memory       %s available now\n\n", format_bytes(r->available_bytes, a, sizeof a));
+  printf("Memory       %s available now; ", format_bytes(r->available_bytes, a, sizeof a));
+  printf("program and tokenizer take %s\n\n", format_bytes(r->program_bytes, a, sizeof a));
   printf("%-14s %9s %12s %12s %12s %14s\n", "--kv", "bits", "per token", "cache", "in all", "tokens that fit");
   for (int i = 0; i < r->count; i++) {
     const struct kv_report *kv = &r->kv[i];

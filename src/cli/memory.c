@@ -34,3 +34,22 @@ double memory_available(void) {
   double left = limit - number_in("/sys/fs/cgroup/memory.current", 0);
   return limit > 0 && left < available ? left : available;
 }
+
+double memory_besides(const char *path) {
+  char line[4352], mapped[4096];
+  if (!realpath(path, mapped)) return 0;
+  FILE *maps = fopen("/proc/self/smaps", "re");
+  if (!maps) return 0;
+  double bytes = 0;
+  bool counts = false;
+  while (fgets(line, sizeof line, maps)) {
+    long long kib;
+    unsigned long from, to;
+    if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+      counts = !strstr(line, mapped);
+    else if (counts && sscanf(line, "Rss: %lld kB", &kib) == 1)
+      bytes += 1024.0 * (double)kib;
+  }
+  fclose(maps);
+  return bytes;
+}

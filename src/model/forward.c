@@ -43,7 +43,14 @@ size_t model_scratch_bytes(const struct model *m, int n, int outputs) {
   size_t floats = 0;
   int count = chunk_buffers(&layout, &m->parameters.geometry, n, sizes);
   for (int i = 0; i < count; i++) floats += sizes[i].floats;
-  return 4 * (floats + (size_t)outputs * (size_t)m->parameters.geometry.vocab);
+  const struct layer_weights *w = m->weights.layers;
+  const struct weight *const products[] = {&w->q, &w->k, &w->v, &w->output, &w->gate, &w->up, &w->down};
+  size_t largest = 0;
+  for (size_t i = 0; i < ARRAY_LENGTH(products); i++) {
+    size_t bytes = m->backend->ops->product_scratch(m->backend, products[i], n);
+    if (bytes > largest) largest = bytes;
+  }
+  return 4 * (floats + (size_t)outputs * (size_t)m->parameters.geometry.vocab) + largest;
 }
 
 oscar_status runner_create(struct model *model, oscar_cache *cache, int max_chunk, struct runner **runner) {

@@ -43,6 +43,10 @@ static void cpu_describe(const struct backend *be, char *text, size_t bytes) {
            cpu->threads == 1 ? "" : "s", library, panels_use_bf16(cpu) ? "BF16" : "F32");
 }
 
+static size_t cpu_product_scratch(const struct backend *be, const struct weight *w, int n) {
+  return panels_scratch((const struct cpu_backend *)(const void *)be, w, n);
+}
+
 static oscar_status cpu_buffer_alloc(struct backend *be, size_t floats, float **buffer) {
   *buffer = mem_alloc(be->context, floats, sizeof **buffer);
   return *buffer ? OSCAR_OK : OSCAR_NO_MEMORY;
@@ -60,6 +64,7 @@ static const struct backend_ops cpu_ops = {
     .name = "cpu",
     .free = cpu_free,
     .describe = cpu_describe,
+    .product_scratch = cpu_product_scratch,
     .buffer_alloc = cpu_buffer_alloc,
     .buffer_free = cpu_buffer_free,
     .upload = cpu_copy,

@@ -40,6 +40,8 @@ oscar_status cpu_matmul(struct backend *be, int count, const struct weight *cons
 /* panels.c: as the matmul of the table, through oneDNN; arguments are checked */
 oscar_status panels_matmul(struct cpu_backend *cpu, int count, const struct weight *const *w, const float *const *bias, int n,
                            const float *x, float *const *y);
+/* Bytes that panels_matmul holds for n tokens of this weight: the panel, and results that are not made in place. */
+size_t panels_scratch(const struct cpu_backend *cpu, const struct weight *w, int n);
 void panels_free(struct cpu_backend *cpu);
 bool panels_use_bf16(const struct cpu_backend *cpu);
 void panels_library(char *text, size_t bytes);

@@ -208,6 +208,13 @@ static int64_t panel_rows(const struct panels *panels, const struct weight *w) {
   return rows < w->rows ? rows : w->rows;
 }
 
+size_t panels_scratch(const struct cpu_backend *cpu, const struct weight *w, int n) {
+  const struct panels layout = {.bf16 = panels_use_bf16(cpu)};
+  const int64_t rows = panel_rows(&layout, w), part = n < PART_TOKENS ? n : PART_TOKENS;
+  const size_t results = rows < w->rows ? (size_t)(part * rows) * sizeof(float) : 0;
+  return panel_bytes(&layout, rows, w->cols) + results + (layout.bf16 ? (size_t)n * (size_t)w->cols * sizeof(uint16_t) : 0);
+}
+
 static void expand_f32_panel(const struct cpu_backend *cpu, const struct weight *w, int64_t first, int64_t last) {
   float *panel = cpu->panels->panel.data;
 #pragma omp parallel num_threads(cpu->threads)
