@@ -43,12 +43,11 @@ double memory_besides(const char *path) {
   double bytes = 0;
   bool counts = false;
   while (fgets(line, sizeof line, maps)) {
-    long long kib;
-    unsigned long from, to;
-    if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+    /* A mapping begins with its addresses in lower-case digits, its fields with a name in capitals. */
+    if (!(line[0] >= 'A' && line[0] <= 'Z'))
       counts = !strstr(line, mapped);
-    else if (counts && sscanf(line, "Rss: %lld kB", &kib) == 1)
-      bytes += 1024.0 * (double)kib;
+    else if (counts && strncmp(line, "Rss:", 4) == 0)
+      bytes += 1024.0 * (double)strtoll(line + 4, NULL, 10);
   }
   fclose(maps);
   return bytes;
