@@ -165,10 +165,9 @@ static bool handle_command(struct conversation *c, const char *line) {
   return true;
 }
 
-static oscar_status converse(struct conversation *c) {
+static void converse(struct conversation *c) {
   struct line_reader reader;
   line_reader_open(&reader);
-  oscar_status status = OSCAR_OK;
   for (;;) {
     char *line = line_reader_next(&reader);
     if (!line && interrupt_requested() && terminal_is(stdin)) { /* Ctrl-C at the prompt */
@@ -182,18 +181,14 @@ static oscar_status converse(struct conversation *c) {
     }
     if (*line && !handle_command(c, line)) {
       enum stop_reason stop;
-      status = exchange(c, line, false, &stop);
+      oscar_status status = exchange(c, line, false, &stop);
       interrupt_clear();
       /* What one question ran into does not end the conversation. */
-      if (status != OSCAR_OK) {
-        failed_with(status, oscar_last_error(c->engine->context));
-        status = OSCAR_OK;
-      }
+      if (status != OSCAR_OK) failed_with(status, oscar_last_error(c->engine->context));
     }
     free(line);
   }
   line_reader_close(&reader);
-  return status;
 }
 
 static oscar_status hold_conversation(struct conversation *c, const struct chat_arguments *arguments,
@@ -205,7 +200,10 @@ static oscar_status hold_conversation(struct conversation *c, const struct chat_
   if (status == OSCAR_OK) status = session_create(engine, sampling, &c->session);
   if (status == OSCAR_OK && arguments->system) status = add_message(c, "system", arguments->system);
   c->first = c->count;
-  if (status == OSCAR_OK) status = question ? exchange(c, question, json, stop) : converse(c);
+  if (status == OSCAR_OK && question)
+    status = exchange(c, question, json, stop);
+  else if (status == OSCAR_OK)
+    converse(c);
   drop_messages(c, 0);
   free(c->messages);
   session_free(c->session);

@@ -118,11 +118,6 @@ static int64_t longest_context(const oscar_cache_options *options, int chunk, do
   return fits;
 }
 
-static void apply_windows(const struct engine_options *o, oscar_cache_options *cache) {
-  if (o->sink_tokens >= 0) cache->sink_pages = o->sink_tokens / OSCAR_PAGE_TOKENS;
-  if (o->recent_tokens >= 0) cache->recent_pages = o->recent_tokens / OSCAR_PAGE_TOKENS;
-}
-
 static oscar_status report_kv(const struct loaded_model *loaded, const struct kv_type *type, const struct model_report *model,
                               struct kv_report *report) {
   *report = (struct kv_report){.name = type->name};
@@ -132,9 +127,11 @@ static oscar_status report_kv(const struct loaded_model *loaded, const struct kv
   oscar_status status = codecs_to_count(loaded, type, report, &set);
   if (status != OSCAR_OK) return status;
   oscar_cache_options cache;
-  model_cache_options(loaded->model, &cache);
-  apply_windows(&model->options, &cache);
-  cache.codecs = set;
+  status = engine_cache_options(loaded->context, loaded->model, &model->options, set, &cache);
+  if (status != OSCAR_OK) {
+    oscar_codec_set_free(set);
+    return status;
+  }
   report->token_bytes = set ? coded_token_bytes(set) : 2 * elements;
   report->bits_per_element = 8 * report->token_bytes / elements;
   report->cache_bytes = (double)oscar_cache_bytes_for(&cache, model->options.context, 1, model->options.chunk);
