@@ -57,7 +57,9 @@ static oscar_status check_options(oscar_context *context, int d, const oscar_fit
   return OSCAR_OK;
 }
 
-static oscar_status check_info(oscar_context *context, const oscar_calib_geometry *g, const oscar_codec_set_info *info) {
+oscar_status calib_check_info(const oscar_calib *calib, const oscar_codec_set_info *info) {
+  oscar_context *context = calib->context;
+  const oscar_calib_geometry *g = &calib->geometry;
   if (info->layers == g->layers && info->kv_heads == g->kv_heads && info->head_dim == g->head_dim) return OSCAR_OK;
   return set_error(context, OSCAR_INVALID_ARGUMENT,
                    "fit: the set is to have %d layers, %d KV heads, head_dim %d; the statistics are of %d, %d, %d", info->layers,
@@ -191,7 +193,7 @@ oscar_status oscar_calib_fit(const oscar_calib *calib, const oscar_codec_set_inf
   oscar_context *context = calib->context;
   int d = calib->geometry.head_dim;
   oscar_status status = check_options(context, d, options);
-  if (status == OSCAR_OK) status = check_info(context, &calib->geometry, info);
+  if (status == OSCAR_OK) status = calib_check_info(calib, info);
   if (status == OSCAR_OK) status = calib_check_complete(calib, options->objective == OSCAR_VALUES_PROXY);
   if (status != OSCAR_OK) return status;
   if (!oscar_hadamard_exists(d))

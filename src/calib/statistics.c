@@ -8,7 +8,7 @@
  * The order of additions depends on how the text was cut into chunks, so sums of different chunkings agree to rounding (1e-12),
  * not bit for bit; the same chunking gives the same bits.
  */
-#include "calib/calib.h"
+#include "calib/attended.h"
 
 #include <cblas.h>
 #include <math.h>
@@ -62,6 +62,7 @@ oscar_status oscar_calib_create(oscar_context *context, const oscar_calib_geomet
 void oscar_calib_free(oscar_calib *calib) {
   if (!calib) return;
   oscar_context *context = calib->context;
+  attended_free(calib);
   mem_free(context, calib->tokens);
   mem_free(context, calib->proxy_tokens);
   mem_free(context, calib->query_moment);
@@ -167,6 +168,7 @@ oscar_status oscar_calib_add(oscar_calib *calib, int layer, int n, const float *
   if (status == OSCAR_OK) status = check_finite(calib, layer, "the attention output", n, g->query_heads, o);
   if (status != OSCAR_OK) return status;
 
+  if (calib->attended && (status = attended_add(calib, layer, n, q, k, v, o)) != OSCAR_OK) return status;
   int group = group_of(calib);
   size_t d = (size_t)g->head_dim, q_stride = (size_t)g->query_heads * d, k_stride = (size_t)g->kv_heads * d;
   for (int h = 0; h < g->kv_heads; h++) {
@@ -256,6 +258,9 @@ oscar_status oscar_calib_get(const oscar_calib *calib, oscar_calib_statistic whi
   case OSCAR_CALIB_VALUE_MEAN:
     read_mean(d, calib->value_sum + place * d, tokens, out);
     return OSCAR_OK;
+  case OSCAR_CALIB_KEY_METRIC:
+  case OSCAR_CALIB_ATTENDED_KEY_MEAN:
+    return attended_get(calib, which, layer, kv_head, out);
   }
   return set_error(calib->context, OSCAR_INVALID_ARGUMENT, "calibration: statistic %d does not exist", (int)which);
 }

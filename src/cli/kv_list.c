@@ -4,6 +4,7 @@
 
 #include <oscar/rotation.h>
 
+#include <stdlib.h>
 #include <string.h>
 
 static const char *kv_name(const void *list, int i) {
@@ -20,18 +21,19 @@ static int unknown_type(const char *command, const char *name) {
 }
 
 int kv_list_parse(const char *command, const char *text, struct kv_list *list) {
-  *list = (struct kv_list){0};
-  while (*text) {
-    size_t length = strcspn(text, ",");
-    char name[24];
-    snprintf(name, sizeof name, "%.*s", (int)(length < sizeof name - 1 ? length : sizeof name - 1), text);
-    if (!kv_type_find(name)) return unknown_type(command, name);
+  *list = (struct kv_list){.text = strdup(text)};
+  if (!list->text) return failed("out of memory");
+  char *rest = NULL;
+  for (char *entry = strtok_r(list->text, ",", &rest); entry; entry = strtok_r(NULL, ",", &rest)) {
     if (list->count == KV_LIST_ROOM) return wrong_use("%s: more than %d KV types", command, KV_LIST_ROOM);
-    snprintf(list->name[list->count], sizeof list->name[0], "%s", name);
-    list->names[list->count] = list->name[list->count];
-    list->count++;
-    text += length;
-    if (*text == ',') text++;
+    const int i = list->count++;
+    size_t length = strcspn(entry, "=");
+    snprintf(list->type[i], sizeof list->type[i], "%.*s", (int)(length < 23 ? length : 23), entry);
+    list->names[i] = entry;
+    if (!kv_type_find(list->type[i])) return unknown_type(command, list->type[i]);
+    if (entry[length] != '=') continue;
+    list->files[i] = entry + length + 1;
+    if (!kv_type_find(list->type[i])->fitted) return wrong_use("%s: KV type %s takes no file", command, list->type[i]);
   }
   return list->count ? EXIT_DONE : wrong_use("%s: --kv needs at least one KV type", command);
 }
@@ -53,9 +55,9 @@ oscar_status kv_list_obtain(struct kv_list *list, struct model *model, const cha
   oscar_status status = rotation_file ? file_recipe(context, rotation_file, recipe, sizeof recipe) : OSCAR_OK;
   bool used = !rotation_file;
   for (int i = 0; i < list->count && status == OSCAR_OK; i++) {
-    bool from_file = rotation_file && strcmp(recipe, list->names[i]) == 0;
+    bool from_file = rotation_file && !list->files[i] && strcmp(recipe, list->type[i]) == 0;
     used = used || from_file;
-    status = codec_set_obtain(model, list->names[i], from_file ? rotation_file : NULL, progress, &list->sets[i]);
+    status = codec_set_obtain(model, list->type[i], from_file ? rotation_file : list->files[i], progress, &list->sets[i]);
   }
   if (status == OSCAR_OK && !used)
     return set_error(context, OSCAR_MISMATCH, "%s: the file was fitted for KV type %s, which is not in the list", rotation_file,
@@ -65,5 +67,6 @@ oscar_status kv_list_obtain(struct kv_list *list, struct model *model, const cha
 
 void kv_list_free(struct kv_list *list) {
   for (int i = 0; i < list->count; i++) oscar_codec_set_free(list->sets[i]);
+  free(list->text);
   *list = (struct kv_list){0};
 }

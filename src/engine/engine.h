@@ -16,7 +16,12 @@ struct kv_type {
   bool quantized;
   bool fitted; /* needs a rotation file */
 };
-const struct kv_type *kv_type_find(const char *name); /* NULL if unknown */
+/* NULL if unknown. "int2@BITS" is int2 with so many bits of codes on average, keys and values, KV_LEAST_BITS to KV_MOST_BITS;
+ * int2 alone is int2@2. */
+#define KV_LEAST_BITS 1.5f
+#define KV_MOST_BITS  4.0f
+const struct kv_type *kv_type_find(const char *name);
+float kv_type_bits(const char *name); /* of a name: after the @, or 2; 0 if they are out of range */
 const struct kv_type *kv_type_list(int *count);
 
 /* Progress of anything long: done of total, in units of `what`. Returning false cancels (OSCAR_CANCELLED). */

@@ -19,7 +19,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAX_FITTED = 8 };
+enum {
+  MAX_FITTED = 8,
+  FIRST_USE_TOKENS = 8192 /* of the shipped text: somebody is waiting, and the rest improves little (docs/calibration.md) */
+};
 
 oscar_status user_cache_folder(oscar_context *context, char *path, size_t bytes) {
   const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
@@ -223,5 +226,6 @@ oscar_status codec_set_obtain(struct model *model, const char *kv, const char *r
                               oscar_codec_set **set) {
   struct calibrate_options calibration;
   calibrate_options_default(&calibration);
+  calibration.max_tokens = FIRST_USE_TOKENS;
   return codec_set_obtain_with(model, kv, rotation_file, &calibration, progress, set);
 }

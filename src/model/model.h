@@ -41,10 +41,18 @@ size_t model_scratch_bytes(const struct model *model, int n, int outputs);
 /* Cache options for this model with defaults for the rest. */
 void model_cache_options(const struct model *model, oscar_cache_options *options);
 
-/* Sees q, k, v (after RoPE) and the attention output of each layer while a chunk runs; host memory. A status other than OK stops.
- */
+/* ---- what a calibration wants to know of a layer (model/attention_facts.c) ---- */
+/* The sliding window of its attention in tokens; 0: none. */
+int model_layer_window(const struct model *model, int layer);
+/* How its queries and keys are rotated; the caller releases it. */
+oscar_status model_layer_rope(const struct model *model, int layer, oscar_rope **rope);
+/* gram [query_heads][head_dim][head_dim] = W_O' W_O of each query head's part of the output projection. */
+oscar_status model_output_gram(const struct model *model, int layer, float *gram);
+
+/* Sees q, k, v (after RoPE) and the attention output of each layer while a chunk runs; host memory. What it changes in o is what
+ * the layer goes on with. A status other than OK stops. */
 struct forward_observer {
-  oscar_status (*attention)(void *user, int layer, int n, const float *q, const float *k, const float *v, const float *o);
+  oscar_status (*attention)(void *user, int layer, int n, const float *q, const float *k, const float *v, float *o);
   void *user;
 };
 

@@ -21,6 +21,7 @@
 struct row_kernels {
   void (*project)(const oscar_codec *codec, int64_t position, int n, const float *x, size_t x_stride, float *y);
   bool (*quantize_row)(const oscar_codec *codec, float *y, uint8_t *row);
+  void (*decode_row)(const oscar_codec *codec, const uint8_t *row, float *y);
   void (*decode)(const oscar_codec *codec, int64_t position, int n, const uint8_t *rows, float *x, size_t x_stride);
 };
 extern const struct row_kernels row_kernels_portable, row_kernels_avx2, row_kernels_avx512; /* the last two on x86-64 */
@@ -79,6 +80,9 @@ void codec_project(const oscar_codec *codec, int64_t position, int n, const floa
  * gives, by least squares of y. A group whose s rounds to 0 gets the codes 4^n_i / 2 and decodes to zero.
  * LOG_GAINS. Of the sixteen gains, per group, the one whose codes have the least squared error in y; the smallest on ties. */
 bool codec_quantize_row(const oscar_codec *codec, float *y, uint8_t *row);
+
+/* Canonical row -> the y [channels] its codes stand for. */
+void codec_decode_row(const oscar_codec *codec, const uint8_t *row, float *y);
 
 oscar_context *codec_set_context(const oscar_codec_set *set);
 

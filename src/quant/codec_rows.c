@@ -22,6 +22,8 @@ void codec_project(const oscar_codec *codec, int64_t position, int n, const floa
 
 bool codec_quantize_row(const oscar_codec *codec, float *y, uint8_t *row) { return codec->kernels->quantize_row(codec, y, row); }
 
+void codec_decode_row(const oscar_codec *codec, const uint8_t *row, float *y) { codec->kernels->decode_row(codec, row, y); }
+
 static bool all_finite(const float *x, int n) {
   for (int i = 0; i < n; i++)
     if (!isfinite(x[i])) return false;

@@ -362,4 +362,4 @@ static void decode(const oscar_codec *codec, int64_t position, int n, const uint
   }
 }
 
-const struct row_kernels ROWS_KERNELS = {project, quantize_row, decode};
+const struct row_kernels ROWS_KERNELS = {project, quantize_row, decode_row, decode};

@@ -8,7 +8,7 @@ static const char sample[] = "Nobody had told the weather vane that the barn was
                              "conviction, from the roof of a parked lorry. Two hundred bytes are enough to fill several windows.";
 enum { SAMPLE_BYTES = sizeof sample - 1 };
 
-static const char *const all_types[] = {"int2", "int2-oscar", "int4"};
+static const char *const all_types[] = {"int2-centred", "int2-oscar", "int4"};
 
 static struct calibrate_options short_options(int window) {
   struct calibrate_options options;
@@ -141,15 +141,15 @@ static void a_set_says_where_it_comes_from(void **state) {
   assert_non_null(strstr(info->provenance, "\"clip_keys\":0.96,")); /* not 0.95999997 */
   json_decref(root);
 
-  assert_true(calibrate_is_current("int2", info));
+  assert_true(calibrate_is_current("int2-centred", info));
   assert_false(calibrate_is_current("int4", info));
   oscar_codec_set_info old = *info;
   old.provenance = "{\"fit\":{\"per_head\":false}}";
-  assert_false(calibrate_is_current("int2", &old));
+  assert_false(calibrate_is_current("int2-centred", &old));
   old.provenance = "";
-  assert_false(calibrate_is_current("int2", &old));
+  assert_false(calibrate_is_current("int2-centred", &old));
   old.provenance = "[1]";
-  assert_false(calibrate_is_current("int2", &old));
+  assert_false(calibrate_is_current("int2-centred", &old));
   free_sets(1, &set);
   oscar_context_free(c);
 }
@@ -230,7 +230,7 @@ static void wrong_calibrations_are_refused(void **state) {
   fake_model_init(&m, c);
   oscar_codec_set *sets[2] = {(oscar_codec_set *)&m, (oscar_codec_set *)&m};
   struct calibrate_options options = short_options(30);
-  const char *const wrong[] = {"int2", "int8"};
+  const char *const wrong[] = {"int2-centred", "int8"};
   assert_int_equal(calibrate_model(&m, &options, NULL, 2, wrong, sets), OSCAR_INVALID_ARGUMENT);
   assert_non_null(strstr(oscar_last_error(c), "int8"));
   assert_null(sets[0]);
@@ -251,10 +251,79 @@ static void wrong_calibrations_are_refused(void **state) {
   oscar_context_free(c);
 }
 
+/* Crumbs of all rows of a token, per channel of a side. */
+static double mean_bits(const oscar_codec_set *set) {
+  double crumbs = 0;
+  for (int l = 0; l < FAKE_LAYERS; l++)
+    for (int h = 0; h < FAKE_KV_HEADS; h++)
+      for (int side = 0; side < 2; side++) crumbs += oscar_codec_crumbs(oscar_codec_set_get(set, l, h, (oscar_side)side));
+  return 2 * crumbs / (FAKE_LAYERS * FAKE_KV_HEADS * 2 * FAKE_DIM);
+}
+
+static void graded_codes_keep_their_bits_and_ask_every_layer_once(void **state) {
+  (void)state;
+  static const char *const graded[] = {"int2", "int2@3", "int2-centred"};
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  struct model m;
+  fake_model_init(&m, c);
+  struct calibrate_options options = short_options(90);
+  oscar_codec_set *sets[3];
+  assert_ok(c, calibrate_model(&m, &options, NULL, 3, graded, sets));
+  assert_int_equal(m.fed, SAMPLE_BYTES);
+  assert_int_equal(m.probes, FAKE_LAYERS + 1);
+  assert_true(mean_bits(sets[0]) == 2);
+  assert_true(mean_bits(sets[1]) == 3);
+  for (int i = 0; i < 2; i++) {
+    const oscar_codec_set_info *info = oscar_codec_set_describe(sets[i]);
+    assert_string_equal(info->recipe, graded[i]);
+    assert_true(calibrate_is_current(graded[i], info));
+    assert_false(calibrate_is_current(graded[1 - i], info));
+    assert_non_null(spec_of(sets[i], 0, 0, OSCAR_KEYS)->rope);
+    assert_null(spec_of(sets[i], 0, 0, OSCAR_VALUES)->rope);
+  }
+  free_sets(3, sets);
+  m.probes = 0;
+  assert_ok(c, calibrate_model(&m, &options, NULL, 1, all_types, sets));
+  assert_int_equal(m.probes, 0); /* nothing is measured for those that do not ask */
+  free_sets(1, sets);
+  options.window = 64; /* no token after the sink */
+  assert_int_equal(calibrate_model(&m, &options, NULL, 1, graded, sets), OSCAR_INVALID_ARGUMENT);
+  assert_non_null(strstr(oscar_last_error(c), "sink"));
+  oscar_context_free(c);
+}
+
+/* Part of a text is taken from all over it: with 40 of the tokens in windows of 10, the first and the last are among them. */
+static void a_part_of_the_text_is_taken_from_all_over_it(void **state) {
+  (void)state;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  struct model m;
+  fake_model_init(&m, c);
+  struct calibrate_options options = short_options(10);
+  options.max_tokens = 40;
+  oscar_codec_set *set;
+  assert_ok(c, calibrate_model(&m, &options, NULL, 1, all_types, &set));
+  assert_int_equal(m.fed, 40);
+  assert_int_equal(m.sequences, 4);
+  assert_int_equal(m.longest, 10);
+  assert_int_equal(m.first_ids[0], (unsigned char)options.text[0]);
+  assert_int_equal(m.first_ids[1], (unsigned char)options.text[(SAMPLE_BYTES - 10) / 3]);
+  assert_int_equal(m.first_ids[3], (unsigned char)options.text[SAMPLE_BYTES - 10]);
+  oscar_codec_set_free(set);
+  oscar_context_free(c);
+}
+
 static oscar_status calibrate_and_free(struct model *m, const struct calibrate_options *options) {
   oscar_codec_set *sets[3];
   oscar_status status = calibrate_model(m, options, NULL, 3, all_types, sets);
   if (status == OSCAR_OK) free_sets(3, sets);
+  return status;
+}
+
+static oscar_status calibrate_graded_and_free(struct model *m, const struct calibrate_options *options) {
+  static const char *const graded[] = {"int2"};
+  oscar_codec_set *set;
+  oscar_status status = calibrate_model(m, options, NULL, 1, graded, &set);
+  if (status == OSCAR_OK) oscar_codec_set_free(set);
   return status;
 }
 
@@ -267,12 +336,16 @@ static void running_out_of_memory_anywhere_leaks_nothing(void **state) {
   struct calibrate_options options = short_options(30);
   options.proxy_values = true;
   sweep_allocations(c, &f, calibrate_and_free(&m, &options));
+  options = short_options(90);
+  sweep_allocations(c, &f, calibrate_graded_and_free(&m, &options));
   failing_context_free(c, &f);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(one_pass_in_fresh_windows_serves_all_types),
+      cmocka_unit_test(graded_codes_keep_their_bits_and_ask_every_layer_once),
+      cmocka_unit_test(a_part_of_the_text_is_taken_from_all_over_it),
       cmocka_unit_test(every_window_begins_with_bos_where_the_model_wants_it),
       cmocka_unit_test(the_shipped_text_is_used_when_none_is_given),
       cmocka_unit_test(the_shipped_text_is_the_file_byte_for_byte),

@@ -465,7 +465,7 @@ static void a_row_does_not_depend_on_the_rows_beside_it(void **state) {
     for (size_t t = 0; t < 19; t++) memcpy(wide + t * (d + 3), x + t * d, d * sizeof *x);
     assert_ok(c, oscar_codec_encode(codec, POSITION, 19, wide, d + 3, together));
     for (size_t t = 0; t < 19; t++) {
-      assert_ok(c, oscar_codec_encode(codec, POSITION + t, 1, x + t * d, d, alone));
+      assert_ok(c, oscar_codec_encode(codec, POSITION + (int64_t)t, 1, x + t * d, d, alone));
       assert_memory_equal(alone, together + t * bytes, bytes);
     }
     free(x);

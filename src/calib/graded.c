@@ -1,0 +1,834 @@
+/*
+ * graded.c - graded codes: more crumbs for the directions of a row in which an error does more harm.
+ *
+ * Keys. The metric M of key errors and the covariance C of what is coded (the keys less their mean, rotating and fixed) are
+ * brought to one basis in which M is the identity and C diagonal: with B = M^(1/2) and B C B = V L V', E = B V and D = V' B^-1.
+ * An error of a channel then counts the same whichever it is, so crumbs go where they save most: reverse water-filling on L.
+ * Channels of equal crumbs are mixed by small Hadamards, which spreads the tails of each over all of them.
+ *
+ * The keys of RoPE models carry a vector that turns with the position (the bias of the key projection, if nothing else): its
+ * estimate is the mean of the keys turned back to position 0. What remains is centred where the attended keys are.
+ *
+ * Values. All directions matter about alike, and the codes of a Hadamard-rotated row are nearly Gaussian. Only where there is
+ * more than one crumb per channel does the order matter: the principal directions get them.
+ *
+ * Everything follows from the sums of attended.c; no second pass over the text is needed.
+ */
+#include "calib/attended.h"
+#include "quant/codec.h"
+
+#include <lapacke.h>
+#include <math.h>
+#include <oscar/rotation.h>
+#include <string.h>
+
+enum { MOST_CRUMBS = OSCAR_MAX_CRUMBS_PER_CHANNEL };
+
+/* Work space of one head; d x d unless said, row-major. */
+struct work {
+  oscar_context *context;
+  int d, rotary_dim;
+  double *metric, *root, *inverse_root, *covariance, *vectors, *product, *basis, *dual;
+  double *values, *mean; /* [d] */
+  double *wave_mean;     /* [R] the rotating mean: for each pair b1, then for each pair b2 */
+  double *lapack;
+  lapack_int *integers;
+  lapack_int lapack_size, integers_size;
+  float *encode, *decode, *steps, *mean_f32, *rotating;
+  uint8_t *crumbs;
+  uint16_t *pairs;
+  void *block, *floats;
+};
+
+void oscar_graded_options_default(oscar_graded_options *o) {
+  *o = (oscar_graded_options){.bits = 2,
+                              .key_form = OSCAR_ROW_LOG_GAINS,
+                              .value_form = OSCAR_ROW_LOG_GAINS,
+                              .rotating_mean = true,
+                              .ridge = 0.05f,
+                              .unbiased_values = true,
+                              .mixing = 8};
+}
+
+/* ---- work space ---- */
+
+static void work_close(struct work *w) {
+  mem_free(w->context, w->block);
+  mem_free(w->context, w->floats);
+  mem_free(w->context, w->integers);
+}
+
+static oscar_status work_open(oscar_context *context, int d, struct work *w) {
+  *w = (struct work){.context = context, .d = d};
+  size_t n = (size_t)d, square = n * n;
+  w->lapack_size = (lapack_int)(1 + 6 * n + 2 * square); /* dsyevd's documented minimum with eigenvectors */
+  w->integers_size = (lapack_int)(3 + 5 * n);
+  double *doubles = mem_alloc(context, 8 * square + 3 * n + (size_t)w->lapack_size, sizeof(double));
+  w->block = doubles;
+  float *floats = doubles ? mem_alloc(context, 2 * square + 3 * n + n, sizeof(float)) : NULL; /* the last n: bytes and words */
+  w->floats = floats;
+  w->integers = floats ? mem_alloc(context, (size_t)w->integers_size, sizeof *w->integers) : NULL;
+  if (!w->integers) {
+    work_close(w);
+    return OSCAR_NO_MEMORY;
+  }
+  double **const squares[] = {&w->metric,  &w->root,    &w->inverse_root, &w->covariance,
+                              &w->vectors, &w->product, &w->basis,        &w->dual};
+  for (size_t i = 0; i < ARRAY_LENGTH(squares); i++, doubles += square) *squares[i] = doubles;
+  w->values = doubles;
+  w->mean = w->values + n;
+  w->wave_mean = w->mean + n;
+  w->lapack = w->wave_mean + n;
+  w->encode = floats;
+  w->decode = w->encode + square;
+  w->steps = w->decode + square;
+  w->mean_f32 = w->steps + n;
+  w->rotating = w->mean_f32 + n;
+  w->pairs = (uint16_t *)(void *)(w->rotating + n);
+  w->crumbs = (uint8_t *)(w->pairs + n / 2);
+  return OSCAR_OK;
+}
+
+/* ---- small dense algebra ---- */
+
+static void mirror(int d, const double *lower, double factor, double *full) {
+  for (size_t i = 0, n = (size_t)d; i < n; i++)
+    for (size_t j = 0; j <= i; j++) full[i * n + j] = full[j * n + i] = factor * lower[i * n + j];
+}
+
+static double trace(int d, const double *a) {
+  double sum = 0;
+  for (size_t i = 0, n = (size_t)d; i < n; i++) sum += a[i * (n + 1)];
+  return sum;
+}
+
+/* c = a b, all [d][d]; b transposed if `transposed` */
+static void multiply(int d, const double *a, const double *b, double *c) {
+  size_t n = (size_t)d;
+  memset(c, 0, n * n * sizeof *c);
+  for (size_t i = 0; i < n; i++)
+    for (size_t k = 0; k < n; k++) {
+      double x = a[i * n + k];
+      for (size_t j = 0; j < n; j++) c[i * n + j] += x * b[k * n + j];
+    }
+}
+
+/* Eigenvectors of the symmetric `a` (destroyed) into w->vectors, one per row, descending values in w->values. An eigenvector's
+ * sign is arbitrary: its component of largest magnitude is made positive, so that the same sums give the same file. */
+static oscar_status eigen(struct work *w, double *a) {
+  int d = w->d;
+  size_t n = (size_t)d;
+  lapack_int info = LAPACKE_dsyevd_work(LAPACK_COL_MAJOR, 'V', 'L', d, a, d, w->values, w->lapack, w->lapack_size, w->integers,
+                                        w->integers_size);
+  if (info != 0)
+    return set_error(w->context, OSCAR_NUMERIC, "fit: eigenvectors did not converge (dsyevd returned %d)", (int)info);
+  for (size_t j = 0; j < n; j++) { /* LAPACK's column j is contiguous */
+    const double *vector = a + (n - 1 - j) * n;
+    size_t largest = 0;
+    for (size_t i = 1; i < n; i++)
+      if (fabs(vector[i]) > fabs(vector[largest])) largest = i;
+    double sign = vector[largest] < 0 ? -1 : 1;
+    for (size_t i = 0; i < n; i++) w->vectors[j * n + i] = sign * vector[i];
+  }
+  for (size_t i = 0; i < n / 2; i++) {
+    double x = w->values[i];
+    w->values[i] = w->values[n - 1 - i];
+    w->values[n - 1 - i] = x;
+  }
+  return OSCAR_OK;
+}
+
+/* root and inverse_root of the positive metric (which is destroyed). */
+static oscar_status take_roots(struct work *w) {
+  oscar_status status = eigen(w, w->metric);
+  if (status != OSCAR_OK) return status;
+  size_t n = (size_t)w->d;
+  double least = w->values[0] * 1e-12;
+  memset(w->root, 0, n * n * sizeof *w->root);
+  memset(w->inverse_root, 0, n * n * sizeof *w->inverse_root);
+  for (size_t k = 0; k < n; k++) {
+    const double *v = w->vectors + k * n;
+    double root = sqrt(w->values[k] > least ? w->values[k] : least);
+    for (size_t i = 0; i < n; i++)
+      for (size_t j = 0; j < n; j++) {
+        w->root[i * n + j] += v[i] * root * v[j];
+        w->inverse_root[i * n + j] += v[i] / root * v[j];
+      }
+  }
+  return OSCAR_OK;
+}
+
+/* ---- crumbs ---- */
+
+/* Gives `crumbs` to channels of descending variance: the next always where it saves most. Each gets at least `least`. */
+static void allocate(int channels, const double *variance, int crumbs, int least, uint8_t *n) {
+  for (int i = 0; i < channels; i++) n[i] = (uint8_t)least;
+  for (int left = crumbs - channels * least; left > 0; left--) {
+    int best = -1;
+    double most = -1;
+    for (int i = 0; i < channels; i++) {
+      if (n[i] == MOST_CRUMBS) continue;
+      double saved = variance[i] * (double)(codec_gaussian_error(n[i]) - codec_gaussian_error(n[i] + 1));
+      if (saved > most) {
+        most = saved;
+        best = i;
+      }
+    }
+    n[best]++;
+  }
+}
+
+/* How many channels of each number of crumbs a group takes, so that every group is filled exactly: the richest first, going back
+ * where the rest cannot be. */
+static bool fill_groups(int crumbs, int groups, int group, const int left[MOST_CRUMBS + 1], int (*taken)[MOST_CRUMBS + 1]) {
+  if (group == groups) return true;
+  int room = group_begin(crumbs, groups, group + 1) - group_begin(crumbs, groups, group), *t = taken[group];
+  for (t[4] = left[4] < room / 4 ? left[4] : room / 4; t[4] >= 0; t[4]--) {
+    int room3 = room - 4 * t[4];
+    for (t[3] = left[3] < room3 / 3 ? left[3] : room3 / 3; t[3] >= 0; t[3]--) {
+      int room2 = room3 - 3 * t[3];
+      for (t[2] = left[2] < room2 / 2 ? left[2] : room2 / 2; t[2] >= 0; t[2]--) {
+        t[1] = room2 - 2 * t[2];
+        if (t[1] > left[1]) break;
+        const int rest[MOST_CRUMBS + 1] = {0, left[1] - t[1], left[2] - t[2], left[3] - t[3], left[4] - t[4]};
+        if (fill_groups(crumbs, groups, group + 1, rest, taken)) return true;
+      }
+    }
+  }
+  return false;
+}
+
+/* Puts channels into an order in which none lies across a border between groups: order[k] is the channel at place k. */
+static bool arrange(int channels, const uint8_t *n, int crumbs, int groups, int *order) {
+  int counts[MOST_CRUMBS + 1] = {0}, next[MOST_CRUMBS + 1] = {0}, placed = 0;
+  int taken[OSCAR_MAX_LOG_GAINS][MOST_CRUMBS + 1];
+  for (int i = 0; i < channels; i++) counts[n[i]]++;
+  if (!fill_groups(crumbs, groups, 0, counts, taken)) return false;
+  for (int group = 0; group < groups; group++)
+    for (int size = MOST_CRUMBS; size > 0; size--)
+      for (int k = 0; k < taken[group][size]; k++) {
+        while (n[next[size]] != size) next[size]++;
+        order[placed++] = next[size]++;
+      }
+  return true;
+}
+
+/* Where there is no such order a crumb moves from the last of the richest channels to the first of the poorest or, when all are
+ * about equal, to the first of all. */
+static oscar_status arrange_always(oscar_context *context, int channels, uint8_t *n, int crumbs, int groups, int *order) {
+  for (int tries = 0; tries < channels; tries++) {
+    if (arrange(channels, n, crumbs, groups, order)) return OSCAR_OK;
+    int from = 0, to = 0;
+    for (int i = 1; i < channels; i++) {
+      if (n[i] >= n[from]) from = i;
+      if (n[i] < n[to]) to = i;
+    }
+    if (n[from] - n[to] < 2)
+      for (to = 0; to < channels - 1 && n[to] == MOST_CRUMBS;) to++;
+    n[from]--;
+    n[to]++;
+  }
+  return set_error(context, OSCAR_UNSUPPORTED, "fit: %d crumbs over %d channels cannot be cut into %d groups", crumbs, channels,
+                   groups);
+}
+
+/* ---- from a basis to a codec ---- */
+
+/* Mixes rows first .. first + count - 1 of the dual and columns of the basis: H, symmetric and orthogonal, of order `count`. */
+static void mix(int d, int first, int count, double *basis, double *dual) {
+  double column[OSCAR_MAX_HEAD_DIM];
+  double factor = 1 / sqrt(count);
+  for (int k = 0; k < d; k++)
+    for (int side = 0; side < 2; side++) {
+      double *x = side ? dual + (size_t)first * (size_t)d + k : basis + (size_t)k * (size_t)d + first;
+      size_t stride = side ? (size_t)d : 1;
+      for (int i = 0; i < count; i++) {
+        column[i] = 0;
+        for (int j = 0; j < count; j++) column[i] += (__builtin_popcount((unsigned)(i & j)) & 1 ? -1 : 1) * x[(size_t)j * stride];
+      }
+      for (int i = 0; i < count; i++) x[(size_t)i * stride] = factor * column[i];
+    }
+}
+
+/* Runs of equal crumbs are mixed in blocks of powers of two, and share a variance: that of the block. */
+static void mix_runs(struct work *w, int most, double *variance) {
+  for (int first = 0; first < w->d;) {
+    int count = 1;
+    while (2 * count <= most && first + 2 * count <= w->d && w->crumbs[first] == w->crumbs[first + 2 * count - 1]) count *= 2;
+    double sum = 0;
+    for (int i = first; i < first + count; i++) sum += variance[i];
+    if (w->crumbs[first] > 0 && count > 1) mix(w->d, first, count, w->basis, w->dual);
+    for (int i = first; i < first + count; i++) variance[i] = sum / count;
+    first += count;
+  }
+}
+
+struct side_plan {
+  int layer, kv_head;
+  oscar_side side;
+  int crumbs, least, groups, mixing;
+  oscar_row_form form;
+  bool unbiased;
+};
+
+/* w->encode, w->decode and w->steps (of unit scale) from w->basis (columns), w->dual (rows) and variances w->values, descending;
+ * returns the channels that have crumbs, in the order of groups. */
+static oscar_status lay_out(struct work *w, const struct side_plan *plan, uint8_t *crumbs, int *channels) {
+  int d = w->d, order[OSCAR_MAX_HEAD_DIM];
+  size_t n = (size_t)d;
+  allocate(d, w->values, plan->crumbs, plan->least, w->crumbs);
+  oscar_status status = arrange_always(w->context, d, w->crumbs, plan->crumbs, plan->groups, order);
+  if (status != OSCAR_OK) return status;
+  mix_runs(w, plan->mixing, w->values);
+  *channels = 0;
+  for (int i = 0; i < d; i++) *channels += w->crumbs[i] > 0;
+  size_t m = (size_t)*channels;
+  double least = 1e-12 * w->values[0] + 1e-30;
+  for (size_t k = 0; k < m; k++) {
+    size_t i = (size_t)order[k];
+    double sigma = sqrt(w->values[i] > least ? w->values[i] : least);
+    double unbias = plan->unbiased ? 1 / (1 - (double)codec_gaussian_error(w->crumbs[i])) : 1;
+    crumbs[k] = w->crumbs[i];
+    w->steps[k] = (float)(sigma * (double)codec_gaussian_step(w->crumbs[i]));
+    for (size_t j = 0; j < n; j++) {
+      w->encode[j * m + k] = (float)w->basis[j * n + i];
+      w->decode[k * n + j] = (float)(unbias * w->dual[i * n + j]);
+    }
+  }
+  return OSCAR_OK;
+}
+
+/* Rows as attention weighs them, to try codecs on: [count][d] with positions. */
+struct sample {
+  int count;
+  float *rows, *y, *decoded; /* y: projected rows, as they come */
+  int64_t *positions;
+};
+
+static void sample_close(oscar_context *context, struct sample *s) {
+  mem_free(context, s->rows);
+  mem_free(context, s->positions);
+}
+
+static oscar_status sample_open(const oscar_calib *calib, const struct side_plan *plan, struct sample *s) {
+  enum { MOST = 256 };
+  size_t d = (size_t)calib->geometry.head_dim;
+  *s = (struct sample){.rows = mem_alloc(calib->context, (MOST + 2) * d, sizeof *s->rows)};
+  s->positions = s->rows ? mem_alloc(calib->context, MOST, sizeof *s->positions) : NULL;
+  if (!s->positions) {
+    sample_close(calib->context, s);
+    return OSCAR_NO_MEMORY;
+  }
+  s->y = s->rows + MOST * d;
+  s->decoded = s->y + d;
+  attended_sample(calib, plan->layer, plan->kv_head, plan->side, MOST, &s->count, s->rows, s->positions);
+  return OSCAR_OK;
+}
+
+/* Mean squared error of the sample's rows in the codec's channels; in the basis of keys that is what errors cost. */
+static double sample_error(const oscar_codec *codec, const struct sample *s) {
+  size_t d = (size_t)codec->spec.head_dim;
+  uint8_t row[OSCAR_MAX_HEAD_DIM * MOST_CRUMBS / 4 + 64];
+  double sum = 0;
+  for (int r = 0; r < s->count; r++) {
+    codec_project(codec, s->positions[r], 1, s->rows + (size_t)r * d, d, s->y);
+    memcpy(s->decoded, s->y, (size_t)codec->spec.channels * sizeof *s->y); /* quantizing clobbers */
+    if (!codec_quantize_row(codec, s->decoded, row)) return INFINITY;
+    codec_decode_row(codec, row, s->decoded);
+    for (int i = 0; i < codec->spec.channels; i++) {
+      double e = (double)s->y[i] - (double)s->decoded[i];
+      sum += e * e;
+    }
+  }
+  return sum / s->count;
+}
+
+/* The codec with its steps times `scale`, a quarter of an octave each way as long as that helps on the sample. Gains of a few
+ * bits have a range, and the mean square that steps come from says little where a few rows are many times larger than the rest.
+ * *error_left: of the sample's rows, per row; 0 without a sample. */
+static oscar_status find_scale(const oscar_calib *calib, struct work *w, const struct side_plan *plan, oscar_codec_spec *spec,
+                               oscar_codec **codec, double *error_left) {
+  enum { MOST_STEPS = 24 };
+  struct sample sample;
+  oscar_codec *tried = NULL;
+  oscar_status status = oscar_codec_create(w->context, spec, codec);
+  if (status != OSCAR_OK || (status = sample_open(calib, plan, &sample)) != OSCAR_OK) return status;
+  double least = sample.count ? sample_error(*codec, &sample) : 0;
+  bool scaled = sample.count && plan->form == OSCAR_ROW_LOG_GAINS;
+  float factor = 0.840896415f; /* down first: large rows are what makes the mean square too large */
+  for (int turns = 0; scaled && status == OSCAR_OK && turns < 2; turns++, factor = 1 / factor)
+    for (int k = 0; k < MOST_STEPS; k++) {
+      for (int i = 0; i < spec->channels; i++) w->steps[i] *= factor;
+      if ((status = oscar_codec_create(w->context, spec, &tried)) != OSCAR_OK) break;
+      double error = sample_error(tried, &sample);
+      if (!(error < least)) {
+        oscar_codec_release(tried);
+        for (int i = 0; i < spec->channels; i++) w->steps[i] /= factor;
+        break;
+      }
+      turns = 2; /* what helps one way does not help the other */
+      least = error;
+      oscar_codec_release(*codec);
+      *codec = tried;
+    }
+  sample_close(w->context, &sample);
+  *error_left = least;
+  if (status != OSCAR_OK) {
+    oscar_codec_release(*codec);
+    *codec = NULL;
+  }
+  return status;
+}
+
+static oscar_status make_codec(const oscar_calib *calib, struct work *w, const struct side_plan *plan, int pairs,
+                               oscar_codec **codec, double *error_left) {
+  uint8_t crumbs[OSCAR_MAX_HEAD_DIM];
+  int channels;
+  oscar_status status = lay_out(w, plan, crumbs, &channels);
+  if (status != OSCAR_OK) return status;
+  oscar_codec_spec spec = {.head_dim = w->d,
+                           .channels = channels,
+                           .form = plan->form,
+                           .groups = plan->groups,
+                           .clip_ratio = 1,
+                           .crumbs = crumbs,
+                           .steps = w->steps,
+                           .mean = w->mean_f32,
+                           .encode = w->encode,
+                           .decode = w->decode,
+                           .rope = pairs ? calib->attended->layers[plan->layer].rope : NULL,
+                           .rotating_pairs = pairs,
+                           .rotating_pair = w->pairs,
+                           .rotating_mean = w->rotating};
+  return find_scale(calib, w, plan, &spec, codec, error_left);
+}
+
+/* ---- keys ---- */
+
+/* The mean of the keys turned back to position 0: pair (x1, x2) at angle a is (x1 cos a + x2 sin a, x2 cos a - x1 sin a). */
+static void find_rotating_mean(const struct attended_layer *l, const struct attended_head *h, struct work *w) {
+  int pairs = w->rotary_dim / 2;
+  for (int i = 0; i < pairs; i++) {
+    const oscar_rope_spec *rope = &l->rope->spec;
+    const double *first = h->key_wave + (size_t)rope_first(rope, i) * (size_t)w->rotary_dim;
+    const double *second = h->key_wave + (size_t)rope_second(rope, i) * (size_t)w->rotary_dim;
+    w->wave_mean[i] = (first[i] + second[pairs + i]) / (double)l->tokens;
+    w->wave_mean[pairs + i] = (second[i] - first[pairs + i]) / (double)l->tokens;
+  }
+}
+
+/* out [d] -= RoPE of the mean, given the (weighted) mean wave: B wave. */
+static void subtract_wave(const struct attended_layer *l, const struct work *w, const double *wave, double factor, double *out) {
+  int pairs = w->rotary_dim / 2;
+  for (int i = 0; i < pairs; i++) {
+    double b1 = w->wave_mean[i], b2 = w->wave_mean[pairs + i], c = factor * wave[i], s = factor * wave[pairs + i];
+    out[rope_first(&l->rope->spec, i)] -= b1 * c - b2 * s;
+    out[rope_second(&l->rope->spec, i)] -= b1 * s + b2 * c;
+  }
+}
+
+/* Adds the least that any direction is taken to vary by: a ten-thousandth of the mean, and a hundred-millionth of the raw energy,
+ * so that constant rows (one token repeated) and dead channels have steps that later rows can be coded with. */
+static void regularize(int d, double raw_trace, double *covariance) {
+  double floor = (1e-4 * trace(d, covariance) + 1e-8 * raw_trace) / d + 1e-30;
+  for (size_t i = 0, n = (size_t)d; i < n; i++) covariance[i * (n + 1)] += floor > 0 ? floor : 0;
+}
+
+/* w->covariance of what remains of the keys when the rotating mean is taken off: with k the keys, B the map from waves to it,
+ *     E[(k - B f)'(k - B f)] - mean' mean = E[k'k] - E[k'f] B' - B E[f'k] + B E[f'f] B' - mean' mean */
+static void find_covariance(const struct attended_layer *l, const struct attended_head *h, struct work *w) {
+  int d = w->d;
+  size_t n = (size_t)d, r = (size_t)w->rotary_dim;
+  double inverse = 1 / (double)l->tokens, *row = w->lapack;
+  mirror(d, h->key_moment, inverse, w->covariance);
+  for (size_t i = 0; i < n; i++) w->mean[i] = h->key_sum[i] * inverse;
+  if (r) {
+    /* product [d][d]: rows E[k'f] B', found by taking B of each row of E[k'f] */
+    for (size_t i = 0; i < n; i++) {
+      memset(row, 0, n * sizeof *row);
+      subtract_wave(l, w, h->key_wave + i * r, -inverse, row);
+      memcpy(w->product + i * n, row, n * sizeof *row);
+    }
+    for (size_t i = 0; i < n; i++)
+      for (size_t j = 0; j < n; j++) w->covariance[i * n + j] -= w->product[i * n + j] + w->product[j * n + i];
+    /* B E[f'f] B': B of the rows, then of the columns */
+    mirror((int)r, l->wave_moment, inverse, w->product); /* [r][r], r <= d */
+    memset(w->basis, 0, n * n * sizeof *w->basis);       /* [r][d] */
+    for (size_t i = 0; i < r; i++) subtract_wave(l, w, w->product + i * r, -1, w->basis + i * n);
+    for (size_t j = 0; j < n; j++) {
+      for (size_t i = 0; i < r; i++) row[n + i] = w->basis[i * n + j];
+      memset(row, 0, n * sizeof *row);
+      subtract_wave(l, w, row + n, -1, row);
+      for (size_t i = 0; i < n; i++) w->covariance[i * n + j] += row[i];
+    }
+    subtract_wave(l, w, l->wave_sum, inverse, w->mean);
+  }
+  for (size_t i = 0; i < n; i++)
+    for (size_t j = 0; j < n; j++) w->covariance[i * n + j] -= w->mean[i] * w->mean[j];
+  regularize(d, inverse * trace(d, h->key_moment), w->covariance);
+}
+
+/* w->metric, mean diagonal 1, with the ridge. Where no query read codes: the query moment; without queries: the identity. */
+static oscar_status find_metric(const oscar_calib *calib, int layer, int kv_head, double ridge, struct work *w) {
+  const struct attended_head *h = &calib->attended->layers[layer].heads[kv_head];
+  int d = w->d;
+  mirror(d, h->metric, 1, w->metric);
+  double size = trace(d, w->metric) / d;
+  if (!(size > 0)) {
+    oscar_status status = oscar_calib_get(calib, OSCAR_CALIB_QUERY_MOMENT, layer, kv_head, w->metric);
+    if (status != OSCAR_OK) return status;
+    size = trace(d, w->metric) / d;
+  }
+  for (size_t i = 0, n = (size_t)d; i < n; i++) {
+    for (size_t j = 0; j < n; j++) w->metric[i * n + j] = size > 0 ? w->metric[i * n + j] / size : 0;
+    w->metric[i * (n + 1)] += size > 0 ? ridge : 1;
+  }
+  return OSCAR_OK;
+}
+
+/* w->mean: where the attended keys are, less the rotating mean. Without attention: the plain mean, which is there already. */
+static void find_attended_mean(const struct attended_layer *l, const struct attended_head *h, struct work *w) {
+  if (!(h->attended > 0)) return;
+  for (int i = 0; i < w->d; i++) w->mean[i] = h->attended_key[i] / h->attended;
+  if (w->rotary_dim) subtract_wave(l, w, h->attended_wave, 1 / h->attended, w->mean);
+}
+
+/* basis = B V, dual = V' B^-1, values = the variances. */
+static oscar_status find_basis(struct work *w) {
+  oscar_status status = take_roots(w);
+  if (status != OSCAR_OK) return status;
+  int d = w->d;
+  size_t n = (size_t)d;
+  multiply(d, w->root, w->covariance, w->product);
+  multiply(d, w->product, w->root, w->covariance);
+  if ((status = eigen(w, w->covariance)) != OSCAR_OK) return status;
+  for (size_t i = 0; i < n; i++)
+    if (!(w->values[i] > 0)) w->values[i] = 0;
+  for (size_t i = 0; i < n; i++) /* product = V */
+    for (size_t j = 0; j < n; j++) w->product[i * n + j] = w->vectors[j * n + i];
+  multiply(d, w->root, w->product, w->basis);
+  multiply(d, w->vectors, w->inverse_root, w->dual);
+  return OSCAR_OK;
+}
+
+/* The rotating mean as the codec wants it. */
+static int store_rotating_mean(struct work *w) {
+  int pairs = w->rotary_dim / 2;
+  for (int i = 0; i < pairs; i++) {
+    w->pairs[i] = (uint16_t)i;
+    w->rotating[2 * i] = (float)w->wave_mean[i];
+    w->rotating[2 * i + 1] = (float)w->wave_mean[pairs + i];
+  }
+  return pairs;
+}
+
+/* Everything about the keys of a head but their crumbs. *scale: what an error of 1 in the basis costs, all queries together. */
+static oscar_status find_keys(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, struct work *w,
+                              double *scale) {
+  const struct attended_layer *l = &calib->attended->layers[layer];
+  const struct attended_head *h = &l->heads[kv_head];
+  w->rotary_dim = o->rotating_mean ? l->rotary_dim : 0;
+  if (w->rotary_dim) find_rotating_mean(l, h, w);
+  oscar_status status = find_metric(calib, layer, kv_head, (double)o->ridge, w);
+  if (status != OSCAR_OK) return status;
+  find_covariance(l, h, w);
+  find_attended_mean(l, h, w);
+  *scale = trace(w->d, h->metric) / w->d;
+  return find_basis(w);
+}
+
+static int log_gain_groups(oscar_row_form form, int crumbs) {
+  int blocks = crumbs / 16;
+  return form != OSCAR_ROW_LOG_GAINS ? 1 : blocks < OSCAR_MAX_LOG_GAINS ? blocks : OSCAR_MAX_LOG_GAINS;
+}
+
+/* The codec of what find_keys has found. */
+static oscar_status fit_keys(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, int crumbs,
+                             struct work *w, oscar_codec **codec, double *error_left) {
+  for (int i = 0; i < w->d; i++) w->mean_f32[i] = (float)w->mean[i];
+  const struct side_plan plan = {.layer = layer,
+                                 .kv_head = kv_head,
+                                 .side = OSCAR_KEYS,
+                                 .crumbs = crumbs,
+                                 .groups = log_gain_groups(o->key_form, crumbs),
+                                 .mixing = o->mixing,
+                                 .form = o->key_form};
+  return make_codec(calib, w, &plan, w->rotary_dim ? store_rotating_mean(w) : 0, codec, error_left);
+}
+
+/* ---- values ---- */
+
+/* basis = dual' = Hadamards along the diagonal, as large as there are. */
+static oscar_status hadamard_basis(struct work *w) {
+  int d = w->d, order = d;
+  while (!oscar_hadamard_exists(order) || d % order) order--;
+  oscar_status status = oscar_hadamard(w->context, order, w->encode);
+  if (status != OSCAR_OK) return status;
+  size_t n = (size_t)d, m = (size_t)order;
+  memset(w->basis, 0, n * n * sizeof *w->basis);
+  for (size_t i = 0; i < n; i++)
+    for (size_t j = 0; j < m; j++) w->basis[i * n + i / m * m + j] = (double)w->encode[i % m * m + j];
+  for (size_t i = 0; i < n; i++)
+    for (size_t j = 0; j < n; j++) w->dual[i * n + j] = w->basis[j * n + i];
+  return OSCAR_OK;
+}
+
+/* basis = dual' = the principal directions, in w->vectors. */
+static void principal_basis(struct work *w) {
+  size_t n = (size_t)w->d;
+  memcpy(w->dual, w->vectors, n * n * sizeof *w->dual);
+  for (size_t i = 0; i < n; i++)
+    for (size_t j = 0; j < n; j++) w->basis[i * n + j] = w->dual[j * n + i];
+}
+
+/* w->mean, and w->values and w->vectors of the principal directions. */
+static oscar_status find_values(const oscar_calib *calib, int layer, int kv_head, struct work *w) {
+  const struct attended_layer *l = &calib->attended->layers[layer];
+  const struct attended_head *h = &l->heads[kv_head];
+  size_t n = (size_t)w->d;
+  double inverse = 1 / (double)l->tokens;
+  for (size_t i = 0; i < n; i++) w->mean[i] = h->value_sum[i] * inverse;
+  mirror(w->d, h->value_moment, inverse, w->covariance);
+  for (size_t i = 0; i < n; i++)
+    for (size_t j = 0; j < n; j++) w->covariance[i * n + j] -= w->mean[i] * w->mean[j];
+  regularize(w->d, inverse * trace(w->d, h->value_moment), w->covariance);
+  oscar_status status = eigen(w, w->covariance);
+  for (size_t i = 0; status == OSCAR_OK && i < n; i++)
+    if (!(w->values[i] > 0)) w->values[i] = 0;
+  return status;
+}
+
+/* Where all channels get the same crumbs one Hadamard over all of them is best; it makes their variances equal. */
+static bool flatten(int d, int crumbs, double *variance) {
+  if (crumbs % d) return false;
+  double sum = 0;
+  for (int i = 0; i < d; i++) sum += variance[i];
+  for (int i = 0; i < d; i++) variance[i] = sum / d;
+  return true;
+}
+
+/* The codec of what find_values has found. */
+static oscar_status fit_values(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, int crumbs,
+                               struct work *w, oscar_codec **codec, double *error_left) {
+  int d = w->d;
+  oscar_status status = OSCAR_OK;
+  for (int i = 0; i < d; i++) w->mean_f32[i] = (float)w->mean[i];
+  bool flat = flatten(d, crumbs, w->values);
+  if (!flat) principal_basis(w);
+  if (flat && (status = hadamard_basis(w)) != OSCAR_OK) return status;
+  const struct side_plan plan = {.layer = layer,
+                                 .kv_head = kv_head,
+                                 .side = OSCAR_VALUES,
+                                 .crumbs = crumbs,
+                                 .least = crumbs / d,
+                                 .groups = log_gain_groups(o->value_form, crumbs),
+                                 .mixing = flat ? 1 : d,
+                                 .form = o->value_form,
+                                 .unbiased = o->unbiased_values};
+  return make_codec(calib, w, &plan, 0, codec, error_left);
+}
+
+/* ---- the budget ---- */
+
+/* What every next block of 16 crumbs of each layer and side leaves of the error: error[b] with b + 1 blocks. */
+struct budget {
+  int layers, heads, d, blocks; /* blocks: of 16 crumbs in a row with all crumbs there can be */
+  double *error;                /* [layers][2][blocks] */
+  int *given;                   /* [layers][2] blocks, in crumbs when done */
+};
+
+static double *errors_of(const struct budget *b, int layer, oscar_side side) {
+  return b->error + ((size_t)layer * 2 + (size_t)side) * (size_t)b->blocks;
+}
+
+static void add_errors(const struct budget *b, oscar_side side, double scale, const double *variance, double *error) {
+  uint8_t n[OSCAR_MAX_HEAD_DIM];
+  double flat[OSCAR_MAX_HEAD_DIM];
+  for (int block = 0; block < b->blocks; block++) {
+    int crumbs = 16 * (block + 1), least = side == OSCAR_VALUES ? crumbs / b->d : 0;
+    const double *v = variance;
+    memcpy(flat, variance, sizeof *flat * (size_t)b->d);
+    if (side == OSCAR_VALUES && flatten(b->d, crumbs, flat)) v = flat;
+    allocate(b->d, v, crumbs, least, n);
+    for (int i = 0; i < b->d; i++) error[block] += scale * v[i] * (double)codec_gaussian_error(n[i]);
+  }
+}
+
+/* Codes as they come out on rows of the text, over what Gaussian rows would lead to expect; 1 where nothing is known. */
+static double misfit(const struct budget *b, oscar_side side, int crumbs, const double *variance, double error_left) {
+  double expected[OSCAR_MAX_HEAD_DIM * MOST_CRUMBS / 16] = {0};
+  add_errors(b, side, 1, variance, expected);
+  double gaussian = expected[crumbs / 16 - 1];
+  return error_left > 0 && gaussian > 0 ? error_left / gaussian : 1;
+}
+
+static oscar_status gather_head(const oscar_calib *calib, const oscar_graded_options *o, int layer, int h, struct work *w,
+                                struct budget *b) {
+  double cost = o->layer_costs ? o->layer_costs[layer] : 1, variance[OSCAR_MAX_HEAD_DIM], scale, left;
+  for (int side = 0; side < 2; side++) {
+    oscar_codec *codec = NULL;
+    oscar_status status = side == OSCAR_KEYS ? find_keys(calib, layer, h, o, w, &scale) : find_values(calib, layer, h, w);
+    if (status != OSCAR_OK) return status;
+    if (side == OSCAR_VALUES) scale = calib->attended->layers[layer].heads[h].value_error;
+    memcpy(variance, w->values, sizeof *variance * (size_t)b->d);
+    status = side == OSCAR_KEYS ? fit_keys(calib, layer, h, o, b->d, w, &codec, &left)
+                                : fit_values(calib, layer, h, o, b->d, w, &codec, &left);
+    oscar_codec_release(codec);
+    if (status != OSCAR_OK) return status;
+    scale *= cost * misfit(b, (oscar_side)side, b->d, variance, left);
+    add_errors(b, (oscar_side)side, scale, variance, errors_of(b, layer, (oscar_side)side));
+  }
+  return OSCAR_OK;
+}
+
+static oscar_status gather_errors(const oscar_calib *calib, const oscar_graded_options *o, struct work *w, struct budget *b) {
+  oscar_status status = OSCAR_OK;
+  for (int layer = 0; layer < b->layers; layer++)
+    for (int h = 0; status == OSCAR_OK && h < b->heads; h++) status = gather_head(calib, o, layer, h, w, b);
+  return status;
+}
+
+/* The same blocks in all layers: of the ways to part `total` blocks of a layer between keys and values the one of least error. */
+static void split_evenly(const struct budget *b, int total) {
+  int least_values = b->d / 16, best = least_values;
+  double least = INFINITY;
+  for (int values = least_values; values < total && values <= b->blocks; values++) {
+    int keys = total - values;
+    if (keys > b->blocks) continue;
+    double sum = 0;
+    for (int layer = 0; layer < b->layers; layer++)
+      sum += errors_of(b, layer, OSCAR_KEYS)[keys - 1] + errors_of(b, layer, OSCAR_VALUES)[values - 1];
+    if (!(sum < least)) continue;
+    least = sum;
+    best = values;
+  }
+  for (int layer = 0; layer < b->layers; layer++) {
+    b->given[2 * layer] = total - best;
+    b->given[2 * layer + 1] = best;
+  }
+}
+
+/* Blocks a layer must keep so that an exact page (4 bytes per channel and token) takes no more units than with `total` blocks:
+ * a block is 4 bytes of codes per token, metadata two words. */
+static int least_blocks(int d, int total) {
+  int meta = 4, run = (4 * d + 4 * total + meta - 1) / (4 * total + meta), least = total;
+  while (least > d / 16 + 1 && (4 * d + 4 * (least - 1) + meta - 1) / (4 * (least - 1) + meta) <= run) least--;
+  return least;
+}
+
+static double saved(const struct budget *b, int layer, int side) {
+  const double *error = errors_of(b, layer, (oscar_side)side);
+  int given = b->given[2 * layer + side];
+  return given < b->blocks ? error[given - 1] - error[given] : -1;
+}
+
+/* Every layer begins with the least it may have; the others go one by one to where they save most. */
+static void split_by_worth(const struct budget *b, int total) {
+  int least = least_blocks(b->d, total), left = b->layers * (total - least);
+  for (int layer = 0; layer < b->layers; layer++) {
+    int *given = b->given + 2 * layer;
+    given[0] = 1;
+    given[1] = b->d / 16;
+    while (given[0] + given[1] < least) given[saved(b, layer, 1) > saved(b, layer, 0)]++;
+  }
+  for (; left > 0; left--) {
+    int best = 0;
+    for (int i = 1; i < 2 * b->layers; i++)
+      if (saved(b, i / 2, i % 2) > saved(b, best / 2, best % 2)) best = i;
+    b->given[best]++;
+  }
+}
+
+static oscar_status spend(const oscar_calib *calib, const oscar_graded_options *o, struct work *w, struct budget *b) {
+  int d = b->d, total = (int)lround((double)o->bits * d / 16), least = d / 16 + 1;
+  oscar_status status = gather_errors(calib, o, w, b);
+  if (status != OSCAR_OK) return status;
+  if (total < least) total = least;
+  if (o->layer_costs)
+    split_by_worth(b, total);
+  else
+    split_evenly(b, total);
+  for (int i = 0; i < 2 * b->layers; i++) b->given[i] *= 16;
+  return OSCAR_OK;
+}
+
+/* ---- a set ---- */
+
+static bool is_gain_form(oscar_row_form form) { return form == OSCAR_ROW_LOG_GAINS || form == OSCAR_ROW_GAIN; }
+
+static oscar_status check_options(const oscar_calib *calib, const oscar_graded_options *o) {
+  oscar_context *context = calib->context;
+  int d = calib->geometry.head_dim;
+  if (d < 16 || d % 16) return set_error(context, OSCAR_INVALID_ARGUMENT, "fit: head_dim %d is not a multiple of 16", d);
+  if (!(o->bits >= 1.25f && o->bits <= 6))
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "fit: %g bits on average; expected 1.25 to 6", (double)o->bits);
+  for (int layer = 0; o->layer_costs && layer < calib->geometry.layers; layer++)
+    if (!(o->layer_costs[layer] >= 0 && isfinite(o->layer_costs[layer])))
+      return set_error(context, OSCAR_INVALID_ARGUMENT, "fit: layer_costs[%d] is %g", layer, o->layer_costs[layer]);
+  if (!is_gain_form(o->key_form) || !is_gain_form(o->value_form) || !(o->ridge > 0 && isfinite(o->ridge)) || o->mixing < 1 ||
+      o->mixing > d || (o->mixing & (o->mixing - 1)))
+    return set_error(context, OSCAR_INVALID_ARGUMENT,
+                     "fit: forms %d and %d, ridge %g, mixing %d; expected GAIN or LOG_GAINS, a positive ridge, a power of two up "
+                     "to head_dim",
+                     (int)o->key_form, (int)o->value_form, (double)o->ridge, o->mixing);
+  return OSCAR_OK;
+}
+
+static oscar_status fit_head(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, const int *crumbs,
+                             struct work *w, oscar_codec_set *set) {
+  for (int side = 0; side < 2; side++) {
+    oscar_codec *codec = NULL;
+    double scale, left;
+    oscar_status status =
+        side == OSCAR_KEYS ? find_keys(calib, layer, kv_head, o, w, &scale) : find_values(calib, layer, kv_head, w);
+    if (status == OSCAR_OK)
+      status = side == OSCAR_KEYS ? fit_keys(calib, layer, kv_head, o, crumbs[0], w, &codec, &left)
+                                  : fit_values(calib, layer, kv_head, o, crumbs[1], w, &codec, &left);
+    if (status == OSCAR_OK) status = oscar_codec_set_assign(set, layer, kv_head, (oscar_side)side, codec);
+    oscar_codec_release(codec);
+    if (status != OSCAR_OK) return prefix_error(w->context, status, "layer %d, KV head %d", layer, kv_head);
+  }
+  return OSCAR_OK;
+}
+
+static oscar_status fit_set(const oscar_calib *calib, const oscar_graded_options *o, struct work *w, oscar_codec_set *set) {
+  const oscar_calib_geometry *g = &calib->geometry;
+  oscar_context *context = calib->context;
+  size_t layers = (size_t)g->layers;
+  struct budget b = {g->layers, g->kv_heads, g->head_dim, MOST_CRUMBS * g->head_dim / 16, NULL, NULL};
+  b.given = mem_zalloc(context, 2 * layers, sizeof *b.given);
+  b.error = b.given ? mem_zalloc(context, 2 * layers * (size_t)b.blocks, sizeof *b.error) : NULL;
+  oscar_status status = b.error ? spend(calib, o, w, &b) : OSCAR_NO_MEMORY;
+  for (int layer = 0; status == OSCAR_OK && layer < g->layers; layer++)
+    for (int h = 0; status == OSCAR_OK && h < g->kv_heads; h++)
+      status = fit_head(calib, layer, h, o, b.given + 2 * layer, w, set);
+  mem_free(context, b.error);
+  mem_free(context, b.given);
+  return status == OSCAR_OK ? oscar_codec_set_check(set) : status;
+}
+
+oscar_status oscar_calib_fit_graded(const oscar_calib *calib, const oscar_codec_set_info *info,
+                                    const oscar_graded_options *options, oscar_codec_set **set) {
+  *set = NULL;
+  oscar_context *context = calib->context;
+  if (!calib->attended) return set_error(context, OSCAR_INVALID_ARGUMENT, "fit: graded codes need oscar_calib_attend");
+  oscar_status status = check_options(calib, options);
+  if (status == OSCAR_OK) status = calib_check_info(calib, info);
+  if (status == OSCAR_OK) status = calib_check_complete(calib, false);
+  if (status != OSCAR_OK) return status;
+  if (calib->attended->layers[0].tokens == 0)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "fit: the text has no tokens after the %d of the sink",
+                     calib->attended->options.sink_pages * PAGE_TOKENS);
+  attended_close_sequences(calib);
+  struct work w;
+  oscar_codec_set *made = NULL;
+  if ((status = work_open(context, calib->geometry.head_dim, &w)) != OSCAR_OK) return status;
+  status = oscar_codec_set_create(context, info, &made);
+  if (status == OSCAR_OK) status = fit_set(calib, options, &w, made);
+  work_close(&w);
+  if (status == OSCAR_OK)
+    *set = made;
+  else
+    oscar_codec_set_free(made);
+  return status;
+}
