@@ -19,7 +19,7 @@ static const char *recipe_name(int i) {
   int count;
   const struct kv_type *types = kv_type_list(&count);
   for (int t = 0; t < count; t++)
-    if (types[t].fitted && i-- == 0) return types[t].name;
+    if (types[t].kind == KV_FITTED && i-- == 0) return types[t].name;
   return NULL;
 }
 
