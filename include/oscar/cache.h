@@ -8,7 +8,7 @@
  *     as codes  otherwise
  * and never a position after t. It depends on t and p alone, so results do not depend on how a prompt was cut into chunks. A page
  * turns from exact into codes when its sequence enters page p + recent_pages + 1; it is quantized once, whole, and is immutable
- * from then on. Without codecs nothing is ever demoted: a plain BF16 cache.
+ * from then on. Without codecs (and without a filter) nothing is ever demoted: a plain BF16 cache.
  *
  * Ownership rule. All memory of a cache is one arena with one budget in bytes: codes, metadata, exact pages, page tables. It is
  * cut into units of one coded page; an exact page takes a run of k consecutive units. Pages are reference counted: full sink
@@ -35,11 +35,25 @@ extern "C" {
 typedef struct oscar_cache oscar_cache;
 typedef struct oscar_sequence oscar_sequence;
 
+/*
+ * A page filter stands for a quantizer that has no codec, so that it can be evaluated under the same reading rule: the coded form
+ * of a page is then what that quantizer's decoder would give back, kept as BF16. It saves no memory. For evaluation only.
+ */
+typedef struct oscar_page_filter {
+  /* rows and out: [64][head_dim], one side of one KV head of a full page, the K after RoPE or V that an exact page holds. `out`
+   * is rounded to BF16. Returns the first row that the quantizer cannot represent (the write is then NUMERIC), or 64. Must depend
+   * on its arguments alone; called by one thread at a time for each cache. */
+  int (*apply)(const void *user, int layer, int kv_head, oscar_side side, int head_dim, const float *rows, float *out);
+  const void *user;
+  double bits_per_element; /* what the quantizer would take, metadata included; oscar_cache_usage reports it */
+} oscar_page_filter;
+
 typedef struct oscar_cache_options {
-  int layers, kv_heads, head_dim; /* head_dim a multiple of 16 */
-  int sink_pages, recent_pages;   /* default 1 and 4; sink_pages >= 0, recent_pages >= 0 */
-  size_t budget_bytes;            /* everything the cache holds; see oscar_cache_bytes_for */
-  const oscar_codec_set *codecs;  /* borrowed, must outlive the cache; NULL: BF16 */
+  int layers, kv_heads, head_dim;  /* head_dim a multiple of 16 */
+  int sink_pages, recent_pages;    /* default 1 and 4; sink_pages >= 0, recent_pages >= 0 */
+  size_t budget_bytes;             /* everything the cache holds; see oscar_cache_bytes_for */
+  const oscar_codec_set *codecs;   /* borrowed, must outlive the cache; NULL: BF16 */
+  const oscar_page_filter *filter; /* in the place of codecs, for evaluation; borrowed likewise; NULL: none */
 } oscar_cache_options;
 
 OSCAR_API void oscar_cache_options_default(oscar_cache_options *options);
@@ -59,7 +73,7 @@ typedef struct oscar_cache_usage {
   size_t held_bytes;   /* units in use + page tables: what the sequences hold now */
   size_t peak_held_bytes;
   int64_t exact_pages, coded_pages, free_units;
-  double coded_bits_per_element; /* of a coded page, metadata included */
+  double coded_bits_per_element; /* of a coded page, metadata included; of a filter what it says */
 } oscar_cache_usage;
 OSCAR_API void oscar_cache_usage_get(const oscar_cache *cache, oscar_cache_usage *usage);
 
@@ -102,7 +116,8 @@ OSCAR_API oscar_status oscar_sequence_commit(oscar_sequence *sequence);
 OSCAR_API void oscar_sequence_abort(oscar_sequence *sequence);
 
 /* One page of one layer and KV head in canonical form, for tests and exchange. page < ceil(length / 64).
- * *coded tells the form. Exact: k, v receive [64][head_dim] BF16 (as uint16_t); coded: canonical rows [64][row_bytes].
+ * *coded tells the form. Exact, or coded by a filter: k, v receive [64][head_dim] BF16 (as uint16_t); coded: canonical rows
+ * [64][row_bytes].
  * Buffers may be NULL to ask for the form only. */
 OSCAR_API oscar_status oscar_sequence_read_page(const oscar_sequence *sequence, int page, int layer, int kv_head, bool *coded,
                                                 void *k, void *v);

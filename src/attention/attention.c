@@ -432,6 +432,7 @@ static struct page_part find_page(const oscar_attention *a, const struct layer *
   struct page_part part;
   struct page_view view = sequence_page(tile->job->sequence, layer->index, page);
   const uint8_t *form = choose_form(g, view, page, tile->position / PAGE_TOKENS, &part.coded);
+  part.coded = part.coded && layer->coded; /* what a filter leaves is BF16, laid out as an exact page */
   size_t key_bytes = exact_head_bytes(g) / 2, value_bytes = key_bytes;
   if (part.coded) {
     key_bytes = side_bytes(&layer->keys);

@@ -86,7 +86,8 @@ static void cut_into_layers(oscar_cache *c, const oscar_cache_options *options) 
     struct layer_part *part = &c->layers[layer];
     *part = (struct layer_part){.memory = memory};
     part->unit_bytes = plan_layer_bytes(options, layer, part->form);
-    for (int side = 0; options->codecs && side < 2; side++) part->side_bytes[side] = side_bytes(&part->form[side]);
+    for (int side = 0; side < 2; side++)
+      part->side_bytes[side] = options->codecs ? side_bytes(&part->form[side]) : exact_head_bytes(&c->geometry) / 2;
     part->head_bytes = part->side_bytes[0] + part->side_bytes[1];
     memory += (size_t)c->arena.units * part->unit_bytes;
   }
@@ -110,7 +111,8 @@ oscar_status oscar_cache_create(oscar_context *context, const oscar_cache_option
                                         .head_dim = options->head_dim,
                                         .sink_pages = options->sink_pages,
                                         .recent_pages = options->recent_pages,
-                                        .codecs = options->codecs};
+                                        .codecs = options->codecs,
+                                        .filter = options->filter};
   c->plan = plan;
   c->budget_bytes = options->budget_bytes;
   status = allocate(c);
@@ -145,7 +147,8 @@ void oscar_cache_usage_get(const oscar_cache *c, oscar_cache_usage *usage) {
                                .exact_pages = c->arena.exact_pages,
                                .coded_pages = c->arena.coded_pages,
                                .free_units = cache_free_units(c),
-                               .coded_bits_per_element = 8.0 * (double)c->plan.page_bytes / elements};
+                               .coded_bits_per_element =
+                                   g->filter ? g->filter->bits_per_element : 8.0 * (double)c->plan.page_bytes / elements};
 }
 
 const struct cache_geometry *cache_geometry_of(const oscar_cache *cache) { return &cache->geometry; }

@@ -23,7 +23,7 @@ static const char *form_violation(const oscar_sequence *s, int64_t p) {
   if (!exact && !coded) return "has neither form";
   if (p >= pages_of(s->length)) return exact ? NULL : "is to be written and is not exact";
   if (both && (s->step_tokens == 0 || p < s->demoted_first || p >= s->demoted_end)) return "has both forms";
-  if (!g->codecs) return exact ? NULL : "is coded without codecs";
+  if (!demotes_pages(g)) return exact ? NULL : "is coded without codecs";
   if (p < g->sink_pages) return exact ? NULL : "is a sink and not exact";
   if (p + g->recent_pages >= s->length / PAGE_TOKENS && p >= s->refilled_from && !exact) return "is recent and not exact";
   if (p + g->recent_pages < (s->length - 1) / PAGE_TOKENS && exact) return "is old and still exact";

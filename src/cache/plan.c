@@ -7,6 +7,8 @@
  */
 #include "cache/state.h"
 
+#include <math.h>
+
 #define MAX_LAYERS 65536
 #define MAX_HEADS  65536
 
@@ -40,6 +42,15 @@ static oscar_status check_codecs(oscar_context *c, const oscar_cache_options *o)
   return set_error(c, status, "%s", any ? oscar_last_error(any->context) : "the codec set has unassigned places");
 }
 
+static oscar_status check_filter(oscar_context *c, const oscar_cache_options *o) {
+  if (o->codecs) return set_error(c, OSCAR_INVALID_ARGUMENT, "codecs and a page filter are given; expected one of them");
+  if (!o->filter->apply) return set_error(c, OSCAR_INVALID_ARGUMENT, "the page filter has no function to apply");
+  if (!(o->filter->bits_per_element > 0 && isfinite(o->filter->bits_per_element)))
+    return set_error(c, OSCAR_INVALID_ARGUMENT, "the page filter says %g bits per element; expected a positive number",
+                     o->filter->bits_per_element);
+  return OSCAR_OK;
+}
+
 static size_t exact_layer_bytes(const oscar_cache_options *o) {
   return (size_t)2 * 2 * PAGE_TOKENS * (size_t)o->head_dim * (size_t)o->kv_heads;
 }
@@ -56,17 +67,18 @@ size_t plan_layer_bytes(const oscar_cache_options *o, int layer, struct side_for
 
 size_t plan_table_bytes(int64_t pages) { return round_up((size_t)pages, TABLE_ENTRIES) * sizeof(struct page_entry); }
 
-/* Scratch of one encoding thread: [64][head_dim] floats, [64][channels] floats, [64][row_bytes] canonical rows. */
+/* Scratch of one encoding thread: [64][head_dim] floats, [64][channels] floats, [64][row_bytes] canonical rows. A filter has as
+ * many channels as head_dim, no rows, and is called by one thread. */
 static void plan_scratch(const oscar_cache_options *o, struct cache_plan *plan) {
-  size_t channels = 0, row_bytes = 0;
-  for (int layer = 0; layer < o->layers; layer++)
+  size_t channels = o->filter ? (size_t)o->head_dim : 0, row_bytes = 0;
+  for (int layer = 0; o->codecs && layer < o->layers; layer++)
     for (int head = 0; head < o->kv_heads; head++)
       for (int side = 0; side < 2; side++) {
         const oscar_codec *codec = oscar_codec_set_get(o->codecs, layer, head, (oscar_side)side);
         if ((size_t)codec->spec.channels > channels) channels = (size_t)codec->spec.channels;
         if (codec->row_bytes > row_bytes) row_bytes = codec->row_bytes;
       }
-  plan->threads = oscar_codec_set_get(o->codecs, 0, 0, OSCAR_KEYS)->context->options.threads;
+  if (o->codecs) plan->threads = oscar_codec_set_get(o->codecs, 0, 0, OSCAR_KEYS)->context->options.threads;
   plan->scratch_y = PAGE_TOKENS * sizeof(float) * (size_t)o->head_dim;
   plan->scratch_rows = plan->scratch_y + PAGE_TOKENS * sizeof(float) * channels;
   plan->scratch_bytes = plan->scratch_rows + PAGE_TOKENS * row_bytes;
@@ -75,6 +87,7 @@ static void plan_scratch(const oscar_cache_options *o, struct cache_plan *plan) 
 oscar_status plan_make(oscar_context *c, const oscar_cache_options *o, struct cache_plan *plan) {
   *plan = (struct cache_plan){.run = 1, .threads = 1};
   oscar_status status = check_options(c, o);
+  if (status == OSCAR_OK && o->filter) status = check_filter(c, o);
   if (status == OSCAR_OK && o->codecs) status = check_codecs(c, o);
   if (status != OSCAR_OK) return status;
 
@@ -85,7 +98,7 @@ oscar_status plan_make(oscar_context *c, const oscar_cache_options *o, struct ca
     if (run > plan->run) plan->run = run;
     plan->page_bytes += bytes;
   }
-  if (o->codecs) plan_scratch(o, plan);
+  if (o->codecs || o->filter) plan_scratch(o, plan);
   /* A block per unit is more than there are (one per run), by bytes where a unit has kilobytes. */
   plan->unit_cost = plan->page_bytes + sizeof(struct unit) + sizeof(struct block);
   plan->fixed_bytes = sizeof(struct oscar_cache) + (size_t)o->layers * sizeof(struct layer_part) + sizeof(struct block) +
@@ -104,7 +117,7 @@ oscar_status plan_make(oscar_context *c, const oscar_cache_options *o, struct ca
 static bool peak_units(const oscar_cache_options *o, const struct cache_plan *plan, int64_t tokens, int chunk, int64_t *units) {
   int64_t last = (tokens - 1) / PAGE_TOKENS, before = max64(last * PAGE_TOKENS + 1 - chunk, 0);
   int64_t exact = last + 1, coded = 0;
-  if (o->codecs) {
+  if (o->codecs || o->filter) {
     int64_t first_recent = before > 0 ? (before - 1) / PAGE_TOKENS - o->recent_pages : 0;
     exact = min64(o->sink_pages, last + 1) + max64(0, last + 1 - max64(o->sink_pages, first_recent));
     coded = max64(0, last - o->recent_pages - o->sink_pages);

@@ -238,7 +238,9 @@ oscar_status oscar_sequence_read_page(const oscar_sequence *s, int page, int lay
   size_t rows = (size_t)min64(PAGE_TOKENS, s->length - (int64_t)page * PAGE_TOKENS), filled = side_exact / PAGE_TOKENS * rows;
   for (int side = 0; side < 2; side++) {
     if (!out[side]) continue;
-    if (*coded) {
+    if (*coded && g->filter) {
+      memcpy(out[side], coded_memory(s->cache, layer, entry.coded, kv_head, (oscar_side)side), side_exact);
+    } else if (*coded) {
       page_unpack(&s->cache->layers[layer].form[side], (oscar_side)side,
                   coded_memory(s->cache, layer, entry.coded, kv_head, (oscar_side)side), out[side]);
     } else {

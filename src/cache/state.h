@@ -29,7 +29,7 @@ struct layer_part {
   uint8_t *memory; /* [units][unit_bytes] */
   size_t unit_bytes;
   struct side_form form[2];
-  size_t side_bytes[2], head_bytes;
+  size_t side_bytes[2], head_bytes; /* of the coded form */
 };
 
 struct oscar_cache {

@@ -35,7 +35,7 @@ static struct need step_need(const oscar_sequence *s, int n) {
   int64_t end = s->length + n, before = s->length > 0 ? (s->length - 1) / PAGE_TOKENS : 0;
   struct need need = {.pages = pages_of(end)};
   need.exact = need.pages - s->pages;
-  if (!g->codecs) return need;
+  if (!demotes_pages(g)) return need;
   need.demoted_end = max64(0, (end - 1) / PAGE_TOKENS - g->recent_pages);
   need.demoted_first = min64(need.demoted_end, max64(g->sink_pages, before - g->recent_pages));
   for (int64_t p = need.demoted_first; p < need.demoted_end; p++)
@@ -142,6 +142,17 @@ static int encode_side(const oscar_codec *codec, const struct side_form *form, o
   return PAGE_TOKENS;
 }
 
+/* The same for a cache with a filter, whose coded form is BF16. */
+static int filter_side(const struct cache_geometry *g, int layer, int head, oscar_side side, const uint16_t *exact,
+                       struct scratch t, uint16_t *out) {
+  const int d = g->head_dim;
+  for (int i = 0; i < PAGE_TOKENS * d; i++) t.x[i] = bf16_to_f32(exact[i]);
+  const int refused = g->filter->apply(g->filter->user, layer, head, side, d, t.x, t.y);
+  for (int row = 0; row < refused && row < PAGE_TOKENS; row++)
+    if (!store_row(t.y + row * d, d, out + row * d)) return row;
+  return refused;
+}
+
 /* Encodes what the step demotes in one layer. Returns the least 2 * (position * kv_heads + head) + side that cannot be encoded,
  * or INT64_MAX. */
 static int64_t encode_pages(const oscar_sequence *s, int layer) {
@@ -160,8 +171,11 @@ static int64_t encode_pages(const oscar_sequence *s, int layer) {
     if (!entry_is_being_encoded(c, entry)) continue;
     const uint16_t *exact = (const uint16_t *)(const void *)exact_memory(c, layer, entry->exact, head);
     if (side == OSCAR_VALUES) exact += PAGE_TOKENS * g->head_dim;
-    int row = encode_side(oscar_codec_set_get(g->codecs, layer, head, side), &part->form[side], side, page, exact,
-                          scratch_of(c, omp_get_thread_num()), coded_memory(c, layer, entry->coded, head, side));
+    const struct scratch scratch = scratch_of(c, omp_get_thread_num());
+    uint8_t *coded = coded_memory(c, layer, entry->coded, head, side);
+    int row = g->filter ? filter_side(g, layer, head, side, exact, scratch, (uint16_t *)(void *)coded)
+                        : encode_side(oscar_codec_set_get(g->codecs, layer, head, side), &part->form[side], side, page, exact,
+                                      scratch, coded);
     if (row < PAGE_TOKENS) bad = min64(bad, 2 * ((page * PAGE_TOKENS + row) * heads + head) + side);
   }
   return bad;

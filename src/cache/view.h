@@ -2,7 +2,8 @@
  * cache/view.h - what attention sees of a sequence in one layer. Private.
  *
  * An exact page of a layer: for each KV head K [64][head_dim] then V [64][head_dim], BF16.
- * A coded page of a layer: for each KV head the packed keys (side_bytes), then the packed values (quant/page_form.h).
+ * A coded page of a layer: for each KV head the packed keys (side_bytes), then the packed values (quant/page_form.h); with a
+ * filter, which has no codes, as an exact page.
  * Every side starts on a 64-byte boundary.
  */
 #ifndef OSCAR_CACHE_VIEW_H
@@ -14,7 +15,8 @@
 struct cache_geometry {
   oscar_context *context;
   int layers, kv_heads, head_dim, sink_pages, recent_pages;
-  const oscar_codec_set *codecs; /* NULL: BF16 */
+  const oscar_codec_set *codecs;   /* NULL: BF16 */
+  const oscar_page_filter *filter; /* NULL: none; not both */
 };
 const struct cache_geometry *cache_geometry_of(const oscar_cache *cache);
 const oscar_cache *sequence_cache(const oscar_sequence *sequence);
@@ -33,6 +35,9 @@ struct page_view sequence_page(const oscar_sequence *sequence, int layer, int64_
 static inline bool page_reads_exact(const struct cache_geometry *g, int64_t page, int64_t query_page) {
   return page < g->sink_pages || page + g->recent_pages >= query_page;
 }
+
+/* Whether pages turn into another form at all. */
+static inline bool demotes_pages(const struct cache_geometry *g) { return g->codecs || g->filter; }
 
 static inline size_t exact_head_bytes(const struct cache_geometry *g) {
   return (size_t)2 * 2 * PAGE_TOKENS * (size_t)g->head_dim;

@@ -247,7 +247,9 @@ int command_bench(int argc, char **argv) {
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
   struct kv_list list;
   struct bench b = {.a = &a};
-  if ((code = kv_list_parse("bench", a.kv, &list)) != EXIT_DONE || (code = parse_depths(a.depths, &b)) != EXIT_DONE) return code;
+  if ((code = kv_list_parse("bench", a.kv, &list)) != EXIT_DONE) return code;
+  if ((code = kv_list_check_runnable("bench", &list)) != EXIT_DONE || (code = parse_depths(a.depths, &b)) != EXIT_DONE)
+    return code;
   char path[PATH_MAX];
   if ((code = engine_options_resolve("bench", &engine, path, sizeof path)) != EXIT_DONE) return code;
 

@@ -12,14 +12,16 @@
 
 struct calibrate_arguments {
   const char *text, *output, *recipe, *values;
+  float bits;
   int tokens, window;
+  char kv[32]; /* the recipe with its bits */
 };
 
 static const char *recipe_name(int i) {
   int count;
   const struct kv_type *types = kv_type_list(&count);
   for (int t = 0; t < count; t++)
-    if (types[t].fitted && i-- == 0) return types[t].name;
+    if (types[t].kind == KV_FITTED && i-- == 0) return types[t].name;
   return NULL;
 }
 
@@ -34,7 +36,11 @@ static const struct option_spec options[] = {
      .default_text = "the one that ships with the program"},
     {"output", 'o', OPTION_TEXT, AT(output), "FILE", .help = "where the codecs go",
      .default_text = "the user's cache folder, where every command finds them"},
-    {"recipe", 0, OPTION_TEXT, AT(recipe), "TYPE", .help = "the KV type to fit: int2, int2-oscar, int4", .choice = recipe_name},
+    {"recipe", 0, OPTION_TEXT, AT(recipe), "TYPE", .help = "the KV type to fit: int2, int2-centred, int2-oscar, int4",
+     .choice = recipe_name},
+    {"bits", 0, OPTION_FLOAT, AT(bits), "B",
+     .help = "bits of the codes of int2 per element, keys and values of all layers on average", KV_LEAST_BITS, KV_MOST_BITS,
+     .default_text = "2"},
     {"values", 0, OPTION_TEXT, AT(values), "NAME",
      .help =
          "what the values of int2-oscar are fitted to: 'output' (exact second moment of the attention output) or 'proxy' (the "
@@ -71,7 +77,7 @@ static oscar_status output_path(const struct loaded_model *loaded, const struct 
     return set_error(context, OSCAR_INVALID_ARGUMENT, "%s: the path is too long", a->output);
   }
   char folder[PATH_MAX];
-  oscar_status status = rotation_cache_path(context, model_fingerprint(loaded->model), a->recipe, path, room);
+  oscar_status status = rotation_cache_path(context, model_fingerprint(loaded->model), a->kv, path, room);
   if (status != OSCAR_OK) return status;
   char *slash = strrchr(path, '/');
   snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path);
@@ -86,7 +92,7 @@ static oscar_status try_to_write(oscar_context *context, const char *path) {
   return status;
 }
 
-static oscar_status fit(const struct loaded_model *loaded, const struct calibrate_arguments *a, const char *text, size_t bytes,
+static oscar_status fit(const struct loaded_model *loaded, struct calibrate_arguments *a, const char *text, size_t bytes,
                         char *path, size_t room) {
   struct calibrate_options calibration;
   calibrate_options_default(&calibration);
@@ -100,11 +106,13 @@ static oscar_status fit(const struct loaded_model *loaded, const struct calibrat
 
   struct progress_line line;
   oscar_codec_set *set = NULL;
-  oscar_status status = output_path(loaded, a, path, room);
+  const char *kv = a->kv;
+  oscar_status status = kv_type_with_bits(loaded->context, a->recipe, a->bits, a->kv, sizeof a->kv);
+  if (status == OSCAR_OK) status = output_path(loaded, a, path, room);
   if (status == OSCAR_OK) status = try_to_write(loaded->context, path);
   if (status != OSCAR_OK) return status;
   progress_begin(&line);
-  status = calibrate_model(loaded->model, &calibration, &line.progress, 1, &a->recipe, &set);
+  status = calibrate_model(loaded->model, &calibration, &line.progress, 1, &kv, &set);
   progress_end(&line);
   if (status == OSCAR_OK) status = oscar_codec_set_save(set, path);
   oscar_codec_set_free(set);
@@ -131,7 +139,7 @@ int command_calibrate(int argc, char **argv) {
   if (code == EXIT_DONE) {
     oscar_status status = fit(&loaded, &a, text, bytes, path, sizeof path);
     if (status == OSCAR_OK)
-      printf("%s codecs of %s: %s\n", a.recipe, model_geometry_of(loaded.model)->name, path);
+      printf("%s codecs of %s: %s\n", a.kv, model_geometry_of(loaded.model)->name, path);
     else
       code = failed_with(status, oscar_last_error(loaded.context));
     loaded_model_close(&loaded);

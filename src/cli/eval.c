@@ -29,7 +29,9 @@ struct eval_arguments {
 static const struct option_spec eval_options[] = {
     {"file", 'f', OPTION_TEXT, AT(file), "FILE", .help = "the text; '-': standard input", .default_text = ""},
     {"ctx", 'c', OPTION_INT, AT(context), "N", .help = "tokens of a window", 2, 1 << 30},
-    {"kv", 0, OPTION_TEXT, AT(kv), "LIST", .help = "forms of the cache to compare with bf16, separated by commas"},
+    {"kv", 0, OPTION_TEXT, AT(kv), "LIST",
+     .help = "forms of the cache to compare with bf16, separated by commas: those of 'oscar run', and for comparison only "
+             "int2-kivi, q4_0, q4_0-hadamard"},
     {"tokens", 0, OPTION_INT64, AT(tokens), "N", .help = "most tokens to use", 0, 1e15,
      .default_text = "all whole windows of the text"},
     {"first", 0, OPTION_INT, AT(first), "N", .help = "positions of a window before this one are read but not scored", 0, 1 << 30},

@@ -59,11 +59,11 @@ static int crumbs_of(const char *kv) { return (kv[3] - '0') / 2; }
 static oscar_status codecs_to_count(const struct loaded_model *loaded, const struct kv_type *type, struct kv_report *report,
                                     oscar_codec_set **set) {
   *set = NULL;
-  if (!type->quantized) return OSCAR_OK;
+  if (type->kind == KV_EXACT) return OSCAR_OK;
   char path[PATH_MAX];
   const char *fingerprint = model_fingerprint(loaded->model);
   const struct model_geometry *g = model_geometry_of(loaded->model);
-  if (type->fitted && rotation_cache_path(loaded->context, fingerprint, type->name, path, sizeof path) == OSCAR_OK &&
+  if (type->kind == KV_FITTED && rotation_cache_path(loaded->context, fingerprint, type->name, path, sizeof path) == OSCAR_OK &&
       access(path, R_OK) == 0 && oscar_codec_set_load(loaded->context, path, set) == OSCAR_OK) {
     report->fitted_now = true;
     return OSCAR_OK;
@@ -162,9 +162,11 @@ static oscar_status report_model(const struct loaded_model *loaded, const struct
   if (o->sink_tokens < 0) o->sink_tokens = defaults.sink_pages * OSCAR_PAGE_TOKENS;
   if (o->recent_tokens < 0) o->recent_tokens = defaults.recent_pages * OSCAR_PAGE_TOKENS;
 
-  const struct kv_type *types = kv_type_list(&report->count);
+  int count;
+  const struct kv_type *types = kv_type_list(&count);
   oscar_status status = OSCAR_OK;
-  for (int i = 0; status == OSCAR_OK && i < report->count; i++) status = report_kv(loaded, &types[i], report, &report->kv[i]);
+  for (int i = 0; status == OSCAR_OK && i < count; i++)
+    if (types[i].kind != KV_EVALUATION) status = report_kv(loaded, &types[i], report, &report->kv[report->count++]);
   return status;
 }
 

@@ -33,9 +33,17 @@ int kv_list_parse(const char *command, const char *text, struct kv_list *list) {
     if (!kv_type_find(list->type[i])) return unknown_type(command, list->type[i]);
     if (entry[length] != '=') continue;
     list->files[i] = entry + length + 1;
-    if (!kv_type_find(list->type[i])->fitted) return wrong_use("%s: KV type %s takes no file", command, list->type[i]);
+    if (kv_type_find(list->type[i])->kind != KV_FITTED) return wrong_use("%s: KV type %s takes no file", command, list->type[i]);
   }
   return list->count ? EXIT_DONE : wrong_use("%s: --kv needs at least one KV type", command);
+}
+
+int kv_list_check_runnable(const char *command, const struct kv_list *list) {
+  for (int i = 0; i < list->count; i++)
+    if (kv_type_find(list->type[i])->kind == KV_EVALUATION)
+      return wrong_use("%s: KV type %s is for comparison in 'oscar eval' only: here it is computed but not stored", command,
+                       list->names[i]);
+  return EXIT_DONE;
 }
 
 /* The recipe a file was made with, so that it goes to the right entry. */
@@ -55,6 +63,7 @@ oscar_status kv_list_obtain(struct kv_list *list, struct model *model, const cha
   oscar_status status = rotation_file ? file_recipe(context, rotation_file, recipe, sizeof recipe) : OSCAR_OK;
   bool used = !rotation_file;
   for (int i = 0; i < list->count && status == OSCAR_OK; i++) {
+    if (kv_type_find(list->type[i])->kind == KV_EVALUATION) continue;
     bool from_file = rotation_file && !list->files[i] && strcmp(recipe, list->type[i]) == 0;
     used = used || from_file;
     status = codec_set_obtain(model, list->type[i], from_file ? rotation_file : list->files[i], progress, &list->sets[i]);

@@ -21,7 +21,10 @@ struct kv_list {
 
 /* EXIT_DONE, or the exit code after a message that names the unknown entry. Free with kv_list_free in any case. */
 int kv_list_parse(const char *command, const char *text, struct kv_list *list);
-/* Fills sets; `rotation_file` (may be NULL) serves the entries of its recipe. Free with kv_list_free. */
+/* EXIT_DONE, or the exit code after a message that names an entry that exists for evaluation only. */
+int kv_list_check_runnable(const char *command, const struct kv_list *list);
+/* Fills sets; `rotation_file` (may be NULL) serves the entries of its recipe. Entries for evaluation only have no set. Free with
+ * kv_list_free. */
 oscar_status kv_list_obtain(struct kv_list *list, struct model *model, const char *rotation_file,
                             const struct progress *progress);
 void kv_list_free(struct kv_list *list);

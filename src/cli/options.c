@@ -19,7 +19,10 @@ static const struct option_spec model_options[] = {
 /* What the cache is made of, then how large it is; window_group is the second half. */
 static const struct option_spec cache_options[] = {
     {"kv", 0, OPTION_TEXT, ENGINE(kv), "TYPE",
-     .help = "form of the cache: bf16, int8, int4, int2, int2-oscar, int2-hadamard, int2-plain", .choice = kv_name},
+     .help = "form of the cache: bf16, int8, int4, int2, int2-centred, int2-oscar, int2-hadamard, int2-plain", .choice = kv_name},
+    {"bits", 0, OPTION_FLOAT, ENGINE(bits), "B",
+     .help = "bits of the codes of int2 per element, keys and values of all layers on average", KV_LEAST_BITS, KV_MOST_BITS,
+     .default_text = "2"},
     {"rotation", 0, OPTION_TEXT, ENGINE(rotation_file), "FILE", .help = "fitted codecs from 'oscar calibrate'",
      .default_text = "the user's cache folder, fitted on first use"},
     {"kv-memory", 0, OPTION_SIZE, ENGINE(kv_memory_bytes), "SIZE", .help = "bytes for the whole cache (512M, 4G)",
@@ -32,7 +35,7 @@ static const struct option_spec cache_options[] = {
      .default_text = "256"},
     {"chunk", 0, OPTION_INT, ENGINE(chunk), "N", .help = "prompt tokens per forward pass", 1, 8192},
 };
-enum { FIRST_WINDOW_OPTION = 3 };
+enum { FIRST_WINDOW_OPTION = 4 };
 
 #define SAMPLER(field) offsetof(struct sampler_options, field)
 static const struct option_spec sampling_options[] = {

@@ -55,9 +55,10 @@ static oscar_status open_cache(struct engine *e) {
 
 static oscar_status open_parts(struct engine *e) {
   struct engine_options *o = &e->options;
-  oscar_status status;
-  if (!kv_type_find(o->kv))
-    return set_error(e->context, OSCAR_INVALID_ARGUMENT, "unknown KV type \"%s\" (see --help for the list)", o->kv);
+  oscar_status status = kv_type_with_bits(e->context, o->kv, o->bits, e->kv, sizeof e->kv);
+  if (status != OSCAR_OK) return status;
+  o->kv = e->kv;
+  if ((status = kv_type_check(e->context, o->kv)) != OSCAR_OK) return status;
   if ((status = backend_create_cpu(e->context, &e->backend)) != OSCAR_OK) return status;
   if ((status = model_load(e->context, e->backend, o->model_path, &e->model)) != OSCAR_OK) return status;
   if ((status = effective_context(e)) != OSCAR_OK) return status;

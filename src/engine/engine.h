@@ -2,7 +2,8 @@
  * engine/engine.h - a loaded model with its cache, and the sessions that run on it. Private.
  *
  * engine_open does what every command needs: context, backend, model, codec set for the wanted KV type (fitting it on first use),
- * cache. `kv` names: bf16, int8, int4, int2, int2-oscar, int2-hadamard, int2-plain.
+ * cache. `kv` names: bf16, int8, int4, int2, int2-oscar, int2-hadamard, int2-plain; for evaluation only: int2-kivi, q4_0,
+ * q4_0-hadamard.
  */
 #ifndef OSCAR_ENGINE_H
 #define OSCAR_ENGINE_H
@@ -11,10 +12,16 @@
 #include "model/model.h"
 
 /* ---- KV types ---- */
+enum kv_kind {
+  KV_EXACT,
+  KV_PLAIN,     /* a codec that needs no data */
+  KV_FITTED,    /* a codec that needs a rotation file */
+  KV_EVALUATION /* no codec: a published quantizer to compare with (eval/baselines.h), which only evaluation can run */
+};
 struct kv_type {
   const char *name, *summary;
-  bool quantized;
-  bool fitted; /* needs a rotation file */
+  enum kv_kind kind;
+  bool in_bits; /* the name may end in "@BITS" */
 };
 /* NULL if unknown. "int2@BITS" is int2 with so many bits of codes on average, keys and values, KV_LEAST_BITS to KV_MOST_BITS;
  * int2 alone is int2@2. */
@@ -23,6 +30,11 @@ struct kv_type {
 const struct kv_type *kv_type_find(const char *name);
 float kv_type_bits(const char *name); /* of a name: after the @, or 2; 0 if they are out of range */
 const struct kv_type *kv_type_list(int *count);
+/* The name of a type with so many bits (0: as it is) in name [room]. INVALID_ARGUMENT if the type does not come in bits or not in
+ * so many. */
+oscar_status kv_type_with_bits(oscar_context *context, const char *kv, float bits, char *name, size_t room);
+/* INVALID_ARGUMENT, with the reason, unless a model can be run with this type. */
+oscar_status kv_type_check(oscar_context *context, const char *name);
 
 /* Progress of anything long: done of total, in units of `what`. Returning false cancels (OSCAR_CANCELLED). */
 struct progress {
@@ -39,7 +51,8 @@ struct calibrate_options {
   bool proxy_values; /* second pass, proxy objective for the values of int2-oscar */
 };
 void calibrate_options_default(struct calibrate_options *options);
-/* Runs the text through the BF16 model and fits the sets of the named KV types (kv_type.fitted); sets[i] belongs to the caller.
+/* Runs the text through the BF16 model and fits the sets of the named KV types (of kind KV_FITTED); sets[i] belongs to the
+ * caller.
  */
 oscar_status calibrate_model(struct model *model, const struct calibrate_options *options, const struct progress *progress,
                              int count, const char *const *kv, oscar_codec_set **sets);
@@ -52,8 +65,9 @@ oscar_status rotation_cache_path(oscar_context *context, const char *fingerprint
 
 /* The codec set of a KV type for a model: data-free types are built; fitted ones come from `rotation_file` if given (checked
  * against the fingerprint: MISMATCH), else from the user's cache folder, else they are fitted now from the shipped text and
- * stored there. *set is NULL for bf16. A cache folder that cannot be written is an error before anything is fitted (IO);
- * a file that cannot be stored after the fit (a full disk) is a warning: the fit is used for this run. */
+ * stored there. *set is NULL for bf16; types for evaluation only have none (INVALID_ARGUMENT). A cache folder that cannot be
+ * written is an error before anything is fitted (IO); a file that cannot be stored after the fit (a full disk) is a warning: the
+ * fit is used for this run. */
 oscar_status codec_set_obtain(struct model *model, const char *kv, const char *rotation_file, const struct progress *progress,
                               oscar_codec_set **set);
 
@@ -61,6 +75,7 @@ oscar_status codec_set_obtain(struct model *model, const char *kv, const char *r
 struct engine_options {
   const char *model_path;
   const char *kv;                 /* default "int2" */
+  float bits;                     /* of int2's codes, 0: 2; as if the name ended in "@BITS" */
   const char *rotation_file;      /* NULL: automatic */
   int sink_tokens, recent_tokens; /* multiples of 64; -1: default (64, 256) */
   int64_t context;                /* tokens; 0: the model's trained context */
@@ -79,6 +94,7 @@ struct engine {
   oscar_cache *cache;
   struct runner *runner;
   struct engine_options options; /* effective */
+  char kv[32];                   /* what options.kv points to */
 };
 /* On failure *error_text (256 bytes or more, caller's) has the sentence; everything is freed. */
 oscar_status engine_open(const struct engine_options *options, struct engine *engine, char *error_text, size_t error_bytes);

@@ -175,11 +175,16 @@ static oscar_status check_store(oscar_context *context, const char *path) {
   return status;
 }
 
-static int fitted_types(const char *names[MAX_FITTED]) {
+/* What one pass over the text is used for: all fitted types or, when other bits than usual are asked for, these alone. */
+static int types_to_fit(const char *wanted, const char *names[MAX_FITTED]) {
   int all, count = 0;
   const struct kv_type *types = kv_type_list(&all);
+  if (strchr(wanted, '@')) {
+    names[0] = wanted;
+    return 1;
+  }
   for (int i = 0; i < all && count < MAX_FITTED; i++)
-    if (types[i].fitted) names[count++] = types[i].name;
+    if (types[i].kind == KV_FITTED) names[count++] = types[i].name;
   return count;
 }
 
@@ -187,7 +192,7 @@ static oscar_status fit_and_store(struct model *model, const char *kv, const str
                                   const struct progress *progress, oscar_codec_set **set) {
   const char *names[MAX_FITTED];
   oscar_codec_set *sets[MAX_FITTED] = {NULL};
-  int count = fitted_types(names);
+  int count = types_to_fit(kv, names);
   log_line(model_context(model), OSCAR_LOG_INFO, "fitting rotations to %s; this is done once per model",
            model_geometry_of(model)->name);
   oscar_status status = calibrate_model(model, calibration, progress, count, names, sets);
@@ -206,16 +211,17 @@ oscar_status codec_set_obtain_with(struct model *model, const char *kv, const ch
                                    oscar_codec_set **set) {
   *set = NULL;
   oscar_context *context = model_context(model);
-  const struct kv_type *type = kv_type_find(kv);
-  if (!type) return set_error(context, OSCAR_INVALID_ARGUMENT, "unknown KV type \"%s\"", kv);
-  if (rotation_file && !type->fitted)
+  oscar_status status = kv_type_check(context, kv);
+  if (status != OSCAR_OK) return status;
+  const enum kv_kind kind = kv_type_find(kv)->kind;
+  if (rotation_file && kind != KV_FITTED)
     return set_error(context, OSCAR_INVALID_ARGUMENT, "%s: KV type %s takes no rotation file", rotation_file, kv);
-  if (!type->quantized) return OSCAR_OK;
-  if (!type->fitted) return build_plain(model, kv, set);
+  if (kind == KV_EXACT) return OSCAR_OK;
+  if (kind == KV_PLAIN) return build_plain(model, kv, set);
   if (rotation_file) return load_checked(model, rotation_file, kv, set);
 
   char path[PATH_MAX];
-  oscar_status status = rotation_cache_path(context, model_fingerprint(model), kv, path, sizeof path);
+  status = rotation_cache_path(context, model_fingerprint(model), kv, path, sizeof path);
   if (status == OSCAR_OK) status = load_stored(model, path, kv, set);
   if (status != OSCAR_OK || *set) return status;
   status = check_store(context, path);

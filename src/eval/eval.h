@@ -27,7 +27,7 @@ struct eval_run {
   double ppl, ppl_ratio;                     /* over scored positions; ratio to BF16 */
   double kld_mean, kld_se, kld_p99, kld_max; /* nats, over counted positions; standard error of the mean */
   double top1;                               /* share of counted positions with the same most likely token */
-  double bits_per_element;                   /* everything counted, at the end of a window */
+  double bits_per_element;                   /* everything counted, at the end of a window; of a baseline what it says */
   size_t cache_bytes;                        /* the same, in bytes */
 };
 struct eval_result {
@@ -39,8 +39,9 @@ struct eval_result {
   struct eval_run *run; /* [runs], run[0] is bf16; freed with eval_result_free */
 };
 
-/* kv[i] with its codec set (borrowed). BF16 is always run first; a "bf16" in the list is skipped. Errors: INVALID_ARGUMENT (text
- * shorter than a window; a context in which no position reads coded history), NO_MEMORY, NUMERIC, CANCELLED. */
+/* kv[i] with its codec set (borrowed; NULL for bf16 and types for evaluation only). BF16 is always run first; a "bf16" in the
+ * list is skipped. Errors: INVALID_ARGUMENT (text shorter than a window; a context in which no position reads coded history),
+ * NO_MEMORY, NUMERIC, CANCELLED. */
 oscar_status eval_perplexity(struct model *model, const struct eval_options *options, const int32_t *ids, int64_t n_ids,
                              int count, const char *const *kv, oscar_codec_set *const *sets, const struct progress *progress,
                              struct eval_result *result);

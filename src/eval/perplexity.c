@@ -5,6 +5,7 @@
  * every other lane's logits are compared with them at once and dropped, so memory does not grow with the number of caches or the
  * text.
  */
+#include "eval/baselines.h"
 #include "eval/eval.h"
 
 #include <math.h>
@@ -13,6 +14,7 @@
 
 struct lane {
   const char *kv;
+  struct baseline *baseline; /* NULL: the cache has codecs or is exact */
   oscar_cache *cache;
   oscar_sequence *sequence;
   struct runner *runner;
@@ -51,10 +53,12 @@ static oscar_status open_lane(struct evaluation *e, struct lane *lane, const cha
   oscar_cache_options cache;
   model_cache_options(e->model, &cache);
   cache.codecs = codecs;
+  oscar_status status = baseline_create(e->context, kv, cache.head_dim, &lane->baseline);
+  cache.filter = baseline_filter(lane->baseline);
   cache.sink_pages = o->sink_pages;
   cache.recent_pages = o->recent_pages;
   cache.budget_bytes = oscar_cache_bytes_for(&cache, o->context, 1, o->chunk);
-  oscar_status status = oscar_cache_create(e->context, &cache, &lane->cache);
+  if (status == OSCAR_OK) status = oscar_cache_create(e->context, &cache, &lane->cache);
   if (status == OSCAR_OK) status = runner_create(e->model, lane->cache, o->chunk, &lane->runner);
   if (status == OSCAR_OK && !(lane->divergences = mem_alloc(e->context, (size_t)e->counted_room, sizeof *lane->divergences)))
     status = OSCAR_NO_MEMORY;
@@ -65,6 +69,7 @@ static void close_evaluation(struct evaluation *e) {
   for (int i = 0; e->lane && i < e->lanes; i++) {
     runner_free(e->lane[i].runner);
     oscar_cache_free(e->lane[i].cache);
+    baseline_free(e->context, e->lane[i].baseline);
     mem_free(e->context, e->lane[i].divergences);
   }
   void *const owned[] = {e->lane,     e->logits,         e->reference,      e->probabilities, e->reference_log_sum,
@@ -171,6 +176,7 @@ static oscar_status run_window(struct evaluation *e, const int32_t *ids, int64_t
     if (!lane->sequence) continue;
     lane->bits_per_element = oscar_sequence_bits_per_element(lane->sequence);
     lane->cache_bytes = oscar_sequence_bytes(lane->sequence);
+    if (lane->baseline) baseline_measure(lane->baseline, lane->sequence, &lane->bits_per_element, &lane->cache_bytes);
     oscar_sequence_free(lane->sequence);
     lane->sequence = NULL;
   }

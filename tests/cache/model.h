@@ -1,7 +1,7 @@
 /*
  * tests/cache/model.h - a cache beside a model of it that is too simple to be wrong: for every sequence, an array with the tag of
  * each token. A tag makes the token's K and V rows; forms of pages follow from the text of cache.h by loops over positions; codes
- * come from oscar_codec_encode.
+ * come from oscar_codec_encode, or from a page filter that mixes rows.
  *
  * The includer defines REQUIRE(condition), which does not return when the condition is false.
  */
@@ -19,7 +19,7 @@
 struct geometry {
   const char *name;
   int layers, kv_heads, head_dim, sink_pages, recent_pages;
-  int crumbs[2]; /* per channel, in even and odd layers; 0: BF16 */
+  int crumbs[2]; /* per channel, in even and odd layers; 0: BF16; below 0: a page filter */
   int group;     /* channels of a metadata group, 0: one group */
   bool gain;     /* else scale and zero */
 };
@@ -33,11 +33,28 @@ static const struct geometry geometries[] = {
     {"no sinks, gains", 3, 1, 32, 0, 2, {1, 1}, 0, true},
     {"no windows", 1, 2, 16, 0, 0, {1, 1}, 0, false},
     {"2 and 8 bits", 3, 2, 32, 2, 1, {1, 4}, 0, false},
+    {"filter", 2, 2, 32, 1, 2, {-1, -1}, 0, false},
+    {"filter, no windows", 3, 1, 32, 0, 0, {-1, -1}, 0, false},
 };
 
-/* NULL for a BF16 geometry. */
+/* Whether pages turn into another form. */
+static inline bool geometry_demotes(const struct geometry *g) { return g->crumbs[0] != 0; }
+
+/* A filter in which every row depends on its own place, on another row and on all other arguments. */
+static inline int mix_rows(const void *user, int layer, int kv_head, oscar_side side, int head_dim, const float *rows,
+                           float *out) {
+  const float shift = *(const float *)user + (float)(layer * 16 + kv_head * 2 + (int)side);
+  for (int row = 0; row < PAGE_TOKENS; row++)
+    for (int i = 0; i < head_dim; i++)
+      out[row * head_dim + i] = rows[row * head_dim + i] + 3 * rows[(PAGE_TOKENS - 1 - row) * head_dim + i] + shift;
+  return PAGE_TOKENS;
+}
+static const float mix_shift = 0.3f;
+static const oscar_page_filter mixing_filter = {mix_rows, &mix_shift, 2.5};
+
+/* NULL for a geometry without codecs. */
 static inline oscar_codec_set *geometry_codecs(oscar_context *c, const struct geometry *g) {
-  if (g->crumbs[0] == 0) return NULL;
+  if (g->crumbs[0] <= 0) return NULL;
   oscar_codec_set_info info = {g->layers, g->kv_heads, g->head_dim, "test", "", ""};
   oscar_codec_set *set = NULL;
   REQUIRE(oscar_codec_set_create(c, &info, &set) == OSCAR_OK);
@@ -66,7 +83,8 @@ static inline oscar_cache_options geometry_options(const struct geometry *g, con
                                .head_dim = g->head_dim,
                                .sink_pages = g->sink_pages,
                                .recent_pages = g->recent_pages,
-                               .codecs = codecs};
+                               .codecs = codecs,
+                               .filter = g->crumbs[0] < 0 ? &mixing_filter : NULL};
 }
 
 /* ---- tokens ---- */
@@ -90,7 +108,7 @@ static inline float *token_rows(const struct geometry *g, const uint64_t *tags, 
   return rows;
 }
 
-/* What a page of `filled` tokens holds, as BF16 [64][head_dim] with zeros after them, and as canonical rows (if it is full). */
+/* What a page of `filled` tokens holds, as BF16 [64][head_dim] with zeros after them, and (if it is full) in its coded form. */
 static inline size_t reference_page(const struct geometry *g, const oscar_codec_set *codecs, const uint64_t *tags, int filled,
                                     int layer, int head, int side, bool coded, uint8_t *out) {
   size_t d = (size_t)g->head_dim;
@@ -100,7 +118,14 @@ static inline size_t reference_page(const struct geometry *g, const oscar_codec_
   for (int t = 0; t < filled; t++) token_row(tags[t], layer, head, side, g->head_dim, rows + (size_t)t * d);
   for (size_t i = 0; i < PAGE_TOKENS * d; i++) rows[i] = bf16_to_f32(bf16[i] = f32_to_bf16(rows[i]));
   size_t bytes = PAGE_TOKENS * d * sizeof *bf16;
-  if (coded) {
+  if (coded && !codecs) {
+    float *mixed = malloc(PAGE_TOKENS * d * sizeof *mixed);
+    REQUIRE(mixed);
+    mix_rows(&mix_shift, layer, head, (oscar_side)side, g->head_dim, rows, mixed);
+    for (size_t i = 0; i < PAGE_TOKENS * d; i++) bf16[i] = f32_to_bf16(mixed[i]);
+    memcpy(out, bf16, bytes);
+    free(mixed);
+  } else if (coded) {
     const oscar_codec *codec = oscar_codec_set_get(codecs, layer, head, (oscar_side)side);
     bytes = PAGE_TOKENS * oscar_codec_row_bytes(codec);
     REQUIRE(oscar_codec_encode(codec, 0, PAGE_TOKENS, rows, d, out) == OSCAR_OK);
@@ -213,7 +238,7 @@ static inline void compare_views(const struct world *w, struct twin *t) {
     struct page_view view = sequence_page(t->sequence, layer, p);
     bool was_coded = p < page_count(t->length) && t->coded[p];
     for (int64_t q = t->length / 64 > p ? t->length / 64 : p; q <= (end - 1) / 64; q++) {
-      bool exact = !w->codecs || page_reads_exact(g, p, q);
+      bool exact = !geometry_demotes(w->g) || page_reads_exact(g, p, q);
       REQUIRE(exact && !was_coded ? view.exact != NULL : view.coded != NULL);
     }
     int filled = (int)(end - p * 64 < 64 ? end - p * 64 : 64);
@@ -222,8 +247,12 @@ static inline void compare_views(const struct world *w, struct twin *t) {
       reference_page(w->g, w->codecs, t->tags + p * 64, filled, layer, head, side, false, want);
       REQUIRE(memcmp(view.exact + (size_t)(2 * head + side) * side_size, want, side_size / 64 * (size_t)filled) == 0);
     }
+    for (int side = 0; view.coded && !w->codecs && side < 2; side++) {
+      reference_page(w->g, w->codecs, t->tags + p * 64, filled, layer, head, side, true, want);
+      REQUIRE(memcmp(view.coded + (size_t)(2 * head + side) * side_size, want, side_size) == 0);
+    }
     const uint8_t *at = view.coded;
-    for (int side = 0; view.coded && side < 2; side++) {
+    for (int side = 0; view.coded && w->codecs && side < 2; side++) {
       /* heads follow each other, keys then values in each; all heads of a layer have the same size */
       struct side_form form[2];
       for (int i = 0; i < 2; i++) form[i] = side_form_of(oscar_codec_set_get(w->codecs, layer, head, (oscar_side)i));
@@ -297,7 +326,7 @@ static inline bool twin_begin(struct world *w, struct twin *t, int n) {
   oscar_status status = oscar_sequence_begin(t->sequence, n);
   if (status != OSCAR_OK) {
     int64_t units = (page_count(end) - page_count(t->length)) * w->run + 1;
-    for (int64_t p = w->g->sink_pages; w->codecs && p + w->g->recent_pages < (end - 1) / 64; p++)
+    for (int64_t p = w->g->sink_pages; geometry_demotes(w->g) && p + w->g->recent_pages < (end - 1) / 64; p++)
       units += p >= page_count(t->length) || !t->coded[p];
     REQUIRE(status == OSCAR_NO_SPACE && before.usage.free_units < units);
     require_unchanged(w, &before);
@@ -330,7 +359,7 @@ static inline void twin_commit(struct world *w, struct twin *t) {
   for (int64_t p = page_count(t->length); p < page_count(t->length + t->step); p++) t->coded[p] = false;
   t->length += t->step;
   t->step = 0;
-  for (int64_t p = g->sink_pages; w->codecs && p + g->recent_pages < (t->length - 1) / 64; p++) t->coded[p] = true;
+  for (int64_t p = g->sink_pages; geometry_demotes(g) && p + g->recent_pages < (t->length - 1) / 64; p++) t->coded[p] = true;
 }
 
 static inline void twin_abort(struct world *w, struct twin *t) {

@@ -116,6 +116,9 @@ static void wrong_options_are_refused(void **state) {
   REFUSED(OSCAR_MISMATCH, o.layers++);
   REFUSED(OSCAR_MISMATCH, o.kv_heads++);
   REFUSED(OSCAR_MISMATCH, o.head_dim += 16);
+  REFUSED(OSCAR_INVALID_ARGUMENT, o.filter = &mixing_filter); /* beside codecs */
+  const oscar_page_filter wrong[] = {{NULL, NULL, 2}, {mix_rows, NULL, 0}, {mix_rows, NULL, -1}, {mix_rows, NULL, (double)NAN}};
+  for (size_t i = 0; i < ARRAY_LENGTH(wrong); i++) REFUSED(OSCAR_INVALID_ARGUMENT, (o.codecs = NULL, o.filter = &wrong[i]));
   oscar_codec_set_info info = {g.layers, g.kv_heads, g.head_dim, "gap", "", ""};
   assert_ok(c, oscar_codec_set_create(other, &info, &gap));
   REFUSED(OSCAR_INVALID_ARGUMENT, o.codecs = gap);
@@ -174,6 +177,17 @@ static void usage_adds_up(void **state) {
   open_world(&w, &bf16, 1);
   assert_true(usage_of(&w).coded_bits_per_element == 16);
   close_world(&w);
+
+  struct geometry filtered = {"usage", 3, 2, 128, 1, 4, {-1, -1}, 0, false};
+  open_world(&w, &filtered, 1);
+  assert_true(usage_of(&w).coded_bits_per_element == mixing_filter.bits_per_element);
+  t = w.twins[0] = twin_create(&w);
+  assert_true(twin_feed(&w, t, 64 * 20));
+  assert_int_equal(usage_of(&w).exact_pages, 6);
+  assert_int_equal(usage_of(&w).coded_pages, 14);
+  measured = oscar_sequence_bits_per_element(t->sequence);
+  assert_true(measured > 16 && measured < 16 * 1.01); /* nothing is saved */
+  close_world(&w);
 }
 
 static int64_t resident_bytes(void) {
@@ -204,11 +218,9 @@ static void memory_grows_with_use_and_not_with_the_budget(void **state) {
   oscar_context_free(c);
 }
 
-static void every_failed_allocation_is_survived(void **state) {
-  (void)state;
+static void fail_every_allocation(struct geometry g) {
   struct failing_alloc f;
   oscar_context *c = failing_context(&f);
-  struct geometry g = {"failing", 2, 2, 16, 1, 1, {1, 1}, 0, false};
   oscar_codec_set *codecs = geometry_codecs(c, &g);
   oscar_cache_options o = geometry_options(&g, codecs);
   o.budget_bytes = oscar_cache_bytes_for(&o, 64 * 200, 2, 64 * 200);
@@ -242,6 +254,12 @@ static void every_failed_allocation_is_survived(void **state) {
   oscar_cache_free(cache);
   oscar_codec_set_free(codecs);
   failing_context_free(c, &f);
+}
+
+static void every_failed_allocation_is_survived(void **state) {
+  (void)state;
+  fail_every_allocation((struct geometry){"failing", 2, 2, 16, 1, 1, {1, 1}, 0, false});
+  fail_every_allocation((struct geometry){"failing filter", 2, 2, 16, 1, 1, {-1, -1}, 0, false});
 }
 
 int main(void) {

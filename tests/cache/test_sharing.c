@@ -205,7 +205,7 @@ static void a_sequence_rewound_and_fed_again_equals_a_cold_one(void **state) {
         assert_true(twin_feed(&w, t, (int)min64(n, tokens - t->length)));
       }
       for (int p = 0; p < page_count(tokens); p++) {
-        bool cold = w.codecs && p >= w.g->sink_pages && p + w.g->recent_pages < (tokens - 1) / 64;
+        bool cold = geometry_demotes(w.g) && p >= w.g->sink_pages && p + w.g->recent_pages < (tokens - 1) / 64;
         assert_int_equal(t->coded[p], cold);
         assert_int_equal(t->tags[p * 64], p * 64 + 1);
       }

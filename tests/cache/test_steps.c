@@ -173,6 +173,55 @@ static void numbers_that_are_not_finite_are_named_by_place(void **state) {
   close_world(&w);
 }
 
+struct refusal {
+  int kv_head, row;
+  oscar_side side;
+  bool infinite; /* gives back a number that BF16 does not hold, instead of saying so */
+};
+
+static int refuse(const void *user, int layer, int kv_head, oscar_side side, int head_dim, const float *rows, float *out) {
+  (void)layer;
+  const struct refusal *r = user;
+  memcpy(out, rows, sizeof *out * (size_t)(64 * head_dim));
+  if (kv_head != r->kv_head || side != r->side) return 64;
+  if (!r->infinite) return r->row;
+  out[r->row * head_dim + 3] = 3.4e38f; /* rounds to infinity */
+  return 64;
+}
+
+static void what_a_filter_refuses_is_named_by_place(void **state) {
+  (void)state;
+  const struct refusal refusals[] = {
+      {1, 0, OSCAR_KEYS, false}, {0, 63, OSCAR_VALUES, false}, {1, 17, OSCAR_VALUES, true}, {0, 0, OSCAR_KEYS, true}};
+  for (size_t i = 0; i < ARRAY_LENGTH(refusals); i++) {
+    oscar_context *c = test_context(OSCAR_ISA_AUTO, 2);
+    const oscar_page_filter filter = {refuse, &refusals[i], 1};
+    oscar_cache_options o = {.layers = 1, .kv_heads = 2, .head_dim = 16, .recent_pages = 1, .filter = &filter};
+    o.budget_bytes = oscar_cache_bytes_for(&o, 1000, 1, 1000);
+    oscar_cache *cache;
+    oscar_sequence *s;
+    assert_ok(c, oscar_cache_create(c, &o, &cache));
+    assert_ok(c, oscar_sequence_create(cache, &s));
+    float *rows = calloc((size_t)(300 * 2 * 16), sizeof *rows);
+    assert_non_null(rows);
+    assert_ok(c, oscar_sequence_begin(s, 128));
+    assert_ok(c, oscar_sequence_write(s, 0, rows, rows)); /* nothing to demote */
+    assert_ok(c, oscar_sequence_commit(s));
+    assert_ok(c, oscar_sequence_begin(s, 300));
+    assert_int_equal(oscar_sequence_write(s, 0, rows, rows), OSCAR_NUMERIC);
+    char expected[128];
+    snprintf(expected, sizeof expected, "layer 0, KV head %d, position %d: the %s cannot be encoded", refusals[i].kv_head,
+             refusals[i].row, refusals[i].side == OSCAR_KEYS ? "key" : "value");
+    assert_memory_equal(oscar_last_error(c), expected, strlen(expected));
+    oscar_sequence_abort(s);
+    assert_int_equal(oscar_sequence_length(s), 128);
+    assert_ok(c, oscar_cache_check(cache));
+    free(rows);
+    oscar_cache_free(cache);
+    oscar_context_free(c);
+  }
+}
+
 static void the_largest_bf16_number_is_kept(void **state) {
   (void)state;
   struct world w;
@@ -239,6 +288,7 @@ int main(void) {
       cmocka_unit_test(layers_may_be_written_in_any_order),
       cmocka_unit_test(an_aborted_step_leaves_no_trace),
       cmocka_unit_test(numbers_that_are_not_finite_are_named_by_place),
+      cmocka_unit_test(what_a_filter_refuses_is_named_by_place),
       cmocka_unit_test(the_largest_bf16_number_is_kept),
       cmocka_unit_test(wrong_use_is_refused_and_changes_nothing),
   };

@@ -179,6 +179,9 @@ static void types_without_data_are_built_at_once(void **state) {
     assert_null(set);
   }
   assert_int_equal(obtain(&w, "int3", NULL, &set), OSCAR_INVALID_ARGUMENT);
+  assert_int_equal(obtain(&w, "q4_0", NULL, &set), OSCAR_INVALID_ARGUMENT); /* nothing that a cache could hold */
+  assert_non_null(strstr(oscar_last_error(w.context), "saves no memory"));
+  assert_null(set);
   assert_int_equal(w.model.fed, 0);
   assert_int_equal(stored_files(&w), 0);
   world_close(&w);

@@ -54,9 +54,11 @@ static void caches_rank_as_they_must(void **state) {
   struct model *model;
   assert_ok(c, backend_create_cpu(c, &backend));
   assert_ok(c, model_load(c, backend, path, &model));
-  static const char *const kv[] = {"int8", "bf16", "int2-hadamard", "int2-plain"};
-  oscar_codec_set *sets[4] = {NULL};
-  for (int i = 0; i < 4; i++) assert_ok(c, codec_set_obtain(model, kv[i], NULL, NULL, &sets[i]));
+  static const char *const kv[] = {"int8", "bf16", "q4_0", "int2-hadamard", "int2-plain"};
+  enum { TYPES = ARRAY_LENGTH(kv) };
+  oscar_codec_set *sets[TYPES] = {NULL};
+  for (int i = 0; i < TYPES; i++)
+    if (strcmp(kv[i], "q4_0") != 0) assert_ok(c, codec_set_obtain(model, kv[i], NULL, NULL, &sets[i]));
   size_t bytes;
   const char *text = calibration_text(&bytes);
   int32_t *ids;
@@ -67,15 +69,15 @@ static void caches_rank_as_they_must(void **state) {
   options.context = 768;
   options.tokens = 1700;
   struct eval_result r;
-  assert_ok(c, eval_perplexity(model, &options, ids, count, 4, kv, sets, NULL, &r));
+  assert_ok(c, eval_perplexity(model, &options, ids, count, TYPES, kv, sets, NULL, &r));
   assert_int_equal(r.tokens, 1536);
   assert_int_equal(r.scored, 2 * 767);
   assert_int_equal(r.counted, 2 * (768 - 384));
-  assert_int_equal(r.runs, 4); /* bf16 once */
+  assert_int_equal(r.runs, TYPES); /* bf16 once */
   assert_string_equal(r.run[0].kv, "bf16");
   assert_true(r.run[0].kld_max == 0 && r.run[0].top1 == 1 && r.run[0].ppl_ratio == 1);
   assert_true(r.run[0].bits_per_element >= 16 && r.run[0].bits_per_element < 17);
-  for (int i = 1; i < 4; i++) {
+  for (int i = 1; i < TYPES; i++) {
     const struct eval_run *a = &r.run[i];
     printf("  %-14s KL %.5f, top-1 %.3f, ppl x %.4f, %.3f bits\n", a->kv, a->kld_mean, a->top1, a->ppl_ratio,
            a->bits_per_element);
@@ -84,13 +86,14 @@ static void caches_rank_as_they_must(void **state) {
     assert_true(a->cache_bytes < r.run[0].cache_bytes);
   }
   assert_true(r.run[1].kld_mean < 0.005);
+  assert_true(r.run[2].bits_per_element == (16 + 4.5) / 2); /* 6 pages of 12 are exact */
   eval_result_free(c, &r);
 
   options.context = 384; /* no position of it reads codes */
-  assert_int_equal(eval_perplexity(model, &options, ids, count, 4, kv, sets, NULL, &r), OSCAR_INVALID_ARGUMENT);
+  assert_int_equal(eval_perplexity(model, &options, ids, count, TYPES, kv, sets, NULL, &r), OSCAR_INVALID_ARGUMENT);
   options.context = 768;
-  assert_int_equal(eval_perplexity(model, &options, ids, 700, 4, kv, sets, NULL, &r), OSCAR_INVALID_ARGUMENT);
-  for (int i = 0; i < 4; i++) oscar_codec_set_free(sets[i]);
+  assert_int_equal(eval_perplexity(model, &options, ids, 700, TYPES, kv, sets, NULL, &r), OSCAR_INVALID_ARGUMENT);
+  for (int i = 0; i < TYPES; i++) oscar_codec_set_free(sets[i]);
   mem_free(c, ids);
   model_free(model);
   backend->ops->free(backend);
