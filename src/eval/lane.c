@@ -1,0 +1,48 @@
+/* lane.c - see lane.h. */
+#include "eval/lane.h"
+
+oscar_status lane_open(struct model *model, const struct lane_options *options, const char *kv, const oscar_codec_set *codecs,
+                       struct lane *lane) {
+  oscar_context *context = model_context(model);
+  *lane = (struct lane){.kv = kv, .context = context, .chunk = options->chunk};
+  oscar_cache_options cache;
+  model_cache_options(model, &cache);
+  cache.codecs = codecs;
+  cache.sink_pages = options->sink_pages;
+  cache.recent_pages = options->recent_pages;
+  cache.budget_bytes = oscar_cache_bytes_for(&cache, options->tokens, options->sequences, options->chunk);
+  oscar_status status = oscar_cache_create(context, &cache, &lane->cache);
+  if (status == OSCAR_OK) status = runner_create(model, lane->cache, options->chunk, &lane->runner);
+  return status;
+}
+
+void lane_close(struct lane *lane) {
+  runner_free(lane->runner);
+  oscar_cache_free(lane->cache); /* with its sequences */
+  *lane = (struct lane){0};
+}
+
+oscar_status lane_forward(struct lane *lane, oscar_sequence *sequence, const int32_t *ids, int n, int outputs, float *logits) {
+  oscar_status status = runner_forward(lane->runner, sequence, n, ids, outputs, logits, NULL);
+  return status == OSCAR_OK ? status : prefix_error(lane->context, status, "cache %s", lane->kv);
+}
+
+oscar_status lane_progress_add(oscar_context *context, struct lane_progress *progress, int64_t tokens) {
+  progress->done += tokens;
+  const struct progress *p = progress->progress;
+  if (!p || p->report(p->user, progress->what, progress->done, progress->total)) return OSCAR_OK;
+  return set_error(context, OSCAR_CANCELLED, "evaluation was stopped");
+}
+
+oscar_status lane_feed(struct lane *lane, oscar_sequence *sequence, const int32_t *ids, int n, float *logits,
+                       struct lane_progress *progress) {
+  oscar_status status = OSCAR_OK;
+  for (int done = 0; done < n && status == OSCAR_OK;) {
+    const int left = n - done, step = left < lane->chunk ? left : lane->chunk;
+    const bool wanted = logits && step == left;
+    status = lane_forward(lane, sequence, ids + done, step, wanted, logits);
+    if (status == OSCAR_OK) status = lane_progress_add(lane->context, progress, step);
+    done += step;
+  }
+  return status;
+}
