@@ -1,6 +1,21 @@
 /* lane.c - see lane.h. */
 #include "eval/lane.h"
 
+#include <string.h>
+
+int lane_order(int count, const char *const *kv, oscar_codec_set *const *sets, const char **ordered_kv,
+               const oscar_codec_set **ordered_sets) {
+  int ordered = 1;
+  ordered_kv[0] = "bf16";
+  ordered_sets[0] = NULL;
+  for (int i = 0; i < count; i++) {
+    if (strcmp(kv[i], "bf16") == 0) continue;
+    ordered_kv[ordered] = kv[i];
+    ordered_sets[ordered++] = sets[i];
+  }
+  return ordered;
+}
+
 oscar_status lane_open(struct model *model, const struct lane_options *options, const char *kv, const oscar_codec_set *codecs,
                        struct lane *lane) {
   oscar_context *context = model_context(model);
@@ -41,7 +56,7 @@ oscar_status lane_feed(struct lane *lane, oscar_sequence *sequence, const int32_
     const int left = n - done, step = left < lane->chunk ? left : lane->chunk;
     const bool wanted = logits && step == left;
     status = lane_forward(lane, sequence, ids + done, step, wanted, logits);
-    if (status == OSCAR_OK) status = lane_progress_add(lane->context, progress, step);
+    if (status == OSCAR_OK && progress) status = lane_progress_add(lane->context, progress, step);
     done += step;
   }
   return status;

@@ -24,6 +24,11 @@ struct lane {
   oscar_sequence *sequence; /* the one at work: whoever makes it frees it, or lane_close does */
 };
 
+/* The caches of an evaluation: BF16 first and once, then the others of kv [count] with their codecs; both lists have room for
+ * count + 1. Returns how many there are. */
+int lane_order(int count, const char *const *kv, oscar_codec_set *const *sets, const char **ordered_kv,
+               const oscar_codec_set **ordered_sets);
+
 /* `codecs` (borrowed) are those of the KV type, NULL where it has none. On failure the lane can still be closed.
  * Errors: those of oscar_cache_create and runner_create. */
 oscar_status lane_open(struct model *model, const struct lane_options *options, const char *kv, const oscar_codec_set *codecs,
@@ -43,8 +48,8 @@ struct lane_progress {
 /* Counts `tokens` as done and reports. Errors: CANCELLED. */
 oscar_status lane_progress_add(oscar_context *context, struct lane_progress *progress, int64_t tokens);
 
-/* Appends n tokens in chunks and counts them; logits [vocab] after the last one, NULL: none. Errors: those of lane_forward;
- * CANCELLED, with the chunks that were done appended. */
+/* Appends n tokens in chunks and counts them (`progress` NULL: does not); logits [vocab] after the last one, NULL: none. Errors:
+ * those of lane_forward; CANCELLED, with the chunks that were done appended. */
 oscar_status lane_feed(struct lane *lane, oscar_sequence *sequence, const int32_t *ids, int n, float *logits,
                        struct lane_progress *progress);
 
