@@ -160,7 +160,8 @@ static oscar_status run_tasks(const struct loaded_model *m, struct kv_list *list
   o->chunk = a->chunk;
   o->filler = shipped ? calibration_text(&bytes) : text;
   o->filler_bytes = bytes;
-  oscar_status status = kv_list_obtain(list, m->model, a->rotation, &line->progress);
+  oscar_status status = tasks_options_check(m->model, o);
+  if (status == OSCAR_OK) status = kv_list_obtain(list, m->model, a->rotation, &line->progress);
   if (status != OSCAR_OK) return status;
   return eval_tasks_report(m, list, o,
                            text      ? a->file
@@ -180,7 +181,8 @@ static oscar_status run_generation(const struct loaded_model *m, struct kv_list 
   o.sink_pages = a->sink / OSCAR_PAGE_TOKENS;
   o.recent_pages = a->recent / OSCAR_PAGE_TOKENS;
   o.chunk = a->chunk;
-  oscar_status status = kv_list_obtain(list, m->model, a->rotation, &line->progress);
+  oscar_status status = generation_options_check(m->model, &o);
+  if (status == OSCAR_OK) status = kv_list_obtain(list, m->model, a->rotation, &line->progress);
   return status == OSCAR_OK ? eval_generation_report(m, list, &o, text, json, line) : status;
 }
 

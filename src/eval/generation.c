@@ -53,6 +53,22 @@ void generation_options_default(struct generation_options *options) {
   options->sampling.seed = 1;
 }
 
+oscar_status generation_options_check(const struct model *model, const struct generation_options *o) {
+  enum { MOST_TOKENS = 1 << 16, MOST_TEXTS = 1 << 10 }; /* repetition takes time of order n * n */
+  oscar_context *context = model_context(model);
+  const int64_t trained = model_geometry_of(model)->context_trained;
+  if (o->tokens < 1 || o->tokens > MOST_TOKENS || o->chunk < 1)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "texts of %d tokens in chunks of %d; expected 1 to %d and at least 1",
+                     o->tokens, o->chunk, MOST_TOKENS);
+  if (o->seeds < 1 || o->seeds > MOST_TEXTS || o->prompts < 0 || o->prompts > MOST_TEXTS)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "%d prompts with %d seeds; expected at most %d of each", o->prompts,
+                     o->seeds, MOST_TEXTS);
+  if (o->tokens >= trained)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "texts of %d tokens; this model was trained for %lld, prompt included",
+                     o->tokens, (long long)trained);
+  return OSCAR_OK;
+}
+
 const char *written_measure_name(enum written_measure measure) {
   static const char *const names[WRITTEN_MEASURES] = {
       [WRITTEN_REPEATED_4] = "repeated_4", [WRITTEN_DISTINCT_1] = "distinct_1", [WRITTEN_DISTINCT_2] = "distinct_2",
@@ -307,17 +323,6 @@ static void close_writing(struct writing *w) {
   for (size_t i = 0; i < ARRAY_LENGTH(owned); i++) mem_free(w->context, owned[i]);
 }
 
-static oscar_status check_options(oscar_context *context, const struct generation_options *o) {
-  enum { MOST_TOKENS = 1 << 16, MOST_TEXTS = 1 << 10 }; /* repetition takes time of order n * n */
-  if (o->tokens < 1 || o->tokens > MOST_TOKENS || o->chunk < 1)
-    return set_error(context, OSCAR_INVALID_ARGUMENT, "texts of %d tokens in chunks of %d; expected 1 to %d and at least 1",
-                     o->tokens, o->chunk, MOST_TOKENS);
-  if (o->seeds < 1 || o->seeds > MOST_TEXTS || o->prompts < 0 || o->prompts > MOST_TEXTS)
-    return set_error(context, OSCAR_INVALID_ARGUMENT, "%d prompts with %d seeds; expected at most %d of each", o->prompts,
-                     o->seeds, MOST_TEXTS);
-  return OSCAR_OK;
-}
-
 static oscar_status run_caches(struct writing *w, int count, const char *const *kv, oscar_codec_set *const *sets) {
   struct generation_result *r = w->result;
   const char **ordered_kv = mem_alloc(w->context, (size_t)count + 1, sizeof *ordered_kv);
@@ -341,7 +346,7 @@ oscar_status eval_generation(struct model *model, const struct generation_option
                       .result = result,
                       .vocab = model_geometry_of(model)->vocab,
                       .progress = {.progress = progress, .what = "tokens"}};
-  oscar_status status = check_options(w.context, options);
+  oscar_status status = generation_options_check(model, options);
   if (status != OSCAR_OK) return status;
   result->tokens = options->tokens;
   result->seeds = options->seeds;

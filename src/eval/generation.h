@@ -65,6 +65,9 @@ struct generation_result {
   struct written_run *run; /* [runs], run[0] is bf16 */
 };
 
+/* Whether eval_generation can run so, as far as can be said before the prompts are encoded. Errors: INVALID_ARGUMENT. */
+oscar_status generation_options_check(const struct model *model, const struct generation_options *options);
+
 /* kv[i] with its codec set (borrowed). BF16 is always run first; a "bf16" in the list is skipped. Errors: INVALID_ARGUMENT
  * (numbers out of range, no room in the model's context), NO_MEMORY, NUMERIC, CANCELLED. */
 oscar_status eval_generation(struct model *model, const struct generation_options *options, int count, const char *const *kv,

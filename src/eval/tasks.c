@@ -35,6 +35,31 @@ void tasks_options_default(struct tasks_options *options) {
   *options = (struct tasks_options){.questions = 100, .seed = 1, .sink_pages = 1, .recent_pages = 4, .chunk = 256};
 }
 
+/* Tokens that a prompt may have, with room for the answer. */
+static int prompt_room(const struct model *model, int length) {
+  const int64_t room = model_geometry_of(model)->context_trained - TASKS_ANSWER;
+  return length < room ? length : (int)room;
+}
+
+oscar_status tasks_options_check(const struct model *model, const struct tasks_options *o) {
+  oscar_context *context = model_context(model);
+  if (o->tasks < 1 || o->lengths < 1 || o->questions < 1 || o->chunk < 1)
+    return set_error(context, OSCAR_INVALID_ARGUMENT,
+                     "%d tasks, %d lengths, %d questions, chunks of %d tokens; expected at least 1 of each", o->tasks, o->lengths,
+                     o->questions, o->chunk);
+  for (int i = 0; i < o->lengths; i++) {
+    const int length = o->length[i];
+    if (length < HAYSTACK_LEAST || length > HAYSTACK_MOST)
+      return set_error(context, OSCAR_INVALID_ARGUMENT, "prompts of %d tokens; expected %d to %d", length, HAYSTACK_LEAST,
+                       HAYSTACK_MOST);
+    if (prompt_room(model, length) < length - length / 50)
+      return set_error(context, OSCAR_INVALID_ARGUMENT,
+                       "prompts of %d tokens and %d for the answer; this model was trained for %lld", length, TASKS_ANSWER,
+                       (long long)model_geometry_of(model)->context_trained);
+  }
+  return OSCAR_OK;
+}
+
 /* ---- one answer ---- */
 
 static oscar_status check_finite(const struct lane *lane, double log_sum) {
@@ -197,22 +222,11 @@ static oscar_status make_haystack(struct run *r, int index, int asked, int cache
   return status;
 }
 
-/* Tokens that a prompt may have, with room for the answer. */
-static oscar_status prompt_room(const struct run *r, int length, int *tokens) {
-  const int64_t context = model_geometry_of(r->model)->context_trained, room = context - TASKS_ANSWER;
-  *tokens = length < room ? length : (int)room;
-  if (*tokens >= length - length / 100) return OSCAR_OK;
-  return set_error(r->context, OSCAR_INVALID_ARGUMENT,
-                   "prompts of %d tokens and %d for the answer; this model was trained for %lld", length, TASKS_ANSWER,
-                   (long long)context);
-}
-
 static oscar_status make_cell(struct run *r, int caches) {
   struct task_cell *cell = r->cell;
   const int most = haystack_questions(cell->length);
-  int tokens;
-  oscar_status status = prompt_room(r, cell->length, &tokens);
-  if (status != OSCAR_OK) return status;
+  const int tokens = prompt_room(r->model, cell->length);
+  oscar_status status = OSCAR_OK;
   cell->question = mem_zalloc(r->context, (size_t)cell->questions, sizeof *cell->question);
   cell->score = mem_zalloc(r->context, (size_t)caches, sizeof *cell->score);
   r->haystack = mem_zalloc(r->context, (size_t)cell->haystacks, sizeof *r->haystack);
@@ -256,14 +270,6 @@ static oscar_status list_cells(struct run *r, struct tasks_result *result) {
   return OSCAR_OK;
 }
 
-static oscar_status check_options(oscar_context *context, const struct tasks_options *o) {
-  if (o->tasks < 1 || o->lengths < 1 || o->questions < 1 || o->chunk < 1)
-    return set_error(context, OSCAR_INVALID_ARGUMENT,
-                     "%d tasks, %d lengths, %d questions, chunks of %d tokens; expected at least 1 of each", o->tasks, o->lengths,
-                     o->questions, o->chunk);
-  return OSCAR_OK;
-}
-
 static oscar_status run_cells(struct run *r, struct prompt_writer *writer, const oscar_codec_set *const *sets,
                               struct tasks_result *result) {
   r->form = prompt_writer_form(writer);
@@ -282,7 +288,7 @@ oscar_status eval_tasks(struct model *model, const struct tasks_options *options
   struct run r = {.model = model, .context = model_context(model), .options = options, .vocab = model_geometry_of(model)->vocab};
   r.progress = (struct lane_progress){.progress = progress, .what = "tokens"};
   struct prompt_writer writer;
-  oscar_status status = check_options(r.context, options);
+  oscar_status status = tasks_options_check(model, options);
   if (status == OSCAR_OK) status = prompt_writer_open(model, &writer);
   if (status != OSCAR_OK) return status;
   const oscar_codec_set **own_sets = mem_alloc(r.context, (size_t)count + 1, sizeof *own_sets);

@@ -69,6 +69,10 @@ struct tasks_result {
   struct task_cell *cell; /* [cells], tasks outside, lengths inside */
 };
 
+/* Whether eval_tasks can run so, before anything expensive is done. Errors: INVALID_ARGUMENT (nothing to do; a length out of
+ * range or without room in the model's context). */
+oscar_status tasks_options_check(const struct model *model, const struct tasks_options *options);
+
 /* kv[i] with its codec set (borrowed). BF16 is always run first; a "bf16" in the list is skipped. Errors: INVALID_ARGUMENT (a
  * length that the task or the model's context has no room for), NO_MEMORY, NUMERIC, CANCELLED. */
 oscar_status eval_tasks(struct model *model, const struct tasks_options *options, int count, const char *const *kv,

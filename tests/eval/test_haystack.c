@@ -2,6 +2,7 @@
  * should and nowhere else. The texts are taken apart here by other means than they were made: the statements are searched for and
  * read back, JSON is parsed. A tokenizer made of words stands in for a model; the default model's own is used where it is there.
  */
+#include "failing_alloc.h"
 #include "support.h"
 
 #include "engine/engine.h"
@@ -178,8 +179,8 @@ static void answers_stand_where_they_should_and_nowhere_else(void **state) {
   (void)state;
   oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
   const struct prompt_form form = {encode_words, c};
-  static const int lengths[] = {512, 1000, 2048, 4096, 7777};
-  check_haystacks(c, &form, lengths, 5, 6, NULL);
+  static const int lengths[] = {256, 512, 1000, 2048, 4096, 7777};
+  check_haystacks(c, &form, lengths, 6, 6, NULL);
   static const char own[] =
       "The year was 1987, and 7301945 people had come.\nAnother line of it.\n\nA second paragraph; it is short!\n"
       "\n   \nThe third \xC3\xA9t\xC3\xA9, with \"quotes\" and */ a comment's end.\n";
@@ -240,6 +241,21 @@ static void what_cannot_be_made_is_refused(void **state) {
   oscar_context_free(c);
 }
 
+static void every_allocation_may_fail(void **state) {
+  (void)state;
+  struct failing_alloc f;
+  oscar_context *c = failing_context(&f);
+  const struct prompt_form form = {encode_words, c};
+  static const char own[] = "A line.\n\nAnother one, which is longer.\n";
+  for (enum task task = 0; task < TASK_COUNT; task++) {
+    const struct haystack_spec spec = {task, 512, 2, 3, 0, task % 2 ? own : NULL, task % 2 ? sizeof own - 1 : 0};
+    struct haystack h;
+    sweep_allocations(c, &f, haystack_make(c, &form, &spec, &h));
+    haystack_free(c, &h);
+  }
+  failing_context_free(c, &f);
+}
+
 static void filler_shuffles_all_paragraphs_before_it_repeats(void **state) {
   (void)state;
   oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
@@ -271,8 +287,8 @@ static void prompts_of_a_model_have_the_wanted_length(void **state) {
   assert_ok(c, prompt_writer_open(model, &writer));
   assert_string_equal(prompt_writer_name(&writer), "chatml");
   const struct prompt_form form = prompt_writer_form(&writer);
-  static const int lengths[] = {512, 2048, 5000};
-  check_haystacks(c, &form, lengths, 3, 2, NULL);
+  static const int lengths[] = {256, 512, 2048, 5000};
+  check_haystacks(c, &form, lengths, 4, 2, NULL);
   static const int prose[] = {4096};
   check_haystacks(c, &form, prose, 1, 1, calibration_text(&(size_t){0}));
 
@@ -285,9 +301,11 @@ static void prompts_of_a_model_have_the_wanted_length(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(answers_stand_where_they_should_and_nowhere_else), cmocka_unit_test(the_seed_decides_everything),
-      cmocka_unit_test(what_cannot_be_made_is_refused), cmocka_unit_test(filler_shuffles_all_paragraphs_before_it_repeats),
-      cmocka_unit_test(prompts_of_a_model_have_the_wanted_length)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(answers_stand_where_they_should_and_nowhere_else),
+                                     cmocka_unit_test(the_seed_decides_everything),
+                                     cmocka_unit_test(what_cannot_be_made_is_refused),
+                                     cmocka_unit_test(every_allocation_may_fail),
+                                     cmocka_unit_test(filler_shuffles_all_paragraphs_before_it_repeats),
+                                     cmocka_unit_test(prompts_of_a_model_have_the_wanted_length)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
