@@ -163,11 +163,9 @@ static oscar_status run_tasks(const struct loaded_model *m, struct kv_list *list
   oscar_status status = tasks_options_check(m->model, o);
   if (status == OSCAR_OK) status = kv_list_obtain(list, m->model, a->rotation, &line->progress);
   if (status != OSCAR_OK) return status;
-  return eval_tasks_report(m, list, o,
-                           text      ? a->file
-                           : shipped ? "shipped, which codecs are fitted to by default"
-                                     : "made",
-                           json, line);
+  const char *name = shipped ? "shipped, which codecs are fitted to by default" : "made";
+  if (text) name = strcmp(a->file, "-") == 0 ? "from standard input" : a->file;
+  return eval_tasks_report(m, list, o, name, json, line);
 }
 
 static oscar_status run_generation(const struct loaded_model *m, struct kv_list *list, const struct measures *measures,

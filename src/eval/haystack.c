@@ -102,22 +102,27 @@ static void write_statement(struct maker *m, struct text *text, int g) {
   m->rules->write_statement(text, group, group->written++);
 }
 
-/* The end of the sentence or line at or after `at`, or the end of what is used. */
-static size_t sentence_end(const struct maker *m, size_t at) {
-  const char *prose = m->filler.data;
+static bool sentence_ends(const char *prose, size_t at) {
+  return at > 1 && (prose[at - 1] == '\n' || (prose[at - 1] == ' ' && strchr(".!?", prose[at - 2])));
+}
+
+/* Where a sentence or line ends: the first such place at or after `at`, else the last one from `done` on; in prose without any,
+ * the end of what is used. */
+static size_t sentence_end(const struct maker *m, size_t at, size_t done) {
   const size_t end = (size_t)m->filler_used;
-  for (; at < end; at++) {
-    if (at > 0 && prose[at - 1] == '\n') return at;
-    if (at > 1 && prose[at - 1] == ' ' && strchr(".!?", prose[at - 2])) return at;
-  }
-  return end;
+  for (size_t p = at; p < end; p++)
+    if (sentence_ends(m->filler.data, p)) return p;
+  for (size_t p = at; p > done; p--)
+    if (sentence_ends(m->filler.data, p)) return p;
+  return done > 0 ? done : end;
 }
 
 static void weave(struct maker *m, struct text *text) {
   const int statements = m->groups * m->rules->statements;
   size_t done = 0;
   for (int i = 0; i < statements; i++) {
-    const size_t wanted = (size_t)(m->place[i] * (double)m->filler_used), at = sentence_end(m, wanted > done ? wanted : done);
+    const size_t wanted = (size_t)(m->place[i] * (double)m->filler_used),
+                 at = sentence_end(m, wanted > done ? wanted : done, done);
     text_add_bytes(text, m->filler.data + done, at - done);
     done = at;
     if (text->failed) return;
