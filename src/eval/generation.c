@@ -293,6 +293,13 @@ static oscar_status encode_prompts(struct writing *w) {
     return set_error(w->context, OSCAR_INVALID_ARGUMENT,
                      "a prompt of %d tokens and %d to generate; this model was trained for %lld", w->longest, w->options->tokens,
                      (long long)context);
+  const int64_t coded = lane_first_coded(w->options->sink_pages, w->options->recent_pages);
+  if (status == OSCAR_OK && (int64_t)w->longest + w->options->tokens <= coded)
+    return set_error(
+        w->context, OSCAR_INVALID_ARGUMENT,
+        "with %d tokens of prompt and %d to generate nothing is read as codes: with these windows it takes more than "
+        "%lld together",
+        w->longest, w->options->tokens, (long long)coded);
   return status;
 }
 

@@ -69,7 +69,8 @@ struct generation_result {
 oscar_status generation_options_check(const struct model *model, const struct generation_options *options);
 
 /* kv[i] with its codec set (borrowed). BF16 is always run first; a "bf16" in the list is skipped. Errors: INVALID_ARGUMENT
- * (numbers out of range, no room in the model's context), NO_MEMORY, NUMERIC, CANCELLED. */
+ * (numbers out of range, no room in the model's context, or too few tokens for anything to be coded), NO_MEMORY, NUMERIC,
+ * CANCELLED. */
 oscar_status eval_generation(struct model *model, const struct generation_options *options, int count, const char *const *kv,
                              oscar_codec_set *const *sets, const struct progress *progress, struct generation_result *result);
 void generation_result_free(oscar_context *context, struct generation_result *result);

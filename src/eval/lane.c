@@ -16,6 +16,11 @@ int lane_order(int count, const char *const *kv, oscar_codec_set *const *sets, c
   return ordered;
 }
 
+/* By the reading rule page `sink_pages` is the first that can be codes, for queries `recent_pages` + 1 pages later. */
+int64_t lane_first_coded(int sink_pages, int recent_pages) {
+  return ((int64_t)sink_pages + recent_pages + 1) * OSCAR_PAGE_TOKENS;
+}
+
 oscar_status lane_open(struct model *model, const struct lane_options *options, const char *kv, const oscar_codec_set *codecs,
                        struct lane *lane) {
   oscar_context *context = model_context(model);

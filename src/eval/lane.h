@@ -15,6 +15,9 @@ struct lane_options {
   int chunk; /* tokens per forward pass, at most */
 };
 
+/* The first position whose query reads a page as codes: earlier ones say nothing about a quantized cache. */
+int64_t lane_first_coded(int sink_pages, int recent_pages);
+
 struct lane {
   const char *kv; /* borrowed */
   oscar_context *context;

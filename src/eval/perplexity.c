@@ -38,10 +38,8 @@ void eval_options_default(struct eval_options *options) {
   *options = (struct eval_options){.context = 4096, .sink_pages = 1, .recent_pages = 4, .chunk = 256};
 }
 
-/* Whether a query at position t reads any page as codes: page `sink_pages` is the first that can be. */
-static bool reads_codes(const struct eval_options *o, int64_t t) {
-  return t / OSCAR_PAGE_TOKENS > o->sink_pages + o->recent_pages;
-}
+/* Whether a query at position t reads any page as codes. */
+static bool reads_codes(const struct eval_options *o, int64_t t) { return t >= lane_first_coded(o->sink_pages, o->recent_pages); }
 
 static oscar_status open_track(struct evaluation *e, const char *kv, const oscar_codec_set *codecs) {
   const struct eval_options *o = e->options;

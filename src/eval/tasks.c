@@ -47,11 +47,16 @@ oscar_status tasks_options_check(const struct model *model, const struct tasks_o
     return set_error(context, OSCAR_INVALID_ARGUMENT,
                      "%d tasks, %d lengths, %d questions, chunks of %d tokens; expected at least 1 of each", o->tasks, o->lengths,
                      o->questions, o->chunk);
+  const int64_t coded = lane_first_coded(o->sink_pages, o->recent_pages);
   for (int i = 0; i < o->lengths; i++) {
     const int length = o->length[i];
     if (length < HAYSTACK_LEAST || length > HAYSTACK_MOST)
       return set_error(context, OSCAR_INVALID_ARGUMENT, "prompts of %d tokens; expected %d to %d", length, HAYSTACK_LEAST,
                        HAYSTACK_MOST);
+    if (length <= coded)
+      return set_error(context, OSCAR_INVALID_ARGUMENT,
+                       "in a prompt of %d tokens nothing is read as codes: with these windows it takes more than %lld", length,
+                       (long long)coded);
     if (prompt_room(model, length) < length - length / 50)
       return set_error(context, OSCAR_INVALID_ARGUMENT,
                        "prompts of %d tokens and %d for the answer; this model was trained for %lld", length, TASKS_ANSWER,

@@ -70,7 +70,7 @@ struct tasks_result {
 };
 
 /* Whether eval_tasks can run so, before anything expensive is done. Errors: INVALID_ARGUMENT (nothing to do; a length out of
- * range or without room in the model's context). */
+ * range or without room in the model's context, or so short that nothing is coded). */
 oscar_status tasks_options_check(const struct model *model, const struct tasks_options *options);
 
 /* kv[i] with its codec set (borrowed). BF16 is always run first; a "bf16" in the list is skipped. Errors: INVALID_ARGUMENT (a

@@ -145,6 +145,10 @@ static void wrong_options_are_refused_and_ctrl_c_ends_the_work(void **state) {
   o.tasks = o.lengths = o.questions = 1;
   o.length[0] = 100;
   assert_int_equal(eval_tasks(model, &o, 2, kv, sets, NULL, &r), OSCAR_INVALID_ARGUMENT);
+  o.length[0] = 384; /* nothing is coded in so short a prompt: pages 0 and 1 to 5 are in the windows */
+  assert_int_equal(tasks_options_check(model, &o), OSCAR_INVALID_ARGUMENT);
+  o.length[0] = 385;
+  assert_ok(context, tasks_options_check(model, &o));
   o.length[0] = 20000; /* more than the model was trained for */
   assert_int_equal(tasks_options_check(model, &o), OSCAR_INVALID_ARGUMENT);
   o.length[0] = 8192; /* all of its context: the answer takes some of it */
@@ -158,9 +162,12 @@ static void wrong_options_are_refused_and_ctrl_c_ends_the_work(void **state) {
   generation_options_default(&g);
   g.tokens = 8192;
   assert_int_equal(generation_options_check(model, &g), OSCAR_INVALID_ARGUMENT);
-  g.tokens = 10;
+  g.tokens = 10; /* nothing is coded */
   g.seeds = 1;
   struct generation_result written;
+  assert_int_equal(eval_generation(model, &g, 0, kv, sets, NULL, &written), OSCAR_INVALID_ARGUMENT);
+  g.sink_pages = g.recent_pages = 0;
+  g.tokens = 40;
   assert_int_equal(eval_generation(model, &g, 0, kv, sets, &stopping, &written), OSCAR_CANCELLED);
   assert_true(written.runs == 0 && !written.run);
 }
@@ -170,16 +177,17 @@ static void greedy_texts_have_the_likelihood_of_their_tokens(void **state) {
   static const char *const prompt[] = {"Write a list of colours."};
   struct generation_options o;
   generation_options_default(&o);
-  o.tokens = 20;
+  o.tokens = 40;
   o.seeds = 1;
+  o.sink_pages = o.recent_pages = 0;
   o.prompts = 1;
   o.prompt = prompt;
   o.sampling.temperature = 0;
   struct generation_result r;
   assert_ok(context, eval_generation(model, &o, 2, kv, sets, NULL, &r));
   assert_true(r.runs == 2 && r.texts == 1 && isnan(r.seeds_differ_at));
-  /* nothing is coded yet in so short a text: both caches write the same */
-  assert_true(r.run[1].differs_at == 20 && strcmp(r.run[0].text[0].text, r.run[1].text[0].text) == 0);
+  assert_true(r.run[0].differs_at == 40);
+  assert_true((r.run[1].differs_at == 40) == (strcmp(r.run[0].text[0].text, r.run[1].text[0].text) == 0));
   assert_true(isnan(r.run[1].summary[WRITTEN_LIKELIHOOD].shift) && r.run[1].summary[WRITTEN_LIKELIHOOD].p == 1);
 
   struct prompt_writer writer;
@@ -189,9 +197,9 @@ static void greedy_texts_have_the_likelihood_of_their_tokens(void **state) {
   int count;
   assert_ok(context, form.encode(form.user, prompt[0], "", &ids, &count));
   char text[1024];
-  const double loss = go_on(ids, count, NULL, 20, text, sizeof text);
+  const double loss = go_on(ids, count, NULL, 40, text, sizeof text);
   assert_string_equal(text, r.run[0].text[0].text);
-  assert_true(fabs(r.run[0].text[0].measure[WRITTEN_LIKELIHOOD] + loss / 20) < 0.005 * (1 + loss / 20));
+  assert_true(fabs(r.run[0].text[0].measure[WRITTEN_LIKELIHOOD] + loss / 40) < 0.005 * (1 + loss / 40));
   mem_free(context, ids);
   generation_result_free(context, &r);
 }
@@ -201,7 +209,8 @@ static void seeds_make_texts_and_the_same_seeds_make_the_same(void **state) {
   static const char *const prompt[] = {"Tell me a story.", "Describe a town."};
   struct generation_options o;
   generation_options_default(&o);
-  o.tokens = 12;
+  o.tokens = 30;
+  o.sink_pages = o.recent_pages = 0;
   o.prompts = 2;
   o.prompt = prompt;
   struct generation_result a, b;
@@ -213,9 +222,9 @@ static void seeds_make_texts_and_the_same_seeds_make_the_same(void **state) {
     assert_int_equal(text->prompt, i / 2);
     assert_int_equal(text->seed, 1 + i % 2);
     assert_string_equal(text->text, b.run[0].text[i].text);
-    assert_true(text->differs_at == 12 && text->measure[WRITTEN_LIKELIHOOD] == b.run[0].text[i].measure[WRITTEN_LIKELIHOOD]);
+    assert_true(text->differs_at == 30 && text->measure[WRITTEN_LIKELIHOOD] == b.run[0].text[i].measure[WRITTEN_LIKELIHOOD]);
   }
-  assert_true(a.seeds_differ_at < 12);
+  assert_true(a.seeds_differ_at < 30);
   const struct written_summary *s = &a.run[0].summary[WRITTEN_LIKELIHOOD];
   double mean = 0, variance = 0;
   for (int i = 0; i < 4; i++) mean += a.run[0].text[i].measure[WRITTEN_LIKELIHOOD] / 4;
