@@ -69,8 +69,9 @@ struct oscar_attention {
   /* Bytes of one row, the largest over all layers; multiples of 64. */
   size_t q_bytes, mapped_bytes, prepared_bytes, out_bytes;
   size_t panel_bytes;
+  size_t waves_bytes; /* of a row; twice that of a turn */
 
-  struct buffer threads; /* [threads] of queries, sums, scores, panel: made once */
+  struct buffer threads; /* [threads] of queries, sums, scores, panel, waves: made once */
   struct buffer plan;    /* [tiles] struct tile, [pieces] struct piece */
   struct buffer shared;  /* [cut tiles] of queries, [parts of cut tiles] of sums */
 };
@@ -88,6 +89,16 @@ struct layer {
   bool coded; /* the cache has codecs */
   struct side_form keys, values;
   int stride; /* floats per row of sums */
+};
+
+/* The rotating mean's amplitudes of a tile's queries, at one page. */
+struct waves {
+  const oscar_codec *codec;
+  int pairs;
+  int64_t page;   /* -1: nowhere yet */
+  float *turn;    /* [2 pairs] cos and sin of the angle of one page */
+  float *anchor;  /* [2 pairs] scratch */
+  float *at_page; /* [rows][2 pairs] */
 };
 
 /* ---- memory ---- */
@@ -112,7 +123,8 @@ static size_t sums_bytes(const oscar_attention *a, int rows) {
   return round_up(STATE_BYTES * (size_t)rows, 64) + a->out_bytes * (size_t)rows;
 }
 static size_t thread_bytes(const oscar_attention *a) {
-  return queries_bytes(a, MAX_ROWS) + sums_bytes(a, MAX_ROWS) + SCORES_BYTES * MAX_ROWS + a->panel_bytes;
+  return queries_bytes(a, MAX_ROWS) + sums_bytes(a, MAX_ROWS) + SCORES_BYTES * MAX_ROWS + a->panel_bytes +
+         a->waves_bytes * (MAX_ROWS + 2);
 }
 
 static struct queries queries_at(const oscar_attention *a, int rows, void *block) {
@@ -155,6 +167,7 @@ static void measure(oscar_attention *a) {
     if (keys) {
       a->mapped_bytes = larger(a->mapped_bytes, sizeof(float) * (size_t)form_rows(keys));
       a->prepared_bytes = larger(a->prepared_bytes, a->kernels->prepared_bytes(keys));
+      a->waves_bytes = larger(a->waves_bytes, round_up(sizeof(float) * 2 * (size_t)keys->rotating_pairs, 64));
     }
     a->out_bytes = larger(a->out_bytes, sizeof(float) * (size_t)layer.stride);
     a->panel_bytes = larger(a->panel_bytes, sizeof(float) * panel_floats(g->head_dim, keys, values));
@@ -351,6 +364,36 @@ static void map_queries(const oscar_attention *a, const struct layer *layer, con
   }
 }
 
+/* ---- the rotating mean ---- */
+
+enum { ANCHOR_PAGES = 64 }; /* pages after which turns start over from an exact angle: they round by 1e-7 each */
+
+static struct waves waves_at(const oscar_attention *a, const struct layer *layer, const struct tile *tile, void *memory) {
+  struct waves w = {.page = -1, .pairs = tile->mapped ? layer->keys.rotating_pairs : 0};
+  if (w.pairs == 0) return w;
+  w.codec = oscar_codec_set_get(a->geometry->codecs, layer->index, tile->kv_head, OSCAR_KEYS);
+  w.turn = memory;
+  w.anchor = (float *)(void *)((uint8_t *)memory + a->waves_bytes);
+  w.at_page = (float *)(void *)((uint8_t *)memory + 2 * a->waves_bytes);
+  for (int k = 0; k < w.pairs; k++)
+    rope_page_angle(w.codec->spec.rope, w.codec->spec.rotating_pair[k], 1, w.turn + k, w.turn + w.pairs + k);
+  return w;
+}
+
+/* Brings the amplitudes to a page: one turn from the page before, or all the way from position 0. */
+static void move_waves(const oscar_attention *a, const struct layer *layer, const struct query_rows *queries, int64_t page,
+                       struct waves *w) {
+  if (w->page >= 0 && page == w->page + 1 && page % ANCHOR_PAGES != 0) {
+    a->kernels->turn_waves(queries->rows, w->pairs, w->turn, w->at_page, 2 * w->pairs, w->at_page);
+  } else {
+    for (int k = 0; k < w->pairs; k++)
+      rope_page_angle(w->codec->spec.rope, w->codec->spec.rotating_pair[k], page, w->anchor + k, w->anchor + w->pairs + k);
+    a->kernels->turn_waves(queries->rows, w->pairs, w->anchor, queries->mapped + form_rotating_row(&layer->keys),
+                           form_rows(&layer->keys), w->at_page);
+  }
+  w->page = page;
+}
+
 static void clear_sums(const struct layer *layer, int rows, struct sums sums) {
   for (int r = 0; r < rows; r++) sums.states[r] = (struct softmax_state){.max = -INFINITY};
   memset(sums.out, 0, sizeof *sums.out * (size_t)rows * (size_t)layer->stride);
@@ -408,12 +451,18 @@ static void prefetch_page(const struct layer *layer, struct page_part part) {
 }
 
 static void read_page(const oscar_attention *a, const struct layer *layer, const struct tile *tile, int64_t page,
-                      struct page_part part, const struct query_rows *queries, struct sums sums, float *scores, float *panel) {
+                      struct page_part part, const struct query_rows *queries, struct waves *waves, struct sums sums,
+                      float *scores, float *panel) {
   const struct attention_kernels *kernels = a->kernels;
   int d = a->geometry->head_dim, stride = layer->stride;
-  if (part.coded)
+  if (part.coded) {
     kernels->score_coded(queries, &layer->keys, part.keys, scores, panel);
-  else
+    if (waves->pairs > 0) {
+      move_waves(a, layer, queries, page, waves);
+      kernels->score_waves(queries->rows, waves->pairs, waves->at_page, waves->codec->spec.rope->table,
+                           waves->codec->spec.rotating_pair, scores);
+    }
+  } else
     kernels->score_exact(queries, (const uint16_t *)(const void *)part.keys, scores, panel);
   int tokens = set_ranges(a, layer, tile, page, sums.states);
   kernels->softmax(queries->rows, scores, sums.states);
@@ -465,10 +514,11 @@ static void run_piece(const oscar_attention *a, const struct layer *layer, const
   int64_t begin = tile->page_begin + pages * piece.part / tile->parts;
   int64_t end = tile->page_begin + pages * (piece.part + 1) / tile->parts;
   clear_sums(layer, queries.rows, sums);
+  struct waves waves = waves_at(a, layer, tile, (uint8_t *)panel + a->panel_bytes);
   struct page_part part = find_page(a, layer, tile, begin), next = part;
   for (int64_t page = begin; page < end; page++, part = next) {
     if (page + 1 < end) prefetch_page(layer, next = find_page(a, layer, tile, page + 1));
-    read_page(a, layer, tile, page, part, &queries, sums, scores, panel);
+    read_page(a, layer, tile, page, part, &queries, &waves, sums, scores, panel);
   }
   if (whole) finish_tile(a, layer, tile, sums);
 }

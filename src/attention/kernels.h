@@ -12,8 +12,12 @@
 
 #define MAX_ROWS 64
 
-/* Rows of the map of a codec of this form (codec.h): C crumbs, groups offsets, the mean, padding. */
-static inline int form_rows(const struct side_form *f) { return (int)round_up((size_t)(f->crumbs + f->groups + 1), 16); }
+/* Rows of the map of a codec of this form (codec.h): C crumbs, groups offsets, the mean, rotating pairs, padding. */
+static inline int form_rows(const struct side_form *f) {
+  return (int)round_up((size_t)(f->crumbs + f->groups + 1 + 2 * f->rotating_pairs), 16);
+}
+/* The first of the rotating pairs' rows. */
+static inline int form_rotating_row(const struct side_form *f) { return f->crumbs + f->groups + 1; }
 
 /* Queries of a tile. */
 struct query_rows {
@@ -42,6 +46,14 @@ struct attention_kernels {
   void (*score_coded)(const struct query_rows *queries, const struct side_form *form, const uint8_t *keys, float *scores,
                       float *panel);
 
+  /* The rotating mean's part of the scores of a coded page. `waves` [rows][2 pairs]: for every pair the amplitudes of cos, then
+   * for every pair those of sin, as they are at the page's first token.
+   * turn_waves: waves at an angle -> waves at that angle plus (turn[k] = cos, turn[pairs + k] = sin) further on.
+   * score_waves: scores [rows][64] += sum over pairs of the amplitudes times the pair's cos and sin at the page's places:
+   * table [pair][cos, sin][64] (rope.h), of which pair[k] is used. */
+  void (*turn_waves)(int rows, int pairs, const float *turn, const float *from, int from_stride, float *waves);
+  void (*score_waves)(int rows, int pairs, const float *waves, const float *table, const uint16_t *pair, float *scores);
+
   /* scores [rows][64] become probabilities exp(score - new max), 0 outside [lo, hi); max and sum are brought forward. */
   void (*softmax)(int rows, float *scores, struct softmax_state *states);
 
@@ -66,11 +78,13 @@ static inline size_t panel_floats(int head_dim, const struct side_form *keys, co
   return (size_t)PAGE_TOKENS * (size_t)width;
 }
 
-/* Metadata of 16 tokens: value 0 is s, value 1 is z. */
+/* Metadata of 16 tokens: value 0 is s, value 1 is z; with log gains (meta_values 0) there is one word for all groups. */
 static inline const uint16_t *tile_meta(const struct side_form *f, const uint8_t *side, int tile, int group, int value) {
   const uint16_t *meta = (const uint16_t *)(const void *)(side + side_code_bytes(f));
-  return meta + ((tile * f->groups + group) * f->meta_values + value) * 16;
+  return meta + (tile * side_meta_words(f) + group * f->meta_values + value) * 16;
 }
+/* First crumb of a group. */
+static inline int form_group_begin(const struct side_form *f, int group) { return group_begin(f->crumbs, f->groups, group); }
 
 extern const struct attention_kernels attention_kernels_portable;
 #if defined(__x86_64__)

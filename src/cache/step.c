@@ -131,11 +131,11 @@ static struct scratch scratch_of(const oscar_cache *c, int thread) {
 }
 
 /* One side of one head of a page. Returns the row that cannot be encoded, or PAGE_TOKENS. */
-static int encode_side(const oscar_codec *codec, const struct side_form *form, oscar_side side, const uint16_t *exact,
-                       struct scratch t, uint8_t *packed) {
+static int encode_side(const oscar_codec *codec, const struct side_form *form, oscar_side side, int64_t page,
+                       const uint16_t *exact, struct scratch t, uint8_t *packed) {
   const size_t d = (size_t)codec->spec.head_dim, channels = (size_t)codec->spec.channels;
   for (size_t i = 0; i < PAGE_TOKENS * d; i++) t.x[i] = bf16_to_f32(exact[i]);
-  codec_project(codec, PAGE_TOKENS, t.x, d, t.y);
+  codec_project(codec, page * PAGE_TOKENS, PAGE_TOKENS, t.x, d, t.y);
   for (int row = 0; row < PAGE_TOKENS; row++)
     if (!codec_quantize_row(codec, t.y + (size_t)row * channels, t.rows + (size_t)row * codec->row_bytes)) return row;
   page_pack(form, side, t.rows, packed);
@@ -160,7 +160,7 @@ static int64_t encode_pages(const oscar_sequence *s, int layer) {
     if (!entry_is_being_encoded(c, entry)) continue;
     const uint16_t *exact = (const uint16_t *)(const void *)exact_memory(c, layer, entry->exact, head);
     if (side == OSCAR_VALUES) exact += PAGE_TOKENS * g->head_dim;
-    int row = encode_side(oscar_codec_set_get(g->codecs, layer, head, side), &part->form[side], side, exact,
+    int row = encode_side(oscar_codec_set_get(g->codecs, layer, head, side), &part->form[side], side, page, exact,
                           scratch_of(c, omp_get_thread_num()), coded_memory(c, layer, entry->coded, head, side));
     if (row < PAGE_TOKENS) bad = min64(bad, 2 * ((page * PAGE_TOKENS + row) * heads + head) + side);
   }

@@ -21,6 +21,9 @@ float codec_gaussian_error(int crumbs) {
   return error[crumbs];
 }
 
+const float log_gain_table[16] = {0.25f, 0.29730178f, 0.35355339f, 0.42044821f, 0.5f, 0.59460356f, 0.70710678f, 0.84089642f,
+                                  1.0f,  1.18920712f, 1.41421356f, 1.68179283f, 2.0f, 2.37841423f, 2.82842712f, 3.36358566f};
+
 /* ---- validation ---- */
 
 static oscar_status check_finite(oscar_context *context, const char *name, const float *values, size_t n) {
@@ -37,9 +40,12 @@ static oscar_status check_scalars(oscar_context *context, const oscar_codec_spec
   if (spec->channels < 1 || spec->channels > spec->head_dim)
     return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: channels %d is not from 1 to head_dim (%d)", spec->channels,
                      spec->head_dim);
-  if (spec->form != OSCAR_ROW_GAIN && spec->form != OSCAR_ROW_SCALE_ZERO)
-    return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: form %d is neither GAIN (0) nor SCALE_ZERO (1)",
+  if (spec->form != OSCAR_ROW_GAIN && spec->form != OSCAR_ROW_SCALE_ZERO && spec->form != OSCAR_ROW_LOG_GAINS)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: form %d is neither GAIN (0), SCALE_ZERO (1) nor LOG_GAINS (2)",
                      (int)spec->form);
+  if (spec->form == OSCAR_ROW_LOG_GAINS && spec->groups > OSCAR_MAX_LOG_GAINS)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: %d groups of log gains; a row's word holds %d", spec->groups,
+                     OSCAR_MAX_LOG_GAINS);
   if (spec->groups < 1) return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: groups %d is not positive", spec->groups);
   if (spec->form == OSCAR_ROW_SCALE_ZERO && !(spec->clip_ratio > 0 && spec->clip_ratio <= 1))
     return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: clip_ratio %g is not above 0 and at most 1",
@@ -67,9 +73,9 @@ static oscar_status check_crumbs(oscar_context *context, const oscar_codec_spec 
   }
   if (sum == 0 || sum % 16)
     return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: %d crumbs a row are not a positive multiple of 16", sum);
-  if (sum % spec->groups || sum / spec->groups % 16)
-    return set_error(context, OSCAR_INVALID_ARGUMENT,
-                     "codec spec: %d groups do not cut %d crumbs into equal runs of a multiple of 16", spec->groups, sum);
+  if (spec->groups > sum / 16)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: %d groups are more than the %d blocks of 16 crumbs",
+                     spec->groups, sum / 16);
   *total = sum;
   return OSCAR_OK;
 }
@@ -83,6 +89,22 @@ static oscar_status check_steps(oscar_context *context, const oscar_codec_spec *
   return status;
 }
 
+static oscar_status check_rotating(oscar_context *context, const oscar_codec_spec *spec) {
+  if (!spec->rope) {
+    if (spec->rotating_pairs == 0) return OSCAR_OK;
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: %d rotating pairs without a rope", spec->rotating_pairs);
+  }
+  int pairs = spec->rope->spec.rotary_dim / 2;
+  if (spec->rope->spec.rotary_dim > spec->head_dim || spec->rotating_pairs < 1 || spec->rotating_pairs > pairs)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: %d rotating pairs of a rope over %d channels in a head of %d",
+                     spec->rotating_pairs, spec->rope->spec.rotary_dim, spec->head_dim);
+  for (int k = 0; k < spec->rotating_pairs; k++)
+    if (spec->rotating_pair[k] >= pairs || (k > 0 && spec->rotating_pair[k] <= spec->rotating_pair[k - 1]))
+      return set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: rotating_pair[%d] = %d; expected ascending numbers below %d",
+                       k, spec->rotating_pair[k], pairs);
+  return check_finite(context, "rotating_mean", spec->rotating_mean, (size_t)spec->rotating_pairs * 2);
+}
+
 static oscar_status check_spec(oscar_context *context, const oscar_codec_spec *spec, int *total) {
   oscar_status status = check_scalars(context, spec);
   if (status == OSCAR_OK) status = check_crumbs(context, spec, total);
@@ -91,7 +113,7 @@ static oscar_status check_spec(oscar_context *context, const oscar_codec_spec *s
   if (status == OSCAR_OK) status = check_finite(context, "mean", spec->mean, d);
   if (status == OSCAR_OK) status = check_finite(context, "encode", spec->encode, d * m);
   if (status == OSCAR_OK) status = check_finite(context, "decode", spec->decode, d * m);
-  return status;
+  return status == OSCAR_OK ? check_rotating(context, spec) : status;
 }
 
 /* ---- storage ---- */
@@ -105,8 +127,9 @@ static void *take(void *block, size_t *offset, size_t bytes) {
 
 struct arrays {
   uint8_t *crumbs;
-  float *steps, *mean, *encode, *decode, *map, *levels, *inverse_sigma;
-  int *group_channel;
+  float *steps, *mean, *encode, *decode, *map, *levels, *inverse_sigma, *rotating_mean;
+  int *group_channel, *rotating_channel;
+  uint16_t *rotating_pair;
 };
 
 static size_t lay_out(const oscar_codec *codec, void *block, struct arrays *a) {
@@ -120,6 +143,10 @@ static size_t lay_out(const oscar_codec *codec, void *block, struct arrays *a) {
   a->levels = take(block, &offset, m * sizeof(float));
   a->inverse_sigma = take(block, &offset, m * sizeof(float));
   a->group_channel = take(block, &offset, ((size_t)codec->spec.groups + 1) * sizeof(int));
+  size_t rotating = (size_t)codec->spec.rotating_pairs;
+  a->rotating_pair = take(block, &offset, rotating * sizeof *a->rotating_pair);
+  a->rotating_mean = take(block, &offset, rotating * 2 * sizeof(float));
+  a->rotating_channel = take(block, &offset, rotating * 2 * sizeof(int));
   return offset;
 }
 
@@ -134,16 +161,22 @@ static void fill_arrays(const oscar_codec_spec *from, struct arrays *a) {
     for (size_t i = 0; i < m; i++) a->encode[k * m + i] = from->encode ? from->encode[k * m + i] : k == i ? 1.0f : 0.0f;
   for (size_t i = 0; i < m; i++)
     for (size_t k = 0; k < d; k++) a->decode[i * d + k] = from->decode ? from->decode[i * d + k] : a->encode[k * m + i];
+  for (int k = 0; k < from->rotating_pairs; k++) {
+    a->rotating_pair[k] = from->rotating_pair[k];
+    memcpy(a->rotating_mean + 2 * k, from->rotating_mean + 2 * k, 2 * sizeof(float));
+    a->rotating_channel[2 * k] = rope_first(&from->rope->spec, from->rotating_pair[k]);
+    a->rotating_channel[2 * k + 1] = rope_second(&from->rope->spec, from->rotating_pair[k]);
+  }
 }
 
 /* false if a channel would be split. A channel without crumbs belongs to the group of the channel before it. */
 static bool find_groups(const oscar_codec_spec *spec, int total, int *group_channel) {
-  int run = total / spec->groups, crumbs = 0, opened = 0;
+  int crumbs = 0, opened = 0;
   for (int i = 0; i < spec->channels; i++) {
     int n = crumbs_of(spec, i);
-    if (n > 0 && crumbs == opened * run) group_channel[opened++] = i;
+    if (n > 0 && crumbs == group_begin(total, spec->groups, opened)) group_channel[opened++] = i;
     crumbs += n;
-    if (crumbs > opened * run) return false;
+    if (crumbs > group_begin(total, spec->groups, opened)) return false;
   }
   group_channel[0] = 0;
   group_channel[spec->groups] = spec->channels;
@@ -177,11 +210,20 @@ static void fill_map(const oscar_codec *codec, float *map) {
         add_scaled(row, decode, ldexp(step, 2 * j), d);
         store_row(crumb_row, row, d);
       }
-      if (spec->crumbs[i] > 0) add_scaled(offset, decode, spec->form == OSCAR_ROW_GAIN ? step * (levels - 1) / 2 : step, d);
+      if (spec->crumbs[i] > 0) add_scaled(offset, decode, spec->form == OSCAR_ROW_SCALE_ZERO ? step : step * (levels - 1) / 2, d);
     }
     store_row(group_row, offset, d);
   }
   memcpy(group_row, spec->mean, stride * sizeof(float));
+  group_row += stride;
+  for (int k = 0; k < spec->rotating_pairs; k++, group_row += stride) {
+    const int *channel = codec->rotating_channel + 2 * k;
+    const float *b = spec->rotating_mean + 2 * k;
+    float *turned = group_row + (size_t)spec->rotating_pairs * stride;
+    group_row[channel[0]] = turned[channel[1]] = b[0];
+    group_row[channel[1]] = b[1];
+    turned[channel[0]] = -b[1];
+  }
 }
 
 /* ---- the object ---- */
@@ -198,8 +240,9 @@ oscar_status oscar_codec_create(oscar_context *context, const oscar_codec_spec *
   c->references = 1;
   c->spec = *spec;
   c->crumbs = total;
-  c->map_rows = (int)round_up((size_t)(total + spec->groups + 1), 16);
-  c->row_bytes = (size_t)total / 4 + (size_t)2 * (size_t)spec->groups * (size_t)codec_meta_values(c);
+  c->map_rows = (int)round_up((size_t)(total + spec->groups + 1 + 2 * spec->rotating_pairs), 16);
+  c->row_bytes = (size_t)total / 4 + (size_t)2 * (size_t)meta_words(spec->groups, codec_meta_values(c));
+  oscar_rope_retain(c->spec.rope);
 
   struct arrays a;
   size_t bytes = lay_out(c, NULL, &a);
@@ -211,9 +254,9 @@ oscar_status oscar_codec_create(oscar_context *context, const oscar_codec_spec *
   lay_out(c, c->storage, &a);
   fill_arrays(spec, &a);
   if (!find_groups(spec, total, a.group_channel)) {
-    status =
-        set_error(context, OSCAR_INVALID_ARGUMENT, "codec spec: a border of the %d groups (every %d crumbs) splits a channel",
-                  spec->groups, total / spec->groups);
+    status = set_error(context, OSCAR_INVALID_ARGUMENT,
+                       "codec spec: a border of the %d groups (about every %d crumbs) splits a channel", spec->groups,
+                       total / spec->groups);
     goto failed;
   }
   c->spec.crumbs = a.crumbs;
@@ -225,6 +268,9 @@ oscar_status oscar_codec_create(oscar_context *context, const oscar_codec_spec *
   c->levels = a.levels;
   c->inverse_sigma = a.inverse_sigma;
   c->group_channel = a.group_channel;
+  c->spec.rotating_pair = a.rotating_pair;
+  c->spec.rotating_mean = a.rotating_mean;
+  c->rotating_channel = a.rotating_channel;
   fill_map(c, a.map);
   status = check_finite(context, "map (decode x steps x 4^digit)", c->map, (size_t)c->map_rows * (size_t)c->spec.head_dim);
   if (status != OSCAR_OK) goto failed;
@@ -243,6 +289,7 @@ oscar_codec *oscar_codec_retain(oscar_codec *codec) {
 void oscar_codec_release(oscar_codec *codec) {
   if (!codec || --codec->references > 0) return;
   oscar_context *context = codec->context;
+  oscar_rope_release(codec->spec.rope);
   mem_free(context, codec->storage);
   mem_free(context, codec);
 }

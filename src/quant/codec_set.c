@@ -104,6 +104,13 @@ static oscar_status check_layer_side(const oscar_codec_set *set, int layer, osca
     if (!codec)
       return set_error(set->context, OSCAR_INVALID_ARGUMENT, "codec set: layer %d, KV head %d, %s: no codec is assigned", layer,
                        head, name);
+    if (side == OSCAR_VALUES && codec->spec.rope)
+      return set_error(set->context, OSCAR_INVALID_ARGUMENT, "codec set: layer %d, KV head %d: values with a rotating mean",
+                       layer, head);
+    if (codec->spec.rotating_pairs != first->spec.rotating_pairs || !rope_equal(codec->spec.rope, first->spec.rope))
+      return set_error(set->context, OSCAR_INVALID_ARGUMENT,
+                       "codec set: layer %d, keys: KV head %d has %d rotating pairs, head 0 has %d, or they turn differently",
+                       layer, head, codec->spec.rotating_pairs, first->spec.rotating_pairs);
     if (codec->crumbs != first->crumbs || codec->spec.form != first->spec.form || codec->spec.groups != first->spec.groups)
       return set_error(set->context, OSCAR_INVALID_ARGUMENT,
                        "codec set: layer %d, %s: KV head %d has %d crumbs, form %d, %d groups, but head 0 has %d, %d, %d", layer,

@@ -12,9 +12,7 @@
 
 typedef uint8_t block[16][16]; /* [token in tile][crumb in group of 16] */
 
-static size_t row_bytes_of(const struct side_form *f) {
-  return (size_t)f->crumbs / 4 + (size_t)2 * (size_t)f->groups * (size_t)f->meta_values;
-}
+static size_t row_bytes_of(const struct side_form *f) { return (size_t)f->crumbs / 4 + (size_t)2 * (size_t)side_meta_words(f); }
 
 static void read_rows(const uint8_t *rows, size_t row_bytes, int quarter, int first_crumb, block b) {
   for (int c = 0; c < 16; c++) {
@@ -58,7 +56,7 @@ static void unpack_values(const uint8_t *vector, block b) {
 
 void page_pack(const struct side_form *f, oscar_side side, const uint8_t *canonical, uint8_t *packed) {
   size_t row_bytes = row_bytes_of(f);
-  int quarter = f->crumbs / 4, values = f->groups * f->meta_values;
+  int quarter = f->crumbs / 4, words = side_meta_words(f);
   uint8_t *meta = packed + side_code_bytes(f);
   for (int tile = 0; tile < TILES; tile++) {
     const uint8_t *rows = canonical + (size_t)tile * TILE_TOKENS * row_bytes;
@@ -70,7 +68,7 @@ void page_pack(const struct side_form *f, oscar_side side, const uint8_t *canoni
       else
         pack_values(b, packed);
     }
-    for (int v = 0; v < values; v++)
+    for (int v = 0; v < words; v++)
       for (int t = 0; t < TILE_TOKENS; t++) {
         const uint8_t *from = rows + (size_t)t * row_bytes + quarter + 2 * v;
         *meta++ = from[0];
@@ -81,7 +79,7 @@ void page_pack(const struct side_form *f, oscar_side side, const uint8_t *canoni
 
 void page_unpack(const struct side_form *f, oscar_side side, const uint8_t *packed, uint8_t *canonical) {
   size_t row_bytes = row_bytes_of(f);
-  int quarter = f->crumbs / 4, values = f->groups * f->meta_values;
+  int quarter = f->crumbs / 4, words = side_meta_words(f);
   const uint8_t *meta = packed + side_code_bytes(f);
   for (int tile = 0; tile < TILES; tile++) {
     uint8_t *rows = canonical + (size_t)tile * TILE_TOKENS * row_bytes;
@@ -95,7 +93,7 @@ void page_unpack(const struct side_form *f, oscar_side side, const uint8_t *pack
         unpack_values(packed, b);
       write_rows(rows, row_bytes, quarter, c, b);
     }
-    for (int v = 0; v < values; v++)
+    for (int v = 0; v < words; v++)
       for (int t = 0; t < TILE_TOKENS; t++) {
         uint8_t *to = rows + (size_t)t * row_bytes + quarter + 2 * v;
         to[0] = *meta++;

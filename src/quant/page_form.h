@@ -6,8 +6,7 @@
  * masks into the operand of a byte dot product or, shifted by 8k + 2j, into 16 integers. keys    [tile 0..3][C/16][lane = token
  * in tile][4 bytes]: byte k of a lane, bits 2j, is crumb 16 g + 4 j + k of that token values  [tile 0..3][C/16][lane = crumb in
  * group g][4 bytes]: byte k, bits 2j, is that crumb of token 4 j + k of the tile metadata, after the codes of the side: [tile
- * 0..3][group][meta value: s (, z)][16 tokens] fp16 Bytes of a side: 64 (C/4) + 64 * 2 * groups * meta_values: the same as 64
- * canonical rows.
+ * 0..3][word of a row, in canonical order][16 tokens]. Bytes of a side: 64 (C/4) + 64 * 2 * words: the same as 64 canonical rows.
  */
 #ifndef OSCAR_PAGE_FORM_H
 #define OSCAR_PAGE_FORM_H
@@ -17,16 +16,17 @@
 struct side_form { /* what a kernel needs to know of a side; the same for all heads of a layer */
   int crumbs;      /* C */
   int groups;
-  int meta_values; /* 1: s, 2: s and z */
+  int meta_values;    /* per group: 1: s, 2: s and z, fp16; 0: one word for all groups, their log gains (oscar/codec.h) */
+  int rotating_pairs; /* of the mean; keys only */
 };
 
 static inline struct side_form side_form_of(const oscar_codec *codec) {
-  return (struct side_form){codec->crumbs, codec->spec.groups, codec_meta_values(codec)};
+  return (struct side_form){codec->crumbs, codec->spec.groups, codec_meta_values(codec), codec->spec.rotating_pairs};
 }
+/* 16-bit words of metadata in a row. */
+static inline int side_meta_words(const struct side_form *f) { return meta_words(f->groups, f->meta_values); }
 static inline size_t side_code_bytes(const struct side_form *f) { return (size_t)PAGE_TOKENS * (size_t)f->crumbs / 4; }
-static inline size_t side_meta_bytes(const struct side_form *f) {
-  return (size_t)PAGE_TOKENS * 2 * (size_t)f->groups * (size_t)f->meta_values;
-}
+static inline size_t side_meta_bytes(const struct side_form *f) { return (size_t)PAGE_TOKENS * 2 * (size_t)side_meta_words(f); }
 static inline size_t side_bytes(const struct side_form *f) { return side_code_bytes(f) + side_meta_bytes(f); }
 
 /* canonical: [64][row_bytes]; packed: side_bytes(f) bytes, 64-byte aligned. */

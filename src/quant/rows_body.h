@@ -60,7 +60,29 @@ static void multiply_block(int rows, const float *in, int n, const float *matrix
 
 static int smaller(int a, int b) { return a < b ? a : b; }
 
-static void project(const oscar_codec *codec, int n, const float *x, size_t x_stride, float *y) {
+/* rows [n][stride] += sign * the rotating mean at positions position .. position + n - 1, n <= BLOCK_ROWS. The angle of a row is
+ * that of its page plus that of its place in it (quant/rope.h). */
+static void add_rotating_mean(const oscar_codec *codec, int64_t position, int n, float sign, float *rows, size_t stride) {
+  const oscar_codec_spec *spec = &codec->spec;
+  for (int k = 0; k < spec->rotating_pairs; k++) {
+    const int *channel = codec->rotating_channel + 2 * k;
+    const float *b = spec->rotating_mean + 2 * k, *table = rope_cosines(spec->rope, spec->rotating_pair[k]);
+    float b1 = 0, b2 = 0, cosine, sine;
+    for (int r = 0; r < n; r++) {
+      int place = (int)((position + r) % PAGE_TOKENS);
+      if (r == 0 || place == 0) {
+        rope_page_angle(spec->rope, spec->rotating_pair[k], (position + r) / PAGE_TOKENS, &cosine, &sine);
+        b1 = sign * (b[0] * cosine - b[1] * sine);
+        b2 = sign * (b[0] * sine + b[1] * cosine);
+      }
+      float c = table[place], s = table[PAGE_TOKENS + place], *row = rows + (size_t)r * stride;
+      row[channel[0]] += b1 * c - b2 * s;
+      row[channel[1]] += b1 * s + b2 * c;
+    }
+  }
+}
+
+static void project(const oscar_codec *codec, int64_t position, int n, const float *x, size_t x_stride, float *y) {
   static const float zeros[OSCAR_MAX_HEAD_DIM];
   const oscar_codec_spec *spec = &codec->spec;
   int d = spec->head_dim, m = spec->channels;
@@ -71,18 +93,19 @@ static void project(const oscar_codec *codec, int n, const float *x, size_t x_st
       const float *from = x + (size_t)(first + r) * x_stride;
       for (int k = 0; k < d; k++) centred[(size_t)r * (size_t)d + (size_t)k] = from[k] - spec->mean[k];
     }
+    add_rotating_mean(codec, position + first, rows, -1, centred, (size_t)d);
     multiply_block(rows, centred, d, spec->encode, m, zeros, y + (size_t)first * (size_t)m, (size_t)m);
   }
 }
 
 /* ---- metadata ---- */
 
-static void store_f16(uint8_t *to, uint16_t h) {
+static void store_word(uint8_t *to, uint16_t h) {
   to[0] = (uint8_t)(h & 0xFF);
   to[1] = (uint8_t)(h >> 8);
 }
 
-static uint16_t load_f16(const uint8_t *from) { return (uint16_t)(from[0] | from[1] << 8); }
+static uint16_t load_word(const uint8_t *from) { return (uint16_t)(from[0] | from[1] << 8); }
 
 static bool f16_finite(uint16_t h) { return (h & 0x7C00) != 0x7C00; }
 
@@ -151,8 +174,8 @@ static bool quantize_scale_zero(const oscar_codec *codec, int first, int last, c
   }
   uint16_t scale, zero;
   if (!isfinite(high - low) || !scale_and_zero(low, high, levels, &scale, &zero)) return false;
-  store_f16(meta, scale);
-  store_f16(meta + 2, zero);
+  store_word(meta, scale);
+  store_word(meta + 2, zero);
   float s = f16_to_f32(scale), z = f16_to_f32(zero), top = levels - 1;
   for (int i = 0; i < n; i++) codes[first + i] = clamp_floor(t[i] / s + z + 0.5f, top);
   return true;
@@ -215,9 +238,46 @@ static bool quantize_gain(const oscar_codec *codec, int first, int last, const f
   }
   uint16_t stored = f32_to_f16(s);
   if (!f16_finite(stored)) return false;
-  store_f16(meta, stored);
+  store_word(meta, stored);
   gain_codes(&g, f16_to_f32(stored), codes + first);
   return true;
+}
+
+/* ---- LOG_GAINS ---- */
+
+static double squared_error(const struct group *g, float s, const uint8_t *codes) {
+  float e[OSCAR_MAX_HEAD_DIM];
+  for (int i = 0; i < g->n; i++) e[i] = g->y[i] - s * g->steps[i] * ((float)codes[i] - (g->levels[i] - 1) / 2);
+  return dot(e, e, g->n);
+}
+
+/* All sixteen gains are tried: that costs about as much as the projection, once per row. */
+static void quantize_log_gain(const oscar_codec *codec, int p, const float *y, uint8_t *codes, uint16_t *word) {
+  int first = codec->group_channel[p];
+  struct group g;
+  g.n = codec->group_channel[p + 1] - first;
+  g.y = y + first;
+  g.steps = codec->spec.steps + first;
+  g.levels = codec->levels + first;
+  for (int i = 0; i < g.n; i++) g.t[i] = g.y[i] / g.steps[i];
+  uint8_t tried[OSCAR_MAX_HEAD_DIM];
+  double least = INFINITY;
+  unsigned best = 0;
+  for (unsigned k = 0; k < 16; k++) {
+    gain_codes(&g, log_gain_table[k], tried);
+    double error = squared_error(&g, log_gain_table[k], tried);
+    if (!(error < least)) continue;
+    least = error;
+    best = k;
+    memcpy(codes + first, tried, (size_t)g.n);
+  }
+  *word = (uint16_t)(*word | best << 4 * p);
+}
+
+static void quantize_log_gains(const oscar_codec *codec, const float *y, uint8_t *codes, uint8_t *meta) {
+  uint16_t word = 0;
+  for (int p = 0; p < codec->spec.groups; p++) quantize_log_gain(codec, p, y, codes, &word);
+  store_word(meta, word);
 }
 
 /* ---- a row ---- */
@@ -259,7 +319,8 @@ static bool quantize_row(const oscar_codec *codec, float *y, uint8_t *row) {
   }
   uint8_t codes[OSCAR_MAX_HEAD_DIM];
   uint8_t *meta = row + codec->crumbs / 4;
-  for (int p = 0; p < spec->groups; p++, meta += 2 * codec_meta_values(codec))
+  if (spec->form == OSCAR_ROW_LOG_GAINS) quantize_log_gains(codec, y, codes, meta);
+  for (int p = 0; p < spec->groups && spec->form != OSCAR_ROW_LOG_GAINS; p++, meta += 2 * codec_meta_values(codec))
     if (!quantize(codec, codec->group_channel[p], codec->group_channel[p + 1], y, codes, meta)) return false;
   write_crumbs(codec, codes, row);
   return true;
@@ -267,13 +328,20 @@ static bool quantize_row(const oscar_codec *codec, float *y, uint8_t *row) {
 
 /* ---- decoding ---- */
 
+/* Scale and offset factor of group p; the offset is in units of the steps where it is one for all channels. */
+static float scale_of_group(const oscar_codec *codec, const uint8_t *meta, int p) {
+  if (codec->spec.form == OSCAR_ROW_LOG_GAINS) return log_gain(load_word(meta), p);
+  return f16_to_f32(load_word(meta + 2 * p * codec_meta_values(codec)));
+}
+
 static void decode_row(const oscar_codec *codec, const uint8_t *row, float *y) {
   const oscar_codec_spec *spec = &codec->spec;
   uint8_t codes[OSCAR_MAX_HEAD_DIM];
   read_codes(codec, row, codes);
   const uint8_t *meta = row + codec->crumbs / 4;
-  for (int p = 0; p < spec->groups; p++, meta += 2 * codec_meta_values(codec)) {
-    float s = f16_to_f32(load_f16(meta)), z = spec->form == OSCAR_ROW_SCALE_ZERO ? f16_to_f32(load_f16(meta + 2)) : 0;
+  for (int p = 0; p < spec->groups; p++) {
+    float s = scale_of_group(codec, meta, p),
+          z = spec->form == OSCAR_ROW_SCALE_ZERO ? f16_to_f32(load_word(meta + 4 * p + 2)) : 0;
     for (int i = codec->group_channel[p]; i < codec->group_channel[p + 1]; i++) {
       float offset = spec->form == OSCAR_ROW_SCALE_ZERO ? z : (codec->levels[i] - 1) / 2;
       y[i] = s * spec->steps[i] * ((float)codes[i] - offset);
@@ -281,14 +349,16 @@ static void decode_row(const oscar_codec *codec, const uint8_t *row, float *y) {
   }
 }
 
-static void decode(const oscar_codec *codec, int n, const uint8_t *rows, float *x, size_t x_stride) {
+static void decode(const oscar_codec *codec, int64_t position, int n, const uint8_t *rows, float *x, size_t x_stride) {
   const oscar_codec_spec *spec = &codec->spec;
   size_t m = (size_t)spec->channels;
   float y[BLOCK_ROWS * OSCAR_MAX_HEAD_DIM] = {0};
   for (int first = 0; first < n; first += BLOCK_ROWS) {
     int block = smaller(BLOCK_ROWS, n - first);
+    float *out = x + (size_t)first * x_stride;
     for (int r = 0; r < block; r++, rows += codec->row_bytes) decode_row(codec, rows, y + (size_t)r * m);
-    multiply_block(block, y, spec->channels, spec->decode, spec->head_dim, spec->mean, x + (size_t)first * x_stride, x_stride);
+    multiply_block(block, y, spec->channels, spec->decode, spec->head_dim, spec->mean, out, x_stride);
+    add_rotating_mean(codec, position + first, block, 1, out, x_stride);
   }
 }
 

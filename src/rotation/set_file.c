@@ -15,8 +15,9 @@
 #include <string.h>
 
 #define FORMAT_NAME    "oscar-codec-set"
-#define FORMAT_VERSION "1"
-#define NAME_BYTES     64
+#define FORMAT_VERSION "2" /* files of version 1 have no ropes and no log gains, and are read as well */
+#define NAME_BYTES     96
+#define MAX_ROPES      64 /* distinct ones in a file: models have one or two */
 
 static const char *const side_names[] = {"keys", "values"};
 
@@ -42,6 +43,12 @@ struct saver {
   uint8_t *form;              /* [codecs] */
   int32_t *groups, *channels; /* [codecs] */
   float *clip;                /* [codecs] */
+  int32_t *rope;              /* [codecs] number of its rope, -1: none */
+  int32_t *pairs;             /* [codecs][OSCAR_MAX_HEAD_DIM/2] rotating pairs; NULL while there is no rope */
+  int ropes;
+  const oscar_rope *distinct[MAX_ROPES];
+  uint8_t layouts[MAX_ROPES];
+  char rope_names[MAX_ROPES][NAME_BYTES];
   struct safetensor *tensors; /* [n] */
   char (*names)[NAME_BYTES];  /* of the codecs' arrays */
   size_t n, named;
@@ -146,9 +153,51 @@ static void add_bytes_of(struct saver *s, size_t home) {
     }
 }
 
+/* ---- ropes ---- */
+
+static oscar_status number_ropes(struct saver *s) {
+  size_t room = s->codecs * OSCAR_MAX_HEAD_DIM / 2;
+  s->rope = mem_alloc(s->context, s->codecs, sizeof *s->rope);
+  if (!s->rope) return OSCAR_NO_MEMORY;
+  for (size_t k = 0; k < s->codecs; k++) {
+    const oscar_rope *rope = codec_at(s->set, s->home[k])->spec.rope;
+    int r = 0;
+    while (rope && r < s->ropes && !rope_equal(rope, s->distinct[r])) r++;
+    if (r == MAX_ROPES)
+      return set_error(s->context, OSCAR_UNSUPPORTED, "a codec set with more than %d ropes cannot be stored", MAX_ROPES);
+    if (rope && r == s->ropes) {
+      s->layouts[r] = (uint8_t)rope->spec.layout;
+      s->distinct[s->ropes++] = rope;
+    }
+    s->rope[k] = rope ? r : -1;
+  }
+  s->pairs = s->ropes ? mem_alloc(s->context, room, sizeof *s->pairs) : NULL;
+  return s->ropes && !s->pairs ? OSCAR_NO_MEMORY : OSCAR_OK;
+}
+
+static void add_ropes(struct saver *s) {
+  const int64_t codecs[] = {(int64_t)s->codecs};
+  if (!s->ropes) return;
+  add_tensor(s, "codecs.rope", SAFETENSOR_I32, 1, codecs, s->rope);
+  for (int r = 0; r < s->ropes; r++) {
+    const int64_t pairs[] = {s->distinct[r]->spec.rotary_dim / 2};
+    snprintf(s->rope_names[r], NAME_BYTES, "ropes.%d.frequencies", r);
+    add_tensor(s, s->rope_names[r], SAFETENSOR_F32, 1, pairs, s->distinct[r]->spec.frequencies);
+  }
+}
+
+static void add_rotating(struct saver *s, size_t k) {
+  const oscar_codec_spec *spec = oscar_codec_describe(codec_at(s->set, s->home[k]));
+  if (!spec->rope) return;
+  int32_t *pairs = s->pairs + k * OSCAR_MAX_HEAD_DIM / 2;
+  for (int i = 0; i < spec->rotating_pairs; i++) pairs[i] = spec->rotating_pair[i];
+  add_array(s, s->home[k], "rotating_pairs", SAFETENSOR_I32, 0, spec->rotating_pairs, pairs);
+  add_array(s, s->home[k], "rotating_mean", SAFETENSOR_F32, spec->rotating_pairs, 2, spec->rotating_mean);
+}
+
 static oscar_status collect(struct saver *s) {
   const oscar_codec_set_info *info = oscar_codec_set_describe(s->set);
-  enum { ARRAYS = 5, LISTS = 5 };
+  enum { ARRAYS = 7, LISTS = 7 + MAX_ROPES };
   s->form = mem_alloc(s->context, s->codecs, sizeof *s->form);
   s->groups = s->form ? mem_alloc(s->context, s->codecs, sizeof *s->groups) : NULL;
   s->channels = s->groups ? mem_alloc(s->context, s->codecs, sizeof *s->channels) : NULL;
@@ -156,6 +205,8 @@ static oscar_status collect(struct saver *s) {
   s->names = s->clip ? mem_alloc(s->context, s->codecs * ARRAYS, sizeof *s->names) : NULL;
   s->tensors = s->names ? mem_alloc(s->context, s->codecs * ARRAYS + LISTS, sizeof *s->tensors) : NULL;
   if (!s->tensors) return OSCAR_NO_MEMORY;
+  oscar_status status = number_ropes(s);
+  if (status != OSCAR_OK) return status;
   for (size_t k = 0; k < s->codecs; k++) {
     const oscar_codec_spec *spec = oscar_codec_describe(codec_at(s->set, s->home[k]));
     s->form[k] = (uint8_t)spec->form;
@@ -168,9 +219,13 @@ static oscar_status collect(struct saver *s) {
   add_tensor(s, "codecs.groups", SAFETENSOR_I32, 1, list, s->groups);
   add_tensor(s, "codecs.channels", SAFETENSOR_I32, 1, list, s->channels);
   add_tensor(s, "codecs.clip_ratio", SAFETENSOR_F32, 1, list, s->clip);
+  add_ropes(s);
   for (size_t k = 0; k < s->codecs; k++) add_floats_of(s, s->home[k]);
+  for (size_t k = 0; k < s->codecs; k++) add_rotating(s, k);
   add_tensor(s, "codecs.form", SAFETENSOR_U8, 1, list, s->form);
   for (size_t k = 0; k < s->codecs; k++) add_bytes_of(s, s->home[k]);
+  const int64_t ropes[] = {s->ropes};
+  if (s->ropes) add_tensor(s, "ropes.layout", SAFETENSOR_U8, 1, ropes, s->layouts);
   return OSCAR_OK;
 }
 
@@ -207,6 +262,8 @@ oscar_status oscar_codec_set_save(const oscar_codec_set *set, const char *path) 
   else
     file_writer_abort(context, &writer);
 out:
+  mem_free(context, s.pairs);
+  mem_free(context, s.rope);
   mem_free(context, s.tensors);
   mem_free(context, s.names);
   mem_free(context, s.clip);
@@ -227,9 +284,12 @@ struct loader {
   size_t bytes; /* of the file */
   size_t places, codecs;
   const struct safetensor *place, *form, *groups, *channels, *clip; /* [places] and [codecs] */
-  oscar_codec **made;                                               /* [codecs] */
-  size_t used;                                                      /* tensors that were looked at */
-  uint64_t codec_bytes;                                             /* that the codecs made so far take, about */
+  const struct safetensor *rope;                                    /* [codecs], or NULL: no ropes */
+  int ropes;
+  oscar_rope *made_ropes[MAX_ROPES];
+  oscar_codec **made;   /* [codecs] */
+  size_t used;          /* tensors that were looked at */
+  uint64_t codec_bytes; /* that the codecs made so far take, about */
 };
 
 static oscar_status read_geometry(struct loader *l, const char *key, int limit, int *value) {
@@ -247,8 +307,8 @@ static oscar_status read_metadata(struct loader *l) {
   const char *format = safetensors_metadata(&l->file, "format"), *version = safetensors_metadata(&l->file, "version");
   if (!format || strcmp(format, FORMAT_NAME) != 0)
     return set_error(l->context, OSCAR_FORMAT, "not a rotation file: its metadata has no format \"%s\"", FORMAT_NAME);
-  if (!version || strcmp(version, FORMAT_VERSION) != 0)
-    return set_error(l->context, OSCAR_UNSUPPORTED, "version \"%.32s\" of the format; this program reads version %s",
+  if (!version || (strcmp(version, FORMAT_VERSION) != 0 && strcmp(version, "1") != 0))
+    return set_error(l->context, OSCAR_UNSUPPORTED, "version \"%.32s\" of the format; this program reads versions 1 and %s",
                      version ? version : "", FORMAT_VERSION);
   oscar_status status = read_geometry(l, "layers", 1 << 20, &l->info.layers);
   if (status == OSCAR_OK) status = read_geometry(l, "kv_heads", 1 << 20, &l->info.kv_heads);
@@ -330,6 +390,63 @@ static oscar_status copy_array(struct loader *l, size_t place, const char *array
   return OSCAR_OK;
 }
 
+static oscar_status make_rope(struct loader *l, int r, uint8_t layout) {
+  char name[NAME_BYTES];
+  snprintf(name, sizeof name, "ropes.%d.frequencies", r);
+  const struct safetensor *t = safetensors_find(&l->file, name);
+  if (!t) return set_error(l->context, OSCAR_FORMAT, "tensor %s is missing", name);
+  l->used++;
+  if (t->dtype != SAFETENSOR_F32 || t->dims != 1 || t->shape[0] < 1 || t->shape[0] > OSCAR_MAX_HEAD_DIM / 2)
+    return set_error(l->context, OSCAR_FORMAT, "tensor %s is not F32 [1 to %d]", name, OSCAR_MAX_HEAD_DIM / 2);
+  float frequencies[OSCAR_MAX_HEAD_DIM / 2];
+  memcpy(frequencies, t->data, t->bytes);
+  const oscar_rope_spec spec = {(oscar_rope_layout)layout, 2 * (int)t->shape[0], frequencies};
+  oscar_status status = oscar_rope_create(l->context, &spec, &l->made_ropes[r]);
+  if (status == OSCAR_INVALID_ARGUMENT) status = OSCAR_FORMAT;
+  return status == OSCAR_OK || status == OSCAR_NO_MEMORY ? status : prefix_error(l->context, status, "%s", name);
+}
+
+static oscar_status make_ropes(struct loader *l) {
+  const struct safetensor *layout = safetensors_find(&l->file, "ropes.layout");
+  if (!layout) return OSCAR_OK;
+  l->used++;
+  if (layout->dtype != SAFETENSOR_U8 || layout->dims != 1 || layout->shape[0] < 1 || layout->shape[0] > MAX_ROPES)
+    return set_error(l->context, OSCAR_FORMAT, "tensor ropes.layout is not U8 [1 to %d]", MAX_ROPES);
+  const int64_t list[] = {(int64_t)l->codecs};
+  oscar_status status = find_list(l, "codecs.rope", SAFETENSOR_I32, 1, list, &l->rope);
+  l->ropes = (int)layout->shape[0];
+  for (int r = 0; status == OSCAR_OK && r < l->ropes; r++) status = make_rope(l, r, ((const uint8_t *)layout->data)[r]);
+  return status;
+}
+
+/* The rotating mean of codec k, whose home is `place`. `pair` has room for the pairs of a head. */
+static oscar_status read_rotating(struct loader *l, size_t k, size_t place, oscar_codec_spec *spec, uint16_t *pair, void **mean) {
+  int32_t r = l->rope ? integer_at(l->rope, k) : -1;
+  char name[NAME_BYTES];
+  if (r == -1) return OSCAR_OK;
+  if (r < 0 || r >= l->ropes) return set_error(l->context, OSCAR_FORMAT, "codecs.rope[%zu] is %d of %d", k, r, l->ropes);
+  name_array(name, l->info.kv_heads, place, "rotating_pairs");
+  const struct safetensor *t = safetensors_find(&l->file, name);
+  if (!t) return set_error(l->context, OSCAR_FORMAT, "tensor %s is missing", name);
+  l->used++;
+  if (t->dtype != SAFETENSOR_I32 || t->dims != 1 || t->shape[0] < 1 || t->shape[0] > OSCAR_MAX_HEAD_DIM / 2)
+    return set_error(l->context, OSCAR_FORMAT, "tensor %s is not I32 [1 to %d]", name, OSCAR_MAX_HEAD_DIM / 2);
+  for (int64_t i = 0; i < t->shape[0]; i++) {
+    int32_t value = integer_at(t, (size_t)i);
+    if (value < 0 || value >= OSCAR_MAX_HEAD_DIM / 2)
+      return set_error(l->context, OSCAR_FORMAT, "%s[%" PRId64 "] is %d", name, i, value);
+    pair[i] = (uint16_t)value;
+  }
+  spec->rope = l->made_ropes[r];
+  spec->rotating_pairs = (int)t->shape[0];
+  spec->rotating_pair = pair;
+  oscar_status status = copy_array(l, place, "rotating_mean", SAFETENSOR_F32, spec->rotating_pairs, 2, mean);
+  if (status == OSCAR_OK && !*mean)
+    status = set_error(l->context, OSCAR_FORMAT, "codec %zu has rotating pairs without rotating_mean", k);
+  spec->rotating_mean = *mean;
+  return status;
+}
+
 /* Defaults take no bytes in a file, but a codec made of them does: a small file may not ask for all memory there is. */
 static oscar_status check_budget(struct loader *l, int64_t d, int64_t m) {
   enum { PER_BYTE = 16 }; /* a stored encode matrix makes up to 6 times its size */
@@ -341,7 +458,9 @@ static oscar_status check_budget(struct loader *l, int64_t d, int64_t m) {
 
 static oscar_status make_codec(struct loader *l, size_t k, size_t place) {
   int64_t d = l->info.head_dim, m = integer_at(l->channels, k);
-  void *encode = NULL, *decode = NULL, *mean = NULL, *steps = NULL, *crumbs = NULL;
+  void *encode = NULL, *decode = NULL, *mean = NULL, *steps = NULL, *crumbs = NULL, *rotating = NULL;
+  uint16_t pair[OSCAR_MAX_HEAD_DIM / 2];
+  oscar_codec_spec spec = {.head_dim = (int)d, .channels = (int)m};
   if (m < 1 || m > d) return set_error(l->context, OSCAR_FORMAT, "codecs.channels[%zu] is %" PRId64, k, m);
   oscar_status status = check_budget(l, d, m);
   if (status == OSCAR_OK) status = copy_array(l, place, "encode", SAFETENSOR_F32, d, m, &encode);
@@ -349,17 +468,23 @@ static oscar_status make_codec(struct loader *l, size_t k, size_t place) {
   if (status == OSCAR_OK) status = copy_array(l, place, "mean", SAFETENSOR_F32, 0, d, &mean);
   if (status == OSCAR_OK) status = copy_array(l, place, "steps", SAFETENSOR_F32, 0, m, &steps);
   if (status == OSCAR_OK) status = copy_array(l, place, "crumbs", SAFETENSOR_U8, 0, m, &crumbs);
+  if (status == OSCAR_OK) status = read_rotating(l, k, place, &spec, pair, &rotating);
   if (status == OSCAR_OK) {
-    uint8_t form = ((const uint8_t *)l->form->data)[k];
-    oscar_codec_spec spec = {
-        (int)d, (int)m, (oscar_row_form)form, integer_at(l->groups, k), float_at(l->clip, k), crumbs, steps, mean,
-        encode, decode};
+    spec.form = (oscar_row_form)((const uint8_t *)l->form->data)[k];
+    spec.groups = integer_at(l->groups, k);
+    spec.clip_ratio = float_at(l->clip, k);
+    spec.crumbs = crumbs;
+    spec.steps = steps;
+    spec.mean = mean;
+    spec.encode = encode;
+    spec.decode = decode;
     char name[NAME_BYTES];
     name_array(name, l->info.kv_heads, place, "");
     status = oscar_codec_create(l->context, &spec, &l->made[k]);
     if (status == OSCAR_INVALID_ARGUMENT) status = OSCAR_FORMAT; /* the file broke the rules, not the caller */
     if (status == OSCAR_FORMAT || status == OSCAR_NUMERIC) prefix_error(l->context, status, "%.*s", (int)strlen(name) - 1, name);
   }
+  mem_free(l->context, rotating);
   mem_free(l->context, encode);
   mem_free(l->context, decode);
   mem_free(l->context, mean);
@@ -391,11 +516,13 @@ oscar_status codec_set_from_memory(oscar_context *context, const uint8_t *bytes,
   oscar_status status = safetensors_open(context, bytes, n, &l.file);
   if (status == OSCAR_OK) status = read_metadata(&l);
   if (status == OSCAR_OK) status = read_lists(&l);
+  if (status == OSCAR_OK) status = make_ropes(&l);
   if (status == OSCAR_OK && !(l.made = mem_zalloc(context, l.codecs, sizeof *l.made))) status = OSCAR_NO_MEMORY;
   if (status == OSCAR_OK && (status = oscar_codec_set_create(context, &l.info, &s)) == OSCAR_INVALID_ARGUMENT)
     status = OSCAR_FORMAT;
   if (status == OSCAR_OK) status = fill_set(&l, s);
   for (size_t k = 0; l.made && k < l.codecs; k++) oscar_codec_release(l.made[k]);
+  for (int r = 0; r < l.ropes; r++) oscar_rope_release(l.made_ropes[r]);
   mem_free(context, l.made);
   safetensors_close(&l.file);
   if (status != OSCAR_OK) {

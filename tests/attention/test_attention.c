@@ -14,9 +14,10 @@ const char *__lsan_default_suppressions(void) { return "leak:libomp.so"; }
 
 /* ---- what is under test ---- */
 
-enum kind { BF16, SCALE_ZERO, GROUPS_16, GROUPS_32, TWO_CRUMBS, FOUR_CRUMBS, GRADED, GRADED_GROUPS };
-static const char *const kind_names[] = {"bf16",     "scale and zero", "groups of 16", "groups of 32",
-                                         "2 crumbs", "4 crumbs",       "graded",       "graded in groups"};
+enum kind { BF16, SCALE_ZERO, GROUPS_16, GROUPS_32, TWO_CRUMBS, FOUR_CRUMBS, GRADED, GRADED_GROUPS, TURNING };
+static const char *const kind_names[] = {"bf16",         "scale and zero",   "groups of 16",
+                                         "groups of 32", "2 crumbs",         "4 crumbs",
+                                         "graded",       "graded in groups", "log gains and a rotating mean"};
 
 struct setup {
   enum kind kind;
@@ -69,7 +70,8 @@ static oscar_context *poisoned_context(oscar_isa isa, int threads) {
 }
 
 /* 0 .. 4 crumbs per channel, 16 in 16 channels; a mean; an encode matrix far from orthogonal, its decode matrix unrelated. */
-static oscar_codec *graded_codec(oscar_context *context, uint64_t *seed, int d, int groups) {
+static oscar_codec *graded_codec(oscar_context *context, uint64_t *seed, int d, int groups, oscar_row_form form,
+                                 oscar_rope *rope) {
   static const uint8_t pattern[16] = {4, 3, 2, 2, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0};
   static const float step[5] = {1, 1, .33f, .1f, .03f};
   uint8_t *crumbs = malloc((size_t)d);
@@ -85,9 +87,17 @@ static oscar_codec *graded_codec(oscar_context *context, uint64_t *seed, int d, 
     encode[i] = unit + .3f * test_normal(seed) / sqrtf((float)d);
     decode[i] = unit + .3f * test_normal(seed) / sqrtf((float)d);
   }
+  uint16_t pair[OSCAR_MAX_HEAD_DIM / 2];
+  float *rotating = malloc(sizeof(float) * (size_t)d);
+  for (int i = 0; i < d; i++) rotating[i] = 2 * test_normal(seed);
+  for (int i = 0; i < d / 4; i++) pair[i] = (uint16_t)(2 * i); /* every other pair */
   oscar_codec_spec spec = {.head_dim = d,
                            .channels = d,
-                           .form = OSCAR_ROW_GAIN,
+                           .rope = rope,
+                           .rotating_pairs = rope ? d / 4 : 0,
+                           .rotating_pair = pair,
+                           .rotating_mean = rotating,
+                           .form = form,
                            .groups = groups,
                            .crumbs = crumbs,
                            .steps = steps,
@@ -96,7 +106,7 @@ static oscar_codec *graded_codec(oscar_context *context, uint64_t *seed, int d, 
                            .decode = decode};
   oscar_codec *codec = NULL;
   assert_ok(context, oscar_codec_create(context, &spec, &codec));
-  free(crumbs), free(steps), free(mean), free(encode), free(decode);
+  free(crumbs), free(steps), free(mean), free(encode), free(decode), free(rotating);
   return codec;
 }
 
@@ -121,17 +131,25 @@ static oscar_codec_set *make_codecs(oscar_context *context, const struct setup *
   if (s->kind == BF16) return NULL;
   oscar_codec_set_info info = {s->layers, s->kv_heads, s->head_dim, "test", "", ""};
   oscar_codec_set *set = NULL;
+  oscar_rope *rope = NULL;
+  float frequencies[OSCAR_MAX_HEAD_DIM / 2];
   uint64_t seed = 99;
+  for (int i = 0; i < s->head_dim / 2; i++) frequencies[i] = (float)pow(10000, -2.0 * i / s->head_dim);
+  if (s->kind == TURNING)
+    assert_ok(context, oscar_rope_create(context, &(oscar_rope_spec){OSCAR_ROPE_HALVES, s->head_dim, frequencies}, &rope));
   assert_ok(context, oscar_codec_set_create(context, &info, &set));
   for (int layer = 0; layer < s->layers; layer++)
     for (int head = 0; head < s->kv_heads; head++)
       for (int side = 0; side < 2; side++) {
+        int blocks = s->head_dim / 16, groups = s->kind == GRADED ? 1 : s->kind == TURNING && blocks > 4 ? 4 : blocks;
+        oscar_row_form form = s->kind == TURNING ? OSCAR_ROW_LOG_GAINS : OSCAR_ROW_GAIN;
         oscar_codec *codec = s->kind < GRADED
                                  ? plain_codec(context, s->kind, (oscar_side)side, s->head_dim)
-                                 : graded_codec(context, &seed, s->head_dim, s->kind == GRADED ? 1 : s->head_dim / 16);
+                                 : graded_codec(context, &seed, s->head_dim, groups, form, side == OSCAR_KEYS ? rope : NULL);
         assert_ok(context, oscar_codec_set_assign(set, layer, head, (oscar_side)side, codec));
         oscar_codec_release(codec);
       }
+  oscar_rope_release(rope);
   return set;
 }
 
@@ -206,8 +224,8 @@ static float *through_codec(const struct fixture *f, int tokens, int layer, osca
   for (int head = 0; head < heads; head++) {
     const oscar_codec *codec = oscar_codec_set_get(f->codecs, layer, head, side);
     uint8_t *rows = malloc((size_t)tokens * oscar_codec_row_bytes(codec));
-    assert_ok(f->context, oscar_codec_encode(codec, tokens, x + head * d, (size_t)(heads * d), rows));
-    oscar_codec_decode(codec, tokens, rows, y + head * d, (size_t)(heads * d));
+    assert_ok(f->context, oscar_codec_encode(codec, 0, tokens, x + head * d, (size_t)(heads * d), rows));
+    oscar_codec_decode(codec, 0, tokens, rows, y + head * d, (size_t)(heads * d));
     free(rows);
   }
   return y;
@@ -335,7 +353,8 @@ static void every_group_size_follows_the_definition(void **state) {
   (void)state;
   FOR_EACH_ISA(isa)
   for (int group = 1; group <= 16; group++)
-    check_setup((struct setup){.kind = GRADED, .group = group, .sink = 1, .recent = 1, .isa = isa}, 270, 0, 97, 61);
+    check_setup((struct setup){.kind = group % 2 ? GRADED : TURNING, .group = group, .sink = 1, .recent = 1, .isa = isa}, 270, 0,
+                97, 61);
 }
 
 static void every_head_dim_and_codec_follows_the_definition(void **state) {
@@ -343,7 +362,7 @@ static void every_head_dim_and_codec_follows_the_definition(void **state) {
   static const int dims[] = {16, 48, 64, 80, 96, 128, 256};
   FOR_EACH_ISA(isa)
   for (size_t i = 0; i < ARRAY_LENGTH(dims); i++)
-    for (enum kind kind = BF16; kind <= GRADED_GROUPS; kind++) {
+    for (enum kind kind = BF16; kind <= TURNING; kind++) {
       if (kind == GROUPS_32 && dims[i] % 32) continue;
       struct setup setup = {
           .kind = kind, .kv_heads = dims[i] < 128 ? 2 : 1, .group = 3, .head_dim = dims[i], .sink = 1, .recent = 1, .isa = isa};
@@ -368,7 +387,16 @@ static void every_window_follows_the_definition(void **state) {
   FOR_EACH_ISA(isa)
   for (size_t i = 0; i < ARRAY_LENGTH(windows); i++)
     for (int chunk = 37; chunk < 600; chunk += 400)
-      check_setup((struct setup){.kind = GRADED, .group = 2, .sink = 1, .recent = 1, .isa = isa}, 400, windows[i], chunk, 57);
+      check_setup((struct setup){.kind = i % 2 ? GRADED : TURNING, .group = 2, .sink = 1, .recent = 1, .isa = isa}, 400,
+                  windows[i], chunk, 57);
+}
+
+/* Angles are turned from page to page and start over now and then: at no length may they drift. */
+static void a_rotating_mean_is_where_it_belongs_after_many_pages(void **state) {
+  (void)state;
+  FOR_EACH_ISA(isa)
+  check_setup((struct setup){.kind = TURNING, .kv_heads = 1, .head_dim = 32, .group = 1, .sink = 1, .recent = 1, .isa = isa},
+              9100, 0, 512, 1511);
 }
 
 static void every_layer_reads_its_own_pages(void **state) {
@@ -695,6 +723,7 @@ int main(void) {
       cmocka_unit_test(every_head_dim_and_codec_follows_the_definition),
       cmocka_unit_test(every_length_around_a_page_boundary_follows_the_definition),
       cmocka_unit_test(every_window_follows_the_definition),
+      cmocka_unit_test(a_rotating_mean_is_where_it_belongs_after_many_pages),
       cmocka_unit_test(every_layer_reads_its_own_pages),
       cmocka_unit_test(huge_scores_leave_one_token),
       cmocka_unit_test(chunks_change_only_roundings),

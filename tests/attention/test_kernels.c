@@ -32,10 +32,11 @@ static void *aligned(size_t bytes) {
 
 static const int row_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 31, 64};
 static const int dims[] = {16, 48, 64, 80, 96, 128, 256};
-static const struct side_form forms[] = {{16, 1, 1},  {16, 1, 2},  {48, 3, 2},  {64, 1, 2},   {64, 4, 2},
-                                         {80, 1, 1},  {80, 5, 1},  {96, 3, 2},  {96, 2, 1},   {128, 1, 1},
-                                         {128, 1, 2}, {128, 4, 1}, {128, 8, 2}, {112, 1, 1},  {256, 1, 2},
-                                         {256, 8, 2}, {512, 1, 2}, {240, 5, 1}, {1024, 32, 2}};
+static const struct side_form forms[] = {
+    {16, 1, 1, 0},  {16, 1, 2, 0},  {48, 3, 2, 0},   {64, 1, 2, 0},    {64, 4, 2, 0},    {80, 1, 1, 0},  {80, 5, 1, 0},
+    {96, 3, 2, 0},  {96, 2, 1, 0},  {128, 1, 1, 0},  {128, 1, 2, 0},   {128, 4, 1, 0},   {128, 8, 2, 0}, {112, 1, 1, 0},
+    {256, 1, 2, 0}, {256, 8, 2, 0}, {512, 1, 2, 0},  {240, 5, 1, 0},   {1024, 32, 2, 0}, {48, 3, 0, 0},  {64, 4, 0, 32},
+    {80, 4, 0, 9},  {112, 3, 0, 1}, {128, 4, 0, 64}, {128, 1, 0, 128}, {240, 2, 2, 0}};
 
 static void fill(uint64_t *seed, int n, float scale, float *x) {
   for (int i = 0; i < n; i++) x[i] = scale * test_normal(seed);
@@ -46,6 +47,7 @@ static uint8_t *random_side(uint64_t *seed, const struct side_form *f) {
   uint8_t *side = aligned(side_bytes(f));
   for (size_t i = 0; i < side_code_bytes(f); i++) side[i] = (uint8_t)test_random(seed);
   uint16_t *meta = (uint16_t *)(void *)(side + side_code_bytes(f));
+  for (int i = 0; f->meta_values == 0 && i < PAGE_TOKENS; i++) meta[i] = (uint16_t)test_random(seed);
   for (int i = 0; i < 4 * f->groups * f->meta_values * 16; i++) {
     bool zero = f->meta_values == 2 && i / 16 % 2;
     meta[i] = f32_to_f16((float)(zero ? 3 * test_uniform(seed) : exp(test_uniform(seed) - .5)));
@@ -54,9 +56,22 @@ static uint8_t *random_side(uint64_t *seed, const struct side_form *f) {
 }
 
 static double meta_value(const struct side_form *f, const uint8_t *side, int token, int group, int value) {
-  if (value == 1 && f->meta_values == 1) return 1;
+  if (f->meta_values == 0 && value == 0) {
+    const uint8_t *word = side + side_code_bytes(f) + 2 * token;
+    return pow(2, (((word[0] | word[1] << 8) >> 4 * group & 15) - 8) / 4.0);
+  }
+  if (value == 1 && f->meta_values != 2) return 1;
   size_t at = side_code_bytes(f) + 2 * (size_t)(((token / 16 * f->groups + group) * f->meta_values + value) * 16 + token % 16);
   return (double)f16_to_f32((uint16_t)(side[at] | side[at + 1] << 8));
+}
+
+/* First crumb of a group: block p (C/16) div groups. */
+static int begin_of(const struct side_form *f, int group) { return group * (f->crumbs / 16) / f->groups * 16; }
+
+static int group_of(const struct side_form *f, int c) {
+  int group = 0;
+  while (begin_of(f, group + 1) <= c) group++;
+  return group;
 }
 
 /* "byte k of a lane, bits 2j, is crumb 16 g + 4 j + k of that token" */
@@ -94,7 +109,7 @@ static void coded_scores_follow_their_definition(void **state) {
   double worst[3] = {0};
   for (size_t i = 0; i < ARRAY_LENGTH(forms); i++) {
     const struct side_form *f = forms + i;
-    int width = form_rows(f), per_group = f->crumbs / f->groups;
+    int width = form_rows(f);
     uint8_t *side = random_side(&seed, f);
     float *mapped = aligned(sizeof(float) * MAX_ROWS * (size_t)width),
           *panel = aligned(sizeof(float) * panel_floats(16, f, NULL));
@@ -109,7 +124,7 @@ static void coded_scores_follow_their_definition(void **state) {
         double score = (double)q[f->crumbs + f->groups];
         for (int p = 0; p < f->groups; p++) {
           double dot = 0;
-          for (int c = p * per_group; c < (p + 1) * per_group; c++) dot += (double)q[c] * key_crumb(f, side, t, c);
+          for (int c = begin_of(f, p); c < begin_of(f, p + 1); c++) dot += (double)q[c] * key_crumb(f, side, t, c);
           score += meta_value(f, side, t, p, 0) * (dot - meta_value(f, side, t, p, 1) * (double)q[f->crumbs + p]);
         }
         truth[r * PAGE_TOKENS + t] = score;
@@ -139,7 +154,7 @@ static void coded_values_follow_their_definition(void **state) {
   double worst[3] = {0};
   for (size_t i = 0; i < ARRAY_LENGTH(forms); i++) {
     const struct side_form *f = forms + i;
-    int width = form_rows(f), stride = width + 16, per_group = f->crumbs / f->groups;
+    int width = form_rows(f), stride = width + 16;
     uint8_t *side = random_side(&seed, f);
     float *p = aligned(sizeof(float) * MAX_ROWS * PAGE_TOKENS), *panel = aligned(sizeof(float) * panel_floats(16, NULL, f));
     float *out = aligned(sizeof(float) * MAX_ROWS * (size_t)stride);
@@ -151,7 +166,7 @@ static void coded_values_follow_their_definition(void **state) {
       for (int t = 0; t < PAGE_TOKENS; t++) {
         double weight = (double)p[r * PAGE_TOKENS + t], *row = truth + r * width;
         for (int c = 0; c < f->crumbs; c++)
-          row[c] += weight * meta_value(f, side, t, c / per_group, 0) * value_crumb(f, side, t, c);
+          row[c] += weight * meta_value(f, side, t, group_of(f, c), 0) * value_crumb(f, side, t, c);
         for (int g = 0; g < f->groups; g++)
           row[f->crumbs + g] -= weight * meta_value(f, side, t, g, 0) * meta_value(f, side, t, g, 1);
         row[f->crumbs + f->groups] += weight;
@@ -176,6 +191,48 @@ static void coded_values_follow_their_definition(void **state) {
     free(side), free(p), free(panel), free(out), free(truth);
   }
   for (int k = 0; k < table_count; k++) printf("  %s: largest error of a coded sum %.2g of the sums' rms\n", names[k], worst[k]);
+}
+
+static void waves_turn_and_add_up_by_their_definition(void **state) {
+  (void)state;
+  enum { TABLE = 80 }; /* pairs in the table, of which some are used */
+  static const int pair_counts[] = {1, 5, 8, 16, 33, 64, 77};
+  uint64_t seed = 8;
+  float *table = aligned(sizeof(float) * TABLE * 2 * PAGE_TOKENS), *scores = aligned(sizeof(float) * MAX_ROWS * PAGE_TOKENS);
+  float *from = aligned(sizeof(float) * MAX_ROWS * 200), *waves = aligned(sizeof(float) * MAX_ROWS * 200);
+  double *truth = aligned(sizeof(double) * MAX_ROWS * PAGE_TOKENS);
+  fill(&seed, TABLE * 2 * PAGE_TOKENS, 1, table);
+  fill(&seed, MAX_ROWS * 200, 1, from);
+  for (size_t i = 0; i < ARRAY_LENGTH(pair_counts); i++) {
+    int pairs = pair_counts[i];
+    uint16_t pair[TABLE];
+    float turn[2 * TABLE];
+    for (int k = 0; k < pairs; k++) {
+      pair[k] = (uint16_t)(k + (k > pairs / 2 ? TABLE - pairs : 0));
+      turn[k] = (float)cos(k * .37);
+      turn[pairs + k] = (float)sin(k * .37);
+    }
+    for (int r = 0; r < MAX_ROWS; r++)
+      for (int t = 0; t < PAGE_TOKENS; t++) {
+        truth[r * PAGE_TOKENS + t] = 3;
+        for (int k = 0; k < pairs; k++) { /* a cos(x) + b sin(x) = A cos(x - y) + B sin(x - y) with A, B turned by y */
+          double a = (double)from[r * 200 + k], b = (double)from[r * 200 + pairs + k], c = (double)turn[k],
+                 s = (double)turn[pairs + k];
+          truth[r * PAGE_TOKENS + t] += (a * c + b * s) * (double)table[2 * pair[k] * PAGE_TOKENS + t] +
+                                        (b * c - a * s) * (double)table[(2 * pair[k] + 1) * PAGE_TOKENS + t];
+        }
+      }
+    for (int k = 0; k < table_count; k++)
+      for (size_t n = 0; n < ARRAY_LENGTH(row_counts); n++) {
+        int rows = row_counts[n];
+        for (int j = 0; j < MAX_ROWS * PAGE_TOKENS; j++) scores[j] = 3;
+        tables[k]->turn_waves(rows, pairs, turn, from, 200, waves);
+        tables[k]->score_waves(rows, pairs, waves, table, pair, scores);
+        check(relative_error(rows, PAGE_TOKENS, scores, PAGE_TOKENS, truth), 4e-6, "waves", names[k], rows, pairs);
+        for (int j = rows * PAGE_TOKENS; j < MAX_ROWS * PAGE_TOKENS; j++) assert_true(scores[j] == 3);
+      }
+  }
+  free(table), free(scores), free(from), free(waves), free(truth);
 }
 
 static void exact_pages_follow_their_definition(void **state) {
@@ -311,8 +368,9 @@ static void softmax_carries_max_and_sum_over_pages(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(coded_scores_follow_their_definition),      cmocka_unit_test(coded_values_follow_their_definition),
-      cmocka_unit_test(exact_pages_follow_their_definition),       cmocka_unit_test(matrix_products_follow_their_definition),
-      cmocka_unit_test(exponentials_are_within_two_units_of_libm), cmocka_unit_test(softmax_carries_max_and_sum_over_pages),
+      cmocka_unit_test(waves_turn_and_add_up_by_their_definition), cmocka_unit_test(exact_pages_follow_their_definition),
+      cmocka_unit_test(matrix_products_follow_their_definition),   cmocka_unit_test(exponentials_are_within_two_units_of_libm),
+      cmocka_unit_test(softmax_carries_max_and_sum_over_pages),
   };
   return cmocka_run_group_tests(tests, find_tables, NULL);
 }

@@ -103,7 +103,7 @@ static inline size_t reference_page(const struct geometry *g, const oscar_codec_
   if (coded) {
     const oscar_codec *codec = oscar_codec_set_get(codecs, layer, head, (oscar_side)side);
     bytes = PAGE_TOKENS * oscar_codec_row_bytes(codec);
-    REQUIRE(oscar_codec_encode(codec, PAGE_TOKENS, rows, d, out) == OSCAR_OK);
+    REQUIRE(oscar_codec_encode(codec, 0, PAGE_TOKENS, rows, d, out) == OSCAR_OK);
   } else {
     memcpy(out, bf16, bytes);
   }

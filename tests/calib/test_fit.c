@@ -413,8 +413,8 @@ static double weighted_error(const oscar_codec_set *set, const struct layer_data
   const oscar_codec *codec = oscar_codec_set_get(set, 0, 0, OSCAR_KEYS);
   uint8_t *rows = malloc(KEYS * oscar_codec_row_bytes(codec));
   float *back = malloc(KEYS * DIM * sizeof *back);
-  assert_int_equal(oscar_codec_encode(codec, KEYS, x->k, DIM, rows), OSCAR_OK);
-  oscar_codec_decode(codec, KEYS, rows, back, DIM);
+  assert_int_equal(oscar_codec_encode(codec, 0, KEYS, x->k, DIM, rows), OSCAR_OK);
+  oscar_codec_decode(codec, 0, KEYS, rows, back, DIM);
   double sum = 0;
   for (int t = 0; t < KEYS; t++) {
     double error = 0;

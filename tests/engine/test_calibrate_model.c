@@ -74,8 +74,8 @@ static double row_errors(const struct errors *e, const oscar_codec *codec, int n
   int d = e->g->head_dim;
   uint8_t *rows = malloc((size_t)n * oscar_codec_row_bytes(codec));
   float *back = malloc((size_t)n * (size_t)d * sizeof *back);
-  assert_ok(e->context, oscar_codec_encode(codec, n, k, stride, rows));
-  oscar_codec_decode(codec, n, rows, back, (size_t)d);
+  assert_ok(e->context, oscar_codec_encode(codec, 0, n, k, stride, rows));
+  oscar_codec_decode(codec, 0, n, rows, back, (size_t)d);
   double sum = 0;
   for (int t = 0; t < n; t++)
     for (int i = 0; i < d; i++) {

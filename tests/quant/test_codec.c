@@ -23,49 +23,75 @@ static int crumb_at(const oscar_codec *codec, const uint8_t *row, int c) {
 static void read_row(const oscar_codec *codec, const uint8_t *bytes, struct row *row) {
   const oscar_codec_spec *spec = oscar_codec_describe(codec);
   int c = 0, values = spec->form == OSCAR_ROW_GAIN ? 1 : 2;
+  const uint8_t *word = bytes + oscar_codec_crumbs(codec) / 4;
   for (int i = 0; i < spec->channels; i++) {
     row->codes[i] = 0;
     for (int j = 0, weight = 1; j < spec->crumbs[i]; j++, weight *= 4) row->codes[i] += weight * crumb_at(codec, bytes, c++);
   }
   for (int p = 0; p < spec->groups; p++) {
-    const uint8_t *meta = bytes + oscar_codec_crumbs(codec) / 4 + 2 * p * values;
-    row->s[p] = half_at(meta);
-    row->z[p] = values == 2 ? half_at(meta + 2) : 0;
+    if (spec->form == OSCAR_ROW_LOG_GAINS) {
+      row->s[p] = pow(2, ((word[p / 2] >> p % 2 * 4 & 15) - 8) / 4.0);
+      row->z[p] = 0;
+      continue;
+    }
+    row->s[p] = half_at(word + 2 * p * values);
+    row->z[p] = values == 2 ? half_at(word + 2 * p * values + 2) : 0;
   }
+}
+
+/* Group of crumb c: the last whose first block of 16 is not behind it. */
+static int group_of_crumb(int total, int groups, int c) {
+  int p = groups - 1;
+  while (p * (total / 16) / groups > c / 16) p--;
+  return p;
 }
 
 /* Group of each channel by counting crumbs. */
 static void groups_of(const oscar_codec_spec *spec, int total, int *group) {
-  int c = 0, run = total / spec->groups;
+  int c = 0;
   for (int i = 0; i < spec->channels; i++) {
-    group[i] = spec->crumbs[i] ? c / run : (c ? c - 1 : 0) / run;
+    group[i] = group_of_crumb(total, spec->groups, spec->crumbs[i] ? c : c ? c - 1 : 0);
     c += spec->crumbs[i];
   }
 }
 
+/* The mean of a row at a position, its rotating part included. */
+static void define_mean(const oscar_codec_spec *spec, int64_t position, double *mean) {
+  for (int k = 0; k < spec->head_dim; k++) mean[k] = (double)spec->mean[k];
+  for (int k = 0; k < spec->rotating_pairs; k++) {
+    const oscar_rope_spec *rope = oscar_rope_describe(spec->rope);
+    int pair = spec->rotating_pair[k], halves = rope->layout == OSCAR_ROPE_HALVES;
+    double b1 = (double)spec->rotating_mean[2 * k], b2 = (double)spec->rotating_mean[2 * k + 1];
+    double angle = (double)rope->frequencies[pair] * (double)position;
+    mean[halves ? pair : 2 * pair] += b1 * cos(angle) - b2 * sin(angle);
+    mean[halves ? pair + rope->rotary_dim / 2 : 2 * pair + 1] += b1 * sin(angle) + b2 * cos(angle);
+  }
+}
+
 static double value_of(const oscar_codec_spec *spec, const struct row *row, int group, int i) {
-  double offset = spec->form == OSCAR_ROW_GAIN ? (pow(4, spec->crumbs[i]) - 1) / 2 : row->z[group];
+  double offset = spec->form == OSCAR_ROW_SCALE_ZERO ? row->z[group] : (pow(4, spec->crumbs[i]) - 1) / 2;
   return row->s[group] * (double)spec->steps[i] * (row->codes[i] - offset);
 }
 
-static void define_decode(const oscar_codec *codec, const uint8_t *bytes, double *x) {
+static void define_decode(const oscar_codec *codec, int64_t position, const uint8_t *bytes, double *x) {
   const oscar_codec_spec *spec = oscar_codec_describe(codec);
   struct row row;
   int group[OSCAR_MAX_HEAD_DIM];
   read_row(codec, bytes, &row);
   groups_of(spec, oscar_codec_crumbs(codec), group);
-  for (int k = 0; k < spec->head_dim; k++) x[k] = (double)spec->mean[k];
+  define_mean(spec, position, x);
   for (int i = 0; i < spec->channels; i++) {
     double y = spec->crumbs[i] ? value_of(spec, &row, group[i], i) : 0;
     for (int k = 0; k < spec->head_dim; k++) x[k] += y * (double)spec->decode[i * spec->head_dim + k];
   }
 }
 
-static void define_project(const oscar_codec_spec *spec, const float *x, double *y) {
+static void define_project(const oscar_codec_spec *spec, int64_t position, const float *x, double *y) {
+  double mean[OSCAR_MAX_HEAD_DIM];
+  define_mean(spec, position, mean);
   for (int i = 0; i < spec->channels; i++) {
     y[i] = 0;
-    for (int k = 0; k < spec->head_dim; k++)
-      y[i] += ((double)x[k] - (double)spec->mean[k]) * (double)spec->encode[k * spec->channels + i];
+    for (int k = 0; k < spec->head_dim; k++) y[i] += ((double)x[k] - mean[k]) * (double)spec->encode[k * spec->channels + i];
   }
 }
 
@@ -107,6 +133,25 @@ static double define_gain(const oscar_codec_spec *spec, const int *group, int p,
   return s;
 }
 
+/* The squared error of group p with a gain. */
+static double error_of_gain(const oscar_codec_spec *spec, const int *group, int p, const double *y, double s) {
+  double sum = 0;
+  for (int i = 0; i < spec->channels; i++) {
+    if (group[i] != p) continue;
+    double levels = pow(4, spec->crumbs[i]), step = (double)spec->steps[i];
+    double code = fmax(0, fmin(levels - 1, floor(y[i] / (s * step) + levels / 2)));
+    sum += pow(y[i] - (spec->crumbs[i] ? s * step * (code - (levels - 1) / 2) : 0), 2);
+  }
+  return sum;
+}
+
+/* No other of the sixteen gains does better than the stored one, to rounding. */
+static void check_log_gain(const oscar_codec_spec *spec, const int *group, int p, const double *y, double stored) {
+  double least = INFINITY;
+  for (int k = -8; k < 8; k++) least = fmin(least, error_of_gain(spec, group, p, y, pow(2, k / 4.0)));
+  assert_true(error_of_gain(spec, group, p, y, stored) <= least * (1 + 1e-4) + 1e-9);
+}
+
 /* Codes may differ from the definition in double only where the argument of floor is within rounding of an integer. */
 static void assert_code(double argument, double top, int code) {
   double low = fmax(0, fmin(top, floor(argument - 2e-4))), high = fmax(0, fmin(top, floor(argument + 2e-4)));
@@ -116,14 +161,14 @@ static void assert_code(double argument, double top, int code) {
 static long gains_seen, gains_off;
 
 /* The row a codec wrote against the formulas, metadata included. */
-static void check_row(const oscar_codec *codec, const float *x, const uint8_t *bytes) {
+static void check_row(const oscar_codec *codec, int64_t position, const float *x, const uint8_t *bytes) {
   const oscar_codec_spec *spec = oscar_codec_describe(codec);
   struct row row;
   double y[OSCAR_MAX_HEAD_DIM];
   int group[OSCAR_MAX_HEAD_DIM];
   read_row(codec, bytes, &row);
   groups_of(spec, oscar_codec_crumbs(codec), group);
-  define_project(spec, x, y);
+  define_project(spec, position, x, y);
   if (spec->form == OSCAR_ROW_SCALE_ZERO) define_clip(y, spec->channels, (double)spec->clip_ratio);
   for (int p = 0; p < spec->groups; p++) {
     double low = INFINITY, high = -INFINITY;
@@ -136,6 +181,8 @@ static void check_row(const oscar_codec *codec, const float *x, const uint8_t *b
       double s = fmax(high - low, 1e-8) / (pow(4, spec->crumbs[0]) - 1);
       assert_true(fabs(row.s[p] - s) <= s * 0x1.01p-11);
       assert_true(fabs(row.z[p] + low / s) <= fmax(fabs(low / s) * 0x1.02p-11, 1e-6));
+    } else if (spec->form == OSCAR_ROW_LOG_GAINS) {
+      check_log_gain(spec, group, p, y, row.s[p]);
     } else {
       /* a code on the edge of two, decided otherwise in float, moves the refitted gain: rare and small */
       double s = define_gain(spec, group, p, y), off = fabs(row.s[p] / s - 1);
@@ -147,7 +194,7 @@ static void check_row(const oscar_codec *codec, const float *x, const uint8_t *b
   for (int i = 0; i < spec->channels; i++) {
     if (!spec->crumbs[i]) continue;
     double t = y[i] / (row.s[group[i]] * (double)spec->steps[i]), levels = pow(4, spec->crumbs[i]);
-    assert_code(spec->form == OSCAR_ROW_GAIN ? t + levels / 2 : t + row.z[group[i]] + 0.5, levels - 1, row.codes[i]);
+    assert_code(spec->form == OSCAR_ROW_SCALE_ZERO ? t + row.z[group[i]] + 0.5 : t + levels / 2, levels - 1, row.codes[i]);
   }
 }
 
@@ -177,29 +224,40 @@ struct variant {
   oscar_row_form form;
   int groups, crumbs; /* crumbs 0: mixed, C = m */
   float clip;
+  int pairs, rotary_dim; /* of a rotating mean; a layout each */
 };
 
+enum { POSITION = 64 * 1000 + 59 }; /* of the first row: the fifth is on another page */
+
 static const struct variant variants[] = {
-    {16, 16, OSCAR_ROW_SCALE_ZERO, 1, 1, 1},
-    {64, 64, OSCAR_ROW_SCALE_ZERO, 1, 1, 0.96f},
-    {128, 128, OSCAR_ROW_SCALE_ZERO, 1, 1, 0.92f},
-    {128, 128, OSCAR_ROW_SCALE_ZERO, 4, 1, 0.96f},
-    {128, 128, OSCAR_ROW_SCALE_ZERO, 8, 1, 1},
-    {128, 128, OSCAR_ROW_SCALE_ZERO, 1, 2, 0.98f},
-    {64, 64, OSCAR_ROW_SCALE_ZERO, 4, 4, 1},
-    {96, 96, OSCAR_ROW_SCALE_ZERO, 1, 3, 1},
-    {80, 48, OSCAR_ROW_SCALE_ZERO, 3, 1, 0.9f},
-    {1024, 1024, OSCAR_ROW_SCALE_ZERO, 1, 1, 0.96f},
-    {16, 16, OSCAR_ROW_GAIN, 1, 1, 0},
-    {128, 128, OSCAR_ROW_GAIN, 1, 1, 0},
-    {128, 128, OSCAR_ROW_GAIN, 1, 0, 0},
-    {128, 128, OSCAR_ROW_GAIN, 4, 0, 0},
-    {64, 64, OSCAR_ROW_GAIN, 2, 2, 0},
-    {64, 48, OSCAR_ROW_GAIN, 1, 0, 0},
-    {192, 112, OSCAR_ROW_GAIN, 1, 0, 0},
-    {256, 256, OSCAR_ROW_GAIN, 1, 4, 0},
-    {48, 16, OSCAR_ROW_GAIN, 1, 3, 0},
-    {112, 112, OSCAR_ROW_GAIN, 7, 0, 0},
+    {16, 16, OSCAR_ROW_SCALE_ZERO, 1, 1, 1, 0, 0},
+    {64, 64, OSCAR_ROW_SCALE_ZERO, 1, 1, 0.96f, 0, 0},
+    {128, 128, OSCAR_ROW_SCALE_ZERO, 1, 1, 0.92f, 0, 0},
+    {128, 128, OSCAR_ROW_SCALE_ZERO, 4, 1, 0.96f, 0, 0},
+    {128, 128, OSCAR_ROW_SCALE_ZERO, 8, 1, 1, 0, 0},
+    {128, 128, OSCAR_ROW_SCALE_ZERO, 1, 2, 0.98f, 0, 0},
+    {64, 64, OSCAR_ROW_SCALE_ZERO, 4, 4, 1, 0, 0},
+    {96, 96, OSCAR_ROW_SCALE_ZERO, 1, 3, 1, 0, 0},
+    {80, 48, OSCAR_ROW_SCALE_ZERO, 3, 1, 0.9f, 0, 0},
+    {1024, 1024, OSCAR_ROW_SCALE_ZERO, 1, 1, 0.96f, 0, 0},
+    {16, 16, OSCAR_ROW_GAIN, 1, 1, 0, 0, 0},
+    {128, 128, OSCAR_ROW_GAIN, 1, 1, 0, 0, 0},
+    {128, 128, OSCAR_ROW_GAIN, 1, 0, 0, 0, 0},
+    {128, 128, OSCAR_ROW_GAIN, 4, 0, 0, 0, 0},
+    {64, 64, OSCAR_ROW_GAIN, 2, 2, 0, 0, 0},
+    {64, 48, OSCAR_ROW_GAIN, 1, 0, 0, 0, 0},
+    {192, 112, OSCAR_ROW_GAIN, 1, 0, 0, 0, 0},
+    {256, 256, OSCAR_ROW_GAIN, 1, 4, 0, 0, 0},
+    {48, 16, OSCAR_ROW_GAIN, 1, 3, 0, 0, 0},
+    {112, 112, OSCAR_ROW_GAIN, 7, 0, 0, 0, 0},
+    {16, 16, OSCAR_ROW_LOG_GAINS, 1, 1, 0, 0, 0},
+    {64, 64, OSCAR_ROW_LOG_GAINS, 4, 0, 0, 32, 64},
+    {80, 80, OSCAR_ROW_LOG_GAINS, 4, 1, 0, 3, 80}, /* five blocks: groups of 1, 1, 1 and 2 */
+    {128, 128, OSCAR_ROW_LOG_GAINS, 4, 0, 0, 64, 128},
+    {128, 96, OSCAR_ROW_LOG_GAINS, 3, 0, 0, 1, 32},
+    {128, 128, OSCAR_ROW_LOG_GAINS, 4, 2, 0, 0, 0},
+    {64, 64, OSCAR_ROW_GAIN, 1, 0, 0, 20, 48},
+    {64, 64, OSCAR_ROW_SCALE_ZERO, 1, 1, 0.96f, 32, 64},
 };
 
 static oscar_codec *make_variant(oscar_context *c, const struct variant *v, uint64_t *seed) {
@@ -211,9 +269,33 @@ static oscar_codec *make_variant(oscar_context *c, const struct variant *v, uint
   if (!v->crumbs) mixed_crumbs(crumbs, v->m, v->groups, seed);
   for (int i = 0; i < v->m; i++)
     steps[i] = (crumbs[i] ? codec_gaussian_step(crumbs[i]) : 1) * (float)(0.9 + 0.2 * test_uniform(seed));
-  oscar_codec_spec spec = {v->d, v->m, v->form, v->groups, v->clip, crumbs, steps, mean, encode, decode};
+  uint16_t pair[OSCAR_MAX_HEAD_DIM / 2];
+  float frequencies[OSCAR_MAX_HEAD_DIM / 2], *rotating = random_matrix(1, 2 * v->pairs + 1, seed);
+  oscar_rope *rope = NULL;
+  for (int i = 0; i < v->rotary_dim / 2; i++) frequencies[i] = (float)pow(10000, -2.0 * i / v->rotary_dim);
+  for (int k = 0; k < v->pairs; k++) pair[k] = (uint16_t)(k + v->rotary_dim / 2 - v->pairs);
+  if (v->pairs) {
+    const oscar_rope_layout layout = v->pairs % 2 ? OSCAR_ROPE_ADJACENT : OSCAR_ROPE_HALVES;
+    assert_ok(c, oscar_rope_create(c, &(oscar_rope_spec){layout, v->rotary_dim, frequencies}, &rope));
+  }
+  oscar_codec_spec spec = {.head_dim = v->d,
+                           .channels = v->m,
+                           .form = v->form,
+                           .groups = v->groups,
+                           .clip_ratio = v->clip,
+                           .crumbs = crumbs,
+                           .steps = steps,
+                           .mean = mean,
+                           .encode = encode,
+                           .decode = decode,
+                           .rope = rope,
+                           .rotating_pairs = v->pairs,
+                           .rotating_pair = pair,
+                           .rotating_mean = rotating};
   oscar_codec *codec = NULL;
   assert_ok(c, oscar_codec_create(c, &spec, &codec));
+  oscar_rope_release(rope); /* the codec has its own reference */
+  free(rotating);
   free(encode);
   free(decode);
   free(mean);
@@ -229,7 +311,7 @@ static void for_each_variant(uint64_t seed, int rows,
     float *x = random_matrix(rows, variants[n].d, &seed);
     for (int i = 0; i < rows * variants[n].d; i++) x[i] *= 3 * sqrtf((float)rows);
     uint8_t *coded = malloc((size_t)rows * oscar_codec_row_bytes(codec));
-    assert_ok(c, oscar_codec_encode(codec, rows, x, (size_t)variants[n].d, coded));
+    assert_ok(c, oscar_codec_encode(codec, POSITION, rows, x, (size_t)variants[n].d, coded));
     check(codec, rows, x, coded);
     free(x);
     free(coded);
@@ -242,7 +324,8 @@ static void for_each_variant(uint64_t seed, int rows,
 
 static void check_rows(const oscar_codec *codec, int rows, const float *x, const uint8_t *coded) {
   for (int t = 0; t < rows; t++)
-    check_row(codec, x + t * oscar_codec_describe(codec)->head_dim, coded + (size_t)t * oscar_codec_row_bytes(codec));
+    check_row(codec, POSITION + t, x + t * oscar_codec_describe(codec)->head_dim,
+              coded + (size_t)t * oscar_codec_row_bytes(codec));
 }
 
 static void codes_and_metadata_follow_the_formulas(void **state) {
@@ -257,10 +340,10 @@ static void check_decoding(const oscar_codec *codec, int rows, const float *x, c
   size_t stride = (size_t)d + 5;
   float *back = malloc((size_t)rows * stride * sizeof *back);
   for (size_t i = 0; i < (size_t)rows * stride; i++) back[i] = -77;
-  oscar_codec_decode(codec, rows, coded, back, stride);
+  oscar_codec_decode(codec, POSITION, rows, coded, back, stride);
   for (int t = 0; t < rows; t++) {
     double truth[OSCAR_MAX_HEAD_DIM];
-    define_decode(codec, coded + (size_t)t * oscar_codec_row_bytes(codec), truth);
+    define_decode(codec, POSITION + t, coded + (size_t)t * oscar_codec_row_bytes(codec), truth);
     for (int k = 0; k < d; k++) assert_true(fabs((double)back[(size_t)t * stride + (size_t)k] - truth[k]) < 2e-4);
     for (size_t k = (size_t)d; k < stride; k++) assert_true(back[(size_t)t * stride + k] == -77);
   }
@@ -276,10 +359,10 @@ static void decoding_follows_the_formula_with_stored_metadata(void **state) {
 static void check_map(const oscar_codec *codec, int rows, const float *x, const uint8_t *coded) {
   (void)x;
   const oscar_codec_spec *spec = oscar_codec_describe(codec);
-  int d = spec->head_dim, C = oscar_codec_crumbs(codec), run = C / spec->groups;
+  int d = spec->head_dim, C = oscar_codec_crumbs(codec), pairs = spec->rotating_pairs, used = C + spec->groups + 1 + 2 * pairs;
   assert_int_equal(codec->map_rows % 16, 0);
-  assert_true(codec->map_rows >= C + spec->groups + 1 && codec->map_rows < C + spec->groups + 17);
-  for (int r = C + spec->groups + 1; r < codec->map_rows; r++)
+  assert_true(codec->map_rows >= used && codec->map_rows < used + 16);
+  for (int r = used; r < codec->map_rows; r++)
     for (int k = 0; k < d; k++) assert_true(codec->map[r * d + k] == 0);
   uint64_t seed = 99;
   double q[OSCAR_MAX_HEAD_DIM], p[64], size = 0;
@@ -294,18 +377,23 @@ static void check_map(const oscar_codec *codec, int rows, const float *x, const 
     struct row row;
     double truth[OSCAR_MAX_HEAD_DIM], score = mapped[C + spec->groups], direct = 0, norm = 0;
     read_row(codec, bytes, &row);
-    define_decode(codec, bytes, truth);
+    define_decode(codec, POSITION + t, bytes, truth);
     p[t] = test_uniform(&seed);
     for (int c = 0; c < C; c++) {
-      score += row.s[c / run] * mapped[c] * crumb_at(codec, bytes, c);
-      sums[c] += p[t] * row.s[c / run] * crumb_at(codec, bytes, c);
+      double s = row.s[group_of_crumb(C, spec->groups, c)];
+      score += s * mapped[c] * crumb_at(codec, bytes, c);
+      sums[c] += p[t] * s * crumb_at(codec, bytes, c);
     }
     for (int g = 0; g < spec->groups; g++) {
-      double z = spec->form == OSCAR_ROW_GAIN ? 1 : row.z[g];
+      double z = spec->form == OSCAR_ROW_SCALE_ZERO ? row.z[g] : 1;
       score -= row.s[g] * z * mapped[C + g];
       sums[C + g] -= p[t] * row.s[g] * z;
     }
     sums[C + spec->groups] += p[t];
+    for (int k = 0; k < pairs; k++) {
+      double angle = (double)oscar_rope_describe(spec->rope)->frequencies[spec->rotating_pair[k]] * (POSITION + t);
+      score += mapped[C + spec->groups + 1 + k] * cos(angle) + mapped[C + spec->groups + 1 + pairs + k] * sin(angle);
+    }
     for (int k = 0; k < d; k++) {
       direct += q[k] * truth[k];
       norm += truth[k] * truth[k];
@@ -314,7 +402,7 @@ static void check_map(const oscar_codec *codec, int rows, const float *x, const 
     assert_true(fabs(score - direct) <= 1e-5 * sqrt(norm * d));
     size += norm;
   }
-  for (int k = 0; k < d; k++) {
+  for (int k = 0; k < d && pairs == 0; k++) { /* values do not rotate */
     double out = 0;
     for (int r = 0; r < codec->map_rows; r++) out += sums[r] * (double)codec->map[r * d + k];
     assert_true(fabs(out - expected[k]) <= 1e-5 * sqrt(size));
@@ -346,11 +434,11 @@ static void codes_do_not_depend_on_the_instruction_set(void **state) {
       size_t bytes = 100 * oscar_codec_row_bytes(a), d = (size_t)variants[n].d;
       float *x = random_matrix(100, variants[n].d, &seed), *back = malloc(2 * 100 * d * sizeof *back);
       uint8_t *first = malloc(bytes), *second = malloc(bytes);
-      assert_ok(portable, oscar_codec_encode(a, 100, x, d, first));
-      assert_ok(wide, oscar_codec_encode(b, 100, x, d, second));
+      assert_ok(portable, oscar_codec_encode(a, 0, 100, x, d, first));
+      assert_ok(wide, oscar_codec_encode(b, 0, 100, x, d, second));
       assert_memory_equal(first, second, bytes);
-      oscar_codec_decode(a, 100, first, back, d);
-      oscar_codec_decode(b, 100, first, back + 100 * d, d);
+      oscar_codec_decode(a, 0, 100, first, back, d);
+      oscar_codec_decode(b, 0, 100, first, back + 100 * d, d);
       assert_memory_equal(back, back + 100 * d, 100 * d * sizeof *back);
       free(x);
       free(back);
@@ -375,9 +463,9 @@ static void a_row_does_not_depend_on_the_rows_beside_it(void **state) {
     float *x = random_matrix(19, variants[n].d, &seed), *wide = calloc(19 * (d + 3), sizeof *wide);
     uint8_t *together = malloc(19 * bytes), *alone = malloc(bytes);
     for (size_t t = 0; t < 19; t++) memcpy(wide + t * (d + 3), x + t * d, d * sizeof *x);
-    assert_ok(c, oscar_codec_encode(codec, 19, wide, d + 3, together));
+    assert_ok(c, oscar_codec_encode(codec, POSITION, 19, wide, d + 3, together));
     for (size_t t = 0; t < 19; t++) {
-      assert_ok(c, oscar_codec_encode(codec, 1, x + t * d, d, alone));
+      assert_ok(c, oscar_codec_encode(codec, POSITION + t, 1, x + t * d, d, alone));
       assert_memory_equal(alone, together + t * bytes, bytes);
     }
     free(x);
@@ -409,9 +497,9 @@ static void a_row_worked_by_hand(void **state) {
   uint8_t row[8];
   float back[16];
   assert_int_equal(oscar_codec_row_bytes(codec), 8);
-  assert_ok(c, oscar_codec_encode(codec, 1, x, 16, row));
+  assert_ok(c, oscar_codec_encode(codec, 0, 1, x, 16, row));
   assert_memory_equal(row, expected, 8);
-  oscar_codec_decode(codec, 1, row, back, 16);
+  oscar_codec_decode(codec, 0, 1, row, back, 16);
   assert_memory_equal(back, decoded, sizeof decoded);
   oscar_codec_release(codec);
 
@@ -419,7 +507,7 @@ static void a_row_worked_by_hand(void **state) {
   codec = plain_codec(c, 16, OSCAR_ROW_SCALE_ZERO, 1, 0.75f);
   float alternating[16];
   for (int i = 0; i < 16; i++) alternating[i] = (float)(i % 2 ? i + 1 : -(i + 1));
-  assert_ok(c, oscar_codec_encode(codec, 1, alternating, 16, row));
+  assert_ok(c, oscar_codec_encode(codec, 0, 1, alternating, 16, row));
   assert_int_equal(row[4] | row[5] << 8, f32_to_f16(26.0f / 3));
   assert_int_equal(row[6] | row[7] << 8, f32_to_f16(1.5f));
   oscar_codec_release(codec);
@@ -429,7 +517,7 @@ static void a_row_worked_by_hand(void **state) {
   codec = plain_codec(c, 16, OSCAR_ROW_GAIN, 1, 0);
   float signs[16];
   for (int i = 0; i < 16; i++) signs[i] = i % 3 ? 1 : -1;
-  assert_ok(c, oscar_codec_encode(codec, 1, signs, 16, row));
+  assert_ok(c, oscar_codec_encode(codec, 0, 1, signs, 16, row));
   assert_int_equal(row[4] | row[5] << 8, f32_to_f16(2.0f / 3));
   for (int i = 0; i < 16; i++) assert_int_equal(crumb_at(codec, row, i), i % 3 ? 3 : 0);
   oscar_codec_release(codec);
@@ -474,7 +562,7 @@ static void the_reference_wire_form_is_the_canonical_row(void **state) {
     for (int g = 0; g < groups; g++) codes[g * 128 / groups] = 0, codes[g * 128 / groups + 1] = 3;
     for (int i = 0; i < 128; i++) x[i] = (float)(codes[i] - 1) * (float)(1 << i / (128 / groups)); /* scale 2^g, zero 1 */
     uint8_t row[48];
-    assert_ok(c, oscar_codec_encode(codec, 1, x, 128, row));
+    assert_ok(c, oscar_codec_encode(codec, 0, 1, x, 128, row));
     for (int i = 0; i < 32; i++)
       assert_int_equal(row[i], codes[i] | codes[i + 32] << 2 | codes[i + 64] << 4 | codes[i + 96] << 6);
     for (int g = 0; g < groups; g++) {
@@ -504,8 +592,8 @@ static void gaussian_rows_have_the_published_errors(void **state) {
       float x[128], back[128];
       uint8_t row[64];
       for (int i = 0; i < 128; i++) x[i] = test_normal(&seed);
-      assert_ok(c, oscar_codec_encode(codec, 1, x, 128, row));
-      oscar_codec_decode(codec, 1, row, back, 128);
+      assert_ok(c, oscar_codec_encode(codec, 0, 1, x, 128, row));
+      oscar_codec_decode(codec, 0, 1, row, back, 128);
       for (int i = 0; i < 128; i++) {
         error += (double)(x[i] - back[i]) * (double)(x[i] - back[i]);
         energy += (double)x[i] * (double)x[i];
@@ -549,8 +637,8 @@ static void constant_rows_decode_to_themselves(void **state) {
         float x[32], back[32];
         uint8_t row[16];
         for (int i = 0; i < 32; i++) x[i] = values[n] * (nearly && i % 2 ? 1 + 0x1p-20f : 1);
-        assert_ok(c, oscar_codec_encode(codec, 1, x, 32, row));
-        oscar_codec_decode(codec, 1, row, back, 32);
+        assert_ok(c, oscar_codec_encode(codec, 0, 1, x, 32, row));
+        oscar_codec_decode(codec, 0, 1, row, back, 32);
         /* to half an fp16 unit, or half the smallest fp16 number */
         for (int i = 0; i < 32; i++) assert_true(fabsf(back[i] - x[i]) <= fmaxf(fabsf(x[i]) * 0x1.01p-10f, 0x1p-24f));
       }
@@ -568,8 +656,8 @@ static void a_small_spread_on_a_large_offset_stays_bounded(void **state) {
     float x[64], back[64];
     uint8_t row[20];
     for (int i = 0; i < 64; i++) x[i] = (float)(500 + spread * test_uniform(&seed));
-    assert_ok(c, oscar_codec_encode(codec, 1, x, 64, row));
-    oscar_codec_decode(codec, 1, row, back, 64);
+    assert_ok(c, oscar_codec_encode(codec, 0, 1, x, 64, row));
+    oscar_codec_decode(codec, 0, 1, row, back, 64);
     /* half a step, and the zero's rounding to fp16 (500 2^-11), which may also move the code by as much */
     for (int i = 0; i < 64; i++) assert_true((double)fabsf(back[i] - x[i]) <= spread / 6 * 1.01 + (500 + spread) * 0x1p-10);
   }
@@ -584,14 +672,14 @@ static void zero_rows_have_defined_codes(void **state) {
   float x[32] = {0}, back[32];
   uint8_t row[12];
   for (int i = 16; i < 32; i++) x[i] = i % 2 ? 2.0f : -2.0f; /* the first group is zero, the second is not */
-  assert_ok(c, oscar_codec_encode(codec, 1, x, 32, row));
+  assert_ok(c, oscar_codec_encode(codec, 0, 1, x, 32, row));
   for (int i = 0; i < 16; i++) assert_int_equal(crumb_at(codec, row, i), 2);
   assert_int_equal(row[8] | row[9], 0);
-  oscar_codec_decode(codec, 1, row, back, 32);
+  oscar_codec_decode(codec, 0, 1, row, back, 32);
   for (int i = 0; i < 32; i++) assert_true(fabsf(back[i] - x[i]) < 2e-3f);
   for (int i = 0; i < 32; i++) x[i] = 1e-30f; /* below what a gain can say: decodes to zero */
-  assert_ok(c, oscar_codec_encode(codec, 1, x, 32, row));
-  oscar_codec_decode(codec, 1, row, back, 32);
+  assert_ok(c, oscar_codec_encode(codec, 0, 1, x, 32, row));
+  oscar_codec_decode(codec, 0, 1, row, back, 32);
   for (int i = 0; i < 32; i++) assert_true(back[i] == 0);
   oscar_codec_release(codec);
   oscar_context_free(c);
@@ -608,11 +696,11 @@ static void broken_rows_are_named(void **state) {
       uint8_t rows[11 * 8];
       for (int i = 0; i < 11 * 16; i++) x[i] = (float)i;
       for (int i = 0; i < 8; i++) x[9 * 16 + 2 * i] = isfinite(broken[n]) && i % 2 ? -broken[n] : broken[n];
-      assert_int_equal(oscar_codec_encode(codec, 11, x, 16, rows), OSCAR_NUMERIC);
+      assert_int_equal(oscar_codec_encode(codec, 0, 11, x, 16, rows), OSCAR_NUMERIC);
       assert_non_null(strstr(oscar_last_error(c), "row 9"));
     }
-    assert_int_equal(oscar_codec_encode(codec, 1, broken, 15, NULL), OSCAR_INVALID_ARGUMENT);
-    assert_int_equal(oscar_codec_encode(codec, -1, broken, 16, NULL), OSCAR_INVALID_ARGUMENT);
+    assert_int_equal(oscar_codec_encode(codec, 0, 1, broken, 15, NULL), OSCAR_INVALID_ARGUMENT);
+    assert_int_equal(oscar_codec_encode(codec, 0, -1, broken, 16, NULL), OSCAR_INVALID_ARGUMENT);
     oscar_codec_release(codec);
   }
   oscar_context_free(c);
@@ -628,7 +716,15 @@ static void wrong_specs_are_refused_by_field(void **state) {
   uneven[31] = 0;
   for (int i = 0; i < 32; i++) steps[i] = 1;
   for (int i = 0; i < 32 * 32; i++) matrix[i] = 1;
-  const oscar_codec_spec good = {32, 32, OSCAR_ROW_GAIN, 1, 1, crumbs, steps, NULL, matrix, matrix};
+  const oscar_codec_spec good = {.head_dim = 32,
+                                 .channels = 32,
+                                 .form = OSCAR_ROW_GAIN,
+                                 .groups = 1,
+                                 .clip_ratio = 1,
+                                 .crumbs = crumbs,
+                                 .steps = steps,
+                                 .encode = matrix,
+                                 .decode = matrix};
   oscar_codec *codec = NULL;
 #define REFUSED(status, word, ...)                                                                                               \
   do {                                                                                                                           \
@@ -646,6 +742,7 @@ static void wrong_specs_are_refused_by_field(void **state) {
   REFUSED(OSCAR_INVALID_ARGUMENT, "form", spec.form = (oscar_row_form)7);
   REFUSED(OSCAR_INVALID_ARGUMENT, "groups", spec.groups = 0);
   REFUSED(OSCAR_INVALID_ARGUMENT, "groups", spec.groups = 4);
+  REFUSED(OSCAR_INVALID_ARGUMENT, "log gains", spec.form = OSCAR_ROW_LOG_GAINS; spec.groups = 5);
   REFUSED(OSCAR_INVALID_ARGUMENT, "clip_ratio", spec.form = OSCAR_ROW_SCALE_ZERO; spec.clip_ratio = 0);
   REFUSED(OSCAR_INVALID_ARGUMENT, "clip_ratio", spec.form = OSCAR_ROW_SCALE_ZERO; spec.clip_ratio = 1.5f);
   REFUSED(OSCAR_INVALID_ARGUMENT, "clip_ratio", spec.form = OSCAR_ROW_SCALE_ZERO; spec.clip_ratio = NAN);
@@ -670,6 +767,55 @@ static void wrong_specs_are_refused_by_field(void **state) {
   REFUSED(OSCAR_INVALID_ARGUMENT, "splits a channel", spec.groups = 2; spec.crumbs = split);
 #undef REFUSED
   assert_ok(c, oscar_codec_create(c, &good, &codec));
+  oscar_codec_release(codec);
+  oscar_context_free(c);
+}
+
+static void wrong_ropes_and_rotating_means_are_refused(void **state) {
+  (void)state;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  float frequencies[16] = {1, .1f}, mean[32] = {0};
+  uint16_t pair[16] = {0, 1};
+  oscar_rope *rope = NULL, *wide = NULL;
+  oscar_codec *codec = NULL;
+  assert_int_equal(oscar_rope_create(c, &(oscar_rope_spec){OSCAR_ROPE_HALVES, 3, frequencies}, &rope), OSCAR_INVALID_ARGUMENT);
+  assert_int_equal(oscar_rope_create(c, &(oscar_rope_spec){OSCAR_ROPE_HALVES, 0, frequencies}, &rope), OSCAR_INVALID_ARGUMENT);
+  assert_int_equal(oscar_rope_create(c, &(oscar_rope_spec){(oscar_rope_layout)2, 4, frequencies}, &rope), OSCAR_INVALID_ARGUMENT);
+  frequencies[1] = NAN;
+  assert_int_equal(oscar_rope_create(c, &(oscar_rope_spec){OSCAR_ROPE_HALVES, 4, frequencies}, &rope), OSCAR_NUMERIC);
+  assert_null(rope);
+  frequencies[1] = .1f;
+  assert_ok(c, oscar_rope_create(c, &(oscar_rope_spec){OSCAR_ROPE_HALVES, 4, frequencies}, &rope));
+  assert_ok(c, oscar_rope_create(c, &(oscar_rope_spec){OSCAR_ROPE_HALVES, 32, frequencies}, &wide));
+  const oscar_codec_spec good = {.head_dim = 16,
+                                 .channels = 16,
+                                 .form = OSCAR_ROW_LOG_GAINS,
+                                 .groups = 1,
+                                 .rope = rope,
+                                 .rotating_pairs = 2,
+                                 .rotating_pair = pair,
+                                 .rotating_mean = mean};
+#define REFUSED(status, word, ...)                                                                                               \
+  do {                                                                                                                           \
+    oscar_codec_spec spec = good;                                                                                                \
+    __VA_ARGS__;                                                                                                                 \
+    assert_int_equal(oscar_codec_create(c, &spec, &codec), status);                                                              \
+    assert_non_null(strstr(oscar_last_error(c), word));                                                                          \
+  } while (0)
+  REFUSED(OSCAR_INVALID_ARGUMENT, "rotating pairs", spec.rope = NULL);
+  REFUSED(OSCAR_INVALID_ARGUMENT, "rotating pairs", spec.rotating_pairs = 3);
+  REFUSED(OSCAR_INVALID_ARGUMENT, "rotating pairs", spec.rotating_pairs = 0);
+  REFUSED(OSCAR_INVALID_ARGUMENT, "rotating pairs", spec.rope = wide);
+  REFUSED(OSCAR_INVALID_ARGUMENT, "rotating_pair[1]", pair[1] = 2);
+  REFUSED(OSCAR_INVALID_ARGUMENT, "rotating_pair[1]", pair[1] = 0);
+  pair[1] = 1;
+  REFUSED(OSCAR_NUMERIC, "rotating_mean[3]", mean[3] = INFINITY);
+  mean[3] = 0;
+#undef REFUSED
+  assert_ok(c, oscar_codec_create(c, &good, &codec));
+  oscar_rope_release(rope);
+  oscar_rope_release(wide);
+  assert_int_equal(oscar_rope_describe(oscar_codec_describe(codec)->rope)->rotary_dim, 4);
   oscar_codec_release(codec);
   oscar_context_free(c);
 }
@@ -709,6 +855,7 @@ int main(void) {
       cmocka_unit_test(zero_rows_have_defined_codes),
       cmocka_unit_test(broken_rows_are_named),
       cmocka_unit_test(wrong_specs_are_refused_by_field),
+      cmocka_unit_test(wrong_ropes_and_rotating_means_are_refused),
       cmocka_unit_test(a_description_has_no_null),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

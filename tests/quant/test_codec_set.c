@@ -102,7 +102,7 @@ static void running_out_of_memory_loses_nothing(void **state) {
   sweep_allocations(c, &f, oscar_codec_create(c, &spec, &codec));
   float x[32] = {1, -1};
   uint8_t row[12];
-  sweep_allocations(c, &f, oscar_codec_encode(codec, 1, x, 32, row));
+  sweep_allocations(c, &f, oscar_codec_encode(codec, 0, 1, x, 32, row));
   sweep_allocations(c, &f, oscar_codec_set_assign(set, 0, 0, OSCAR_KEYS, codec));
   oscar_codec_release(codec);
   oscar_codec_set_free(set);

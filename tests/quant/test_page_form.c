@@ -7,11 +7,14 @@ static int canonical_crumb(const struct side_form *f, const uint8_t *row, int c)
   return row[c % (f->crumbs / 4)] >> 2 * (c / (f->crumbs / 4)) & 3;
 }
 
-static const struct side_form forms[] = {{16, 1, 1},  {32, 1, 2},  {48, 1, 1},   {48, 3, 2},   {64, 2, 1},    {80, 1, 1},
-                                         {112, 1, 2}, {128, 1, 1}, {128, 4, 1},  {128, 8, 2},  {160, 1, 1},   {192, 1, 2},
-                                         {256, 2, 2}, {512, 1, 2}, {1024, 4, 1}, {4096, 1, 1}, {4096, 256, 2}};
+static const struct side_form forms[] = {{16, 1, 1, 0},   {32, 1, 2, 0},     {48, 1, 1, 0},  {48, 3, 2, 0},  {64, 2, 1, 0},
+                                         {80, 1, 1, 0},   {112, 1, 2, 0},    {128, 1, 1, 0}, {128, 4, 1, 0}, {128, 8, 2, 0},
+                                         {160, 1, 1, 0},  {192, 1, 2, 0},    {256, 2, 2, 0}, {512, 1, 2, 0}, {1024, 4, 1, 0},
+                                         {4096, 1, 1, 0}, {4096, 256, 2, 0}, {48, 3, 0, 0},  {64, 4, 0, 0},  {80, 4, 0, 0}};
 
-static size_t row_bytes_of(const struct side_form *f) { return (size_t)(f->crumbs / 4 + 2 * f->groups * f->meta_values); }
+static size_t row_bytes_of(const struct side_form *f) {
+  return (size_t)(f->crumbs / 4 + (f->meta_values ? 2 * f->groups * f->meta_values : 2));
+}
 
 static uint8_t *random_rows(const struct side_form *f, uint64_t *seed) {
   size_t bytes = PAGE_TOKENS * row_bytes_of(f);
@@ -39,9 +42,9 @@ static void a_packed_page_holds_every_crumb_where_the_header_says(void **state) 
           int lane = side == OSCAR_KEYS ? t % 16 : c % 16, inside = side == OSCAR_KEYS ? c % 16 : t % 16;
           assert_int_equal(vector[4 * lane + inside % 4] >> 2 * (inside / 4) & 3, canonical_crumb(f, row, c));
         }
-        for (int v = 0; v < f->groups * f->meta_values; v++) {
-          const uint8_t *meta =
-              packed + side_code_bytes(f) + 2 * ((size_t)(t / 16 * f->groups * f->meta_values + v) * 16 + (size_t)(t % 16));
+        int words = f->meta_values ? f->groups * f->meta_values : 1;
+        for (int v = 0; v < words; v++) {
+          const uint8_t *meta = packed + side_code_bytes(f) + 2 * ((size_t)(t / 16 * words + v) * 16 + (size_t)(t % 16));
           assert_memory_equal(meta, row + f->crumbs / 4 + 2 * v, 2);
         }
       }

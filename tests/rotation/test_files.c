@@ -320,7 +320,7 @@ static void non_orthogonal_rotations_decode_through_their_companion(void **state
     const oscar_codec_spec *spec = oscar_codec_describe(codec);
     float y[D], back[D] = {0};
     for (int i = 0; i < D; i++) back[i] = (float)(i * i % 7) - 3;
-    codec_project(codec, 1, back, D, y);
+    codec_project(codec, 0, 1, back, D, y);
     for (int k = 0; k < D; k++) {
       double x = (double)spec->mean[k];
       assert_true(x == h - k / 8.0);

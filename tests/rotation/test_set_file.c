@@ -20,6 +20,13 @@ static oscar_codec_set *make_set(oscar_context *c) {
   float encode[DIM * DIM], decode[DIM * DIM], mean[DIM], steps[DIM], hadamard[DIM * DIM];
   uint8_t crumbs[DIM];
   assert_ok(c, oscar_hadamard(c, DIM, hadamard));
+  float frequencies[DIM / 2], rotating[DIM];
+  uint16_t pairs[DIM / 2];
+  oscar_rope *ropes[2];
+  for (int r = 0; r < 2; r++) { /* layer 0 turns one way, layer 2 another with log gains, layer 1 not at all */
+    for (int i = 0; i < DIM / 2; i++) frequencies[i] = (float)pow(100 + r, -2.0 * i / DIM);
+    assert_ok(c, oscar_rope_create(c, &(oscar_rope_spec){(oscar_rope_layout)r, DIM - 8 * r, frequencies}, &ropes[r]));
+  }
   for (int layer = 0; layer < LAYERS; layer++)
     for (int head = 0; head < HEADS; head++) {
       int m = layer == 1 ? 24 : DIM;
@@ -29,12 +36,31 @@ static oscar_codec_set *make_set(oscar_context *c) {
         steps[i] = 0.5f + (float)test_uniform(&seed);
         crumbs[i] = (uint8_t)(i < 8 ? 2 : i < 16 ? 1 : i < m - 8 ? 1 : i < m && layer == 1 ? 1 : 0);
       }
-      oscar_codec_spec spec = {DIM, m, OSCAR_ROW_GAIN, 2, 0.5f, crumbs, steps, mean, encode, decode};
+      for (int i = 0; i < DIM; i++) rotating[i] = test_normal(&seed);
+      for (int i = 0; i < DIM / 2; i++) pairs[i] = (uint16_t)(i + head); /* one less than there are */
+      oscar_codec_spec spec = {.head_dim = DIM,
+                               .channels = m,
+                               .form = layer == 2 ? OSCAR_ROW_LOG_GAINS : OSCAR_ROW_GAIN,
+                               .groups = 2,
+                               .clip_ratio = 0.5f,
+                               .crumbs = crumbs,
+                               .steps = steps,
+                               .mean = mean,
+                               .encode = encode,
+                               .decode = decode,
+                               .rope = layer == 1 ? NULL : ropes[layer / 2],
+                               .rotating_pairs = layer == 1   ? 0
+                                                 : layer == 0 ? DIM / 2 - 1
+                                                              : 3,
+                               .rotating_pair = pairs,
+                               .rotating_mean = rotating};
       oscar_codec *codec = NULL;
       assert_ok(c, oscar_codec_create(c, &spec, &codec));
       assert_ok(c, oscar_codec_set_assign(set, layer, head, OSCAR_KEYS, codec));
       oscar_codec_release(codec);
     }
+  oscar_rope_release(ropes[0]);
+  oscar_rope_release(ropes[1]);
   oscar_codec_spec plain = {.head_dim = DIM, .channels = DIM, .form = OSCAR_ROW_SCALE_ZERO, .groups = 1, .clip_ratio = 0.92f};
   oscar_codec *shared = NULL, *rotated = NULL;
   assert_ok(c, oscar_codec_create(c, &plain, &shared));
@@ -60,14 +86,18 @@ static void assert_same_codec(oscar_context *c, const oscar_codec *a, const osca
   assert_memory_equal(x->mean, y->mean, d * sizeof(float));
   assert_memory_equal(x->encode, y->encode, d * m * sizeof(float));
   assert_memory_equal(x->decode, y->decode, d * m * sizeof(float));
+  assert_int_equal(x->rotating_pairs, y->rotating_pairs);
+  assert_memory_equal(x->rotating_pair, y->rotating_pair, (size_t)x->rotating_pairs * sizeof *x->rotating_pair);
+  assert_memory_equal(x->rotating_mean, y->rotating_mean, 2 * (size_t)x->rotating_pairs * sizeof(float));
+  assert_true(rope_equal(x->rope, y->rope));
   assert_int_equal(a->map_rows, b->map_rows);
   assert_memory_equal(a->map, b->map, (size_t)a->map_rows * d * sizeof(float));
   uint64_t seed = 7;
   float rows[5 * DIM];
   uint8_t first[5 * 64], second[5 * 64];
   for (int i = 0; i < 5 * DIM; i++) rows[i] = test_normal(&seed);
-  assert_ok(c, oscar_codec_encode(a, 5, rows, DIM, first));
-  assert_ok(c, oscar_codec_encode(b, 5, rows, DIM, second));
+  assert_ok(c, oscar_codec_encode(a, 1000, 5, rows, DIM, first));
+  assert_ok(c, oscar_codec_encode(b, 1000, 5, rows, DIM, second));
   assert_memory_equal(first, second, 5 * bytes);
 }
 
@@ -142,7 +172,7 @@ static void a_file_is_what_the_format_says(void **state) {
   assert_ok(c, file_map_open(c, f.file, &map));
   assert_ok(c, safetensors_open(c, map.data, map.bytes, &st));
   assert_string_equal(safetensors_metadata(&st, "format"), "oscar-codec-set");
-  assert_string_equal(safetensors_metadata(&st, "version"), "1");
+  assert_string_equal(safetensors_metadata(&st, "version"), "2");
   assert_string_equal(safetensors_metadata(&st, "kv_heads"), "2");
   const struct safetensor *places = safetensors_find(&st, "places");
   static const int32_t expected[] = {0, 1, 2, 1, 3, 1, 4, 1, 5, 6, 7, 6};
@@ -353,7 +383,14 @@ static void changed_headers_are_refused(void **state) {
     oscar_status status;
     const char *reason;
   } changes[] = {{"oscar-codec-set", "other-codec-set", OSCAR_FORMAT, "format"},
-                 {"\"version\":\"1\"", "\"version\":\"2\"", OSCAR_UNSUPPORTED, "version \"2\""},
+                 {"\"version\":\"2\"", "\"version\":\"3\"", OSCAR_UNSUPPORTED, "version \"3\""},
+                 {"\"codecs.rope\"", "\"codecs.ropf\"", OSCAR_FORMAT, "codecs.rope is missing"},
+                 {"\"ropes.layout\"", "\"ropes.lajout\"", OSCAR_FORMAT, "no part of the format"},
+                 {"\"ropes.1.freq", "\"ropes.2.freq", OSCAR_FORMAT, "ropes.1.frequencies is missing"},
+                 {"layers.2.heads.1.keys.rotating_pairs", "layers.2.heads.1.keys.rotating_peers", OSCAR_FORMAT,
+                  "rotating_pairs is missing"},
+                 {"layers.0.heads.1.keys.rotating_mean", "layers.0.heads.1.keys.rotating_meat", OSCAR_FORMAT,
+                  "without rotating_mean"},
                  {"\"layers\":\"3\"", "\"layers\":\"4\"", OSCAR_FORMAT, "places is not I32 [4, 2, 2]"},
                  {"\"layers\":\"3\"", "\"layers\":\"x\"", OSCAR_FORMAT, "layers"},
                  {"\"layers\":\"3\"", "\"lajers\":\"3\"", OSCAR_FORMAT, "layers"},

@@ -107,6 +107,13 @@ IVEC ivec_dot(ivec sum, const ivec crumbs[4], const void *q) {
 VEC ivec_to_float(ivec a) { return _mm256_cvtepi32_ps(a); }
 VEC vec_abs(vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.f), a); }
 VEC vec_load_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+/* The gains of group p from LANES words of log gains: two tables of 8, chosen by bit 3. */
+VEC vec_load_log_gains(const void *p, int group) {
+  ivec words = _mm256_srli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 4 * group);
+  vec low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(log_gain_table), words);
+  vec high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(log_gain_table + 8), words);
+  return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(words, 28)));
+}
 static inline void ivec_store_bytes(void *p, ivec a) {
   __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
   _mm_storel_epi64(p, _mm_packs_epi16(words, words));
@@ -119,6 +126,8 @@ const struct attention_kernels attention_kernels_avx2 = {
     .prepare_queries = prepare_queries,
     .score_exact = score_exact,
     .score_coded = score_coded,
+    .turn_waves = turn_waves,
+    .score_waves = score_waves,
     .softmax = softmax,
     .accumulate_exact = accumulate_exact,
     .accumulate_coded = accumulate_coded,

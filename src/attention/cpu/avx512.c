@@ -111,6 +111,11 @@ IVEC ivec_dot(ivec sum, const ivec crumbs[4], const void *q) {
 VEC ivec_to_float(ivec a) { return _mm512_cvtepi32_ps(a); }
 VEC vec_abs(vec a) { return _mm512_abs_ps(a); }
 VEC vec_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+/* The gains of group p from LANES words of log gains. */
+VEC vec_load_log_gains(const void *p, int group) {
+  ivec words = _mm512_srli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), (unsigned)(4 * group));
+  return _mm512_permutexvar_ps(words, _mm512_loadu_ps(log_gain_table)); /* looks at the lowest 4 bits only */
+}
 static inline void ivec_store_bytes(void *p, ivec a) { _mm_storeu_si128(p, _mm512_cvtepi32_epi8(a)); }
 
 #include "attention/cpu/coded_kernels.h"
@@ -120,6 +125,8 @@ const struct attention_kernels attention_kernels_avx512 = {
     .prepare_queries = prepare_queries,
     .score_exact = score_exact,
     .score_coded = score_coded,
+    .turn_waves = turn_waves,
+    .score_waves = score_waves,
     .softmax = softmax,
     .accumulate_exact = accumulate_exact,
     .accumulate_coded = accumulate_coded,

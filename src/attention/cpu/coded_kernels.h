@@ -42,6 +42,8 @@ INLINE void unpack(const uint8_t *codes, ivec crumbs[4]) {
 
 /* A metadata value of the LANES tokens of vector v; z is 1 where the form has none. */
 INLINE vec meta_vec(const struct side_form *f, const uint8_t *side, int v, int group, int value) {
+  if (value == 0 && f->meta_values == 0)
+    return vec_load_log_gains(tile_meta(f, side, v / PER_BLOCK, 0, 0) + v % PER_BLOCK * LANES, group);
   if (value >= f->meta_values) return vec_set(1);
   return vec_load_f16(tile_meta(f, side, v / PER_BLOCK, group, value) + v % PER_BLOCK * LANES);
 }
@@ -60,13 +62,13 @@ static size_t prepared_bytes(const struct side_form *keys) {
 }
 
 static void prepare_queries(const struct side_form *keys, int rows, const float *mapped, uint8_t *prepared) {
-  int width = form_rows(keys), per_group = keys->crumbs / keys->groups;
+  int width = form_rows(keys);
   for (int r = 0; r < rows; r++) {
     int8_t *high = (int8_t *)prepared + (size_t)r * prepared_bytes(keys), *low = high + keys->crumbs;
     float *steps = (float *)(void *)(low + keys->crumbs), *shifts = steps + keys->groups;
     for (int group = 0; group < keys->groups; group++) {
       const float *q = mapped + r * width;
-      int begin = group * per_group, end = begin + per_group;
+      int begin = form_group_begin(keys, group), end = form_group_begin(keys, group + 1);
       vec largest = vec_zero(), error = vec_zero();
       for (int c = begin; c < end; c += LANES) largest = vec_max(largest, vec_abs(vec_load(q + c)));
       float max = vec_highest(largest), inverse = max < NEGLIGIBLE ? 0 : LARGEST / max, step = max / LARGEST;
@@ -83,7 +85,7 @@ static void prepare_queries(const struct side_form *keys, int rows, const float 
 /* Scores of a block of rows: sum over groups of s (step dot + shift - z b), plus the mean. */
 INLINE void score_block(int rows, const struct side_form *f, const float *mapped, const uint8_t *prepared, const uint8_t *keys,
                         float *scores) {
-  int blocks = f->crumbs / 16, per_group = blocks / f->groups, width = form_rows(f);
+  int blocks = f->crumbs / 16, width = form_rows(f);
   size_t stride = prepared_bytes(f);
   for (int v = 0; v < VECS; v += CODED_VECS) {
     vec total[CODED_ROWS][CODED_VECS];
@@ -100,7 +102,7 @@ INLINE void score_block(int rows, const struct side_form *f, const float *mapped
       for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int i = 0; i < CODED_VECS; i++) high[r][i] = low[r][i] = ivec_set(0);
-      for (int block = group * per_group; block < (group + 1) * per_group; block++) {
+      for (int block = form_group_begin(f, group) / 16; block < form_group_begin(f, group + 1) / 16; block++) {
         ivec crumbs[CODED_VECS][4];
 #pragma GCC unroll 4
         for (int i = 0; i < CODED_VECS; i++) unpack(codes[i] + block * 64, crumbs[i]);
@@ -215,12 +217,12 @@ INLINE void value_block(int rows, int n, int tile_bytes, const uint8_t *codes, c
 }
 
 INLINE void accumulate_block(int rows, const struct side_form *f, const float *p, const uint8_t *values, float *out, int stride) {
-  int tile_bytes = f->crumbs * 4, per_group = f->crumbs / f->groups;
+  int tile_bytes = f->crumbs * 4;
   for (int group = 0; group < f->groups; group++) {
     struct weights weights[CODED_ROWS];
     for (int r = 0; r < rows; r++)
       out[r * stride + f->crumbs + group] -= prepare_weights(f, values, group, p + r * PAGE_TOKENS, weights + r);
-    int c = group * per_group, end = c + per_group;
+    int c = form_group_begin(f, group), end = form_group_begin(f, group + 1);
     for (; c + CODED_VECS * LANES <= end; c += CODED_VECS * LANES)
       value_block(rows, CODED_VECS, tile_bytes, values + c * 4, weights, out + c, stride);
     for (; c < end; c += LANES) value_block(rows, 1, tile_bytes, values + c * 4, weights, out + c, stride);

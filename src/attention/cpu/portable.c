@@ -55,6 +55,7 @@ static void accumulate_exact(int rows, int head_dim, int tokens, const float *p,
 }
 
 static float scale_of(const struct side_form *f, const uint8_t *side, int token, int group) {
+  if (f->meta_values == 0) return log_gain(tile_meta(f, side, token / 16, 0, 0)[token % 16], group);
   return f16_to_f32(tile_meta(f, side, token / 16, group, 0)[token % 16]);
 }
 
@@ -63,10 +64,11 @@ static float zero_of(const struct side_form *f, const uint8_t *side, int token, 
 }
 
 static void expand_keys(const struct side_form *f, const uint8_t *side, float *panel) {
-  int blocks = f->crumbs / 16, blocks_per_group = blocks / f->groups;
+  int blocks = f->crumbs / 16;
   for (int token = 0; token < PAGE_TOKENS; token++) {
-    for (int block = 0; block < blocks; block++) {
-      float s = scale_of(f, side, token, block / blocks_per_group);
+    float s = 0;
+    for (int block = 0, group = 0; block < blocks; block++) {
+      if (block * 16 == form_group_begin(f, group)) s = scale_of(f, side, token, group++);
       const uint8_t *lane = side + ((token / 16 * blocks + block) * 16 + token % 16) * 4;
       for (int c = 0; c < 16; c++) panel[(block * 16 + c) * PAGE_TOKENS + token] = s * (float)(lane[c % 4] >> c / 4 * 2 & 3);
     }
@@ -85,12 +87,12 @@ static void score_coded(const struct query_rows *queries, const struct side_form
 }
 
 static void expand_values(const struct side_form *f, const uint8_t *side, float *panel) {
-  int width = form_rows(f), blocks = f->crumbs / 16, blocks_per_group = blocks / f->groups;
+  int width = form_rows(f), blocks = f->crumbs / 16;
   for (int token = 0; token < PAGE_TOKENS; token++) {
-    float *row = panel + token * width;
+    float *row = panel + token * width, s = 0;
     memset(row + f->crumbs, 0, sizeof *row * (size_t)(width - f->crumbs));
-    for (int block = 0; block < blocks; block++) {
-      float s = scale_of(f, side, token, block / blocks_per_group);
+    for (int block = 0, group = 0; block < blocks; block++) {
+      if (block * 16 == form_group_begin(f, group)) s = scale_of(f, side, token, group++);
       const uint8_t *lanes = side + (token / 16 * blocks + block) * 64 + token % 4;
       for (int c = 0; c < 16; c++) row[block * 16 + c] = s * (float)(lanes[c * 4] >> token % 16 / 4 * 2 & 3);
     }
@@ -104,6 +106,23 @@ static void accumulate_coded(int rows, const struct side_form *form, const float
                              int stride, float *panel) {
   expand_values(form, values, panel);
   multiply_add(rows, form_rows(form), PAGE_TOKENS, p, PAGE_TOKENS, panel, out, stride);
+}
+
+static void turn_waves(int rows, int pairs, const float *turn, const float *from, int from_stride, float *waves) {
+  for (int r = 0; r < rows; r++, from += from_stride, waves += 2 * pairs)
+    for (int k = 0; k < pairs; k++) {
+      float a = from[k], b = from[pairs + k], c = turn[k], s = turn[pairs + k];
+      waves[k] = a * c + b * s;
+      waves[pairs + k] = b * c - a * s;
+    }
+}
+
+static void score_waves(int rows, int pairs, const float *waves, const float *table, const uint16_t *pair, float *scores) {
+  for (int r = 0; r < rows; r++, waves += 2 * pairs)
+    for (int k = 0; k < pairs; k++) {
+      const float *cosines = table + pair[k] * 2 * PAGE_TOKENS, *sines = cosines + PAGE_TOKENS;
+      for (int t = 0; t < PAGE_TOKENS; t++) scores[r * PAGE_TOKENS + t] += waves[k] * cosines[t] + waves[pairs + k] * sines[t];
+    }
 }
 
 static void softmax(int rows, float *scores, struct softmax_state *states) {
@@ -128,6 +147,8 @@ const struct attention_kernels attention_kernels_portable = {
     .prepare_queries = prepare_queries,
     .score_exact = score_exact,
     .score_coded = score_coded,
+    .turn_waves = turn_waves,
+    .score_waves = score_waves,
     .softmax = softmax,
     .accumulate_exact = accumulate_exact,
     .accumulate_coded = accumulate_coded,

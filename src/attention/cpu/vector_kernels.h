@@ -163,6 +163,79 @@ static void accumulate_exact(int rows, int head_dim, int tokens, const float *p,
   multiply_add(rows, head_dim, tokens, p, PAGE_TOKENS, panel, out, stride);
 }
 
+/* ---- the rotating mean ---- */
+
+static void turn_waves(int rows, int pairs, const float *turn, const float *from, int from_stride, float *waves) {
+  const float *restrict c = turn, *restrict s = turn + pairs;
+  for (int r = 0; r < rows; r++, from += from_stride, waves += 2 * pairs) {
+    int k = 0;
+    for (; k + LANES <= pairs; k += LANES) {
+      vec a = vec_load(from + k), b = vec_load(from + pairs + k), cosine = vec_load(c + k), sine = vec_load(s + k);
+      vec_store(waves + k, vec_fma(a, cosine, vec_mul(b, sine)));
+      vec_store(waves + pairs + k, vec_sub(vec_mul(b, cosine), vec_mul(a, sine)));
+    }
+    for (; k < pairs; k++) {
+      float a = from[k], b = from[pairs + k];
+      waves[k] = a * c[k] + b * s[k];
+      waves[pairs + k] = b * c[k] - a * s[k];
+    }
+  }
+}
+
+/* A block of rows x (BLOCK_VECS * LANES) tokens, its sums in registers while the pairs go by. */
+INLINE void wave_block(int rows, int pairs, const float *waves, const float *table, const uint16_t *pair, float *scores) {
+  vec acc[BLOCK_ROWS][BLOCK_VECS];
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < BLOCK_VECS; v++) acc[r][v] = vec_load(scores + r * PAGE_TOKENS + v * LANES);
+  for (int k = 0; k < 2 * pairs; k++) {
+    const float *curve = table + (k < pairs ? 2 * pair[k] : 2 * pair[k - pairs] + 1) * PAGE_TOKENS;
+    vec y[BLOCK_VECS];
+#pragma GCC unroll 8
+    for (int v = 0; v < BLOCK_VECS; v++) y[v] = vec_load(curve + v * LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+      vec x = vec_set(waves[r * 2 * pairs + k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < BLOCK_VECS; v++) acc[r][v] = vec_fma(x, y[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < BLOCK_VECS; v++) vec_store(scores + r * PAGE_TOKENS + v * LANES, acc[r][v]);
+}
+
+static void score_waves(int rows, int pairs, const float *waves, const float *table, const uint16_t *pair, float *scores) {
+  for (int r = 0, n; r < rows; r += n, waves += n * 2 * pairs) {
+    n = rows - r < BLOCK_ROWS ? rows - r : BLOCK_ROWS;
+    for (int t = 0; t < PAGE_TOKENS; t += BLOCK_VECS * LANES) {
+      float *to = scores + r * PAGE_TOKENS + t;
+      switch (n) {
+      case 1:
+        wave_block(1, pairs, waves, table + t, pair, to);
+        break;
+      case 2:
+        wave_block(2, pairs, waves, table + t, pair, to);
+        break;
+      case 3:
+        wave_block(3, pairs, waves, table + t, pair, to);
+        break;
+      case 4:
+        wave_block(4, pairs, waves, table + t, pair, to);
+        break;
+      case 5:
+        wave_block(5, pairs, waves, table + t, pair, to);
+        break;
+      default:
+        wave_block(BLOCK_ROWS, pairs, waves, table + t, pair, to);
+        break;
+      }
+    }
+  }
+}
+
 /* ---- softmax ---- */
 
 #define EXP_SMALLEST (-87.33654f) /* ln 2^-126: below, the result would be subnormal and is 0 */
