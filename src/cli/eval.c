@@ -1,4 +1,9 @@
-/* eval.c - `oscar eval`: what each form of the cache costs in quality and saves in memory, on a text of the user's. */
+/*
+ * eval.c - `oscar eval`: what each form of the cache costs in quality and saves in memory: on a text of the user's, in finding
+ * things in long prompts (eval_tasks.c), or in long texts that the model writes (eval_generation.c).
+ */
+#include "cli/eval_generation.h"
+#include "cli/eval_tasks.h"
 #include "cli/kv_list.h"
 #include "cli/models.h"
 #include "cli/options.h"
@@ -8,15 +13,24 @@
 #include <jansson.h>
 #include <limits.h>
 #include <stdlib.h>
+#include <string.h>
+
+enum { WINDOW = 4096 }; /* tokens of a window, unless said otherwise */
 
 static const struct usage usage = {
     .command = "eval",
     .operands = "",
     .about = "Runs the BF16 cache and every named cache side by side over the same tokens of a text and reports perplexity, KL "
              "divergence\n"
-             "from BF16 and agreement on the most likely token. KL and top-1 count only positions that read coded history.",
+             "from BF16 and agreement on the most likely token. KL and top-1 count only positions that read coded history.\n"
+             "With --tasks, instead: how many questions about long prompts each cache answers right. With --generate: how much "
+             "long\n"
+             "texts repeat themselves and how likely the BF16 model finds them, compared with its own from seed to seed.",
     .examples = "oscar eval -m smollm2-135m -f text.txt --kv int4,int2\n"
-                "oscar eval -m qwen2.5-coder-1.5b -f text.txt -c 8192 --tokens 16384 --json\n",
+                "oscar eval -m qwen2.5-coder-1.5b -f text.txt -c 8192 --tokens 16384 --json\n"
+                "oscar eval -m qwen2.5-coder-1.5b --tasks multikey,tracking --lengths 4096,8192 --kv int4,int2\n"
+                "oscar eval -m qwen2.5-coder-1.5b --tasks all --lengths 8192 --questions 40 -f book.txt --kv int2 --json\n"
+                "oscar eval -m smollm2-135m --generate 1024 --seeds 4 --kv int2\n",
 };
 
 struct eval_arguments {
@@ -27,7 +41,9 @@ struct eval_arguments {
 
 #define AT(field) offsetof(struct eval_arguments, field)
 static const struct option_spec eval_options[] = {
-    {"file", 'f', OPTION_TEXT, AT(file), "FILE", .help = "the text; '-': standard input", .default_text = ""},
+    {"file", 'f', OPTION_TEXT, AT(file), "FILE",
+     .help = "the text; with --tasks the prose of the prompts, with --generate the prompts, one on a line; '-': standard input",
+     .default_text = ""},
     {"ctx", 'c', OPTION_INT, AT(context), "N", .help = "tokens of a window", 2, 1 << 30},
     {"kv", 0, OPTION_TEXT, AT(kv), "LIST",
      .help = "forms of the cache to compare with bf16, separated by commas: those of 'oscar run', and for comparison only "
@@ -111,30 +127,101 @@ static oscar_status evaluate(const struct loaded_model *m, struct kv_list *list,
   return status;
 }
 
+/* ---- the three measures ---- */
+
+struct measures {
+  struct eval_arguments text;
+  struct tasks_arguments tasks;
+  struct generation_arguments generation;
+  struct sampler_options sampling;
+  struct tasks_options tasks_options;
+};
+
+/* What the tables cannot check: one measure at a time, and nothing that another one would need. */
+static int check_measures(struct measures *m) {
+  const struct eval_arguments *a = &m->text;
+  const bool tasks = m->tasks.tasks, generation = m->generation.tokens > 0;
+  if (tasks && generation) return wrong_use("eval: --tasks and --generate are two measures; run them one after the other");
+  if (!tasks && !generation) return a->file ? EXIT_DONE : wrong_use("eval: which text? -f FILE");
+  if (a->context != WINDOW || a->tokens || a->first)
+    return wrong_use("eval: --ctx, --tokens and --first are for a text, not for %s", tasks ? "--tasks" : "--generate");
+  if (tasks && a->file && m->tasks.filler) return wrong_use("eval: the prose is in -f FILE or --filler, not in both");
+  if (generation && m->sampling.temperature == 0 && m->generation.seeds > 1)
+    return wrong_use("eval: with --temp 0 every seed gives the same text; use --seeds 1");
+  return tasks ? eval_tasks_parse(&m->tasks, &m->tasks_options) : EXIT_DONE;
+}
+
+static oscar_status run_tasks(const struct loaded_model *m, struct kv_list *list, struct measures *measures, const char *text,
+                              size_t bytes, bool json, struct progress_line *line) {
+  const struct eval_arguments *a = &measures->text;
+  struct tasks_options *o = &measures->tasks_options;
+  const bool shipped = !text && measures->tasks.filler && strcmp(measures->tasks.filler, "shipped") == 0;
+  o->seed = measures->sampling.seed;
+  o->sink_pages = a->sink / OSCAR_PAGE_TOKENS;
+  o->recent_pages = a->recent / OSCAR_PAGE_TOKENS;
+  o->chunk = a->chunk;
+  o->filler = shipped ? calibration_text(&bytes) : text;
+  o->filler_bytes = bytes;
+  oscar_status status = tasks_options_check(m->model, o);
+  if (status == OSCAR_OK) status = kv_list_obtain(list, m->model, a->rotation, &line->progress);
+  if (status != OSCAR_OK) return status;
+  const char *name = shipped ? "shipped, which codecs are fitted to by default" : "made";
+  if (text) name = strcmp(a->file, "-") == 0 ? "from standard input" : a->file;
+  return eval_tasks_report(m, list, o, name, json, line);
+}
+
+static oscar_status run_generation(const struct loaded_model *m, struct kv_list *list, const struct measures *measures,
+                                   char *text, bool json, struct progress_line *line) {
+  const struct eval_arguments *a = &measures->text;
+  struct generation_options o;
+  generation_options_default(&o);
+  o.tokens = measures->generation.tokens;
+  o.seeds = measures->generation.seeds;
+  o.sampling = measures->sampling;
+  o.sink_pages = a->sink / OSCAR_PAGE_TOKENS;
+  o.recent_pages = a->recent / OSCAR_PAGE_TOKENS;
+  o.chunk = a->chunk;
+  oscar_status status = generation_options_check(m->model, &o);
+  if (status == OSCAR_OK) status = kv_list_obtain(list, m->model, a->rotation, &line->progress);
+  return status == OSCAR_OK ? eval_generation_report(m, list, &o, text, json, line) : status;
+}
+
 int command_eval(int argc, char **argv) {
   struct engine_options engine;
-  struct eval_arguments a = {
-      .kv = "int4,int2,int2-oscar,int2-hadamard,int2-plain", .context = 4096, .chunk = 256, .sink = 64, .recent = 256};
+  struct measures measures = {
+      .text = {.kv = "int4,int2,int2-oscar,int2-hadamard,int2-plain", .context = WINDOW, .chunk = 256, .sink = 64, .recent = 256},
+      .tasks = {.lengths = "4096", .questions = 100},
+      .generation = {.seeds = 2}};
+  const struct eval_arguments *a = &measures.text;
   struct output_arguments output = {0};
   engine_options_default(&engine);
-  const struct option_group groups[] = {
-      model_group(&engine), {"Evaluation", eval_options, (int)ARRAY_LENGTH(eval_options), &a}, output_group(&output)};
+  tasks_options_default(&measures.tasks_options);
+  sampler_options_default(&measures.sampling);
+  measures.sampling.seed = 1;
+  const struct option_group groups[] = {model_group(&engine),
+                                        {"Evaluation", eval_options, (int)ARRAY_LENGTH(eval_options), &measures.text},
+                                        eval_tasks_group(&measures.tasks),
+                                        eval_generation_group(&measures.generation),
+                                        sampling_group(&measures.sampling),
+                                        output_group(&output)};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
-  if (!a.file) return wrong_use("eval: which text? -f FILE");
+  if ((code = check_measures(&measures)) != EXIT_DONE) return code;
   struct kv_list list;
-  if ((code = kv_list_parse("eval", a.kv, &list)) != EXIT_DONE) return code;
-  char path[PATH_MAX], *text;
+  if ((code = kv_list_parse("eval", a->kv, &list)) != EXIT_DONE) return code;
+  char path[PATH_MAX], *text = NULL;
   if ((code = engine_options_resolve("eval", &engine, path, sizeof path)) != EXIT_DONE) return code;
-  size_t bytes;
-  if (!read_text(a.file, &text, &bytes)) return EXIT_FAILED;
+  size_t bytes = 0;
+  if (a->file && !read_text(a->file, &text, &bytes)) return EXIT_FAILED;
 
   interrupt_watch();
   struct progress_line line;
   progress_begin(&line);
   struct loaded_model m;
   if ((code = loaded_model_open(path, engine.threads, &m)) == EXIT_DONE) {
-    oscar_status status = evaluate(&m, &list, &a, text, bytes, output.json, &line);
+    oscar_status status = measures.tasks.tasks             ? run_tasks(&m, &list, &measures, text, bytes, output.json, &line)
+                          : measures.generation.tokens > 0 ? run_generation(&m, &list, &measures, text, output.json, &line)
+                                                           : evaluate(&m, &list, a, text, bytes, output.json, &line);
     progress_end(&line);
     if (status != OSCAR_OK) code = failed_with(status, oscar_last_error(m.context));
     kv_list_free(&list);

@@ -1,10 +1,9 @@
 /* generate.c - the loop that turns a fed session into text, and the two ways of reporting it. */
 #include "cli/generate.h"
+#include "cli/json_text.h"
 
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-#include <utf8proc.h>
 
 /* Room for one more token and its text; false when memory is out. */
 static bool grow(struct generation *g, size_t *id_room, size_t *text_room, size_t piece_bytes) {
@@ -70,28 +69,6 @@ void generation_free(struct generation *g) {
   free(g->ids);
   free(g->text);
   *g = (struct generation){0};
-}
-
-/* JSON strings are UTF-8: bytes that are not become U+FFFD, one each. */
-static json_t *json_text(const char *text, size_t bytes) {
-  json_t *whole = json_stringn(text, bytes);
-  if (whole) return whole;
-  static const char replacement[] = "\xEF\xBF\xBD";
-  char *clean = malloc(bytes * 3 + 1);
-  if (!clean) return NULL;
-  size_t used = 0;
-  for (size_t i = 0; i < bytes;) {
-    utf8proc_int32_t point;
-    utf8proc_ssize_t n = utf8proc_iterate((const utf8proc_uint8_t *)text + i, (utf8proc_ssize_t)(bytes - i), &point);
-    const char *from = n > 0 ? text + i : replacement;
-    size_t length = n > 0 ? (size_t)n : 3;
-    memcpy(clean + used, from, length);
-    used += length;
-    i += n > 0 ? (size_t)n : 1;
-  }
-  json_t *value = json_stringn(clean, used);
-  free(clean);
-  return value;
 }
 
 static json_t *json_ids(const int32_t *ids, int count) {

@@ -1,23 +1,19 @@
 /*
  * perplexity.c - several caches over the same tokens in one pass.
  *
- * Each cache has its own lane: arena, sequence, runner. Per chunk the BF16 lane runs first and leaves logits and probabilities;
- * every other lane's logits are compared with them at once and dropped, so memory does not grow with the number of caches or the
- * text.
+ * Each cache has its own lane. Per chunk the BF16 lane runs first and leaves logits and probabilities; every other lane's logits
+ * are compared with them at once and dropped, so memory does not grow with the number of caches or the text.
  */
-#include "eval/baselines.h"
 #include "eval/eval.h"
+#include "eval/lane.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-struct lane {
-  const char *kv;
-  struct baseline *baseline; /* NULL: the cache has codecs or is exact */
-  oscar_cache *cache;
-  oscar_sequence *sequence;
-  struct runner *runner;
+/* A lane and what was gathered from it. */
+struct track {
+  struct lane lane;
   double negative_log_likelihood, divergence_sum, divergence_squares;
   int64_t agreed;
   float *divergences; /* [counted] */
@@ -30,8 +26,8 @@ struct evaluation {
   oscar_context *context;
   const struct eval_options *options;
   const struct progress *progress;
-  int lanes, vocab;
-  struct lane *lane;
+  int tracks, vocab;
+  struct track *track;
   float *logits, *reference, *probabilities; /* [chunk][vocab] */
   double *reference_log_sum, *row_loss, *row_divergence;
   int32_t *reference_best, *row_best; /* [chunk] */
@@ -42,37 +38,25 @@ void eval_options_default(struct eval_options *options) {
   *options = (struct eval_options){.context = 4096, .sink_pages = 1, .recent_pages = 4, .chunk = 256};
 }
 
-/* Whether a query at position t reads any page as codes: page `sink_pages` is the first that can be. */
-static bool reads_codes(const struct eval_options *o, int64_t t) {
-  return t / OSCAR_PAGE_TOKENS > o->sink_pages + o->recent_pages;
-}
+/* Whether a query at position t reads any page as codes. */
+static bool reads_codes(const struct eval_options *o, int64_t t) { return t >= lane_first_coded(o->sink_pages, o->recent_pages); }
 
-static oscar_status open_lane(struct evaluation *e, struct lane *lane, const char *kv, const oscar_codec_set *codecs) {
+static oscar_status open_track(struct evaluation *e, const char *kv, const oscar_codec_set *codecs) {
   const struct eval_options *o = e->options;
-  lane->kv = kv;
-  oscar_cache_options cache;
-  model_cache_options(e->model, &cache);
-  cache.codecs = codecs;
-  oscar_status status = baseline_create(e->context, kv, cache.head_dim, &lane->baseline);
-  cache.filter = baseline_filter(lane->baseline);
-  cache.sink_pages = o->sink_pages;
-  cache.recent_pages = o->recent_pages;
-  cache.budget_bytes = oscar_cache_bytes_for(&cache, o->context, 1, o->chunk);
-  if (status == OSCAR_OK) status = oscar_cache_create(e->context, &cache, &lane->cache);
-  if (status == OSCAR_OK) status = runner_create(e->model, lane->cache, o->chunk, &lane->runner);
-  if (status == OSCAR_OK && !(lane->divergences = mem_alloc(e->context, (size_t)e->counted_room, sizeof *lane->divergences)))
+  const struct lane_options lane = {o->context, 1, o->sink_pages, o->recent_pages, o->chunk};
+  struct track *track = &e->track[e->tracks++];
+  oscar_status status = lane_open(e->model, &lane, kv, codecs, &track->lane);
+  if (status == OSCAR_OK && !(track->divergences = mem_alloc(e->context, (size_t)e->counted_room, sizeof *track->divergences)))
     status = OSCAR_NO_MEMORY;
   return status;
 }
 
 static void close_evaluation(struct evaluation *e) {
-  for (int i = 0; e->lane && i < e->lanes; i++) {
-    runner_free(e->lane[i].runner);
-    oscar_cache_free(e->lane[i].cache);
-    baseline_free(e->context, e->lane[i].baseline);
-    mem_free(e->context, e->lane[i].divergences);
+  for (int i = 0; e->track && i < e->tracks; i++) {
+    lane_close(&e->track[i].lane);
+    mem_free(e->context, e->track[i].divergences);
   }
-  void *const owned[] = {e->lane,     e->logits,         e->reference,      e->probabilities, e->reference_log_sum,
+  void *const owned[] = {e->track,    e->logits,         e->reference,      e->probabilities, e->reference_log_sum,
                          e->row_loss, e->row_divergence, e->reference_best, e->row_best};
   for (size_t i = 0; i < ARRAY_LENGTH(owned); i++) mem_free(e->context, owned[i]);
 }
@@ -117,39 +101,39 @@ static void compare_with_reference(struct evaluation *e, int n) {
   }
 }
 
-/* Adds the chunk's rows to a lane's sums. `ids` are the tokens of the window, `start` the chunk's first position in it. */
-static oscar_status gather(struct evaluation *e, struct lane *lane, const float *logits, const double *log_sums,
+/* Adds the chunk's rows to a track's sums. `ids` are the tokens of the window, `start` the chunk's first position in it. */
+static oscar_status gather(struct evaluation *e, struct track *track, const float *logits, const double *log_sums,
                            const int32_t *ids, int start, int n) {
   const struct eval_options *o = e->options;
   int64_t counted = e->counted;
   for (int i = 0; i < n; i++) {
     const int t = start + i;
     if (!isfinite(log_sums[i]))
-      return set_error(e->context, OSCAR_NUMERIC, "cache %s gives logits that are not finite at position %d", lane->kv, t);
+      return set_error(e->context, OSCAR_NUMERIC, "cache %s gives logits that are not finite at position %d", track->lane.kv, t);
     if (t < o->first_scored) continue;
     if (t + 1 < o->context)
-      lane->negative_log_likelihood += log_sums[i] - (double)logits[(size_t)i * (size_t)e->vocab + (size_t)ids[t + 1]];
+      track->negative_log_likelihood += log_sums[i] - (double)logits[(size_t)i * (size_t)e->vocab + (size_t)ids[t + 1]];
     if (!reads_codes(o, t)) continue;
     const double kl = e->row_divergence[i];
-    lane->divergence_sum += kl;
-    lane->divergence_squares += kl * kl;
-    lane->agreed += e->row_best[i] == e->reference_best[i];
-    lane->divergences[counted++] = (float)kl;
+    track->divergence_sum += kl;
+    track->divergence_squares += kl * kl;
+    track->agreed += e->row_best[i] == e->reference_best[i];
+    track->divergences[counted++] = (float)kl;
   }
   return OSCAR_OK;
 }
 
 static oscar_status run_chunk(struct evaluation *e, const int32_t *ids, int start, int n) {
-  for (int i = 0; i < e->lanes; i++) {
-    struct lane *lane = &e->lane[i];
+  for (int i = 0; i < e->tracks; i++) {
+    struct lane *lane = &e->track[i].lane;
     float *logits = i == 0 ? e->reference : e->logits;
-    oscar_status status = runner_forward(lane->runner, lane->sequence, n, ids + start, n, logits, NULL);
-    if (status != OSCAR_OK) return prefix_error(e->context, status, "cache %s", lane->kv);
+    oscar_status status = lane_forward(lane, lane->sequence, ids + start, n, n, logits);
+    if (status != OSCAR_OK) return status;
     if (i == 0)
       summarize_reference(e, n);
     else
       compare_with_reference(e, n);
-    status = gather(e, lane, logits, i == 0 ? e->reference_log_sum : e->row_loss, ids, start, n);
+    status = gather(e, &e->track[i], logits, i == 0 ? e->reference_log_sum : e->row_loss, ids, start, n);
     if (status != OSCAR_OK) return status;
   }
   for (int t = start; t < start + n; t++) {
@@ -163,7 +147,8 @@ static oscar_status run_chunk(struct evaluation *e, const int32_t *ids, int star
 static oscar_status run_window(struct evaluation *e, const int32_t *ids, int64_t total) {
   const int context = e->options->context;
   oscar_status status = OSCAR_OK;
-  for (int i = 0; i < e->lanes && status == OSCAR_OK; i++) status = oscar_sequence_create(e->lane[i].cache, &e->lane[i].sequence);
+  for (int i = 0; i < e->tracks && status == OSCAR_OK; i++)
+    status = oscar_sequence_create(e->track[i].lane.cache, &e->track[i].lane.sequence);
   for (int start = 0; start < context && status == OSCAR_OK; start += e->options->chunk) {
     if (e->progress && !e->progress->report(e->progress->user, "tokens", e->fed, total))
       return set_error(e->context, OSCAR_CANCELLED, "evaluation was stopped");
@@ -171,12 +156,13 @@ static oscar_status run_window(struct evaluation *e, const int32_t *ids, int64_t
     status = run_chunk(e, ids, start, n);
     e->fed += n;
   }
-  for (int i = 0; i < e->lanes; i++) {
-    struct lane *lane = &e->lane[i];
+  for (int i = 0; i < e->tracks; i++) {
+    struct track *track = &e->track[i];
+    struct lane *lane = &track->lane;
     if (!lane->sequence) continue;
-    lane->bits_per_element = oscar_sequence_bits_per_element(lane->sequence);
-    lane->cache_bytes = oscar_sequence_bytes(lane->sequence);
-    if (lane->baseline) baseline_measure(lane->baseline, lane->sequence, &lane->bits_per_element, &lane->cache_bytes);
+    track->bits_per_element = oscar_sequence_bits_per_element(lane->sequence);
+    track->cache_bytes = oscar_sequence_bytes(lane->sequence);
+    if (lane->baseline) baseline_measure(lane->baseline, lane->sequence, &track->bits_per_element, &track->cache_bytes);
     oscar_sequence_free(lane->sequence);
     lane->sequence = NULL;
   }
@@ -188,22 +174,22 @@ static int compare_floats(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-static void finish_lane(const struct evaluation *e, struct lane *lane, double bf16_loss, struct eval_run *out) {
+static void finish_track(const struct evaluation *e, struct track *track, double bf16_loss, struct eval_run *out) {
   const double n = (double)e->counted, scored = (double)e->scored;
-  const double mean = lane->divergence_sum / n, variance = lane->divergence_squares / n - mean * mean;
-  qsort(lane->divergences, (size_t)e->counted, sizeof *lane->divergences, compare_floats);
+  const double mean = track->divergence_sum / n, variance = track->divergence_squares / n - mean * mean;
+  qsort(track->divergences, (size_t)e->counted, sizeof *track->divergences, compare_floats);
   int64_t p99 = (int64_t)ceil(0.99 * n) - 1;
   *out = (struct eval_run){
-      .kv = lane->kv,
-      .ppl = exp(lane->negative_log_likelihood / scored),
-      .ppl_ratio = exp((lane->negative_log_likelihood - bf16_loss) / scored),
+      .kv = track->lane.kv,
+      .ppl = exp(track->negative_log_likelihood / scored),
+      .ppl_ratio = exp((track->negative_log_likelihood - bf16_loss) / scored),
       .kld_mean = mean,
       .kld_se = e->counted > 1 ? sqrt(fmax(variance, 0) / (n - 1)) : 0,
-      .kld_p99 = (double)lane->divergences[p99 < 0 ? 0 : p99],
-      .kld_max = (double)lane->divergences[e->counted - 1],
-      .top1 = (double)lane->agreed / n,
-      .bits_per_element = lane->bits_per_element,
-      .cache_bytes = lane->cache_bytes,
+      .kld_p99 = (double)track->divergences[p99 < 0 ? 0 : p99],
+      .kld_max = (double)track->divergences[e->counted - 1],
+      .top1 = (double)track->agreed / n,
+      .bits_per_element = track->bits_per_element,
+      .cache_bytes = track->cache_bytes,
   };
 }
 
@@ -223,12 +209,12 @@ static oscar_status check_arguments(oscar_context *context, const struct eval_op
   return OSCAR_OK;
 }
 
-static oscar_status open_lanes(struct evaluation *e, int count, const char *const *kv, oscar_codec_set *const *sets) {
-  e->lane = mem_zalloc(e->context, (size_t)count + 1, sizeof *e->lane);
-  if (!e->lane || !allocate(e)) return OSCAR_NO_MEMORY;
-  oscar_status status = open_lane(e, &e->lane[e->lanes++], "bf16", NULL);
+static oscar_status open_tracks(struct evaluation *e, int count, const char *const *kv, oscar_codec_set *const *sets) {
+  e->track = mem_zalloc(e->context, (size_t)count + 1, sizeof *e->track);
+  if (!e->track || !allocate(e)) return OSCAR_NO_MEMORY;
+  oscar_status status = open_track(e, "bf16", NULL);
   for (int i = 0; i < count && status == OSCAR_OK; i++)
-    if (strcmp(kv[i], "bf16") != 0) status = open_lane(e, &e->lane[e->lanes++], kv[i], sets[i]);
+    if (strcmp(kv[i], "bf16") != 0) status = open_track(e, kv[i], sets[i]);
   return status;
 }
 
@@ -242,18 +228,19 @@ oscar_status eval_perplexity(struct model *model, const struct eval_options *opt
   if (status != OSCAR_OK) return status;
   e.vocab = model_geometry_of(model)->vocab;
   e.counted_room = windows * options->context;
-  status = open_lanes(&e, count, kv, sets);
+  status = open_tracks(&e, count, kv, sets);
   const int64_t total = windows * options->context;
   for (int64_t w = 0; w < windows && status == OSCAR_OK; w++) status = run_window(&e, ids + w * options->context, total);
   if (status == OSCAR_OK && progress) progress->report(progress->user, "tokens", total, total);
-  if (status == OSCAR_OK && !(result->run = mem_alloc(e.context, (size_t)e.lanes, sizeof *result->run))) status = OSCAR_NO_MEMORY;
+  if (status == OSCAR_OK && !(result->run = mem_alloc(e.context, (size_t)e.tracks, sizeof *result->run)))
+    status = OSCAR_NO_MEMORY;
   if (status == OSCAR_OK) {
     result->context = options->context;
     result->tokens = e.fed;
     result->scored = e.scored;
     result->counted = e.counted;
-    result->runs = e.lanes;
-    for (int i = 0; i < e.lanes; i++) finish_lane(&e, &e.lane[i], e.lane[0].negative_log_likelihood, &result->run[i]);
+    result->runs = e.tracks;
+    for (int i = 0; i < e.tracks; i++) finish_track(&e, &e.track[i], e.track[0].negative_log_likelihood, &result->run[i]);
   }
   close_evaluation(&e);
   return status;
