@@ -23,3 +23,10 @@ pkg_check_modules(LIBEDIT REQUIRED IMPORTED_TARGET libedit)
 
 add_library(oscar_engine_dependencies INTERFACE)
 target_link_libraries(oscar_engine_dependencies INTERFACE oscar_dnnl PkgConfig::PCRE2 PkgConfig::UTF8PROC PkgConfig::CRYPTO)
+
+# Not linked: the program calls it to draw the pictures of `oscar eval --report`.
+find_program(GNUPLOT_PROGRAM gnuplot)
+if(NOT GNUPLOT_PROGRAM)
+  message(STATUS "gnuplot is not installed (Debian: gnuplot-nox): everything is built, but `oscar eval --report` needs it to run")
+endif()
+mark_as_advanced(GNUPLOT_PROGRAM)

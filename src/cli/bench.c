@@ -236,6 +236,28 @@ static oscar_status bench_all(struct bench *b, struct kv_list *list) {
   return status;
 }
 
+static int run_bench(const char *path, int threads, struct kv_list *list, struct bench *b, bool json) {
+  interrupt_watch();
+  struct progress_line line;
+  progress_begin(&line);
+  b->progress = &line.progress;
+  b->rows = json ? json_array() : NULL;
+  struct loaded_model m;
+  int code = loaded_model_open(path, threads, &m);
+  if (code == EXIT_DONE) {
+    b->m = &m;
+    oscar_status status = bench_all(b, list);
+    progress_end(&line);
+    if (status != OSCAR_OK) code = failed_with(status, oscar_last_error(m.context));
+    mem_free(m.context, b->logits);
+    mem_free(m.context, b->ids);
+    kv_list_free(list); /* before the context that its codecs belong to */
+    loaded_model_close(&m);
+  }
+  if (b->rows) json_decref(b->rows);
+  return code;
+}
+
 int command_bench(int argc, char **argv) {
   struct engine_options engine;
   struct bench_arguments a = {.kv = "bf16,int2", .depths = "0", .prompt = 512, .decode = 64, .repetitions = 5, .chunk = 512};
@@ -247,28 +269,12 @@ int command_bench(int argc, char **argv) {
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
   struct kv_list list;
   struct bench b = {.a = &a};
-  if ((code = kv_list_parse("bench", a.kv, &list)) != EXIT_DONE) return code;
-  if ((code = kv_list_check_runnable("bench", &list)) != EXIT_DONE || (code = parse_depths(a.depths, &b)) != EXIT_DONE)
-    return code;
   char path[PATH_MAX];
-  if ((code = engine_options_resolve("bench", &engine, path, sizeof path)) != EXIT_DONE) return code;
-
-  interrupt_watch();
-  struct progress_line line;
-  progress_begin(&line);
-  b.progress = &line.progress;
-  b.rows = output.json ? json_array() : NULL;
-  struct loaded_model m;
-  if ((code = loaded_model_open(path, engine.threads, &m)) == EXIT_DONE) {
-    b.m = &m;
-    oscar_status status = bench_all(&b, &list);
-    progress_end(&line);
-    if (status != OSCAR_OK) code = failed_with(status, oscar_last_error(m.context));
-    mem_free(m.context, b.logits);
-    mem_free(m.context, b.ids);
-    kv_list_free(&list);
-    loaded_model_close(&m);
-  }
-  if (b.rows) json_decref(b.rows);
+  code = kv_list_parse("bench", a.kv, &list);
+  if (code == EXIT_DONE) code = kv_list_check_runnable("bench", &list);
+  if (code == EXIT_DONE) code = parse_depths(a.depths, &b);
+  if (code == EXIT_DONE) code = engine_options_resolve("bench", &engine, path, sizeof path);
+  if (code == EXIT_DONE) code = run_bench(path, engine.threads, &list, &b, output.json);
+  kv_list_free(&list);
   return code;
 }

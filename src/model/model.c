@@ -77,6 +77,8 @@ size_t model_read_bytes_per_token(const struct model *m) {
   return tied ? m->weight_bytes : m->weight_bytes - (size_t)(e->rows - 1) * row_bytes(e);
 }
 
+int model_layer_window(const struct model *m, int layer) { return layer_window(m->architecture, &m->parameters, layer); }
+
 void model_cache_options(const struct model *m, oscar_cache_options *options) {
   const struct model_geometry *g = &m->parameters.geometry;
   oscar_cache_options_default(options);

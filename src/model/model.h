@@ -38,6 +38,9 @@ size_t model_read_bytes_per_token(const struct model *model);
  * cache's). */
 size_t model_scratch_bytes(const struct model *model, int n, int outputs);
 
+/* What a query of this layer sees: the last so many positions; 0: all. */
+int model_layer_window(const struct model *model, int layer);
+
 /* Cache options for this model with defaults for the rest. */
 void model_cache_options(const struct model *model, oscar_cache_options *options);
 

@@ -1,0 +1,346 @@
+/*
+ * eval_report.c - `oscar eval --diagnose` and `oscar eval --report`.
+ *
+ * A suite says what a report measures; options of the command line take the place of its numbers. Whether the report can be
+ * written is asked before anything is measured.
+ */
+#include "cli/eval_report.h"
+
+#include "eval/report.h"
+
+#include <math.h>
+#include <openssl/evp.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CONTEXTS = 4, DEFAULT_CONTEXT = 4096 };
+
+struct suite {
+  const char *name, *kv;
+  int context[CONTEXTS]; /* windows of these lengths, ended by 0 */
+  int64_t tokens;        /* of the text, for each */
+  int first;             /* first scored position */
+  int diagnose_context;
+};
+/* `first` 512 is past the beginning, where BF16 itself is poor and few positions read coded history. */
+static const struct suite suites[] = {
+    {"default", "int8,int4,int2,int2-oscar,int2-hadamard,int2-plain", {4096, 8192}, 8192, 512, 4096},
+    {"quick", "int4,int2,int2-oscar,int2-hadamard", {1024}, 2048, 512, 1024},
+};
+
+static const char *suite_name(int i) { return i < (int)ARRAY_LENGTH(suites) ? suites[i].name : NULL; }
+
+#define AT(field) offsetof(struct report_arguments, field)
+static const struct option_spec options[] = {
+    {"diagnose", 0, OPTION_FLAG, AT(diagnose),
+     .help = "instead: the errors of logits and attention outputs of each layer and head, on the exact model's queries, keys and "
+             "values (without --tokens: of one window)"},
+    {"every", 0, OPTION_INT, AT(every), "N", .help = "of the diagnostics: the queries at every N-th position", 1, 1 << 20},
+    {"report", 0, OPTION_TEXT, AT(folder), "DIR",
+     .help = "instead: all of a suite, written to DIR as report.md and report.json with pictures (drawn by gnuplot)",
+     .default_text = ""},
+    {"suite", 0, OPTION_TEXT, AT(suite), "NAME", .help = "what a report measures; -c, --tokens, --first and --kv change it",
+     .choice = suite_name, .default_text = "default"},
+};
+
+struct option_group report_group(struct report_arguments *arguments) {
+  return (struct option_group){"Diagnostics and reports", options, (int)ARRAY_LENGTH(options), arguments};
+}
+
+static const struct suite *suite_of(const struct report_arguments *a) {
+  for (size_t i = 0; i < ARRAY_LENGTH(suites); i++)
+    if (a->suite && strcmp(a->suite, suites[i].name) == 0) return &suites[i];
+  return &suites[0];
+}
+
+int report_check(struct report_arguments *a, bool json) {
+  if (a->suite && !a->folder) return wrong_use("eval: --suite is for a report: --report DIR");
+  if (a->folder && !*a->folder) return wrong_use("eval: --report needs the name of a folder");
+  if (a->folder && a->diagnose) return wrong_use("eval: a report has the diagnostics: --report or --diagnose, not both");
+  if (a->folder && json) return wrong_use("eval: --json prints results; a report has them in DIR/report.json");
+  return EXIT_DONE;
+}
+
+bool report_is_wanted(const struct report_arguments *a) { return a->diagnose || a->folder; }
+
+const char *report_kv_types(const struct report_arguments *a) { return a->folder ? suite_of(a)->kv : NULL; }
+
+/* ---- one job: what is measured and in which words a user would ask for it ---- */
+
+struct job {
+  const struct loaded_model *m;
+  const struct kv_list *list;
+  const struct eval_request *request;
+  struct progress_line *line;
+  int32_t *ids;
+  int count;
+};
+
+/* Text that a shell reads as one word. */
+static void put_word(FILE *out, const char *word) {
+  bool plain = *word != '\0';
+  for (const char *c = word; *c; c++)
+    plain =
+        plain && ((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') || strchr("-._,@/+:=", *c));
+  if (plain) {
+    fputs(word, out);
+    return;
+  }
+  fputc('\'', out);
+  for (const char *c = word; *c; c++) fputs(*c == '\'' ? "'\\''" : (char[]){*c, '\0'}, out);
+  fputc('\'', out);
+}
+
+static const char *last_part(const char *path) {
+  const char *slash = strrchr(path, '/');
+  return slash && slash[1] ? slash + 1 : path;
+}
+
+/* The command that measures this alone; folders of this machine are left out. malloc'ed; NULL: out of memory. */
+static char *command_of(const struct job *job, const char *what, int context, int64_t tokens, const char *number_name,
+                        int number) {
+  const struct eval_request *r = job->request;
+  char *text = NULL;
+  size_t bytes;
+  FILE *out = open_memstream(&text, &bytes);
+  if (!out) return NULL;
+  fprintf(out, "oscar eval%s -m ", what);
+  put_word(out, last_part(r->model));
+  fputs(" -f ", out);
+  put_word(out, last_part(r->file));
+  fprintf(out, " -c %d", context);
+  if (tokens > 0) fprintf(out, " --tokens %lld", (long long)tokens);
+  fprintf(out, " %s %d", number_name, number);
+  if (r->sink != 64) fprintf(out, " --sink %d", r->sink);
+  if (r->recent != 256) fprintf(out, " --recent %d", r->recent);
+  if (r->rotation) {
+    fputs(" --rotation ", out);
+    put_word(out, last_part(r->rotation));
+  }
+  fputs(" --kv ", out);
+  for (int i = 0; i < job->list->count; i++) {
+    if (i) fputc(',', out);
+    put_word(out, job->list->names[i]);
+  }
+  if (fclose(out) == 0) return text;
+  free(text);
+  return NULL;
+}
+
+static oscar_status out_of_memory(const struct job *job) {
+  return set_error(job->m->context, OSCAR_NO_MEMORY, "out of memory writing a command");
+}
+
+static void set_diagnose_options(const struct job *job, int context, int64_t tokens, int every, struct diagnose_options *o) {
+  const struct eval_request *r = job->request;
+  diagnose_options_default(o);
+  o->context = context;
+  o->tokens = tokens;
+  o->stride = every;
+  o->chunk = r->chunk;
+  o->sink_pages = r->sink / OSCAR_PAGE_TOKENS;
+  o->recent_pages = r->recent / OSCAR_PAGE_TOKENS;
+}
+
+static oscar_status diagnose(const struct job *job, const struct diagnose_options *o, struct diagnose_result *result) {
+  progress_begin(job->line);
+  return eval_diagnose(job->m->model, o, job->ids, job->count, job->list->count, job->list->names, job->list->sets,
+                       &job->line->progress, result);
+}
+
+/* ---- --diagnose: printed ---- */
+
+static void print_decibels(double x) {
+  if (isfinite(x))
+    printf(" %8.1f", x);
+  else
+    printf(" %8s", isnan(x) ? "-" : "exact");
+}
+
+static void print_type(const struct diagnose_result *r, int kv) {
+  printf("\n%s\n%5s %8s %8s %8s %8s %16s %9s\n", r->kv[kv], "layer", "logits", "keys", "values", "both", "lowest head",
+         "on codes");
+  for (int layer = 0; layer < r->layers; layer++) {
+    const struct head_sums *heads = r->sums + ((size_t)kv * (size_t)r->layers + (size_t)layer) * (size_t)r->query_heads;
+    const struct head_sums sums = diagnose_layer(r, kv, layer);
+    const struct head_errors e = head_errors_of(&sums);
+    int worst = -1;
+    double lowest = (double)NAN;
+    for (int h = 0; h < r->query_heads; h++) {
+      const double snr = head_errors_of(&heads[h]).output_snr_both;
+      if (isnan(snr) || snr >= lowest) continue;
+      lowest = snr;
+      worst = h;
+    }
+    printf("%5d", layer);
+    print_decibels(e.logit_snr);
+    print_decibels(e.output_snr_keys);
+    print_decibels(e.output_snr_values);
+    print_decibels(e.output_snr_both);
+    print_decibels(lowest);
+    printf(" (%4d) %7.1f %%\n", worst, 100 * e.coded_mass);
+  }
+}
+
+static void print_table(const struct job *job, const struct diagnose_options *o, const struct diagnose_result *r) {
+  printf("%s, windows of %d tokens: %lld tokens, queries at every %d-th position that reads coded history (%lld)\n"
+         "SNR in dB: logits over coded keys; attention output with keys, values and both as codes\n",
+         model_geometry_of(job->m->model)->name, o->context, (long long)r->tokens, o->stride, (long long)r->samples);
+  for (int i = 0; i < r->count; i++) print_type(r, i);
+}
+
+static void print_json(const struct job *job, const struct diagnose_options *o, const struct diagnose_result *r) {
+  json_t *root = json_pack("{s:s, s:i, s:I, s:I, s:i, s:o}", "model", model_geometry_of(job->m->model)->name, "context",
+                           o->context, "tokens", (json_int_t)r->tokens, "samples", (json_int_t)r->samples, "every", o->stride,
+                           "errors", diagnose_errors_to_json(r));
+  json_dumpf(root, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(8));
+  putchar('\n');
+  json_decref(root);
+}
+
+static oscar_status print_diagnosis(const struct job *job, const struct report_arguments *a) {
+  const struct eval_request *r = job->request;
+  struct diagnose_options o;
+  struct diagnose_result result;
+  set_diagnose_options(job, r->context ? r->context : DEFAULT_CONTEXT, r->tokens, a->every, &o);
+  oscar_status status = diagnose(job, &o, &result);
+  progress_end(job->line);
+  if (status != OSCAR_OK) return status;
+  if (r->json)
+    print_json(job, &o, &result);
+  else
+    print_table(job, &o, &result);
+  diagnose_result_free(job->m->context, &result);
+  return OSCAR_OK;
+}
+
+/* ---- --report: measured and written ---- */
+
+struct measured {
+  struct eval_result result[CONTEXTS];
+  struct report_quality quality[CONTEXTS];
+  char *command[CONTEXTS + 1]; /* the last: of the diagnostics */
+  struct diagnose_result diagnosis;
+  struct report report;
+};
+
+/* The contexts to measure: the user's, or those of the suite that model and text allow. */
+static int choose_contexts(const struct job *job, const struct suite *suite, int contexts[CONTEXTS]) {
+  const int64_t trained = model_geometry_of(job->m->model)->context_trained;
+  int n = 0;
+  if (job->request->context) {
+    contexts[n++] = job->request->context;
+    return n;
+  }
+  for (int i = 0; i < CONTEXTS && suite->context[i]; i++) {
+    if (suite->context[i] > trained)
+      note("suite %s: windows of %d tokens are left out: the model was trained for %lld", suite->name, suite->context[i],
+           (long long)trained);
+    else if (suite->context[i] > job->count)
+      note("suite %s: windows of %d tokens are left out: the text has %d tokens", suite->name, suite->context[i], job->count);
+    else
+      contexts[n++] = suite->context[i];
+  }
+  return n;
+}
+
+static oscar_status measure_quality(const struct job *job, const struct suite *suite, int context, int index,
+                                    struct measured *to) {
+  const struct eval_request *r = job->request;
+  struct report_quality *q = &to->quality[index];
+  eval_options_default(&q->options);
+  q->options.context = context;
+  q->options.tokens = r->tokens > 0 ? r->tokens : suite->tokens;
+  q->options.first_scored = r->first >= 0 ? r->first : suite->first < context ? suite->first : 0;
+  q->options.chunk = r->chunk;
+  q->options.sink_pages = r->sink / OSCAR_PAGE_TOKENS;
+  q->options.recent_pages = r->recent / OSCAR_PAGE_TOKENS;
+  q->command = to->command[index] = command_of(job, "", context, q->options.tokens, "--first", q->options.first_scored);
+  if (!q->command) return out_of_memory(job);
+  progress_begin(job->line);
+  oscar_status status = eval_perplexity(job->m->model, &q->options, job->ids, job->count, job->list->count, job->list->names,
+                                        job->list->sets, &job->line->progress, &to->result[index]);
+  progress_end(job->line);
+  q->result = &to->result[index];
+  return status;
+}
+
+/* One window, of the suite's length or the longest that was measured. */
+static oscar_status measure_errors(const struct job *job, const struct suite *suite, const struct report_arguments *a,
+                                   int longest, struct measured *to) {
+  struct diagnose_options *o = &to->report.diagnose_options;
+  const int context = longest < suite->diagnose_context ? longest : suite->diagnose_context;
+  set_diagnose_options(job, context, context, a->every, o);
+  to->command[CONTEXTS] = command_of(job, " --diagnose", context, context, "--every", a->every);
+  if (!to->command[CONTEXTS]) return out_of_memory(job);
+  oscar_status status = diagnose(job, o, &to->diagnosis);
+  progress_end(job->line);
+  to->report.diagnosis = &to->diagnosis;
+  to->report.diagnose_command = to->command[CONTEXTS];
+  return status;
+}
+
+static oscar_status hash_text(const struct job *job, char hex[65]) {
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned int bytes = 0;
+  if (EVP_Digest(job->request->text, job->request->bytes, digest, &bytes, EVP_sha256(), NULL) != 1 || bytes != 32)
+    return set_error(job->m->context, OSCAR_NO_MEMORY, "the SHA-256 of the text could not be computed");
+  for (unsigned int i = 0; i < bytes; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+  return OSCAR_OK;
+}
+
+static oscar_status measure_suite(const struct job *job, const struct suite *suite, const struct report_arguments *a,
+                                  struct measured *to) {
+  int contexts[CONTEXTS], longest = 0;
+  const int n = choose_contexts(job, suite, contexts);
+  if (n == 0)
+    return set_error(job->m->context, OSCAR_INVALID_ARGUMENT, "suite %s: no window fits the model and the text", suite->name);
+  oscar_status status = OSCAR_OK;
+  for (int i = 0; i < n && status == OSCAR_OK; i++) {
+    status = measure_quality(job, suite, contexts[i], i, to);
+    if (contexts[i] > longest) longest = contexts[i];
+  }
+  to->report.qualities = n;
+  to->report.quality = to->quality;
+  return status == OSCAR_OK ? measure_errors(job, suite, a, longest, to) : status;
+}
+
+static oscar_status make_report(const struct job *job, const struct report_arguments *a) {
+  oscar_context *context = job->m->context;
+  const struct suite *suite = suite_of(a);
+  char sha256[65];
+  struct measured *to = mem_zalloc(context, 1, sizeof *to);
+  if (!to) return OSCAR_NO_MEMORY;
+  to->report = (struct report){.suite = suite->name,
+                               .model_name = model_geometry_of(job->m->model)->name,
+                               .fingerprint = model_fingerprint(job->m->model),
+                               .text_name = last_part(job->request->file),
+                               .text_sha256 = sha256,
+                               .text_bytes = job->request->bytes};
+  oscar_status status = hash_text(job, sha256);
+  if (status == OSCAR_OK) status = measure_suite(job, suite, a, to);
+  if (status == OSCAR_OK) status = report_write(context, &to->report, a->folder);
+  if (status == OSCAR_OK) printf("%s/report.md\n", a->folder);
+  for (int i = 0; i < CONTEXTS; i++) eval_result_free(context, &to->result[i]);
+  for (size_t i = 0; i < ARRAY_LENGTH(to->command); i++) free(to->command[i]);
+  diagnose_result_free(context, &to->diagnosis);
+  mem_free(context, to);
+  return status;
+}
+
+oscar_status eval_report(const struct loaded_model *m, struct kv_list *list, const struct eval_request *request,
+                         const struct report_arguments *a, struct progress_line *line) {
+  struct job job = {.m = m, .list = list, .request = request, .line = line};
+  const int64_t trained = model_geometry_of(m->model)->context_trained;
+  if (request->context > trained)
+    return set_error(m->context, OSCAR_INVALID_ARGUMENT, "windows of %d tokens; this model was trained for %lld",
+                     request->context, (long long)trained);
+  oscar_status status = a->folder ? report_prepare(m->context, a->folder) : OSCAR_OK;
+  if (status == OSCAR_OK)
+    status = tokenizer_encode(model_tokenizer(m->model), request->text, request->bytes, false, &job.ids, &job.count);
+  if (status == OSCAR_OK) status = kv_list_obtain(list, m->model, request->rotation, &line->progress);
+  if (status == OSCAR_OK) status = a->folder ? make_report(&job, a) : print_diagnosis(&job, a);
+  progress_end(line);
+  mem_free(m->context, job.ids);
+  return status;
+}
