@@ -3,6 +3,14 @@
  *
  * Sizes are those of the cache itself (oscar_cache_bytes_for), so what is predicted here is what the other commands ask for. A
  * fitted KV type whose codecs are not there yet is counted with scale and zero per row, the form in which it would be fitted.
+ *
+ * What a run holds in all, once its context is full, is the sum of
+ *     the model's file        mapped; all of it but an embedding that is read by rows (model_resident_bytes)
+ *     the cache               its whole budget
+ *     codecs                  encode, decode and map of every distinct one
+ *     buffers                 of a chunk's forward pass, of attention, of the session with its sampler
+ *     program and tokenizer   what this process holds now, and what the product library adds once it is used
+ * tests/cli/test_memory holds the sum to what `oscar run` really takes.
  */
 #include "cli/memory.h"
 #include "cli/models.h"
@@ -16,7 +24,11 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MOST_TYPES = 16 };
+enum {
+  MOST_TYPES = 16,
+  LIBRARY_BYTES = 3 << 20, /* oneDNN's code, its own and what it generates for a model's products (measured with 2.6) */
+  TILE_ROWS = 64           /* query rows that a thread of attention works on at a time */
+};
 
 struct kv_report {
   const char *name;
@@ -32,7 +44,7 @@ struct model_report {
   const struct model_geometry *geometry;
   const char *fingerprint;
   char backend[256];
-  double weight_bytes, scratch_bytes, program_bytes, available_bytes;
+  double weight_bytes, file_bytes, scratch_bytes, program_bytes, available_bytes; /* file: of it, in memory */
   struct engine_options options; /* effective */
   int count;
   struct kv_report kv[MOST_TYPES];
@@ -83,8 +95,9 @@ static double coded_token_bytes(const oscar_codec_set *set) {
   return bytes;
 }
 
-/* Memory of the codecs: each distinct one has a mean, encode and decode matrices and the map that kernels use. */
-static double codec_table_bytes(const oscar_codec_set *set) {
+/* Memory of the codecs: each distinct one has a mean, encode and decode matrices and the map that kernels use. A set that stands
+ * for one still to be fitted shares a codec that heads will have for themselves. */
+static double codec_table_bytes(const oscar_codec_set *set, bool fitted_later) {
   const oscar_codec_set_info *info = oscar_codec_set_describe(set);
   double bytes = 0;
   const oscar_codec *last[2] = {NULL, NULL};
@@ -92,7 +105,7 @@ static double codec_table_bytes(const oscar_codec_set *set) {
     for (int head = 0; head < info->kv_heads; head++)
       for (int side = 0; side < 2; side++) {
         const oscar_codec *codec = oscar_codec_set_get(set, layer, head, (oscar_side)side);
-        if (codec == last[side]) continue; /* shared by the heads */
+        if (codec == last[side] && !fitted_later) continue; /* shared by the heads */
         last[side] = codec;
         const oscar_codec_spec *spec = oscar_codec_describe(codec);
         size_t map_rows = round_up((size_t)(oscar_codec_crumbs(codec) + spec->groups + 1), 16);
@@ -101,11 +114,14 @@ static double codec_table_bytes(const oscar_codec_set *set) {
   return bytes;
 }
 
-/* Attention holds every query of a chunk and its sums in the codecs' coordinates. */
-static double attention_bytes(const oscar_codec_set *set, const struct model_report *model) {
-  const oscar_codec *codec = oscar_codec_set_get(set, 0, 0, OSCAR_KEYS);
-  size_t map_rows = round_up((size_t)(oscar_codec_crumbs(codec) + oscar_codec_describe(codec)->groups + 1), 16);
-  return 2.0 * 4.0 * model->options.chunk * model->geometry->query_heads * (double)map_rows;
+/* Attention: per thread a tile's queries (plain, mapped, prepared), sums and scores, and a page expanded to float. */
+static double attention_bytes(const oscar_codec_set *set, const struct model_report *model, int threads) {
+  double d = model->geometry->head_dim, map_rows = 0;
+  if (set) {
+    const oscar_codec *codec = oscar_codec_set_get(set, 0, 0, OSCAR_KEYS);
+    map_rows = (double)round_up((size_t)(oscar_codec_crumbs(codec) + oscar_codec_describe(codec)->groups + 1), 16);
+  }
+  return 4.0 * threads * TILE_ROWS * (2 * d + 3 * map_rows + OSCAR_PAGE_TOKENS + (map_rows > d ? map_rows : d));
 }
 
 /* The largest context whose cache fits into `room` bytes, found by doubling and halving; 0 if not even one token does. */
@@ -135,8 +151,9 @@ static oscar_status report_kv(const struct loaded_model *loaded, const struct kv
   report->token_bytes = set ? coded_token_bytes(set) : 2 * elements;
   report->bits_per_element = 8 * report->token_bytes / elements;
   report->cache_bytes = (double)oscar_cache_bytes_for(&cache, model->options.context, 1, model->options.chunk);
-  double fixed = model->weight_bytes + model->scratch_bytes + model->program_bytes;
-  if (set) fixed += codec_table_bytes(set) + attention_bytes(set, model);
+  double fixed = model->file_bytes + model->scratch_bytes + model->program_bytes;
+  fixed += attention_bytes(set, model, oscar_context_threads(loaded->context));
+  if (set) fixed += codec_table_bytes(set, type->fitted && !report->fitted_now);
   report->total_bytes = fixed + report->cache_bytes;
   double room = model->available_bytes - fixed;
   report->longest_context = longest_context(&cache, model->options.chunk, room);
@@ -152,8 +169,10 @@ static oscar_status report_model(const struct loaded_model *loaded, const struct
   if (o->context < o->chunk) o->chunk = (int)o->context;
   report->fingerprint = model_fingerprint(loaded->model);
   report->weight_bytes = (double)model_weight_bytes(loaded->model);
-  report->program_bytes = memory_besides(options->model_path);
-  report->scratch_bytes = (double)model_scratch_bytes(loaded->model, o->chunk, 1);
+  report->file_bytes = (double)model_resident_bytes(loaded->model);
+  report->program_bytes = memory_besides(options->model_path) + LIBRARY_BYTES;
+  report->scratch_bytes =
+      (double)model_scratch_bytes(loaded->model, o->chunk, 0) + (double)session_bytes(loaded->model, o->context);
   report->available_bytes = memory_available();
   loaded->backend->ops->describe(loaded->backend, report->backend, sizeof report->backend);
 
@@ -181,10 +200,12 @@ static void print_model(const struct loaded_model *loaded, const struct model_re
   printf("Fingerprint  %s\n", r->fingerprint);
   printf("Kernels      %s, %d threads; %s\n", oscar_isa_name(oscar_context_isa(loaded->context)),
          oscar_context_threads(loaded->context), r->backend);
-  printf("Settings     --ctx %lld --sink %d --recent %d --chunk %d; scratch memory %s\n", (long long)o->context, o->sink_tokens,
-         o->recent_tokens, o->chunk, format_bytes(r->scratch_bytes, a, sizeof a));
-  printf("Memory       %s available now; ", format_bytes(r->available_bytes, a, sizeof a));
-  printf("program and tokenizer take %s\n\n", format_bytes(r->program_bytes, a, sizeof a));
+  printf("Settings     --ctx %lld --sink %d --recent %d --chunk %d\n", (long long)o->context, o->sink_tokens, o->recent_tokens,
+         o->chunk);
+  printf("Memory       %s available now\n", format_bytes(r->available_bytes, a, sizeof a));
+  printf("             in all = cache and its codecs, %s of the model's file, ", format_bytes(r->file_bytes, a, sizeof a));
+  printf("%s of buffers, ", format_bytes(r->scratch_bytes, a, sizeof a));
+  printf("%s of program and tokenizer\n\n", format_bytes(r->program_bytes, a, sizeof a));
   printf("%-14s %9s %12s %12s %12s %14s\n", "--kv", "bits", "per token", "cache", "in all", "tokens that fit");
   for (int i = 0; i < r->count; i++) {
     const struct kv_report *kv = &r->kv[i];
@@ -226,8 +247,9 @@ static int print_model_json(const struct loaded_model *loaded, const struct mode
       json_pack("{s:I, s:i, s:i, s:i, s:i, s:s, s:s}", "context", (json_int_t)r->options.context, "sink", r->options.sink_tokens,
                 "recent", r->options.recent_tokens, "chunk", r->options.chunk, "threads", oscar_context_threads(loaded->context),
                 "isa", oscar_isa_name(oscar_context_isa(loaded->context)), "backend", r->backend);
-  return print_json(json_pack("{s:o, s:o, s:I, s:I, s:o}", "model", model, "settings", settings, "scratch_bytes",
-                              (json_int_t)r->scratch_bytes, "available_bytes", (json_int_t)r->available_bytes, "kv", types));
+  return print_json(json_pack("{s:o, s:o, s:I, s:I, s:I, s:I, s:o}", "model", model, "settings", settings, "file_bytes",
+                              (json_int_t)r->file_bytes, "scratch_bytes", (json_int_t)r->scratch_bytes, "program_bytes",
+                              (json_int_t)r->program_bytes, "available_bytes", (json_int_t)r->available_bytes, "kv", types));
 }
 
 static int info_model(const struct engine_options *options, bool json) {

@@ -88,6 +88,8 @@ struct session_timings {
 struct session;
 oscar_status session_create(struct engine *engine, const struct sampler_options *sampling, struct session **session);
 void session_free(struct session *session);
+/* That a session holds beside the cache: its sampler, logits and history. */
+size_t session_bytes(const struct model *model, int64_t context);
 /* Appends n >= 1 tokens, in chunks; afterwards session_next can be called. INVALID_ARGUMENT if they do not fit the context.
  * On an error (OSCAR_CANCELLED too) the session keeps the chunks that were done. */
 oscar_status session_feed(struct session *session, const int32_t *ids, int n, const struct progress *progress);

@@ -71,10 +71,17 @@ static size_t row_bytes(const struct weight *w) {
   return weight_block(w->type, &elements, &bytes) ? (size_t)(w->cols / elements) * bytes : 0;
 }
 
+size_t embedding_bytes(const struct model *m) {
+  return (size_t)m->weights.embedding.rows * row_bytes(&m->weights.embedding);
+}
+
 size_t model_read_bytes_per_token(const struct model *m) {
-  const struct weight *e = &m->weights.embedding;
-  const bool tied = m->weights.output.data == e->data;
-  return tied ? m->weight_bytes : m->weight_bytes - (size_t)(e->rows - 1) * row_bytes(e);
+  return embedding_is_apart(m) ? m->weight_bytes - embedding_bytes(m) + row_bytes(&m->weights.embedding) : m->weight_bytes;
+}
+
+size_t model_resident_bytes(const struct model *m) {
+  const size_t file = gguf_bytes(m->file), table = embedding_bytes(m), rows = EMBEDDED_TOKENS * NEIGHBOUR_BYTES;
+  return embedding_is_apart(m) && table > rows ? file - table + rows : file;
 }
 
 void model_cache_options(const struct model *m, oscar_cache_options *options) {
