@@ -45,7 +45,7 @@ struct model_report {
   const char *fingerprint;
   char backend[256];
   double weight_bytes, file_bytes, scratch_bytes, program_bytes, available_bytes; /* file: of it, in memory */
-  struct engine_options options; /* effective */
+  struct engine_options options;                                                  /* effective */
   int count;
   struct kv_report kv[MOST_TYPES];
 };

@@ -71,9 +71,7 @@ static size_t row_bytes(const struct weight *w) {
   return weight_block(w->type, &elements, &bytes) ? (size_t)(w->cols / elements) * bytes : 0;
 }
 
-size_t embedding_bytes(const struct model *m) {
-  return (size_t)m->weights.embedding.rows * row_bytes(&m->weights.embedding);
-}
+size_t embedding_bytes(const struct model *m) { return (size_t)m->weights.embedding.rows * row_bytes(&m->weights.embedding); }
 
 size_t model_read_bytes_per_token(const struct model *m) {
   return embedding_is_apart(m) ? m->weight_bytes - embedding_bytes(m) + row_bytes(&m->weights.embedding) : m->weight_bytes;
