@@ -366,6 +366,7 @@ int command_info(int argc, char **argv) {
   const struct option_group groups[] = {model_group(&engine), window_group(&engine), output_group(&output)};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
+  if (first < argc && engine.model_path) return wrong_use("info: give the model once, as '%s' or with -m", argv[first]);
   if (first < argc) engine.model_path = argv[first];
   char path[PATH_MAX];
   if ((code = engine_options_resolve("info", &engine, path, sizeof path)) != EXIT_DONE) return code;
