@@ -10,7 +10,8 @@
  *     codecs                  encode, decode and map of every distinct one
  *     buffers                 of a chunk's forward pass, of attention, of the session with its sampler
  *     program and tokenizer   what this process holds now, and what the product library adds once it is used
- * tests/cli/test_memory holds the sum to what `oscar run` really takes.
+ * The run that fits codecs holds before that what fitting needs: no session, but an exact cache, statistics and the codecs of all
+ * fitted types. tests/cli/test_memory.c holds the sum to what `oscar run` really takes.
  */
 #include "cli/memory.h"
 #include "cli/models.h"
@@ -32,11 +33,14 @@ enum {
 
 struct kv_report {
   const char *name;
-  bool fitted_now;         /* sizes are those of the codec file in the cache folder */
+  bool fitted_now;   /* sizes are those of the codec file in the cache folder */
+  bool fitted_later; /* there is no such file yet: the first run makes it */
+  double codec_bytes;
   double bits_per_element; /* of coded pages */
   double token_bytes;      /* that a token adds once it is coded, all layers, K and V */
   double cache_bytes;      /* for `context` tokens of one sequence */
   double total_bytes;      /* with weights, codecs, scratch memory and the program itself */
+  double first_run_bytes;  /* the same for a first run that fits codecs; otherwise total_bytes */
   int64_t longest_context; /* that fits into the memory now available */
 };
 
@@ -82,6 +86,7 @@ static oscar_status codecs_to_count(const struct loaded_model *loaded, const str
   }
   const oscar_codec_set_info info = {g->layers, g->kv_heads, g->head_dim, type->name, "", ""};
   const oscar_plain_options plain = {false, crumbs_of(type->name), 0, 1, 1};
+  report->fitted_later = type->fitted;
   return oscar_codec_set_create_plain(loaded->context, &info, &plain, set);
 }
 
@@ -153,12 +158,26 @@ static oscar_status report_kv(const struct loaded_model *loaded, const struct kv
   report->cache_bytes = (double)oscar_cache_bytes_for(&cache, model->options.context, 1, model->options.chunk);
   double fixed = model->file_bytes + model->scratch_bytes + model->program_bytes;
   fixed += attention_bytes(set, model, oscar_context_threads(loaded->context));
-  if (set) fixed += codec_table_bytes(set, type->fitted && !report->fitted_now);
+  if (set) report->codec_bytes = codec_table_bytes(set, report->fitted_later);
+  fixed += report->codec_bytes;
   report->total_bytes = fixed + report->cache_bytes;
   double room = model->available_bytes - fixed;
   report->longest_context = longest_context(&cache, model->options.chunk, room);
   oscar_codec_set_free(set);
   return OSCAR_OK;
+}
+
+/* What fitting takes at its end, when all sets are there. */
+static void report_first_runs(const struct loaded_model *loaded, struct model_report *r) {
+  int count;
+  const struct kv_type *types = kv_type_list(&count);
+  double fitting = r->file_bytes - (double)model_output_bytes(loaded->model) + r->program_bytes +
+                   (double)model_scratch_bytes(loaded->model, r->options.chunk, 0) + (double)calibrate_bytes(loaded->model);
+  for (int i = 0; i < r->count; i++) fitting += types[i].fitted ? r->kv[i].codec_bytes : 0;
+  for (int i = 0; i < r->count; i++) {
+    struct kv_report *kv = &r->kv[i];
+    kv->first_run_bytes = kv->fitted_later && fitting > kv->total_bytes ? fitting : kv->total_bytes;
+  }
 }
 
 static oscar_status report_model(const struct loaded_model *loaded, const struct engine_options *options,
@@ -184,6 +203,7 @@ static oscar_status report_model(const struct loaded_model *loaded, const struct
   const struct kv_type *types = kv_type_list(&report->count);
   oscar_status status = OSCAR_OK;
   for (int i = 0; status == OSCAR_OK && i < report->count; i++) status = report_kv(loaded, &types[i], report, &report->kv[i]);
+  if (status == OSCAR_OK) report_first_runs(loaded, report);
   return status;
 }
 
@@ -211,15 +231,18 @@ static void print_model(const struct loaded_model *loaded, const struct model_re
     const struct kv_report *kv = &r->kv[i];
     printf("%-14s %9.3f %10.0f B %12s", kv->name, kv->bits_per_element, kv->token_bytes,
            format_bytes(kv->cache_bytes, a, sizeof a));
-    printf(" %12s %14lld%s\n", format_bytes(kv->total_bytes, b, sizeof b), (long long)kv->longest_context,
-           kv->fitted_now ? "  fitted" : "");
+    printf(" %12s %14lld", format_bytes(kv->total_bytes, b, sizeof b), (long long)kv->longest_context);
+    if (kv->fitted_now) printf("  fitted");
+    if (kv->fitted_later) printf("  first run, which fits codecs: %s", format_bytes(kv->first_run_bytes, a, sizeof a));
+    putchar('\n');
   }
 }
 
 static json_t *kv_json(const struct kv_report *kv) {
-  return json_pack("{s:s, s:f, s:f, s:I, s:I, s:I, s:b}", "kv", kv->name, "coded_bits_per_element", kv->bits_per_element,
+  return json_pack("{s:s, s:f, s:f, s:I, s:I, s:I, s:I, s:b}", "kv", kv->name, "coded_bits_per_element", kv->bits_per_element,
                    "coded_bytes_per_token", kv->token_bytes, "cache_bytes", (json_int_t)kv->cache_bytes, "total_bytes",
-                   (json_int_t)kv->total_bytes, "longest_context", (json_int_t)kv->longest_context, "fitted", kv->fitted_now);
+                   (json_int_t)kv->total_bytes, "first_run_bytes", (json_int_t)kv->first_run_bytes, "longest_context",
+                   (json_int_t)kv->longest_context, "fitted", kv->fitted_now);
 }
 
 /* Takes the object over. */

@@ -259,3 +259,12 @@ oscar_status calibrate_model(struct model *model, const struct calibrate_options
   }
   return status;
 }
+
+size_t calibrate_bytes(const struct model *model) {
+  const struct model_geometry *g = model_geometry_of(model);
+  const int64_t window = g->context_trained < DEFAULT_WINDOW ? g->context_trained : DEFAULT_WINDOW;
+  oscar_cache_options cache;
+  model_cache_options(model, &cache);
+  size_t moments = (size_t)2 * (size_t)g->layers * (size_t)g->kv_heads * (size_t)g->head_dim * (size_t)g->head_dim;
+  return oscar_cache_bytes_for(&cache, window, 1, CHUNK) + moments * sizeof(double);
+}

@@ -38,6 +38,8 @@ void calibrate_options_default(struct calibrate_options *options);
  */
 oscar_status calibrate_model(struct model *model, const struct calibrate_options *options, const struct progress *progress,
                              int count, const char *const *kv, oscar_codec_set **sets);
+/* What it holds for that, with default options, beside the model, a chunk's buffers and the sets. */
+size_t calibrate_bytes(const struct model *model);
 /* The shipped text. */
 const char *calibration_text(size_t *bytes);
 

@@ -23,14 +23,23 @@ enum { ANSWER = 16, HELD_BACK = 200 /* bytes */, SHORT = 4096 /* tokens */, FITT
 
 /* ---- running the program ---- */
 
-/* Runs it with stdout into a file; returns the most bytes that it had in memory. Fails the test if it does not exit with 0. */
-static double run(const char *out, const char *const *argv) {
+struct work {
+  char folder[64], model[4096], text[128], out[128], context[16];
+  const char *rest; /* what the second copy lacks */
+  char *prompt;
+  int prompt_tokens;
+};
+
+/* Runs a program with stdout into w->out; returns the most bytes that it had in memory. Fails the test if it does not exit with
+ * 0. Its cache folder is one of our own, so that nothing of the user's is touched. */
+static double run(const struct work *w, const char *const *argv) {
   fflush(stdout);
   pid_t child = fork();
   assert_true(child >= 0);
   if (child == 0) {
-    int fd = open(out, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    if (fd >= 0 && dup2(fd, STDOUT_FILENO) >= 0) execvp(argv[0], (char *const *)(uintptr_t)argv);
+    int fd = open(w->out, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    if (fd >= 0 && dup2(fd, STDOUT_FILENO) >= 0 && setenv("XDG_CACHE_HOME", w->folder, 1) == 0)
+      execvp(argv[0], (char *const *)(uintptr_t)argv);
     _exit(127);
   }
   int status;
@@ -39,13 +48,6 @@ static double run(const char *out, const char *const *argv) {
   if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) fail_msg("%s %s: wait status %d", argv[0], argv[1], status);
   return 1024.0 * (double)usage.ru_maxrss;
 }
-
-struct work {
-  char folder[64], model[4096], text[128], out[128], context[16];
-  const char *rest; /* what the second copy lacks */
-  char *prompt;
-  int prompt_tokens;
-};
 
 static json_t *output(const struct work *w) {
   json_error_t error;
@@ -119,18 +121,17 @@ static bool open_work(struct work *w, const char *name, int tokens) {
   return true;
 }
 
-/* Codecs go into a cache folder of our own, so that nothing of the user's is touched; a short text is enough for their size. */
+/* A short text is enough for the size of codecs. */
 static void fit_codecs(const struct work *w) {
   char tokens[16];
   snprintf(tokens, sizeof tokens, "%d", FITTED_ON);
-  setenv("XDG_CACHE_HOME", w->folder, 1);
   const char *argv[] = {OSCAR_PROGRAM, "calibrate", "-m", w->model, "--tokens", tokens, NULL};
-  run(w->out, argv);
+  run(w, argv);
 }
 
 static void close_work(struct work *w) {
   const char *argv[] = {"rm", "-rf", w->folder, NULL};
-  run("/dev/null", argv);
+  run(w, argv);
   free(w->prompt);
 }
 
@@ -138,7 +139,7 @@ static void close_work(struct work *w) {
 
 static double predicted_bytes(const struct work *w, const char *kv) {
   const char *argv[] = {OSCAR_PROGRAM, "info", w->model, "-c", w->context, "--json", NULL};
-  run(w->out, argv);
+  run(w, argv);
   json_t *root = output(w), *entry;
   double bytes = 0;
   size_t i;
@@ -155,7 +156,7 @@ static void compare(const struct work *w, const char *kv) {
   const double predicted = predicted_bytes(w, kv);
   const char *argv[] = {OSCAR_PROGRAM, "run", "-m",   w->model, "-f",     w->text, "-c",     w->context,
                         "-n",          "16",  "--kv", kv,       "--temp", "0",     "--json", NULL};
-  const double measured = run(w->out, argv);
+  const double measured = run(w, argv);
   json_t *root = output(w), *timings = json_object_get(root, "timings");
   assert_int_equal(json_array_size(json_object_get(root, "prompt_ids")), w->prompt_tokens);
   printf("  %s, %s tokens: predicted %.1f MiB, measured %.1f MiB (%+.1f %%); prompt %.1f, answer %.1f tokens/s\n", kv, w->context,
