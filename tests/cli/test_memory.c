@@ -67,30 +67,34 @@ static int count_tokens(const struct model *model, const char *text, size_t byte
   return count + (tokenizer_adds_bos(t) ? 1 : 0);
 }
 
+/* text[0, end) and the same once more without its last HELD_BACK bytes, cut before a word; the bytes of both. */
+static size_t copy_twice(struct work *w, const char *text, size_t end) {
+  size_t cut = end - HELD_BACK;
+  while (cut > 0 && text[cut] != ' ') cut--;
+  memcpy(w->prompt, text, end);
+  memcpy(w->prompt + end, text, cut);
+  w->rest = text + cut;
+  return end + cut;
+}
+
 /* The longest prompt of this form that leaves room for the answer among `tokens`; its bytes. */
 static size_t make_prompt(struct work *w, const struct model *model, int tokens) {
-  size_t room, used = 0;
+  size_t room;
   const char *text = calibration_text(&room);
   w->prompt = malloc(2 * room);
   assert_non_null(w->prompt);
-  for (size_t low = 2 * HELD_BACK, high = room, middle; low + 16 < high;) {
-    middle = (low + high) / 2;
-    memcpy(w->prompt, text, middle);
-    memcpy(w->prompt + middle, text, middle - HELD_BACK);
-    int count = count_tokens(model, w->prompt, 2 * middle - HELD_BACK);
-    if (count + ANSWER > tokens) {
-      high = middle;
-      continue;
-    }
-    low = middle;
-    used = 2 * middle - HELD_BACK;
-    w->rest = text + middle - HELD_BACK;
-    w->prompt_tokens = count;
+  size_t fits = 2 * HELD_BACK;
+  for (size_t too_long = room; fits + 1 < too_long;) {
+    size_t middle = (fits + too_long) / 2;
+    if (count_tokens(model, w->prompt, copy_twice(w, text, middle)) + ANSWER <= tokens)
+      fits = middle;
+    else
+      too_long = middle;
   }
-  assert_true(w->prompt_tokens > tokens - 2 * ANSWER); /* the text is long enough */
-  memcpy(w->prompt, text, (used + HELD_BACK) / 2);
-  memcpy(w->prompt + (used + HELD_BACK) / 2, text, (used - HELD_BACK) / 2);
-  return used;
+  size_t bytes = copy_twice(w, text, fits);
+  w->prompt_tokens = count_tokens(model, w->prompt, bytes);
+  assert_true(w->prompt_tokens > tokens - 4 * ANSWER); /* the text is long enough */
+  return bytes;
 }
 
 /* false: the model is not fetched */
