@@ -135,7 +135,7 @@ static void an_aborted_write_leaves_the_old_file(void **state) {
 static size_t present_bytes(const struct file_map *map) {
   const size_t page = (size_t)sysconf(_SC_PAGESIZE);
   FILE *file = fopen("/proc/self/pagemap", "rb");
-  if (!file) return SIZE_MAX;
+  if (!file) skip();
   size_t present = 0;
   uint64_t entry;
   assert_int_equal(fseek(file, (long)((uintptr_t)map->data / page * sizeof entry), SEEK_SET), 0);
