@@ -62,6 +62,10 @@ static inline const char *test_model(const char *name) {
   return NULL;
 }
 
+/* Whether the tests that need a larger model are asked for: oscar_test_larger in tests/CMakeLists.txt registers a program once
+ * more, with an argument such as "logits_larger". */
+static inline bool test_larger(int argc, char **argv) { return argc > 1 && strstr(argv[1], "_larger"); }
+
 /* A file of the optional reference material beside the checkout, or NULL with a printed reason. */
 static inline const char *test_reference(const char *name) {
   static char path[4096];

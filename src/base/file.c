@@ -41,8 +41,18 @@ void file_map_close(struct file_map *map) {
   *map = (struct file_map){0};
 }
 
+void file_map_release(const struct file_map *map, const void *data, size_t bytes) {
+  const size_t page = (size_t)sysconf(_SC_PAGESIZE), from = (size_t)((const uint8_t *)data - map->data);
+  const size_t first = round_up(from, page), end = (from + bytes) / page * page;
+  if (first < end) (void)madvise((void *)(uintptr_t)(map->data + first), end - first, MADV_DONTNEED);
+}
+
 oscar_status file_writer_open(oscar_context *context, const char *path, struct file_writer *writer) {
   *writer = (struct file_writer){0};
+  struct stat there; /* a rename would fail on a folder and put a file in the place of a device */
+  if (stat(path, &there) == 0 && !S_ISREG(there.st_mode))
+    return set_error(context, OSCAR_IO, "%s: cannot be written: it is %s", path,
+                     S_ISDIR(there.st_mode) ? "a folder" : "not a regular file");
   size_t bytes = strlen(path) + 32;
   writer->path = mem_strdup(context, path);
   writer->temporary = writer->path ? mem_alloc(context, bytes, 1) : NULL;

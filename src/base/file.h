@@ -12,6 +12,8 @@ struct file_map {
 /* Read-only mapping. Errors: IO with path and reason (an empty or non-regular file too). */
 oscar_status file_map_open(oscar_context *context, const char *path, struct file_map *map);
 void file_map_close(struct file_map *map);
+/* Takes the whole pages of a stretch of the mapping out of the process; they are there again when they are read. */
+void file_map_release(const struct file_map *map, const void *data, size_t bytes);
 
 /* Atomic write: open gives a stream on a temporary file beside `path`; commit flushes, syncs, renames and syncs the folder.
  * Any error of the stream up to commit is reported by commit and leaves `path` as it was. abort removes the temporary file. */

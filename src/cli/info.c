@@ -3,6 +3,15 @@
  *
  * Sizes are those of the cache itself (oscar_cache_bytes_for), so what is predicted here is what the other commands ask for. A
  * fitted KV type whose codecs are not there yet is counted with scale and zero per row, the form in which it would be fitted.
+ *
+ * What a run holds in all, once its context is full, is the sum of
+ *     the model's file        mapped; all of it but an embedding that is read by rows (model_resident_bytes)
+ *     the cache               its whole budget
+ *     codecs                  encode, decode and map of every distinct one
+ *     buffers                 of a chunk's forward pass, of attention, of the session with its sampler
+ *     program and tokenizer   what this process holds now, and what the product library adds once it is used
+ * The run that fits codecs holds before that what fitting needs: no session, but an exact cache, statistics and the codecs of all
+ * fitted types. tests/cli/test_memory.c holds the sum to what `oscar run` really takes.
  */
 #include "cli/memory.h"
 #include "cli/models.h"
@@ -16,15 +25,22 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MOST_TYPES = 16 };
+enum {
+  MOST_TYPES = 16,
+  LIBRARY_BYTES = 3 << 20, /* oneDNN's code, its own and what it generates for a model's products (measured with 2.6) */
+  TILE_ROWS = 64           /* query rows that a thread of attention works on at a time */
+};
 
 struct kv_report {
   const char *name;
-  bool fitted_now;         /* sizes are those of the codec file in the cache folder */
+  bool fitted_now;   /* sizes are those of the codec file in the cache folder */
+  bool fitted_later; /* there is no such file yet: the first run makes it */
+  double codec_bytes;
   double bits_per_element; /* of coded pages */
   double token_bytes;      /* that a token adds once it is coded, all layers, K and V */
   double cache_bytes;      /* for `context` tokens of one sequence */
   double total_bytes;      /* with weights, codecs, scratch memory and the program itself */
+  double first_run_bytes;  /* the same for a first run that fits codecs; otherwise total_bytes */
   int64_t longest_context; /* that fits into the memory now available */
 };
 
@@ -32,8 +48,8 @@ struct model_report {
   const struct model_geometry *geometry;
   const char *fingerprint;
   char backend[256];
-  double weight_bytes, scratch_bytes, program_bytes, available_bytes;
-  struct engine_options options; /* effective */
+  double weight_bytes, file_bytes, scratch_bytes, program_bytes, available_bytes; /* file: of it, in memory */
+  struct engine_options options;                                                  /* effective */
   int count;
   struct kv_report kv[MOST_TYPES];
 };
@@ -55,6 +71,18 @@ static const struct usage usage = {
 /* Crumbs of a channel by the type's name: int8 has 4, int4 2, all int2 forms 1. */
 static int crumbs_of(const char *kv) { return (kv[3] - '0') / 2; }
 
+/* A set of the size that graded codes of 2 bits have: one word of metadata a row. */
+static oscar_status graded_stand_in(oscar_context *context, const oscar_codec_set_info *info, oscar_codec_set **set) {
+  const oscar_codec_spec spec = {.head_dim = info->head_dim, .channels = info->head_dim, .form = OSCAR_ROW_GAIN, .groups = 1};
+  oscar_codec *codec = NULL;
+  oscar_status status = oscar_codec_create(context, &spec, &codec);
+  if (status == OSCAR_OK) status = oscar_codec_set_create(context, info, set);
+  for (int i = 0; status == OSCAR_OK && i < info->layers * info->kv_heads * 2; i++)
+    status = oscar_codec_set_assign(*set, i / 2 / info->kv_heads, i / 2 % info->kv_heads, (oscar_side)(i % 2), codec);
+  oscar_codec_release(codec);
+  return status;
+}
+
 /* The codecs to count with: the stored ones of a fitted type, else a set of the same size. NULL for bf16. */
 static oscar_status codecs_to_count(const struct loaded_model *loaded, const struct kv_type *type, struct kv_report *report,
                                     oscar_codec_set **set) {
@@ -70,6 +98,8 @@ static oscar_status codecs_to_count(const struct loaded_model *loaded, const str
   }
   const oscar_codec_set_info info = {g->layers, g->kv_heads, g->head_dim, type->name, "", ""};
   const oscar_plain_options plain = {false, crumbs_of(type->name), 0, 1, 1};
+  report->fitted_later = type->kind == KV_FITTED;
+  if (type->in_bits) return graded_stand_in(loaded->context, &info, set);
   return oscar_codec_set_create_plain(loaded->context, &info, &plain, set);
 }
 
@@ -83,8 +113,15 @@ static double coded_token_bytes(const oscar_codec_set *set) {
   return bytes;
 }
 
-/* Memory of the codecs: each distinct one has a mean, encode and decode matrices and the map that kernels use. */
-static double codec_table_bytes(const oscar_codec_set *set) {
+/* Rows of the map that kernels use (quant/codec.h). */
+static int map_rows_of(const oscar_codec *codec) {
+  const oscar_codec_spec *spec = oscar_codec_describe(codec);
+  return (int)round_up((size_t)(oscar_codec_crumbs(codec) + spec->groups + 1 + 2 * spec->rotating_pairs), 16);
+}
+
+/* Memory of the codecs: each distinct one has a mean, encode and decode matrices and the map that kernels use. A set that stands
+ * for one still to be fitted shares a codec that heads will have for themselves. */
+static double codec_table_bytes(const oscar_codec_set *set, bool fitted_later) {
   const oscar_codec_set_info *info = oscar_codec_set_describe(set);
   double bytes = 0;
   const oscar_codec *last[2] = {NULL, NULL};
@@ -92,20 +129,23 @@ static double codec_table_bytes(const oscar_codec_set *set) {
     for (int head = 0; head < info->kv_heads; head++)
       for (int side = 0; side < 2; side++) {
         const oscar_codec *codec = oscar_codec_set_get(set, layer, head, (oscar_side)side);
-        if (codec == last[side]) continue; /* shared by the heads */
+        if (codec == last[side] && !fitted_later) continue; /* shared by the heads */
         last[side] = codec;
         const oscar_codec_spec *spec = oscar_codec_describe(codec);
-        size_t map_rows = round_up((size_t)(oscar_codec_crumbs(codec) + spec->groups + 1), 16);
+        size_t map_rows = (size_t)map_rows_of(codec);
         bytes += 4.0 * ((double)map_rows + 2.0 * spec->channels) * spec->head_dim;
       }
   return bytes;
 }
 
-/* Attention holds every query of a chunk and its sums in the codecs' coordinates. */
-static double attention_bytes(const oscar_codec_set *set, const struct model_report *model) {
-  const oscar_codec *codec = oscar_codec_set_get(set, 0, 0, OSCAR_KEYS);
-  size_t map_rows = round_up((size_t)(oscar_codec_crumbs(codec) + oscar_codec_describe(codec)->groups + 1), 16);
-  return 2.0 * 4.0 * model->options.chunk * model->geometry->query_heads * (double)map_rows;
+/* Attention: per thread a tile's queries (plain, mapped, prepared), sums and scores, and a page expanded to float. */
+static double attention_bytes(const oscar_codec_set *set, const struct model_report *model, int threads) {
+  double d = model->geometry->head_dim, map_rows = 0;
+  if (set) {
+    const oscar_codec *codec = oscar_codec_set_get(set, 0, 0, OSCAR_KEYS);
+    map_rows = map_rows_of(codec);
+  }
+  return 4.0 * threads * TILE_ROWS * (2 * d + 3 * map_rows + OSCAR_PAGE_TOKENS + (map_rows > d ? map_rows : d));
 }
 
 /* The largest context whose cache fits into `room` bytes, found by doubling and halving; 0 if not even one token does. */
@@ -135,13 +175,26 @@ static oscar_status report_kv(const struct loaded_model *loaded, const struct kv
   report->token_bytes = set ? coded_token_bytes(set) : 2 * elements;
   report->bits_per_element = 8 * report->token_bytes / elements;
   report->cache_bytes = (double)oscar_cache_bytes_for(&cache, model->options.context, 1, model->options.chunk);
-  double fixed = model->weight_bytes + model->scratch_bytes + model->program_bytes;
-  if (set) fixed += codec_table_bytes(set) + attention_bytes(set, model);
+  double fixed = model->file_bytes + model->scratch_bytes + model->program_bytes;
+  fixed += attention_bytes(set, model, oscar_context_threads(loaded->context));
+  if (set) report->codec_bytes = codec_table_bytes(set, report->fitted_later);
+  fixed += report->codec_bytes;
   report->total_bytes = fixed + report->cache_bytes;
   double room = model->available_bytes - fixed;
   report->longest_context = longest_context(&cache, model->options.chunk, room);
   oscar_codec_set_free(set);
   return OSCAR_OK;
+}
+
+/* What fitting takes at its end, when all sets are there. */
+static void report_first_runs(const struct loaded_model *loaded, struct model_report *r) {
+  double fitting = r->file_bytes - (double)model_output_bytes(loaded->model) + r->program_bytes +
+                   (double)model_scratch_bytes(loaded->model, r->options.chunk, 0) + (double)calibrate_bytes(loaded->model);
+  for (int i = 0; i < r->count; i++) fitting += kv_type_find(r->kv[i].name)->kind == KV_FITTED ? r->kv[i].codec_bytes : 0;
+  for (int i = 0; i < r->count; i++) {
+    struct kv_report *kv = &r->kv[i];
+    kv->first_run_bytes = kv->fitted_later && fitting > kv->total_bytes ? fitting : kv->total_bytes;
+  }
 }
 
 static oscar_status report_model(const struct loaded_model *loaded, const struct engine_options *options,
@@ -152,8 +205,10 @@ static oscar_status report_model(const struct loaded_model *loaded, const struct
   if (o->context < o->chunk) o->chunk = (int)o->context;
   report->fingerprint = model_fingerprint(loaded->model);
   report->weight_bytes = (double)model_weight_bytes(loaded->model);
-  report->program_bytes = memory_besides(options->model_path);
-  report->scratch_bytes = (double)model_scratch_bytes(loaded->model, o->chunk, 1);
+  report->file_bytes = (double)model_resident_bytes(loaded->model);
+  report->program_bytes = memory_besides(options->model_path) + LIBRARY_BYTES;
+  report->scratch_bytes =
+      (double)model_scratch_bytes(loaded->model, o->chunk, 0) + (double)session_bytes(loaded->model, o->context);
   report->available_bytes = memory_available();
   loaded->backend->ops->describe(loaded->backend, report->backend, sizeof report->backend);
 
@@ -167,6 +222,7 @@ static oscar_status report_model(const struct loaded_model *loaded, const struct
   oscar_status status = OSCAR_OK;
   for (int i = 0; status == OSCAR_OK && i < count; i++)
     if (types[i].kind != KV_EVALUATION) status = report_kv(loaded, &types[i], report, &report->kv[report->count++]);
+  if (status == OSCAR_OK) report_first_runs(loaded, report);
   return status;
 }
 
@@ -183,24 +239,29 @@ static void print_model(const struct loaded_model *loaded, const struct model_re
   printf("Fingerprint  %s\n", r->fingerprint);
   printf("Kernels      %s, %d threads; %s\n", oscar_isa_name(oscar_context_isa(loaded->context)),
          oscar_context_threads(loaded->context), r->backend);
-  printf("Settings     --ctx %lld --sink %d --recent %d --chunk %d; scratch memory %s\n", (long long)o->context, o->sink_tokens,
-         o->recent_tokens, o->chunk, format_bytes(r->scratch_bytes, a, sizeof a));
-  printf("Memory       %s available now; ", format_bytes(r->available_bytes, a, sizeof a));
-  printf("program and tokenizer take %s\n\n", format_bytes(r->program_bytes, a, sizeof a));
+  printf("Settings     --ctx %lld --sink %d --recent %d --chunk %d\n", (long long)o->context, o->sink_tokens, o->recent_tokens,
+         o->chunk);
+  printf("Memory       %s available now\n", format_bytes(r->available_bytes, a, sizeof a));
+  printf("             in all = cache and its codecs, %s of the model's file, ", format_bytes(r->file_bytes, a, sizeof a));
+  printf("%s of buffers, ", format_bytes(r->scratch_bytes, a, sizeof a));
+  printf("%s of program and tokenizer\n\n", format_bytes(r->program_bytes, a, sizeof a));
   printf("%-14s %9s %12s %12s %12s %14s\n", "--kv", "bits", "per token", "cache", "in all", "tokens that fit");
   for (int i = 0; i < r->count; i++) {
     const struct kv_report *kv = &r->kv[i];
     printf("%-14s %9.3f %10.0f B %12s", kv->name, kv->bits_per_element, kv->token_bytes,
            format_bytes(kv->cache_bytes, a, sizeof a));
-    printf(" %12s %14lld%s\n", format_bytes(kv->total_bytes, b, sizeof b), (long long)kv->longest_context,
-           kv->fitted_now ? "  fitted" : "");
+    printf(" %12s %14lld", format_bytes(kv->total_bytes, b, sizeof b), (long long)kv->longest_context);
+    if (kv->fitted_now) printf("  fitted");
+    if (kv->fitted_later) printf("  first run, which fits codecs: %s", format_bytes(kv->first_run_bytes, a, sizeof a));
+    putchar('\n');
   }
 }
 
 static json_t *kv_json(const struct kv_report *kv) {
-  return json_pack("{s:s, s:f, s:f, s:I, s:I, s:I, s:b}", "kv", kv->name, "coded_bits_per_element", kv->bits_per_element,
+  return json_pack("{s:s, s:f, s:f, s:I, s:I, s:I, s:I, s:b}", "kv", kv->name, "coded_bits_per_element", kv->bits_per_element,
                    "coded_bytes_per_token", kv->token_bytes, "cache_bytes", (json_int_t)kv->cache_bytes, "total_bytes",
-                   (json_int_t)kv->total_bytes, "longest_context", (json_int_t)kv->longest_context, "fitted", kv->fitted_now);
+                   (json_int_t)kv->total_bytes, "first_run_bytes", (json_int_t)kv->first_run_bytes, "longest_context",
+                   (json_int_t)kv->longest_context, "fitted", kv->fitted_now);
 }
 
 /* Takes the object over. */
@@ -228,8 +289,9 @@ static int print_model_json(const struct loaded_model *loaded, const struct mode
       json_pack("{s:I, s:i, s:i, s:i, s:i, s:s, s:s}", "context", (json_int_t)r->options.context, "sink", r->options.sink_tokens,
                 "recent", r->options.recent_tokens, "chunk", r->options.chunk, "threads", oscar_context_threads(loaded->context),
                 "isa", oscar_isa_name(oscar_context_isa(loaded->context)), "backend", r->backend);
-  return print_json(json_pack("{s:o, s:o, s:I, s:I, s:o}", "model", model, "settings", settings, "scratch_bytes",
-                              (json_int_t)r->scratch_bytes, "available_bytes", (json_int_t)r->available_bytes, "kv", types));
+  return print_json(json_pack("{s:o, s:o, s:I, s:I, s:I, s:I, s:o}", "model", model, "settings", settings, "file_bytes",
+                              (json_int_t)r->file_bytes, "scratch_bytes", (json_int_t)r->scratch_bytes, "program_bytes",
+                              (json_int_t)r->program_bytes, "available_bytes", (json_int_t)r->available_bytes, "kv", types));
 }
 
 static int info_model(const struct engine_options *options, bool json) {
@@ -346,6 +408,7 @@ int command_info(int argc, char **argv) {
   const struct option_group groups[] = {model_group(&engine), window_group(&engine), output_group(&output)};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
+  if (first < argc && engine.model_path) return wrong_use("info: give the model once, as '%s' or with -m", argv[first]);
   if (first < argc) engine.model_path = argv[first];
   char path[PATH_MAX];
   if ((code = engine_options_resolve("info", &engine, path, sizeof path)) != EXIT_DONE) return code;

@@ -365,3 +365,17 @@ oscar_status calibrate_model(struct model *model, const struct calibrate_options
   }
   return status;
 }
+
+size_t calibrate_bytes(const struct model *model) {
+  const struct model_geometry *g = model_geometry_of(model);
+  const int64_t window = g->context_trained < DEFAULT_WINDOW ? g->context_trained : DEFAULT_WINDOW;
+  oscar_cache_options cache;
+  model_cache_options(model, &cache);
+  const size_t d = (size_t)g->head_dim, heads = (size_t)g->kv_heads, queries = (size_t)g->query_heads, tokens = (size_t)window;
+  /* two plain moments; of graded codes four more, the sequence's keys, values, norms and weights, and W_O'W_O (calib/attended.h) */
+  size_t layer = 6 * heads * d * d * sizeof(double) + tokens * (heads * (4 * d + 3 * sizeof(double)) + queries * sizeof(float)) +
+                 queries * d * d * sizeof(float);
+  /* predictions compared when layers are measured: two times at most 128 */
+  size_t predictions = (size_t)2 * 128 * (size_t)g->vocab * sizeof(float);
+  return oscar_cache_bytes_for(&cache, window, 1, CHUNK) + (size_t)g->layers * layer + predictions;
+}

@@ -56,6 +56,8 @@ void calibrate_options_default(struct calibrate_options *options);
  */
 oscar_status calibrate_model(struct model *model, const struct calibrate_options *options, const struct progress *progress,
                              int count, const char *const *kv, oscar_codec_set **sets);
+/* What it holds for that, with default options, beside the model, a chunk's buffers and the sets. */
+size_t calibrate_bytes(const struct model *model);
 /* The shipped text. */
 const char *calibration_text(size_t *bytes);
 
@@ -109,6 +111,8 @@ struct session_timings {
 struct session;
 oscar_status session_create(struct engine *engine, const struct sampler_options *sampling, struct session **session);
 void session_free(struct session *session);
+/* That a session holds beside the cache: its sampler, logits and history. */
+size_t session_bytes(const struct model *model, int64_t context);
 /* Appends n >= 1 tokens, in chunks; afterwards session_next can be called. INVALID_ARGUMENT if they do not fit the context.
  * On an error (OSCAR_CANCELLED too) the session keeps the chunks that were done. */
 oscar_status session_feed(struct session *session, const int32_t *ids, int n, const struct progress *progress);

@@ -203,6 +203,8 @@ oscar_status sampler_create(oscar_context *context, const struct sampler_options
   return OSCAR_OK;
 }
 
+size_t sampler_bytes(int vocab) { return sizeof(struct sampler) + (size_t)vocab * (sizeof(struct candidate) + sizeof(double)); }
+
 void sampler_free(struct sampler *sampler) {
   if (!sampler) return;
   mem_free(sampler->context, sampler->candidates);

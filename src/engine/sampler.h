@@ -16,6 +16,7 @@ struct sampler;
 void sampler_options_default(struct sampler_options *options);
 oscar_status sampler_create(oscar_context *context, const struct sampler_options *options, int vocab, struct sampler **sampler);
 void sampler_free(struct sampler *sampler);
+size_t sampler_bytes(int vocab); /* that a sampler holds */
 /* logits [vocab]; filters in the order top-k, top-p, min-p, temperature (llama.cpp's); the same seed and logits give the same ids
  * on every machine that computes the same logits. Greedy ties: lowest id. Errors: NUMERIC if no logit is finite. */
 oscar_status sampler_next(struct sampler *sampler, const float *logits, int32_t *id);

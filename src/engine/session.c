@@ -53,6 +53,11 @@ void session_free(struct session *s) {
   mem_free(context, s);
 }
 
+size_t session_bytes(const struct model *model, int64_t context) {
+  const int vocab = model_geometry_of(model)->vocab;
+  return sizeof(struct session) + sampler_bytes(vocab) + (size_t)vocab * sizeof(float) + (size_t)context * sizeof(int32_t);
+}
+
 /* Runs history[sequence length .. length) through the model; the last chunk gives the logits. */
 static oscar_status run_unfed(struct session *s, const struct progress *progress) {
   const int64_t start = oscar_sequence_length(s->sequence), total = s->length - start;

@@ -42,7 +42,7 @@ static bool is_sample(const struct diagnose_options *o, int t) {
 
 static size_t query_row(const struct diagnosis *x) { return (size_t)x->geometry->query_heads * (size_t)x->geometry->head_dim; }
 
-static oscar_status keep_queries(void *user, int layer, int n, const float *q, const float *k, const float *v, const float *o) {
+static oscar_status keep_queries(void *user, int layer, int n, const float *q, const float *k, const float *v, float *o) {
   (void)k, (void)v, (void)o;
   struct diagnosis *x = user;
   const size_t row = query_row(x);

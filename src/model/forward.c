@@ -189,11 +189,24 @@ static oscar_status output_block(const struct runner *r, int n, int outputs, flo
   return OSCAR_OK;
 }
 
+/* x = rows of the embedding */
+static oscar_status embedding_block(const struct runner *r, int n, const int32_t *ids) {
+  const struct model *m = r->model;
+  const struct weight *table = &m->weights.embedding;
+  oscar_status status = OSCAR_OK;
+  for (int done = 0; done < n && status == OSCAR_OK; done += EMBEDDED_TOKENS) {
+    int rows = n - done < EMBEDDED_TOKENS ? n - done : EMBEDDED_TOKENS;
+    status = m->backend->ops->embed(m->backend, table, rows, ids + done, r->x + (size_t)done * (size_t)table->cols);
+    if (embedding_is_apart(m)) gguf_release(m->file, table->data, embedding_bytes(m));
+  }
+  return status;
+}
+
 static oscar_status run_layers(const struct runner *r, oscar_sequence *sequence, int n, const int32_t *ids, int outputs,
                                float *logits, const struct forward_observer *observer) {
   const struct model *m = r->model;
   struct backend *be = m->backend;
-  oscar_status status = be->ops->embed(be, &m->weights.embedding, n, ids, r->x);
+  oscar_status status = embedding_block(r, n, ids);
   if (status != OSCAR_OK) return status;
   if (m->architecture->scaled_embedding) {
     size_t count = (size_t)n * (size_t)m->parameters.geometry.embedding;

@@ -464,6 +464,10 @@ const struct gguf_tensor *gguf_tensor_at(const struct gguf *file, int64_t index)
   return index >= 0 && (uint64_t)index < file->tensor_count ? &file->tensors[index] : NULL;
 }
 
+void gguf_release(const struct gguf *file, const void *data, size_t bytes) {
+  if (file->map.data) file_map_release(&file->map, data, bytes);
+}
+
 static int compare_name(const void *name, const void *tensor) {
   return strcmp(name, (*(const struct gguf_tensor *const *)tensor)->name);
 }

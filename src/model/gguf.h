@@ -51,6 +51,9 @@ int64_t gguf_tensor_count(const struct gguf *file);
 const struct gguf_tensor *gguf_tensor_at(const struct gguf *file, int64_t index);
 const struct gguf_tensor *gguf_find_tensor(const struct gguf *file, const char *name); /* NULL if absent */
 
+/* Takes a tensor's data out of the process until it is read again; does nothing after gguf_parse. */
+void gguf_release(const struct gguf *file, const void *data, size_t bytes);
+
 /* Metadata. _find-like getters return false when the key is absent or has another type (integers of any width convert if in
  * range). */
 bool gguf_get_i64(const struct gguf *file, const char *key, int64_t *value);

@@ -71,13 +71,21 @@ static size_t row_bytes(const struct weight *w) {
   return weight_block(w->type, &elements, &bytes) ? (size_t)(w->cols / elements) * bytes : 0;
 }
 
+size_t embedding_bytes(const struct model *m) { return (size_t)m->weights.embedding.rows * row_bytes(&m->weights.embedding); }
+
 size_t model_read_bytes_per_token(const struct model *m) {
-  const struct weight *e = &m->weights.embedding;
-  const bool tied = m->weights.output.data == e->data;
-  return tied ? m->weight_bytes : m->weight_bytes - (size_t)(e->rows - 1) * row_bytes(e);
+  return embedding_is_apart(m) ? m->weight_bytes - embedding_bytes(m) + row_bytes(&m->weights.embedding) : m->weight_bytes;
 }
 
-int model_layer_window(const struct model *m, int layer) { return layer_window(m->architecture, &m->parameters, layer); }
+size_t model_resident_bytes(const struct model *m) {
+  const size_t file = gguf_bytes(m->file), table = embedding_bytes(m), rows = EMBEDDED_TOKENS * NEIGHBOUR_BYTES;
+  return embedding_is_apart(m) && table > rows ? file - table + rows : file;
+}
+
+size_t model_output_bytes(const struct model *m) {
+  const struct weight *w = &m->weights.output;
+  return embedding_is_apart(m) ? (size_t)w->rows * row_bytes(w) : 0;
+}
 
 void model_cache_options(const struct model *m, oscar_cache_options *options) {
   const struct model_geometry *g = &m->parameters.geometry;

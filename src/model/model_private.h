@@ -17,4 +17,13 @@ struct model {
   size_t weight_bytes;
 };
 
+/*
+ * An embedding that is not the output's weight too is read by rows, and every row brings its neighbours into memory. So that
+ * what a process holds does not depend on the text it has read, the table is released after every EMBEDDED_TOKENS.
+ */
+#define EMBEDDED_TOKENS 64
+#define NEIGHBOUR_BYTES ((size_t)64 << 10) /* Linux maps that much around a page that is read (fault_around_bytes) */
+static inline bool embedding_is_apart(const struct model *m) { return m->weights.output.data != m->weights.embedding.data; }
+size_t embedding_bytes(const struct model *m);
+
 #endif

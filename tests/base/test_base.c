@@ -124,7 +124,53 @@ static void an_aborted_write_leaves_the_old_file(void **state) {
   assert_int_equal(file_map_open(c, "/nonexistent/file", &map), OSCAR_IO);
   assert_int_equal(file_map_open(c, "/tmp", &map), OSCAR_IO);
   assert_int_equal(file_writer_open(c, "/nonexistent/file", &w), OSCAR_IO);
+  assert_int_equal(file_writer_open(c, "/tmp", &w), OSCAR_IO);
+  assert_non_null(strstr(oscar_last_error(c), "a folder"));
+  assert_int_equal(file_writer_open(c, "/dev/null", &w), OSCAR_IO); /* it would be replaced */
   assert_int_equal(file_make_folders(c, "/dev/null/x"), OSCAR_IO);
+  oscar_context_free(c);
+}
+
+/* Bytes of a mapping that this process has in memory (/proc/self/pagemap, bit 63: present). */
+static size_t present_bytes(const struct file_map *map) {
+  const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+  FILE *file = fopen("/proc/self/pagemap", "rb");
+  if (!file) skip();
+  size_t present = 0;
+  uint64_t entry;
+  assert_int_equal(fseek(file, (long)((uintptr_t)map->data / page * sizeof entry), SEEK_SET), 0);
+  for (size_t at = 0; at < map->bytes && fread(&entry, sizeof entry, 1, file) == 1; at += page) present += page * (entry >> 63);
+  fclose(file);
+  return present;
+}
+
+static void released_pages_leave_and_come_back(void **state) {
+  (void)state;
+  enum { BYTES = 1 << 20, FROM = 100001, RELEASED = 500000 };
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  char path[] = "/tmp/oscar-test-XXXXXX";
+  int fd = mkstemp(path);
+  assert_true(fd >= 0);
+  uint8_t *bytes = malloc(BYTES);
+  assert_non_null(bytes);
+  for (size_t i = 0; i < BYTES; i++) bytes[i] = (uint8_t)(i * 7 + i / 4096);
+  assert_int_equal(write(fd, bytes, BYTES), BYTES);
+  close(fd);
+  struct file_map map;
+  assert_ok(c, file_map_open(c, path, &map));
+  assert_memory_equal(map.data, bytes, BYTES);
+  assert_int_equal(present_bytes(&map), BYTES);
+  file_map_release(&map, map.data + FROM, RELEASED);
+  const size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (FROM + RELEASED) / page - (FROM + page - 1) / page;
+  assert_int_equal(present_bytes(&map), BYTES - whole * page);
+  file_map_release(&map, map.data + 5000, 100); /* within a page: nothing to release */
+  file_map_release(&map, map.data + 4097, 4096);
+  file_map_release(&map, map.data + BYTES, 0);
+  assert_memory_equal(map.data, bytes, BYTES);
+  assert_int_equal(present_bytes(&map), BYTES);
+  file_map_close(&map);
+  assert_int_equal(unlink(path), 0);
+  free(bytes);
   oscar_context_free(c);
 }
 
@@ -148,13 +194,10 @@ static void a_full_disk_is_reported_and_changes_nothing(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(every_half_survives_a_round_trip),
-      cmocka_unit_test(halves_round_to_nearest_even),
-      cmocka_unit_test(wrong_context_options_are_refused),
-      cmocka_unit_test(errors_nest_and_never_overflow),
-      cmocka_unit_test(impossible_sizes_are_out_of_memory),
-      cmocka_unit_test(an_aborted_write_leaves_the_old_file),
-      cmocka_unit_test(a_full_disk_is_reported_and_changes_nothing),
+      cmocka_unit_test(every_half_survives_a_round_trip),   cmocka_unit_test(halves_round_to_nearest_even),
+      cmocka_unit_test(wrong_context_options_are_refused),  cmocka_unit_test(errors_nest_and_never_overflow),
+      cmocka_unit_test(impossible_sizes_are_out_of_memory), cmocka_unit_test(an_aborted_write_leaves_the_old_file),
+      cmocka_unit_test(released_pages_leave_and_come_back), cmocka_unit_test(a_full_disk_is_reported_and_changes_nothing),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -121,35 +121,41 @@ static void conversations_are_written_as_the_models_templates_write_them(void **
   oscar_context_free(c);
 }
 
-static void the_models_own_files_are_recognised(void **state) {
-  (void)state;
-  static const struct {
-    const char *model, *system;
-  } expected[] = {{"smollm2-135m", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"},
-                  {"qwen2.5-coder-0.5b", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."},
-                  {"qwen2.5-coder-1.5b", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."}};
+static void recognise(const char *model, const char *system) {
+  const char *path = test_model(model);
+  if (!path) return;
   oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
   struct chat_template chat;
   struct gguf *file;
-  for (size_t i = 0; i < ARRAY_LENGTH(expected); i++) {
-    const char *path = test_model(expected[i].model);
-    if (!path) continue;
-    assert_ok(c, gguf_open(c, path, &file));
-    assert_ok(c, chat_template_choose(c, file, "auto", &chat));
-    assert_int_equal(chat.family, CHAT_CHATML);
-    assert_string_equal(chat.default_system, expected[i].system);
-    assert_int_equal(chat_template_choose(c, file, "gemma", &chat), OSCAR_UNSUPPORTED); /* no such control tokens */
-    assert_non_null(strstr(oscar_last_error(c), "<start_of_turn>"));
-    gguf_close(file);
-  }
+  assert_ok(c, gguf_open(c, path, &file));
+  assert_ok(c, chat_template_choose(c, file, "auto", &chat));
+  assert_int_equal(chat.family, CHAT_CHATML);
+  assert_string_equal(chat.default_system, system);
+  assert_int_equal(chat_template_choose(c, file, "gemma", &chat), OSCAR_UNSUPPORTED); /* no such control tokens */
+  assert_non_null(strstr(oscar_last_error(c), "<start_of_turn>"));
+  gguf_close(file);
+  oscar_context_free(c);
+}
+
+static void the_default_models_own_file_is_recognised(void **state) {
+  (void)state;
+  recognise("smollm2-135m", "You are a helpful AI assistant named SmolLM, trained by Hugging Face");
+}
+
+static void the_larger_models_own_files_are_recognised(void **state) {
+  (void)state;
+  recognise("qwen2.5-coder-0.5b", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.");
+  recognise("qwen2.5-coder-1.5b", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.");
   const char *base = test_model("gemma3-270m");
-  if (base) { /* a base model: the tokens are there, a template is not */
-    assert_ok(c, gguf_open(c, base, &file));
-    assert_int_equal(chat_template_choose(c, file, NULL, &chat), OSCAR_UNSUPPORTED);
-    assert_ok(c, chat_template_choose(c, file, "gemma", &chat));
-    assert_int_equal(chat.family, CHAT_GEMMA);
-    gguf_close(file);
-  }
+  if (!base) return;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  struct chat_template chat;
+  struct gguf *file;
+  assert_ok(c, gguf_open(c, base, &file)); /* a base model: the tokens are there, a template is not */
+  assert_int_equal(chat_template_choose(c, file, NULL, &chat), OSCAR_UNSUPPORTED);
+  assert_ok(c, chat_template_choose(c, file, "gemma", &chat));
+  assert_int_equal(chat.family, CHAT_GEMMA);
+  gguf_close(file);
   oscar_context_free(c);
 }
 
@@ -324,15 +330,17 @@ static void any_allocation_may_fail(void **state) {
   assert_int_equal(memory.live, 0);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(conversations_are_written_as_the_models_templates_write_them),
-      cmocka_unit_test(the_models_own_files_are_recognised),
+      cmocka_unit_test(the_default_models_own_file_is_recognised),
       cmocka_unit_test(messages_never_become_control_tokens),
       cmocka_unit_test(wrong_conversations_are_refused_with_the_reason),
       cmocka_unit_test(unknown_templates_are_refused_with_the_choices),
       cmocka_unit_test(any_template_text_is_read_without_harm),
       cmocka_unit_test(any_allocation_may_fail),
   };
+  const struct CMUnitTest larger[] = {cmocka_unit_test(the_larger_models_own_files_are_recognised)};
+  if (test_larger(argc, argv)) return cmocka_run_group_tests(larger, NULL, NULL);
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

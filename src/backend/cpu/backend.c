@@ -62,6 +62,7 @@ static oscar_status cpu_copy(struct backend *be, float *to, const float *from, s
 
 static const struct backend_ops cpu_ops = {
     .name = "cpu",
+    .host_memory = true,
     .free = cpu_free,
     .describe = cpu_describe,
     .product_scratch = cpu_product_scratch,
