@@ -214,20 +214,29 @@ static bool arrange(int channels, const uint8_t *n, int crumbs, int groups, int 
   return true;
 }
 
-/* Where there is no such order a crumb moves from the last of the richest channels to the first of the poorest or, when all are
- * about equal, to the first of all. */
+/* One crumb from the last of the richest channels to the first of the poorest; false if all are about equal. */
+static bool narrow(int channels, uint8_t *n) {
+  int from = 0, to = 0;
+  for (int i = 1; i < channels; i++) {
+    if (n[i] >= n[from]) from = i;
+    if (n[i] < n[to]) to = i;
+  }
+  if (n[from] - n[to] < 2) return false;
+  n[from]--;
+  n[to]++;
+  return true;
+}
+
+/* Where there is no such order crumbs move: first what narrows the differences, then the other way, one more pair of channels
+ * each time (channels of three crumbs alone do not fill 16). */
 static oscar_status arrange_always(oscar_context *context, int channels, uint8_t *n, int crumbs, int groups, int *order) {
-  for (int tries = 0; tries < channels; tries++) {
+  while (!arrange(channels, n, crumbs, groups, order))
+    if (!narrow(channels, n)) break;
+  for (int pairs = 0; pairs <= channels / 2; pairs++) {
     if (arrange(channels, n, crumbs, groups, order)) return OSCAR_OK;
-    int from = 0, to = 0;
-    for (int i = 1; i < channels; i++) {
-      if (n[i] >= n[from]) from = i;
-      if (n[i] < n[to]) to = i;
-    }
-    if (n[from] - n[to] < 2)
-      for (to = 0; to < channels - 1 && n[to] == MOST_CRUMBS;) to++;
-    n[from]--;
-    n[to]++;
+    if (n[pairs] == MOST_CRUMBS || n[channels - 1 - pairs] == 0) continue;
+    n[pairs]++;
+    n[channels - 1 - pairs]--;
   }
   return set_error(context, OSCAR_UNSUPPORTED, "fit: %d crumbs over %d channels cannot be cut into %d groups", crumbs, channels,
                    groups);
@@ -299,10 +308,11 @@ static oscar_status lay_out(struct work *w, const struct side_plan *plan, uint8_
   return OSCAR_OK;
 }
 
-/* Rows as attention weighs them, to try codecs on: [count][d] with positions. */
+/* Rows as attention weighs them, projected, to try codecs on. Codecs that differ in their steps alone share the projection. */
 struct sample {
-  int count;
-  float *rows, *y, *decoded; /* y: projected rows, as they come */
+  int count, channels;
+  float *rows, *y; /* [count][d] as they are, [count][channels] projected */
+  float *decoded;  /* [channels] */
   int64_t *positions;
 };
 
@@ -311,33 +321,36 @@ static void sample_close(oscar_context *context, struct sample *s) {
   mem_free(context, s->positions);
 }
 
-static oscar_status sample_open(const oscar_calib *calib, const struct side_plan *plan, struct sample *s) {
-  enum { MOST = 256 };
+static oscar_status sample_open(const oscar_calib *calib, const struct side_plan *plan, const oscar_codec *codec,
+                                struct sample *s) {
+  enum { MOST = 96 };
   size_t d = (size_t)calib->geometry.head_dim;
-  *s = (struct sample){.rows = mem_alloc(calib->context, (MOST + 2) * d, sizeof *s->rows)};
+  *s = (struct sample){.channels = codec->spec.channels};
+  s->rows = mem_alloc(calib->context, (2 * MOST + 1) * d, sizeof *s->rows);
   s->positions = s->rows ? mem_alloc(calib->context, MOST, sizeof *s->positions) : NULL;
   if (!s->positions) {
     sample_close(calib->context, s);
     return OSCAR_NO_MEMORY;
   }
   s->y = s->rows + MOST * d;
-  s->decoded = s->y + d;
+  s->decoded = s->y + MOST * d;
   attended_sample(calib, plan->layer, plan->kv_head, plan->side, MOST, &s->count, s->rows, s->positions);
+  for (int r = 0; r < s->count; r++)
+    codec_project(codec, s->positions[r], 1, s->rows + (size_t)r * d, d, s->y + (size_t)r * (size_t)s->channels);
   return OSCAR_OK;
 }
 
 /* Mean squared error of the sample's rows in the codec's channels; in the basis of keys that is what errors cost. */
 static double sample_error(const oscar_codec *codec, const struct sample *s) {
-  size_t d = (size_t)codec->spec.head_dim;
   uint8_t row[OSCAR_MAX_HEAD_DIM * MOST_CRUMBS / 4 + 64];
   double sum = 0;
   for (int r = 0; r < s->count; r++) {
-    codec_project(codec, s->positions[r], 1, s->rows + (size_t)r * d, d, s->y);
-    memcpy(s->decoded, s->y, (size_t)codec->spec.channels * sizeof *s->y); /* quantizing clobbers */
+    const float *y = s->y + (size_t)r * (size_t)s->channels;
+    memcpy(s->decoded, y, (size_t)s->channels * sizeof *y); /* quantizing clobbers */
     if (!codec_quantize_row(codec, s->decoded, row)) return INFINITY;
     codec_decode_row(codec, row, s->decoded);
-    for (int i = 0; i < codec->spec.channels; i++) {
-      double e = (double)s->y[i] - (double)s->decoded[i];
+    for (int i = 0; i < s->channels; i++) {
+      double e = (double)y[i] - (double)s->decoded[i];
       sum += e * e;
     }
   }
@@ -353,7 +366,11 @@ static oscar_status find_scale(const oscar_calib *calib, struct work *w, const s
   struct sample sample;
   oscar_codec *tried = NULL;
   oscar_status status = oscar_codec_create(w->context, spec, codec);
-  if (status != OSCAR_OK || (status = sample_open(calib, plan, &sample)) != OSCAR_OK) return status;
+  if (status == OSCAR_OK && (status = sample_open(calib, plan, *codec, &sample)) != OSCAR_OK) {
+    oscar_codec_release(*codec);
+    *codec = NULL;
+  }
+  if (status != OSCAR_OK) return status;
   double least = sample.count ? sample_error(*codec, &sample) : 0;
   bool scaled = sample.count && plan->form == OSCAR_ROW_LOG_GAINS;
   float factor = 0.840896415f; /* down first: large rows are what makes the mean square too large */
