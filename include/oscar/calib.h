@@ -15,7 +15,6 @@
  * projection, an error dk_j of the key moves the projected output by p_qj W_O (v_j - o_q) (q . dk_j) to first order. Hence
  *   key metric            M = sum_q (sum_j w_qj) q q',  w_qj = p_qj^2 |W_O (v_j - o_q)|^2     (q scaled as in the scores)
  *   attended key mean     mean of the keys with the weights sum_q w_qj
- *   value weight          sum_q sum_j p_qj^2
  * and plain sums of keys and values after the sink, and of keys with the cosines and sines of their positions, from which the
  * part of the keys that turns with RoPE, and what remains, follow (oscar_calib_fit_graded).
  */
@@ -107,9 +106,9 @@ OSCAR_API oscar_status oscar_calib_fit(const oscar_calib *calib, const oscar_cod
 
 typedef struct oscar_graded_options {
   float bits; /* of codes per element, keys and values of all layers on average; values have 2 or more. 1.25 .. 6 */
-  /* [layers] what a unit of squared error of a layer's projected output costs. Layers then get crumbs by what they are worth,
-   * but none so few that an exact page would need more units than with the same codes in all layers (cache.h). NULL: all layers
-   * get the same. */
+  /* [layers] what a unit of squared error of a layer's projected output costs. Keys of layers then get crumbs by what they are
+   * worth, but none so few that an exact page would need more units than with the same codes in all layers (cache.h). NULL: all
+   * layers get the same. */
   const double *layer_costs;
   oscar_row_form key_form, value_form; /* LOG_GAINS (up to four gains a row) or GAIN (one) */
   bool rotating_mean;                  /* where a rope was described */
@@ -123,8 +122,8 @@ OSCAR_API void oscar_graded_options_default(oscar_graded_options *options);
 
 /* Keys: with B = M^(1/2) and V the eigenvectors of B C B, C the covariance of the keys (less their rotating part), E = B V and
  * D = V' B^-1: in these coordinates errors weigh alike, and channels get crumbs in the order of what each next one saves.
- * Values: Hadamard; where there is more than one crumb per channel, the largest principal directions get them. How many crumbs
- * go to keys and to values follows from the errors expected of Gaussian rows. Deterministic. Statistics without information (no
+ * Values: Hadamard; where there is more than one crumb per channel, the largest principal directions get them. Values have 2
+ * bits while the average is at most 2 1/4, then as many as keys. Deterministic. Statistics without information (no
  * query read codes, constant keys, dead channels) still give a codec that can be used.
  * Errors: INVALID_ARGUMENT (no oscar_calib_attend, no tokens, options), UNSUPPORTED, NUMERIC, NO_MEMORY. */
 OSCAR_API oscar_status oscar_calib_fit_graded(const oscar_calib *calib, const oscar_codec_set_info *info,

@@ -344,7 +344,6 @@ struct gathered {
   double *key_weights;   /* [keys] sum over queries of w */
   double *value_weights; /* [keys] sum over queries of p^2 */
   float *query_rows;     /* [queries][d] q sqrt(sum_j w_qj) */
-  double value_error;
 };
 
 /* A block of queries at `positions` against all keys before them. */
@@ -425,7 +424,6 @@ static void weigh_head(const oscar_calib *calib, const struct attended_layer *l,
   const oscar_calib_geometry *g = &calib->geometry;
   size_t d = (size_t)g->head_dim;
   struct weighing w = weighing_at(d, scratch);
-  double trace = 0, squares = 0;
   for (int i = 0; i < count; i += QUERY_ROWS) {
     int rows = count - i < QUERY_ROWS ? count - i : QUERY_ROWS;
     for (int r = 0; r < rows; r++) {
@@ -436,9 +434,6 @@ static void weigh_head(const oscar_calib *calib, const struct attended_layer *l,
     weigh_block(calib, l, query_head, rows, positions + i, &w, out->query_rows + (size_t)i * d, out->key_weights,
                 out->value_weights);
   }
-  for (size_t i = 0; i < d; i++) trace += (double)l->gram[(size_t)query_head * d * d + i * (d + 1)];
-  for (int64_t j = 0; count > 0 && j <= positions[count - 1]; j++) squares += out->value_weights[j];
-  out->value_error = squares * trace / (double)d;
 }
 
 /* M, key weights and value errors of one KV head from what its query heads gathered. */
@@ -452,7 +447,6 @@ static void merge_group(const oscar_calib *calib, const struct attended_layer *l
   for (const struct gathered *from = gathered + kv_head * group; from < gathered + (kv_head + 1) * group; from++) {
     for (int64_t j = 0; j < keys; j++) weights[j] += from->key_weights[j];
     for (int64_t j = 0; j < keys; j++) value_weights[j] += from->value_weights[j];
-    head->value_error += from->value_error;
     for (int t = 0; t < count; t += KEY_ROWS) {
       int n = count - t < KEY_ROWS ? count - t : KEY_ROWS;
       for (int i = 0; i < n * d; i++) scratch[i] = (double)from->query_rows[t * d + i];

@@ -21,7 +21,6 @@ struct attended_head {
   double *attended_key;  /* [d] sum of weight * k */
   double *attended_wave; /* [R] sum of weight * wave */
   double attended;       /* sum of the weights */
-  double value_error; /* sum over the head's queries of sum_j p^2 times tr(W_O'W_O)/d: what a unit of error per channel costs */
 };
 
 /* The waves of positions 0 .. length - 1, shared by the layers that turn alike. */

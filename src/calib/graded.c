@@ -562,82 +562,48 @@ static oscar_status fit_values(const oscar_calib *calib, int layer, int kv_head,
 
 /* ---- the budget ---- */
 
-/* What every next block of 16 crumbs of each layer and side leaves of the error: error[b] with b + 1 blocks. */
+/*
+ * Values get 2 bits, and more only when the average is above 2 1/4: then half of all. What errors of the two sides cost cannot be
+ * read off first-order formulas, which count the errors of keys too low (an error of a score acts through its exponential); what
+ * errors of keys cost in one layer and in another can, up to a factor. So the keys' share is what is spread over layers.
+ */
 struct budget {
   int layers, heads, d, blocks; /* blocks: of 16 crumbs in a row with all crumbs there can be */
-  double *error;                /* [layers][2][blocks] */
-  int *given;                   /* [layers][2] blocks, in crumbs when done */
+  double *error;                /* [layers][blocks] of keys, what is left of it with 1, 2, ... blocks */
+  int *keys;                    /* [layers] blocks given */
+  int values;                   /* blocks of every layer */
 };
 
-static double *errors_of(const struct budget *b, int layer, oscar_side side) {
-  return b->error + ((size_t)layer * 2 + (size_t)side) * (size_t)b->blocks;
-}
-
-static void add_errors(const struct budget *b, oscar_side side, double scale, const double *variance, double *error) {
+/* Adds what a head's keys cost: errors expected of Gaussian rows of these variances, times `scale`. */
+static void add_errors(const struct budget *b, double scale, const double *variance, double *error) {
   uint8_t n[OSCAR_MAX_HEAD_DIM] = {0};
-  double flat[OSCAR_MAX_HEAD_DIM];
   for (int block = 0; block < b->blocks; block++) {
-    int crumbs = 16 * (block + 1), least = side == OSCAR_VALUES ? crumbs / b->d : 0;
-    const double *v = variance;
-    memcpy(flat, variance, sizeof *flat * (size_t)b->d);
-    if (side == OSCAR_VALUES && flatten(b->d, crumbs, flat)) v = flat;
-    crumbs_allocate(b->d, v, crumbs, least, n);
-    for (int i = 0; i < b->d; i++) error[block] += scale * v[i] * (double)codec_gaussian_error(n[i]);
+    crumbs_allocate(b->d, variance, 16 * (block + 1), 0, n);
+    for (int i = 0; i < b->d; i++) error[block] += scale * variance[i] * (double)codec_gaussian_error(n[i]);
   }
 }
 
 /* Codes as they come out on rows of the text, over what Gaussian rows would lead to expect; 1 where nothing is known. */
-static double misfit(const struct budget *b, oscar_side side, int crumbs, const double *variance, double error_left) {
+static double misfit(const struct budget *b, int crumbs, const double *variance, double error_left) {
   double expected[OSCAR_MAX_HEAD_DIM * MOST_CRUMBS / 16] = {0};
-  add_errors(b, side, 1, variance, expected);
+  add_errors(b, 1, variance, expected);
   double gaussian = expected[crumbs / 16 - 1];
   return error_left > 0 && gaussian > 0 ? error_left / gaussian : 1;
 }
 
 static oscar_status gather_head(const oscar_calib *calib, const oscar_graded_options *o, int layer, int h, struct work *w,
                                 struct budget *b) {
-  double cost = o->layer_costs ? o->layer_costs[layer] : 1, variance[OSCAR_MAX_HEAD_DIM], scale, left;
-  for (int side = 0; side < 2; side++) {
-    oscar_codec *codec = NULL;
-    oscar_status status = side == OSCAR_KEYS ? find_keys(calib, layer, h, o, w, &scale) : find_values(calib, layer, h, w);
-    if (status != OSCAR_OK) return status;
-    if (side == OSCAR_VALUES) scale = calib->attended->layers[layer].heads[h].value_error;
-    memcpy(variance, w->values, sizeof *variance * (size_t)b->d);
-    status = side == OSCAR_KEYS ? fit_keys(calib, layer, h, o, b->d, w, &codec, &left)
-                                : fit_values(calib, layer, h, o, b->d, w, &codec, &left);
-    oscar_codec_release(codec);
-    if (status != OSCAR_OK) return status;
-    scale *= cost * misfit(b, (oscar_side)side, b->d, variance, left);
-    add_errors(b, (oscar_side)side, scale, variance, errors_of(b, layer, (oscar_side)side));
-  }
+  double variance[OSCAR_MAX_HEAD_DIM] = {0}, scale, left;
+  oscar_codec *codec = NULL;
+  oscar_status status = find_keys(calib, layer, h, o, w, &scale);
+  if (status != OSCAR_OK) return status;
+  memcpy(variance, w->values, sizeof *variance * (size_t)b->d);
+  status = fit_keys(calib, layer, h, o, b->d, w, &codec, &left);
+  oscar_codec_release(codec);
+  if (status != OSCAR_OK) return status;
+  scale *= o->layer_costs[layer] * misfit(b, b->d, variance, left);
+  add_errors(b, scale, variance, b->error + (size_t)layer * (size_t)b->blocks);
   return OSCAR_OK;
-}
-
-static oscar_status gather_errors(const oscar_calib *calib, const oscar_graded_options *o, struct work *w, struct budget *b) {
-  oscar_status status = OSCAR_OK;
-  for (int layer = 0; layer < b->layers; layer++)
-    for (int h = 0; status == OSCAR_OK && h < b->heads; h++) status = gather_head(calib, o, layer, h, w, b);
-  return status;
-}
-
-/* The same blocks in all layers: of the ways to part `total` blocks of a layer between keys and values the one of least error. */
-static void split_evenly(const struct budget *b, int total) {
-  int least_values = b->d / 16, best = least_values;
-  double least = INFINITY;
-  for (int values = least_values; values < total && values <= b->blocks; values++) {
-    int keys = total - values;
-    if (keys > b->blocks) continue;
-    double sum = 0;
-    for (int layer = 0; layer < b->layers; layer++)
-      sum += errors_of(b, layer, OSCAR_KEYS)[keys - 1] + errors_of(b, layer, OSCAR_VALUES)[values - 1];
-    if (!(sum < least)) continue;
-    least = sum;
-    best = values;
-  }
-  for (int layer = 0; layer < b->layers; layer++) {
-    b->given[2 * layer] = total - best;
-    b->given[2 * layer + 1] = best;
-  }
 }
 
 /* Blocks a layer must keep so that an exact page (4 bytes per channel and token) takes no more units than with `total` blocks:
@@ -648,40 +614,35 @@ static int least_blocks(int d, int total) {
   return least;
 }
 
-static double saved(const struct budget *b, int layer, int side) {
-  const double *error = errors_of(b, layer, (oscar_side)side);
-  int given = b->given[2 * layer + side];
+static double saved(const struct budget *b, int layer) {
+  const double *error = b->error + (size_t)layer * (size_t)b->blocks;
+  int given = b->keys[layer];
   return given < b->blocks ? error[given - 1] - error[given] : -1;
 }
 
-/* Every layer begins with the least it may have; the others go one by one to where they save most. */
-static void split_by_worth(const struct budget *b, int total) {
-  int least = least_blocks(b->d, total), left = b->layers * (total - least);
-  for (int layer = 0; layer < b->layers; layer++) {
-    int *given = b->given + 2 * layer;
-    given[0] = 1;
-    given[1] = b->d / 16;
-    while (given[0] + given[1] < least) given[saved(b, layer, 1) > saved(b, layer, 0)]++;
-  }
+/* Every layer begins with the least it may have; the other blocks go one by one to where they save most. */
+static void spread(const struct budget *b, int keys) {
+  int least = least_blocks(b->d, keys + b->values) - b->values, left = b->layers * (keys - least);
+  for (int layer = 0; layer < b->layers; layer++) b->keys[layer] = least;
   for (; left > 0; left--) {
     int best = 0;
-    for (int i = 1; i < 2 * b->layers; i++)
-      if (saved(b, i / 2, i % 2) > saved(b, best / 2, best % 2)) best = i;
-    b->given[best]++;
+    for (int layer = 1; layer < b->layers; layer++)
+      if (saved(b, layer) > saved(b, best)) best = layer;
+    b->keys[best]++;
   }
 }
 
 static oscar_status spend(const oscar_calib *calib, const oscar_graded_options *o, struct work *w, struct budget *b) {
-  int d = b->d, total = (int)lround((double)o->bits * d / 16), least = d / 16 + 1;
-  oscar_status status = gather_errors(calib, o, w, b);
-  if (status != OSCAR_OK) return status;
-  if (total < least) total = least;
-  if (o->layer_costs)
-    split_by_worth(b, total);
-  else
-    split_evenly(b, total);
-  for (int i = 0; i < 2 * b->layers; i++) b->given[i] *= 16;
-  return OSCAR_OK;
+  int least = b->d / 16, total = (int)lround((double)o->bits * b->d / 16);
+  if (total <= least) total = least + 1;
+  b->values = o->bits > 2.25f ? total / 2 : least;
+  for (int layer = 0; layer < b->layers; layer++) b->keys[layer] = total - b->values;
+  if (!o->layer_costs) return OSCAR_OK;
+  oscar_status status = OSCAR_OK;
+  for (int layer = 0; layer < b->layers; layer++)
+    for (int h = 0; status == OSCAR_OK && h < b->heads; h++) status = gather_head(calib, o, layer, h, w, b);
+  if (status == OSCAR_OK) spread(b, total - b->values);
+  return status;
 }
 
 /* ---- a set ---- */
@@ -706,16 +667,16 @@ static oscar_status check_options(const oscar_calib *calib, const oscar_graded_o
   return OSCAR_OK;
 }
 
-static oscar_status fit_head(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, const int *crumbs,
-                             struct work *w, oscar_codec_set *set) {
+static oscar_status fit_head(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o,
+                             const struct budget *b, struct work *w, oscar_codec_set *set) {
   for (int side = 0; side < 2; side++) {
     oscar_codec *codec = NULL;
     double scale, left;
     oscar_status status =
         side == OSCAR_KEYS ? find_keys(calib, layer, kv_head, o, w, &scale) : find_values(calib, layer, kv_head, w);
     if (status == OSCAR_OK)
-      status = side == OSCAR_KEYS ? fit_keys(calib, layer, kv_head, o, crumbs[0], w, &codec, &left)
-                                  : fit_values(calib, layer, kv_head, o, crumbs[1], w, &codec, &left);
+      status = side == OSCAR_KEYS ? fit_keys(calib, layer, kv_head, o, 16 * b->keys[layer], w, &codec, &left)
+                                  : fit_values(calib, layer, kv_head, o, 16 * b->values, w, &codec, &left);
     if (status == OSCAR_OK) status = oscar_codec_set_assign(set, layer, kv_head, (oscar_side)side, codec);
     oscar_codec_release(codec);
     if (status != OSCAR_OK) return prefix_error(w->context, status, "layer %d, KV head %d", layer, kv_head);
@@ -727,15 +688,14 @@ static oscar_status fit_set(const oscar_calib *calib, const oscar_graded_options
   const oscar_calib_geometry *g = &calib->geometry;
   oscar_context *context = calib->context;
   size_t layers = (size_t)g->layers;
-  struct budget b = {g->layers, g->kv_heads, g->head_dim, MOST_CRUMBS * g->head_dim / 16, NULL, NULL};
-  b.given = mem_zalloc(context, 2 * layers, sizeof *b.given);
-  b.error = b.given ? mem_zalloc(context, 2 * layers * (size_t)b.blocks, sizeof *b.error) : NULL;
+  struct budget b = {g->layers, g->kv_heads, g->head_dim, MOST_CRUMBS * g->head_dim / 16, NULL, NULL, 0};
+  b.keys = mem_zalloc(context, layers, sizeof *b.keys);
+  b.error = b.keys ? mem_zalloc(context, layers * (size_t)b.blocks, sizeof *b.error) : NULL;
   oscar_status status = b.error ? spend(calib, o, w, &b) : OSCAR_NO_MEMORY;
   for (int layer = 0; status == OSCAR_OK && layer < g->layers; layer++)
-    for (int h = 0; status == OSCAR_OK && h < g->kv_heads; h++)
-      status = fit_head(calib, layer, h, o, b.given + 2 * layer, w, set);
+    for (int h = 0; status == OSCAR_OK && h < g->kv_heads; h++) status = fit_head(calib, layer, h, o, &b, w, set);
   mem_free(context, b.error);
-  mem_free(context, b.given);
+  mem_free(context, b.keys);
   return status == OSCAR_OK ? oscar_codec_set_check(set) : status;
 }
 

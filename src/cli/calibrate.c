@@ -11,7 +11,7 @@
 #include <string.h>
 
 struct calibrate_arguments {
-  const char *text, *output, *recipe, *values;
+  const char *text, *output, *recipe, *values, *layers;
   float bits;
   int tokens, window;
   char kv[32]; /* the recipe with its bits */
@@ -27,6 +27,11 @@ static const char *recipe_name(int i) {
 
 static const char *objective_name(int i) {
   static const char *const names[] = {"output", "proxy"};
+  return i < (int)ARRAY_LENGTH(names) ? names[i] : NULL;
+}
+
+static const char *layers_name(int i) {
+  static const char *const names[] = {"equal", "measured"};
   return i < (int)ARRAY_LENGTH(names) ? names[i] : NULL;
 }
 
@@ -46,6 +51,10 @@ static const struct option_spec options[] = {
          "what the values of int2-oscar are fitted to: 'output' (exact second moment of the attention output) or 'proxy' (the "
          "statistic of the published code, one more pass)",
      .choice = objective_name},
+    {"layers", 0, OPTION_TEXT, AT(layers), "NAME",
+     .help = "how int2's crumbs for keys are spread over layers: 'equal', or 'measured', by what errors in each layer cost the "
+             "model's predictions (one short pass per layer)",
+     .choice = layers_name},
     {"tokens", 0, OPTION_INT, AT(tokens), "N", .help = "most tokens to use", 1, 1 << 30, .default_text = "the whole text"},
     {"window", 0, OPTION_INT, AT(window), "N", .help = "tokens of an independent sequence", 64, 1 << 20,
      .default_text = "4096, or what the model was trained for"},
@@ -102,6 +111,7 @@ static oscar_status fit(const struct loaded_model *loaded, struct calibrate_argu
   }
   if (a->tokens) calibration.max_tokens = a->tokens;
   if (a->window) calibration.window = a->window;
+  calibration.measure_layers = strcmp(a->layers, "measured") == 0;
   calibration.proxy_values = strcmp(a->values, "proxy") == 0;
 
   struct progress_line line;
@@ -122,7 +132,7 @@ static oscar_status fit(const struct loaded_model *loaded, struct calibrate_argu
 int command_calibrate(int argc, char **argv) {
   struct engine_options engine;
   engine_options_default(&engine);
-  struct calibrate_arguments a = {.recipe = "int2", .values = "output"};
+  struct calibrate_arguments a = {.recipe = "int2", .values = "output", .layers = "equal"};
   const struct option_group groups[] = {model_group(&engine), {"Calibration", options, (int)ARRAY_LENGTH(options), &a}};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;

@@ -42,7 +42,8 @@ static const struct recipe recipes[] = {
 /* What one KV name, bits and command line included, comes to. */
 struct settings {
   const struct recipe *recipe;
-  float bits; /* of graded codes, keys and values on average */
+  float bits;    /* of graded codes, keys and values on average */
+  bool measured; /* graded codes: crumbs spread over layers */
   oscar_fit_options uniform;
 };
 
@@ -62,7 +63,7 @@ struct run {
   oscar_cache *cache;
   struct runner *runner;
   bool graded;   /* a recipe of graded codes is among those to fit: they need more than the plain statistics */
-  double *costs; /* [layers] what errors of a layer cost; NULL without graded codes */
+  double *costs; /* [layers] what errors of a layer cost; NULL where nobody wants to know */
 };
 
 void calibrate_options_default(struct calibrate_options *options) { *options = (struct calibrate_options){0}; }
@@ -77,7 +78,7 @@ static bool settings_find(const char *kv, struct settings *settings) {
   size_t length = strcspn(kv, "@");
   for (size_t i = 0; i < ARRAY_LENGTH(recipes); i++)
     if (strlen(recipes[i].kv) == length && strncmp(recipes[i].kv, kv, length) == 0) {
-      *settings = (struct settings){&recipes[i], kv_type_bits(kv), recipes[i].uniform};
+      *settings = (struct settings){&recipes[i], kv_type_bits(kv), false, recipes[i].uniform};
       return true;
     }
   return false;
@@ -101,20 +102,20 @@ static json_t *uniform_to_json(const oscar_fit_options *fit) {
                    (double)fit->clip_values);
 }
 
-static json_t *graded_to_json(float bits) {
+static json_t *graded_to_json(float bits, bool measured) {
   oscar_graded_options o;
   oscar_attended_options a;
   oscar_graded_options_default(&o);
   oscar_attended_options_default(&a);
-  return json_pack("{s:f, s:s, s:i, s:i, s:i, s:s, s:s, s:b, s:f, s:b, s:i}", "bits", (double)bits, "layers", "measured",
-                   "sink_pages", a.sink_pages, "recent_pages", a.recent_pages, "query_stride", a.query_stride, "key_gains",
-                   o.key_form == OSCAR_ROW_LOG_GAINS ? "log" : "one", "value_gains",
+  return json_pack("{s:f, s:s, s:i, s:i, s:i, s:s, s:s, s:b, s:f, s:b, s:i}", "bits", (double)bits, "layers",
+                   measured ? "measured" : "equal", "sink_pages", a.sink_pages, "recent_pages", a.recent_pages, "query_stride",
+                   a.query_stride, "key_gains", o.key_form == OSCAR_ROW_LOG_GAINS ? "log" : "one", "value_gains",
                    o.value_form == OSCAR_ROW_LOG_GAINS ? "log" : "one", "rotating_mean", (int)o.rotating_mean, "ridge",
                    (double)o.ridge, "unbiased_values", (int)o.unbiased_values, "mixing", o.mixing);
 }
 
 static json_t *fit_to_json(const struct settings *s) {
-  return s->recipe->graded ? graded_to_json(s->bits) : uniform_to_json(&s->uniform);
+  return s->recipe->graded ? graded_to_json(s->bits, s->measured) : uniform_to_json(&s->uniform);
 }
 
 enum { PROVENANCE_FLAGS = JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(7) }; /* what a float holds: .96 stays .96 */
@@ -141,17 +142,17 @@ static bool same_fit(const json_t *stored, const struct settings *settings) {
   return same;
 }
 
-/* The proxy objective is a choice of the command line for the same recipe: a fit with it is current too. */
+/* The proxy objective and measured layers are choices of the command line for the same recipes: fits with them are current too.
+ */
 bool calibrate_is_current(const char *kv, const oscar_codec_set_info *info) {
   struct settings settings;
   if (!settings_find(kv, &settings) || strcmp(info->recipe, kv) != 0) return false;
   json_t *root = json_loads(info->provenance, 0, NULL);
   const json_t *fit = json_object_get(root, "fit");
   bool current = root && same_fit(fit, &settings);
-  if (root && !current && !settings.recipe->graded) {
-    settings.uniform.objective = OSCAR_VALUES_PROXY;
-    current = same_fit(fit, &settings);
-  }
+  settings.uniform.objective = OSCAR_VALUES_PROXY;
+  settings.measured = true;
+  current = current || (root && same_fit(fit, &settings));
   json_decref(root);
   return current;
 }
@@ -294,6 +295,7 @@ static oscar_status fit_one(const struct run *run, const char *kv, bool proxy, o
   struct settings settings;
   if (!settings_find(kv, &settings)) return OSCAR_INVALID_ARGUMENT; /* calibrate_model has looked */
   if (proxy) settings.uniform.objective = OSCAR_VALUES_PROXY;
+  settings.measured = run->costs != NULL;
   char *provenance = provenance_of(run, &settings);
   if (!provenance) return set_error(run->context, OSCAR_NO_MEMORY, "out of memory writing the provenance of a fit");
   const oscar_codec_set_info info = {g->layers, g->kv_heads, g->head_dim, kv, model_fingerprint(run->model), provenance};
@@ -329,9 +331,10 @@ static oscar_status calibrate(struct run *run, const struct calibrate_options *o
   if (status == OSCAR_OK) status = open_machinery(run);
   if (status != OSCAR_OK) return status;
   run->total = proxy ? 2 * run->count : run->count;
-  if (run->graded) run->total += sensitivity_tokens(run->model, sensitivity_length(run));
+  const bool layers = run->graded && options->measure_layers;
+  if (layers) run->total += sensitivity_tokens(run->model, sensitivity_length(run));
   if ((status = run_pass(run)) != OSCAR_OK) return status;
-  if (run->graded && (status = measure_layers(run)) != OSCAR_OK) return status;
+  if (layers && (status = measure_layers(run)) != OSCAR_OK) return status;
   if (proxy) {
     status = oscar_calib_begin_proxy(run->calib);
     if (status == OSCAR_OK) status = run_pass(run);
@@ -376,7 +379,5 @@ size_t calibrate_bytes(const struct model *model) {
    */
   size_t layer = 6 * heads * d * d * sizeof(double) + tokens * (heads * (4 * d + 3 * sizeof(double)) + queries * sizeof(float)) +
                  queries * d * d * sizeof(float);
-  /* the predictions that are compared when layers are measured */
-  size_t predictions = (size_t)2 * SENSITIVITY_OUTPUTS * (size_t)g->vocab * sizeof(float);
-  return oscar_cache_bytes_for(&cache, window, 1, CHUNK) + (size_t)g->layers * layer + predictions;
+  return oscar_cache_bytes_for(&cache, window, 1, CHUNK) + (size_t)g->layers * layer;
 }

@@ -49,6 +49,8 @@ struct calibrate_options {
   int max_tokens;    /* 0: whole text */
   int window;        /* tokens per independent sequence; 0: 4096 or the trained context if smaller */
   bool proxy_values; /* second pass, proxy objective for the values of int2-oscar */
+  bool
+      measure_layers; /* int2: spread the keys' crumbs over layers by what errors in each cost, measured; else all get the same */
 };
 void calibrate_options_default(struct calibrate_options *options);
 /* Runs the text through the BF16 model and fits the sets of the named KV types (of kind KV_FITTED); sets[i] belongs to the

@@ -3,9 +3,9 @@
  *
  * A short text is run once as it is and then once per layer with Gaussian noise added to that layer's attention output, a
  * twentieth of its size, at the tokens whose predictions are compared. The first tokens of a text get none: they are where models
- * keep what their later layers lean on (attention sinks), and they never read codes. The divergence of the model's predictions from the undisturbed ones, over the squared noise that reached
- * the residual stream, is the layer's cost: both grow with the square of the noise as long as it is small. Noise comes from a
- * generator with a fixed seed, so costs are the same every time.
+ * keep what their later layers lean on (attention sinks), and they never read codes. The divergence of the model's predictions
+ * from the undisturbed ones, over the squared noise that reached the residual stream, is the layer's cost: both grow with the
+ * square of the noise as long as it is small. Noise comes from a generator with a fixed seed, so costs are the same every time.
  */
 #include "engine/sensitivity.h"
 
@@ -101,8 +101,7 @@ oscar_status sensitivity_measure(struct model *model, struct runner *runner, osc
   float *disturbed = plain ? mem_alloc(context, count, sizeof *disturbed) : NULL;
   oscar_status status = disturbed ? run(runner, cache, ids, n, outputs, plain, NULL) : OSCAR_NO_MEMORY;
   for (int layer = 0; status == OSCAR_OK && layer < g->layers; layer++) {
-    struct probe probe = {
-        .model = model, .layer = layer, .quiet = n - outputs, .seed = (uint64_t)layer + 1, .gram = gram};
+    struct probe probe = {.model = model, .layer = layer, .quiet = n - outputs, .seed = (uint64_t)layer + 1, .gram = gram};
     const struct forward_observer observer = {disturb, &probe};
     if (report && !report(user, n)) status = set_error(context, OSCAR_CANCELLED, "stopped while measuring layers");
     if (status == OSCAR_OK) status = model_output_gram(model, layer, gram);

@@ -268,6 +268,12 @@ static void graded_codes_keep_their_bits_and_ask_every_layer_once(void **state) 
   fake_model_init(&m, c);
   struct calibrate_options options = short_options(90);
   oscar_codec_set *sets[3];
+  assert_ok(c, calibrate_model(&m, &options, NULL, 1, graded, sets));
+  assert_true(calibrate_is_current(graded[0], oscar_codec_set_describe(sets[0])));
+  assert_int_equal(m.probes, 0); /* only on request */
+  free_sets(1, sets);
+  m.fed = 0;
+  options.measure_layers = true;
   assert_ok(c, calibrate_model(&m, &options, NULL, 3, graded, sets));
   assert_int_equal(m.fed, SAMPLE_BYTES);
   assert_int_equal(m.probes, FAKE_LAYERS + 1);
@@ -337,6 +343,7 @@ static void running_out_of_memory_anywhere_leaks_nothing(void **state) {
   options.proxy_values = true;
   sweep_allocations(c, &f, calibrate_and_free(&m, &options));
   options = short_options(90);
+  options.measure_layers = true;
   sweep_allocations(c, &f, calibrate_graded_and_free(&m, &options));
   failing_context_free(c, &f);
 }
