@@ -174,6 +174,7 @@ static void allocate(int channels, const double *variance, int crumbs, int least
         best = i;
       }
     }
+    if (best < 0) return; /* every channel has all it can */
     n[best]++;
   }
 }
@@ -236,7 +237,7 @@ static oscar_status arrange_always(oscar_context *context, int channels, uint8_t
 
 /* Mixes rows first .. first + count - 1 of the dual and columns of the basis: H, symmetric and orthogonal, of order `count`. */
 static void mix(int d, int first, int count, double *basis, double *dual) {
-  double column[OSCAR_MAX_HEAD_DIM];
+  double column[OSCAR_MAX_HEAD_DIM] = {0};
   double factor = 1 / sqrt(count);
   for (int k = 0; k < d; k++)
     for (int side = 0; side < 2; side++) {
@@ -274,7 +275,7 @@ struct side_plan {
 /* w->encode, w->decode and w->steps (of unit scale) from w->basis (columns), w->dual (rows) and variances w->values, descending;
  * returns the channels that have crumbs, in the order of groups. */
 static oscar_status lay_out(struct work *w, const struct side_plan *plan, uint8_t *crumbs, int *channels) {
-  int d = w->d, order[OSCAR_MAX_HEAD_DIM];
+  int d = w->d, order[OSCAR_MAX_HEAD_DIM] = {0};
   size_t n = (size_t)d;
   allocate(d, w->values, plan->crumbs, plan->least, w->crumbs);
   oscar_status status = arrange_always(w->context, d, w->crumbs, plan->crumbs, plan->groups, order);
@@ -561,7 +562,7 @@ static oscar_status fit_keys(const oscar_calib *calib, int layer, int kv_head, c
 /* basis = dual' = Hadamards along the diagonal, as large as there are. */
 static oscar_status hadamard_basis(struct work *w) {
   int d = w->d, order = d;
-  while (!oscar_hadamard_exists(order) || d % order) order--;
+  while (order > 1 && (!oscar_hadamard_exists(order) || d % order)) order--;
   oscar_status status = oscar_hadamard(w->context, order, w->encode);
   if (status != OSCAR_OK) return status;
   size_t n = (size_t)d, m = (size_t)order;
@@ -642,7 +643,7 @@ static double *errors_of(const struct budget *b, int layer, oscar_side side) {
 }
 
 static void add_errors(const struct budget *b, oscar_side side, double scale, const double *variance, double *error) {
-  uint8_t n[OSCAR_MAX_HEAD_DIM];
+  uint8_t n[OSCAR_MAX_HEAD_DIM] = {0};
   double flat[OSCAR_MAX_HEAD_DIM];
   for (int block = 0; block < b->blocks; block++) {
     int crumbs = 16 * (block + 1), least = side == OSCAR_VALUES ? crumbs / b->d : 0;

@@ -255,6 +255,8 @@ static int run_bench(const char *path, int threads, struct kv_list *list, struct
     loaded_model_close(&m);
   }
   if (b->rows) json_decref(b->rows);
+  b->m = NULL;
+  b->progress = NULL;
   return code;
 }
 

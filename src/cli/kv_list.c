@@ -62,6 +62,11 @@ oscar_status kv_list_obtain(struct kv_list *list, struct model *model, const cha
   char recipe[64] = "";
   oscar_status status = rotation_file ? file_recipe(context, rotation_file, recipe, sizeof recipe) : OSCAR_OK;
   bool used = !rotation_file;
+  const char *stored[KV_LIST_ROOM];
+  int count = 0;
+  for (int i = 0; i < list->count; i++)
+    if (!list->files[i] && strcmp(recipe, list->type[i]) != 0) stored[count++] = list->type[i];
+  if (status == OSCAR_OK) status = codec_sets_prepare(model, count, stored, progress);
   for (int i = 0; i < list->count && status == OSCAR_OK; i++) {
     if (kv_type_find(list->type[i])->kind == KV_EVALUATION) continue;
     bool from_file = rotation_file && !list->files[i] && strcmp(recipe, list->type[i]) == 0;

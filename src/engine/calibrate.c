@@ -21,7 +21,7 @@ extern const size_t calibration_text_data_bytes;
 
 enum {
   DEFAULT_WINDOW = 4096,
-  SENSITIVITY_TOKENS = 256, /* run once per layer */
+  SENSITIVITY_TOKENS = 128, /* run once per layer */
   CHUNK = 512 /* tokens per forward pass: large enough for the matrix products, small enough for activations to stay modest */
 };
 
@@ -372,10 +372,11 @@ size_t calibrate_bytes(const struct model *model) {
   oscar_cache_options cache;
   model_cache_options(model, &cache);
   const size_t d = (size_t)g->head_dim, heads = (size_t)g->kv_heads, queries = (size_t)g->query_heads, tokens = (size_t)window;
-  /* two plain moments; of graded codes four more, the sequence's keys, values, norms and weights, and W_O'W_O (calib/attended.h) */
+  /* two plain moments; of graded codes four more, the sequence's keys, values, norms and weights, and W_O'W_O: calib/attended.h
+   */
   size_t layer = 6 * heads * d * d * sizeof(double) + tokens * (heads * (4 * d + 3 * sizeof(double)) + queries * sizeof(float)) +
                  queries * d * d * sizeof(float);
-  /* predictions compared when layers are measured: two times at most 128 */
-  size_t predictions = (size_t)2 * 128 * (size_t)g->vocab * sizeof(float);
+  /* the predictions that are compared when layers are measured */
+  size_t predictions = (size_t)2 * SENSITIVITY_OUTPUTS * (size_t)g->vocab * sizeof(float);
   return oscar_cache_bytes_for(&cache, window, 1, CHUNK) + (size_t)g->layers * layer + predictions;
 }

@@ -73,6 +73,10 @@ oscar_status rotation_cache_path(oscar_context *context, const char *fingerprint
 oscar_status codec_set_obtain(struct model *model, const char *kv, const char *rotation_file, const struct progress *progress,
                               oscar_codec_set **set);
 
+/* Fits, in one pass over the text, and stores those of the named KV types that codec_set_obtain would have to fit one after the
+ * other. Errors: those of a fit. */
+oscar_status codec_sets_prepare(struct model *model, int count, const char *const *kv, const struct progress *progress);
+
 /* ---- a session: one conversation or completion ---- */
 struct engine_options {
   const char *model_path;

@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 enum {
-  MAX_FITTED = 8,
+  MAX_FITTED = 24,
   FIRST_USE_TOKENS = 8192 /* of the shipped text: somebody is waiting, and the rest improves little (docs/calibration.md) */
 };
 
@@ -148,13 +148,40 @@ static oscar_status store_one(struct model *model, const char *kv, const oscar_c
   return status == OSCAR_OK ? oscar_codec_set_save(set, path) : status;
 }
 
-/* The wanted type replaces what is stored of it, which could not be used. Files of the other types are left alone where there are
- * any: they may be fits to a text of the user's own. */
-static void store_all(struct model *model, const char *wanted, int count, const char *const *kv, oscar_codec_set *const *sets) {
+static bool is_among(const char *name, int count, const char *const *names) {
+  for (int i = 0; i < count; i++)
+    if (strcmp(names[i], name) == 0) return true;
+  return false;
+}
+
+/* What one pass over the text makes: the wanted types and, when one of them is a usual one, all usual ones. */
+struct fits {
+  int wanted, count; /* the first `wanted` were asked for */
+  const char *names[MAX_FITTED];
+  oscar_codec_set *sets[MAX_FITTED];
+};
+
+static void choose_fits(int wanted, const char *const *kv, struct fits *fits) {
+  int all;
+  const struct kv_type *types = kv_type_list(&all);
+  bool usual = false;
+  *fits = (struct fits){.wanted = wanted};
+  for (int i = 0; i < wanted; i++) {
+    fits->names[fits->count++] = kv[i];
+    usual = usual || !strchr(kv[i], '@');
+  }
+  for (int i = 0; usual && i < all && fits->count < MAX_FITTED; i++)
+    if (types[i].kind == KV_FITTED && !is_among(types[i].name, fits->count, fits->names))
+      fits->names[fits->count++] = types[i].name;
+}
+
+/* The wanted types replace what is stored of them, which could not be used. Files of the other types are left alone where there
+ * are any: they may be fits to a text of the user's own. */
+static void store_all(struct model *model, const struct fits *fits) {
   oscar_context *context = model_context(model);
-  for (int i = 0; i < count; i++) {
-    if (strcmp(kv[i], wanted) != 0 && is_stored(model, kv[i])) continue;
-    if (store_one(model, kv[i], sets[i]) == OSCAR_OK) continue;
+  for (int i = 0; i < fits->count; i++) {
+    if (i >= fits->wanted && is_stored(model, fits->names[i])) continue;
+    if (store_one(model, fits->names[i], fits->sets[i]) == OSCAR_OK) continue;
     log_line(context, OSCAR_LOG_WARNING, "the fitted rotations are used for this run but could not be stored: %s",
              oscar_last_error(context));
     return; /* the next would fail for the same reason: one line is enough */
@@ -175,34 +202,25 @@ static oscar_status check_store(oscar_context *context, const char *path) {
   return status;
 }
 
-/* What one pass over the text is used for: all fitted types or, when other bits than usual are asked for, these alone. */
-static int types_to_fit(const char *wanted, const char *names[MAX_FITTED]) {
-  int all, count = 0;
-  const struct kv_type *types = kv_type_list(&all);
-  if (strchr(wanted, '@')) {
-    names[0] = wanted;
-    return 1;
-  }
-  for (int i = 0; i < all && count < MAX_FITTED; i++)
-    if (types[i].kind == KV_FITTED) names[count++] = types[i].name;
-  return count;
-}
-
-static oscar_status fit_and_store(struct model *model, const char *kv, const struct calibrate_options *calibration,
-                                  const struct progress *progress, oscar_codec_set **set) {
-  const char *names[MAX_FITTED];
-  oscar_codec_set *sets[MAX_FITTED] = {NULL};
-  int count = types_to_fit(kv, names);
+/* Fits the wanted types and what comes along, and stores all. The sets are the caller's. */
+static oscar_status fit_and_store(struct model *model, int wanted, const char *const *kv,
+                                  const struct calibrate_options *calibration, const struct progress *progress,
+                                  struct fits *fits) {
+  choose_fits(wanted, kv, fits);
   log_line(model_context(model), OSCAR_LOG_INFO, "fitting rotations to %s; this is done once per model",
            model_geometry_of(model)->name);
-  oscar_status status = calibrate_model(model, calibration, progress, count, names, sets);
+  oscar_status status = calibrate_model(model, calibration, progress, fits->count, fits->names, fits->sets);
+  if (status == OSCAR_OK) store_all(model, fits);
+  return status;
+}
+
+static oscar_status fit_one(struct model *model, const char *kv, const struct calibrate_options *calibration,
+                            const struct progress *progress, oscar_codec_set **set) {
+  struct fits fits;
+  oscar_status status = fit_and_store(model, 1, &kv, calibration, progress, &fits);
   if (status != OSCAR_OK) return status;
-  store_all(model, kv, count, names, sets);
-  for (int i = 0; i < count; i++)
-    if (strcmp(names[i], kv) == 0)
-      *set = sets[i];
-    else
-      oscar_codec_set_free(sets[i]);
+  *set = fits.sets[0];
+  for (int i = 1; i < fits.count; i++) oscar_codec_set_free(fits.sets[i]);
   return OSCAR_OK;
 }
 
@@ -225,7 +243,7 @@ oscar_status codec_set_obtain_with(struct model *model, const char *kv, const ch
   if (status == OSCAR_OK) status = load_stored(model, path, kv, set);
   if (status != OSCAR_OK || *set) return status;
   status = check_store(context, path);
-  return status == OSCAR_OK ? fit_and_store(model, kv, calibration, progress, set) : status;
+  return status == OSCAR_OK ? fit_one(model, kv, calibration, progress, set) : status;
 }
 
 oscar_status codec_set_obtain(struct model *model, const char *kv, const char *rotation_file, const struct progress *progress,
@@ -234,4 +252,30 @@ oscar_status codec_set_obtain(struct model *model, const char *kv, const char *r
   calibrate_options_default(&calibration);
   calibration.max_tokens = FIRST_USE_TOKENS;
   return codec_set_obtain_with(model, kv, rotation_file, &calibration, progress, set);
+}
+
+oscar_status codec_sets_prepare(struct model *model, int count, const char *const *kv, const struct progress *progress) {
+  oscar_context *context = model_context(model);
+  const char *missing[MAX_FITTED];
+  char path[PATH_MAX];
+  int n = 0;
+  for (int i = 0; i < count && n < MAX_FITTED; i++) {
+    const struct kv_type *type = kv_type_find(kv[i]);
+    if (!type || type->kind != KV_FITTED || is_among(kv[i], n, missing)) continue;
+    oscar_codec_set *set = NULL;
+    oscar_status status = rotation_cache_path(context, model_fingerprint(model), kv[i], path, sizeof path);
+    if (status == OSCAR_OK) status = load_stored(model, path, kv[i], &set);
+    if (status != OSCAR_OK) return status;
+    if (!set) missing[n++] = kv[i];
+    oscar_codec_set_free(set);
+  }
+  if (n < 2) return OSCAR_OK; /* whoever asks for it has it fitted */
+  struct calibrate_options calibration;
+  struct fits fits;
+  calibrate_options_default(&calibration);
+  calibration.max_tokens = FIRST_USE_TOKENS;
+  oscar_status status = check_store(context, path);
+  if (status == OSCAR_OK) status = fit_and_store(model, n, missing, &calibration, progress, &fits);
+  for (int i = 0; status == OSCAR_OK && i < fits.count; i++) oscar_codec_set_free(fits.sets[i]);
+  return status;
 }

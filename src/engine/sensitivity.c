@@ -11,7 +11,6 @@
 #include <math.h>
 #include <string.h>
 
-enum { MOST_OUTPUTS = 128 }; /* predictions compared: the last ones, which have the most context */
 #define RELATIVE_NOISE 0.05
 
 struct probe {
@@ -61,7 +60,7 @@ static double log_sum(const float *x, int n) {
 
 /* Mean KL(a || b) of `rows` predictions. */
 static double divergence(int rows, int vocab, int threads, const float *a, const float *b) {
-  double sum = 0, rows_kl[MOST_OUTPUTS];
+  double sum = 0, rows_kl[SENSITIVITY_OUTPUTS];
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int r = 0; r < rows; r++) {
     const float *x = a + (size_t)r * (size_t)vocab, *y = b + (size_t)r * (size_t)vocab;
@@ -91,7 +90,7 @@ oscar_status sensitivity_measure(struct model *model, struct runner *runner, osc
                                  bool (*report)(void *user, int tokens), void *user, double *costs) {
   oscar_context *context = model_context(model);
   const struct model_geometry *g = model_geometry_of(model);
-  int outputs = n < MOST_OUTPUTS ? n : MOST_OUTPUTS;
+  int outputs = n < SENSITIVITY_OUTPUTS ? n : SENSITIVITY_OUTPUTS;
   size_t d = (size_t)g->head_dim, count = (size_t)outputs * (size_t)g->vocab;
   float *gram = mem_alloc(context, (size_t)g->query_heads * d * d, sizeof *gram);
   float *plain = gram ? mem_alloc(context, count, sizeof *plain) : NULL;

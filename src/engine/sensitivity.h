@@ -4,6 +4,8 @@
 
 #include "engine/engine.h"
 
+enum { SENSITIVITY_OUTPUTS = 64 }; /* predictions compared, at most: the last ones of the text, which have the most context */
+
 /* Tokens run through the model for it, all layers together: for progress. */
 int64_t sensitivity_tokens(const struct model *model, int64_t n);
 

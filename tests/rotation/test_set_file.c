@@ -382,27 +382,25 @@ static void changed_headers_are_refused(void **state) {
     const char *word, *by;
     oscar_status status;
     const char *reason;
-  } changes[] = {{"oscar-codec-set", "other-codec-set", OSCAR_FORMAT, "format"},
-                 {"\"version\":\"2\"", "\"version\":\"3\"", OSCAR_UNSUPPORTED, "version \"3\""},
-                 {"\"codecs.rope\"", "\"codecs.ropf\"", OSCAR_FORMAT, "codecs.rope is missing"},
-                 {"\"ropes.layout\"", "\"ropes.lajout\"", OSCAR_FORMAT, "no part of the format"},
-                 {"\"ropes.1.freq", "\"ropes.2.freq", OSCAR_FORMAT, "ropes.1.frequencies is missing"},
-                 {"layers.2.heads.1.keys.rotating_pairs", "layers.2.heads.1.keys.rotating_peers", OSCAR_FORMAT,
-                  "rotating_pairs is missing"},
-                 {"layers.0.heads.1.keys.rotating_mean", "layers.0.heads.1.keys.rotating_meat", OSCAR_FORMAT,
-                  "without rotating_mean"},
-                 {"\"layers\":\"3\"", "\"layers\":\"4\"", OSCAR_FORMAT, "places is not I32 [4, 2, 2]"},
-                 {"\"layers\":\"3\"", "\"layers\":\"x\"", OSCAR_FORMAT, "layers"},
-                 {"\"layers\":\"3\"", "\"lajers\":\"3\"", OSCAR_FORMAT, "layers"},
-                 {"\"head_dim\":\"32\"", "\"head_dim\":\"16\"", OSCAR_FORMAT, ""},
-                 {"\"recipe\"", "\"reZipe\"", OSCAR_FORMAT, "recipe"},
-                 {"\"places\"", "\"plazes\"", OSCAR_FORMAT, "places is missing"},
-                 {"\"codecs.form\"", "\"codecs.farm\"", OSCAR_FORMAT, "codecs.form is missing"},
-                 {"layers.0.heads.0.keys.mean", "layers.0.heads.0.keys.maen", OSCAR_FORMAT, "no part of the format"},
-                 {"layers.0.heads.0.keys.decode", "layers.0.heads.1.values.tail", OSCAR_FORMAT, "no part of the format"},
-                 {"\"codecs.clip_ratio\":{\"data_offsets\":[112,144],\"dtype\":\"F32\"",
-                  "\"codecs.clip_ratio\":{\"data_offsets\":[112,144],\"dtype\":\"U32\"", OSCAR_FORMAT,
-                  "codecs.clip_ratio is not F32 [8]"}};
+  } changes[] = {
+      {"oscar-codec-set", "other-codec-set", OSCAR_FORMAT, "format"},
+      {"\"version\":\"2\"", "\"version\":\"3\"", OSCAR_UNSUPPORTED, "version \"3\""},
+      {"\"codecs.rope\"", "\"codecs.ropf\"", OSCAR_FORMAT, "codecs.rope is missing"},
+      {"\"ropes.layout\"", "\"ropes.lajout\"", OSCAR_FORMAT, "no part of the format"},
+      {"\"ropes.1.freq", "\"ropes.2.freq", OSCAR_FORMAT, "ropes.1.frequencies is missing"},
+      {"layers.2.heads.1.keys.rotating_pairs", "layers.2.heads.1.keys.rotating_peers", OSCAR_FORMAT, "rotating_pairs is missing"},
+      {"layers.0.heads.1.keys.rotating_mean", "layers.0.heads.1.keys.rotating_meat", OSCAR_FORMAT, "without rotating_mean"},
+      {"\"layers\":\"3\"", "\"layers\":\"4\"", OSCAR_FORMAT, "places is not I32 [4, 2, 2]"},
+      {"\"layers\":\"3\"", "\"layers\":\"x\"", OSCAR_FORMAT, "layers"},
+      {"\"layers\":\"3\"", "\"lajers\":\"3\"", OSCAR_FORMAT, "layers"},
+      {"\"head_dim\":\"32\"", "\"head_dim\":\"16\"", OSCAR_FORMAT, ""},
+      {"\"recipe\"", "\"reZipe\"", OSCAR_FORMAT, "recipe"},
+      {"\"places\"", "\"plazes\"", OSCAR_FORMAT, "places is missing"},
+      {"\"codecs.form\"", "\"codecs.farm\"", OSCAR_FORMAT, "codecs.form is missing"},
+      {"layers.0.heads.0.keys.mean", "layers.0.heads.0.keys.maen", OSCAR_FORMAT, "no part of the format"},
+      {"layers.0.heads.0.keys.decode", "layers.0.heads.1.values.tail", OSCAR_FORMAT, "no part of the format"},
+      {"\"codecs.clip_ratio\":{\"data_offsets\":[112,144],\"dtype\":\"F32\"",
+       "\"codecs.clip_ratio\":{\"data_offsets\":[112,144],\"dtype\":\"U32\"", OSCAR_FORMAT, "codecs.clip_ratio is not F32 [8]"}};
   oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
   for (size_t k = 0; k < ARRAY_LENGTH(changes); k++) {
     size_t n;
