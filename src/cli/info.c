@@ -188,8 +188,8 @@ static oscar_status report_kv(const struct loaded_model *loaded, const struct kv
 
 /* What fitting takes at its end, when all sets are there. */
 static void report_first_runs(const struct loaded_model *loaded, struct model_report *r) {
-  double fitting = r->file_bytes - (double)model_output_bytes(loaded->model) + r->program_bytes +
-                   (double)model_scratch_bytes(loaded->model, r->options.chunk, 0) + (double)calibrate_bytes(loaded->model);
+  double fitting = r->file_bytes + r->program_bytes + (double)model_scratch_bytes(loaded->model, r->options.chunk, 0) +
+                   (double)calibrate_bytes(loaded->model);
   for (int i = 0; i < r->count; i++) fitting += kv_type_find(r->kv[i].name)->kind == KV_FITTED ? r->kv[i].codec_bytes : 0;
   for (int i = 0; i < r->count; i++) {
     struct kv_report *kv = &r->kv[i];

@@ -82,11 +82,6 @@ size_t model_resident_bytes(const struct model *m) {
   return embedding_is_apart(m) && table > rows ? file - table + rows : file;
 }
 
-size_t model_output_bytes(const struct model *m) {
-  const struct weight *w = &m->weights.output;
-  return embedding_is_apart(m) ? (size_t)w->rows * row_bytes(w) : 0;
-}
-
 void model_cache_options(const struct model *m, oscar_cache_options *options) {
   const struct model_geometry *g = &m->parameters.geometry;
   oscar_cache_options_default(options);

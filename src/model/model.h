@@ -36,8 +36,6 @@ size_t model_weight_bytes(const struct model *model);
 size_t model_read_bytes_per_token(const struct model *model);
 /* Bytes of the file that are in memory while the model runs: all, but of an embedding that is read by rows a few pages. */
 size_t model_resident_bytes(const struct model *model);
-/* Of these, what only logits need: the output's weight where that is not the embedding. */
-size_t model_output_bytes(const struct model *model);
 /* Bytes the forward pass allocates for chunks of n tokens and `outputs` rows of logits (scratch, excluding attention's and the
  * cache's). */
 size_t model_scratch_bytes(const struct model *model, int n, int outputs);
