@@ -58,6 +58,8 @@ struct run {
   int window, chunk;
   int32_t *ids; /* [count], the windows one after the other, each opened by BOS where the model wants it */
   int64_t count;
+  int *lengths; /* [windows] tokens of each */
+  int64_t windows;
   int64_t done, total; /* tokens, over all passes */
   oscar_calib *calib;
   oscar_cache *cache;
@@ -107,9 +109,10 @@ static json_t *graded_to_json(float bits, bool measured) {
   oscar_attended_options a;
   oscar_graded_options_default(&o);
   oscar_attended_options_default(&a);
-  return json_pack("{s:f, s:s, s:i, s:i, s:i, s:s, s:s, s:b, s:f, s:b, s:i}", "bits", (double)bits, "layers",
-                   measured ? "measured" : "equal", "sink_pages", a.sink_pages, "recent_pages", a.recent_pages, "query_stride",
-                   a.query_stride, "key_gains", o.key_form == OSCAR_ROW_LOG_GAINS ? "log" : "one", "value_gains",
+  enum { METHOD = 1 }; /* raised whenever the same settings come to give other codecs */
+  return json_pack("{s:i, s:f, s:s, s:i, s:i, s:i, s:s, s:s, s:b, s:f, s:b, s:i}", "method", METHOD, "bits", (double)bits,
+                   "layers", measured ? "measured" : "equal", "sink_pages", a.sink_pages, "recent_pages", a.recent_pages,
+                   "query_stride", a.query_stride, "key_gains", o.key_form == OSCAR_ROW_LOG_GAINS ? "log" : "one", "value_gains",
                    o.value_form == OSCAR_ROW_LOG_GAINS ? "log" : "one", "rotating_mean", (int)o.rotating_mean, "ridge",
                    (double)o.ridge, "unbiased_values", (int)o.unbiased_values, "mixing", o.mixing);
 }
@@ -171,17 +174,22 @@ static oscar_status choose_window(struct run *run, const struct calibrate_option
 }
 
 /* run->ids: `wanted` of the text's tokens as windows, BOS at the beginning of each if `bos` is a token. Windows lie one after the
- * other when all tokens are wanted, else at equal distances, so that a short fit sees every kind of text there is. */
+ * other when all tokens are wanted, else at equal distances, so that a short fit sees every kind of text there is. A shorter
+ * window comes first: fits look at rows of the last one. */
 static oscar_status cut_windows(struct run *run, const int32_t *ids, int64_t count, int64_t wanted, int32_t bos) {
   int64_t per_window = bos >= 0 ? run->window - 1 : run->window, windows = (wanted + per_window - 1) / per_window;
   run->ids = mem_alloc(run->context, (size_t)(wanted + windows), sizeof *run->ids);
-  if (!run->ids) return OSCAR_NO_MEMORY;
-  for (int64_t w = 0, left = wanted; w < windows; w++, left -= per_window) {
-    int64_t n = left < per_window ? left : per_window;
-    int64_t first = wanted == count ? w * per_window : windows > 1 ? (count - n) * w / (windows - 1) : 0;
+  run->lengths = run->ids ? mem_alloc(run->context, (size_t)windows, sizeof *run->lengths) : NULL;
+  if (!run->lengths) return OSCAR_NO_MEMORY;
+  for (int64_t done = 0; run->windows < windows; run->windows++) {
+    int64_t n = run->windows == 0 ? wanted - (windows - 1) * per_window : per_window;
+    int64_t first = wanted == count ? done : windows > 1 ? (count - n) * run->windows / (windows - 1) : 0;
+    int64_t before = run->count;
     if (bos >= 0) run->ids[run->count++] = bos;
     memcpy(run->ids + run->count, ids + first, (size_t)n * sizeof *ids);
     run->count += n;
+    run->lengths[run->windows] = (int)(run->count - before);
+    done += n;
   }
   return OSCAR_OK;
 }
@@ -230,8 +238,9 @@ static oscar_status run_window(struct run *run, const int32_t *ids, int64_t coun
 
 static oscar_status run_pass(struct run *run) {
   oscar_status status = OSCAR_OK;
-  for (int64_t i = 0; status == OSCAR_OK && i < run->count; i += run->window)
-    status = run_window(run, run->ids + i, run->count - i < run->window ? run->count - i : run->window);
+  const int32_t *ids = run->ids;
+  for (int64_t w = 0; status == OSCAR_OK && w < run->windows; ids += run->lengths[w++])
+    status = run_window(run, ids, run->lengths[w]);
   return status;
 }
 
@@ -277,15 +286,16 @@ static bool report_layer(void *user, int tokens) {
 }
 
 static int sensitivity_length(const struct run *run) {
-  int64_t n = run->count < run->chunk ? run->count : run->chunk;
+  int64_t n = run->lengths[run->windows - 1] < run->chunk ? run->lengths[run->windows - 1] : run->chunk;
   return n < SENSITIVITY_TOKENS ? (int)n : SENSITIVITY_TOKENS;
 }
 
 static oscar_status measure_layers(struct run *run) {
   run->costs = mem_zalloc(run->context, (size_t)model_geometry_of(run->model)->layers, sizeof *run->costs);
   if (!run->costs) return OSCAR_NO_MEMORY;
-  return sensitivity_measure(run->model, run->runner, run->cache, run->ids, sensitivity_length(run), report_layer, run,
-                             run->costs);
+  const int n = sensitivity_length(run);
+  const int32_t *last = run->ids + run->count - run->lengths[run->windows - 1]; /* a whole window, if there is one */
+  return sensitivity_measure(run->model, run->runner, run->cache, last, n, report_layer, run, run->costs);
 }
 
 /* ---- fits ---- */
@@ -361,6 +371,7 @@ oscar_status calibrate_model(struct model *model, const struct calibrate_options
   if (run.cache) oscar_cache_free(run.cache);
   oscar_calib_free(run.calib);
   mem_free(context, run.costs);
+  mem_free(context, run.lengths);
   mem_free(context, run.ids);
   for (int i = 0; status != OSCAR_OK && i < count; i++) {
     if (sets[i]) oscar_codec_set_free(sets[i]);

@@ -161,7 +161,7 @@ struct fits {
   oscar_codec_set *sets[MAX_FITTED];
 };
 
-static void choose_fits(int wanted, const char *const *kv, struct fits *fits) {
+static void choose_fits(const struct model *model, int wanted, const char *const *kv, struct fits *fits) {
   int all;
   const struct kv_type *types = kv_type_list(&all);
   bool usual = false;
@@ -170,6 +170,8 @@ static void choose_fits(int wanted, const char *const *kv, struct fits *fits) {
     fits->names[fits->count++] = kv[i];
     usual = usual || !strchr(kv[i], '@');
   }
+  /* flat codes need a Hadamard matrix of the head's order: a model without one may still have graded codes */
+  usual = usual && oscar_hadamard_exists(model_geometry_of(model)->head_dim);
   for (int i = 0; usual && i < all && fits->count < MAX_FITTED; i++)
     if (types[i].kind == KV_FITTED && !is_among(types[i].name, fits->count, fits->names))
       fits->names[fits->count++] = types[i].name;
@@ -206,7 +208,7 @@ static oscar_status check_store(oscar_context *context, const char *path) {
 static oscar_status fit_and_store(struct model *model, int wanted, const char *const *kv,
                                   const struct calibrate_options *calibration, const struct progress *progress,
                                   struct fits *fits) {
-  choose_fits(wanted, kv, fits);
+  choose_fits(model, wanted, kv, fits);
   log_line(model_context(model), OSCAR_LOG_INFO, "fitting rotations to %s; this is done once per model",
            model_geometry_of(model)->name);
   oscar_status status = calibrate_model(model, calibration, progress, fits->count, fits->names, fits->sets);
