@@ -15,14 +15,12 @@
  * Everything follows from the sums of attended.c; no second pass over the text is needed.
  */
 #include "calib/attended.h"
-#include "quant/codec.h"
+#include "calib/crumbs.h"
 
 #include <lapacke.h>
 #include <math.h>
 #include <oscar/rotation.h>
 #include <string.h>
-
-enum { MOST_CRUMBS = OSCAR_MAX_CRUMBS_PER_CHANNEL };
 
 /* Work space of one head; d x d unless said, row-major. */
 struct work {
@@ -158,81 +156,6 @@ static oscar_status take_roots(struct work *w) {
   return OSCAR_OK;
 }
 
-/* ---- crumbs ---- */
-
-/* Gives `crumbs` to channels of descending variance: the next always where it saves most. Each gets at least `least`. */
-static void allocate(int channels, const double *variance, int crumbs, int least, uint8_t *n) {
-  for (int i = 0; i < channels; i++) n[i] = (uint8_t)least;
-  for (int left = crumbs - channels * least; left > 0; left--) {
-    int best = -1;
-    double most = -1;
-    for (int i = 0; i < channels; i++) {
-      if (n[i] == MOST_CRUMBS) continue;
-      double saved = variance[i] * (double)(codec_gaussian_error(n[i]) - codec_gaussian_error(n[i] + 1));
-      if (saved > most) {
-        most = saved;
-        best = i;
-      }
-    }
-    if (best < 0) return; /* every channel has all it can */
-    n[best]++;
-  }
-}
-
-/* How many channels of each number of crumbs a group takes, so that every group is filled exactly: the richest first, going back
- * where the rest cannot be. */
-static bool fill_groups(int crumbs, int groups, int group, const int left[MOST_CRUMBS + 1], int (*taken)[MOST_CRUMBS + 1]) {
-  if (group == groups) return true;
-  int room = group_begin(crumbs, groups, group + 1) - group_begin(crumbs, groups, group), *t = taken[group];
-  for (t[4] = left[4] < room / 4 ? left[4] : room / 4; t[4] >= 0; t[4]--) {
-    int room3 = room - 4 * t[4];
-    for (t[3] = left[3] < room3 / 3 ? left[3] : room3 / 3; t[3] >= 0; t[3]--) {
-      int room2 = room3 - 3 * t[3];
-      for (t[2] = left[2] < room2 / 2 ? left[2] : room2 / 2; t[2] >= 0; t[2]--) {
-        t[1] = room2 - 2 * t[2];
-        if (t[1] > left[1]) break;
-        const int rest[MOST_CRUMBS + 1] = {0, left[1] - t[1], left[2] - t[2], left[3] - t[3], left[4] - t[4]};
-        if (fill_groups(crumbs, groups, group + 1, rest, taken)) return true;
-      }
-    }
-  }
-  return false;
-}
-
-/* Puts channels into an order in which none lies across a border between groups: order[k] is the channel at place k. */
-static bool arrange(int channels, const uint8_t *n, int crumbs, int groups, int *order) {
-  int counts[MOST_CRUMBS + 1] = {0}, next[MOST_CRUMBS + 1] = {0}, placed = 0;
-  int taken[OSCAR_MAX_LOG_GAINS][MOST_CRUMBS + 1];
-  for (int i = 0; i < channels; i++) counts[n[i]]++;
-  if (!fill_groups(crumbs, groups, 0, counts, taken)) return false;
-  for (int group = 0; group < groups; group++)
-    for (int size = MOST_CRUMBS; size > 0; size--)
-      for (int k = 0; k < taken[group][size]; k++) {
-        while (n[next[size]] != size) next[size]++;
-        order[placed++] = next[size]++;
-      }
-  return true;
-}
-
-/* Where there is no such order a crumb moves from the last of the richest channels to the first of the poorest or, when all are
- * about equal, to the first of all. */
-static oscar_status arrange_always(oscar_context *context, int channels, uint8_t *n, int crumbs, int groups, int *order) {
-  for (int tries = 0; tries < channels; tries++) {
-    if (arrange(channels, n, crumbs, groups, order)) return OSCAR_OK;
-    int from = 0, to = 0;
-    for (int i = 1; i < channels; i++) {
-      if (n[i] >= n[from]) from = i;
-      if (n[i] < n[to]) to = i;
-    }
-    if (n[from] - n[to] < 2)
-      for (to = 0; to < channels - 1 && n[to] == MOST_CRUMBS;) to++;
-    n[from]--;
-    n[to]++;
-  }
-  return set_error(context, OSCAR_UNSUPPORTED, "fit: %d crumbs over %d channels cannot be cut into %d groups", crumbs, channels,
-                   groups);
-}
-
 /* ---- from a basis to a codec ---- */
 
 /* Mixes rows first .. first + count - 1 of the dual and columns of the basis: H, symmetric and orthogonal, of order `count`. */
@@ -277,8 +200,8 @@ struct side_plan {
 static oscar_status lay_out(struct work *w, const struct side_plan *plan, uint8_t *crumbs, int *channels) {
   int d = w->d, order[OSCAR_MAX_HEAD_DIM] = {0};
   size_t n = (size_t)d;
-  allocate(d, w->values, plan->crumbs, plan->least, w->crumbs);
-  oscar_status status = arrange_always(w->context, d, w->crumbs, plan->crumbs, plan->groups, order);
+  crumbs_allocate(d, w->values, plan->crumbs, plan->least, w->crumbs);
+  oscar_status status = crumbs_arrange(w->context, d, w->crumbs, plan->crumbs, plan->groups, order);
   if (status != OSCAR_OK) return status;
   mix_runs(w, plan->mixing, w->values);
   *channels = 0;
@@ -299,10 +222,11 @@ static oscar_status lay_out(struct work *w, const struct side_plan *plan, uint8_
   return OSCAR_OK;
 }
 
-/* Rows as attention weighs them, to try codecs on: [count][d] with positions. */
+/* Rows as attention weighs them, projected, to try codecs on. Codecs that differ in their steps alone share the projection. */
 struct sample {
-  int count;
-  float *rows, *y, *decoded; /* y: projected rows, as they come */
+  int count, channels;
+  float *rows, *y; /* [count][d] as they are, [count][channels] projected */
+  float *decoded;  /* [channels] */
   int64_t *positions;
 };
 
@@ -311,33 +235,36 @@ static void sample_close(oscar_context *context, struct sample *s) {
   mem_free(context, s->positions);
 }
 
-static oscar_status sample_open(const oscar_calib *calib, const struct side_plan *plan, struct sample *s) {
-  enum { MOST = 256 };
+static oscar_status sample_open(const oscar_calib *calib, const struct side_plan *plan, const oscar_codec *codec,
+                                struct sample *s) {
+  enum { MOST = 96 };
   size_t d = (size_t)calib->geometry.head_dim;
-  *s = (struct sample){.rows = mem_alloc(calib->context, (MOST + 2) * d, sizeof *s->rows)};
+  *s = (struct sample){.channels = codec->spec.channels};
+  s->rows = mem_alloc(calib->context, (2 * MOST + 1) * d, sizeof *s->rows);
   s->positions = s->rows ? mem_alloc(calib->context, MOST, sizeof *s->positions) : NULL;
   if (!s->positions) {
     sample_close(calib->context, s);
     return OSCAR_NO_MEMORY;
   }
   s->y = s->rows + MOST * d;
-  s->decoded = s->y + d;
+  s->decoded = s->y + MOST * d;
   attended_sample(calib, plan->layer, plan->kv_head, plan->side, MOST, &s->count, s->rows, s->positions);
+  for (int r = 0; r < s->count; r++)
+    codec_project(codec, s->positions[r], 1, s->rows + (size_t)r * d, d, s->y + (size_t)r * (size_t)s->channels);
   return OSCAR_OK;
 }
 
 /* Mean squared error of the sample's rows in the codec's channels; in the basis of keys that is what errors cost. */
 static double sample_error(const oscar_codec *codec, const struct sample *s) {
-  size_t d = (size_t)codec->spec.head_dim;
   uint8_t row[OSCAR_MAX_HEAD_DIM * MOST_CRUMBS / 4 + 64];
   double sum = 0;
   for (int r = 0; r < s->count; r++) {
-    codec_project(codec, s->positions[r], 1, s->rows + (size_t)r * d, d, s->y);
-    memcpy(s->decoded, s->y, (size_t)codec->spec.channels * sizeof *s->y); /* quantizing clobbers */
+    const float *y = s->y + (size_t)r * (size_t)s->channels;
+    memcpy(s->decoded, y, (size_t)s->channels * sizeof *y); /* quantizing clobbers */
     if (!codec_quantize_row(codec, s->decoded, row)) return INFINITY;
     codec_decode_row(codec, row, s->decoded);
-    for (int i = 0; i < codec->spec.channels; i++) {
-      double e = (double)s->y[i] - (double)s->decoded[i];
+    for (int i = 0; i < s->channels; i++) {
+      double e = (double)y[i] - (double)s->decoded[i];
       sum += e * e;
     }
   }
@@ -353,7 +280,11 @@ static oscar_status find_scale(const oscar_calib *calib, struct work *w, const s
   struct sample sample;
   oscar_codec *tried = NULL;
   oscar_status status = oscar_codec_create(w->context, spec, codec);
-  if (status != OSCAR_OK || (status = sample_open(calib, plan, &sample)) != OSCAR_OK) return status;
+  if (status == OSCAR_OK && (status = sample_open(calib, plan, *codec, &sample)) != OSCAR_OK) {
+    oscar_codec_release(*codec);
+    *codec = NULL;
+  }
+  if (status != OSCAR_OK) return status;
   double least = sample.count ? sample_error(*codec, &sample) : 0;
   bool scaled = sample.count && plan->form == OSCAR_ROW_LOG_GAINS;
   float factor = 0.840896415f; /* down first: large rows are what makes the mean square too large */
@@ -650,7 +581,7 @@ static void add_errors(const struct budget *b, oscar_side side, double scale, co
     const double *v = variance;
     memcpy(flat, variance, sizeof *flat * (size_t)b->d);
     if (side == OSCAR_VALUES && flatten(b->d, crumbs, flat)) v = flat;
-    allocate(b->d, v, crumbs, least, n);
+    crumbs_allocate(b->d, v, crumbs, least, n);
     for (int i = 0; i < b->d; i++) error[block] += scale * v[i] * (double)codec_gaussian_error(n[i]);
   }
 }

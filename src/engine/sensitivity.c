@@ -2,7 +2,8 @@
  * sensitivity.c - what an error in a layer's attention costs, measured by making one.
  *
  * A short text is run once as it is and then once per layer with Gaussian noise added to that layer's attention output, a
- * twentieth of its size. The divergence of the model's predictions from the undisturbed ones, over the squared noise that reached
+ * twentieth of its size, at the tokens whose predictions are compared. The first tokens of a text get none: they are where models
+ * keep what their later layers lean on (attention sinks), and they never read codes. The divergence of the model's predictions from the undisturbed ones, over the squared noise that reached
  * the residual stream, is the layer's cost: both grow with the square of the noise as long as it is small. Noise comes from a
  * generator with a fixed seed, so costs are the same every time.
  */
@@ -16,8 +17,9 @@
 struct probe {
   const struct model *model;
   int layer;
+  int quiet; /* tokens at the beginning that get no noise */
   uint64_t seed;
-  double energy;     /* out: squared noise in the residual stream, over all tokens */
+  double energy;     /* out: squared noise in the residual stream, over all tokens that got some */
   const float *gram; /* [query_heads][d][d] of the layer */
 };
 
@@ -39,14 +41,16 @@ static oscar_status disturb(void *user, int layer, int n, const float *q, const 
   struct probe *p = user;
   if (layer != p->layer) return OSCAR_OK;
   const struct model_geometry *g = model_geometry_of(p->model);
-  size_t d = (size_t)g->head_dim, width = (size_t)g->query_heads * d, count = (size_t)n * width;
+  size_t d = (size_t)g->head_dim, width = (size_t)g->query_heads * d, first = (size_t)p->quiet * width;
+  size_t count = (size_t)(n - p->quiet) * width;
   double squares = 0, trace = 0;
+  o += first;
   for (size_t i = 0; i < count; i++) squares += (double)o[i] * (double)o[i];
   double variance = RELATIVE_NOISE * RELATIVE_NOISE * squares / (double)count, sigma = sqrt(variance);
   for (size_t i = 0; i < count; i++) o[i] += (float)(sigma * normal(&p->seed));
   for (size_t h = 0; h < (size_t)g->query_heads; h++)
     for (size_t i = 0; i < d; i++) trace += (double)p->gram[h * d * d + i * (d + 1)];
-  p->energy += variance * trace * (double)n;
+  p->energy += variance * trace * (double)(n - p->quiet);
   return OSCAR_OK;
 }
 
@@ -97,7 +101,8 @@ oscar_status sensitivity_measure(struct model *model, struct runner *runner, osc
   float *disturbed = plain ? mem_alloc(context, count, sizeof *disturbed) : NULL;
   oscar_status status = disturbed ? run(runner, cache, ids, n, outputs, plain, NULL) : OSCAR_NO_MEMORY;
   for (int layer = 0; status == OSCAR_OK && layer < g->layers; layer++) {
-    struct probe probe = {.model = model, .layer = layer, .seed = (uint64_t)layer + 1, .gram = gram};
+    struct probe probe = {
+        .model = model, .layer = layer, .quiet = n - outputs, .seed = (uint64_t)layer + 1, .gram = gram};
     const struct forward_observer observer = {disturb, &probe};
     if (report && !report(user, n)) status = set_error(context, OSCAR_CANCELLED, "stopped while measuring layers");
     if (status == OSCAR_OK) status = model_output_gram(model, layer, gram);
