@@ -418,7 +418,7 @@ static void a_rotating_mean_is_where_it_belongs_after_many_pages(void **state) {
   (void)state;
   FOR_EACH_ISA(isa)
   check_setup((struct setup){.kind = TURNING, .kv_heads = 1, .head_dim = 32, .group = 1, .sink = 1, .recent = 1, .isa = isa},
-              9100, 0, 512, 1511);
+              4700, 0, 512, 1171);
 }
 
 static void every_layer_reads_its_own_pages(void **state) {
