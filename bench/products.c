@@ -9,9 +9,9 @@
  *   gb_s      bytes of weight blocks read per second
  *   read_gb_s a plain read of the same bytes by the same threads, measured in turn with the product: the ceiling of one token
  *   gflop_s   2 rows cols n / time
- *   dnnl_gflop_s  oneDNN alone on one matrix converted (BF16 with AMX, otherwise float) and laid out as it likes beforehand:
- *                 the ceiling of many tokens
- *   error     root mean square of the difference to a double-precision product, relative to that of the product
+ *   dnnl_gflop_s  oneDNN alone on one matrix converted (BF16 where the backend takes it, otherwise float) and laid out as it
+ * likes beforehand: the ceiling of many tokens error     root mean square of the difference to a double-precision product,
+ * relative to that of the product
  */
 #include "backend/backend.h"
 
@@ -208,7 +208,7 @@ static void measure(struct backend *be, const struct settings *s, enum weight_ty
   printf("%s,%lld,%lld,%d,%.1f,%.2f,%.2f,%.0f,%.1f", weight_type_name((int)type), (long long)s->rows, (long long)s->cols, n,
          best * 1e6, gb_s, ceiling, 100 * gb_s / ceiling, gflop_s);
   if (n > 8) {
-    double library_gflop_s = dnnl_gflop_s(s, n, be->context->cpu.amx_bf16);
+    double library_gflop_s = dnnl_gflop_s(s, n, be->context->cpu.amx_bf16 || be->context->cpu.wide_bf16);
     printf(",%.1f,%.0f", library_gflop_s, 100 * gflop_s / library_gflop_s);
   } else {
     printf(",,");

@@ -2,6 +2,7 @@
 #include "base/base.h"
 
 #include <sched.h>
+#include <string.h>
 #include <unistd.h>
 
 #if defined(__x86_64__)
@@ -12,6 +13,11 @@ static uint64_t saved_states(void) {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (uint64_t)high << 32 | low;
+}
+
+static bool made_by_amd(void) {
+  unsigned most, name[3];
+  return __get_cpuid(0, &most, &name[0], &name[2], &name[1]) && memcmp(name, "AuthenticAMD", sizeof name) == 0;
 }
 
 void cpu_detect(struct cpu_features *f) {
@@ -36,6 +42,7 @@ void cpu_detect(struct cpu_features *f) {
     bool foundation = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1, vnni = c >> 11 & 1;
     f->avx512 = foundation && dq && bw && vl && vnni;
     f->avx512_bf16 = f->avx512 && (leaf7_1 >> 5 & 1);
+    f->wide_bf16 = f->avx512_bf16 && made_by_amd();
   }
   if (tiles) {
     f->amx_bf16 = (d >> 22 & 1) && (d >> 24 & 1);
