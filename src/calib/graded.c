@@ -100,7 +100,7 @@ static double trace(int d, const double *a) {
   return sum;
 }
 
-/* c = a b, all [d][d]; b transposed if `transposed` */
+/* c = a b, all [d][d] */
 static void multiply(int d, const double *a, const double *b, double *c) {
   size_t n = (size_t)d;
   memset(c, 0, n * n * sizeof *c);
@@ -454,9 +454,8 @@ static int store_rotating_mean(struct work *w) {
   return pairs;
 }
 
-/* Everything about the keys of a head but their crumbs. *scale: what an error of 1 in the basis costs, all queries together. */
-static oscar_status find_keys(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, struct work *w,
-                              double *scale) {
+/* Everything about the keys of a head but their crumbs. */
+static oscar_status find_keys(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, struct work *w) {
   const struct attended_layer *l = &calib->attended->layers[layer];
   const struct attended_head *h = &l->heads[kv_head];
   w->rotary_dim = o->rotating_mean ? l->rotary_dim : 0;
@@ -465,7 +464,6 @@ static oscar_status find_keys(const oscar_calib *calib, int layer, int kv_head, 
   if (status != OSCAR_OK) return status;
   find_covariance(l, h, w);
   find_attended_mean(l, h, w);
-  *scale = trace(w->d, h->metric) / w->d;
   return find_basis(w);
 }
 
@@ -490,13 +488,15 @@ static oscar_status fit_keys(const oscar_calib *calib, int layer, int kv_head, c
 
 /* ---- values ---- */
 
-/* basis = dual' = Hadamards along the diagonal, as large as there are. */
+/* basis = dual' = Hadamards along the diagonal, as large as there are; w->values: they make all variances of w->covariance equal.
+ */
 static oscar_status hadamard_basis(struct work *w) {
   int d = w->d, order = d;
   while (order > 1 && (!oscar_hadamard_exists(order) || d % order)) order--;
   oscar_status status = oscar_hadamard(w->context, order, w->encode);
   if (status != OSCAR_OK) return status;
   size_t n = (size_t)d, m = (size_t)order;
+  for (size_t i = 0; i < n; i++) w->values[i] = trace(d, w->covariance) / d;
   memset(w->basis, 0, n * n * sizeof *w->basis);
   for (size_t i = 0; i < n; i++)
     for (size_t j = 0; j < m; j++) w->basis[i * n + i / m * m + j] = (double)w->encode[i % m * m + j];
@@ -505,16 +505,21 @@ static oscar_status hadamard_basis(struct work *w) {
   return OSCAR_OK;
 }
 
-/* basis = dual' = the principal directions, in w->vectors. */
-static void principal_basis(struct work *w) {
+/* basis = dual' = the principal directions of w->covariance, w->values their variances. */
+static oscar_status principal_basis(struct work *w) {
   size_t n = (size_t)w->d;
+  oscar_status status = eigen(w, w->covariance);
+  if (status != OSCAR_OK) return status;
+  for (size_t i = 0; i < n; i++)
+    if (!(w->values[i] > 0)) w->values[i] = 0;
   memcpy(w->dual, w->vectors, n * n * sizeof *w->dual);
   for (size_t i = 0; i < n; i++)
     for (size_t j = 0; j < n; j++) w->basis[i * n + j] = w->dual[j * n + i];
+  return OSCAR_OK;
 }
 
-/* w->mean, and w->values and w->vectors of the principal directions. */
-static oscar_status find_values(const oscar_calib *calib, int layer, int kv_head, struct work *w) {
+/* w->mean and w->covariance of the values. */
+static void find_values(const oscar_calib *calib, int layer, int kv_head, struct work *w) {
   const struct attended_layer *l = &calib->attended->layers[layer];
   const struct attended_head *h = &l->heads[kv_head];
   size_t n = (size_t)w->d;
@@ -524,30 +529,16 @@ static oscar_status find_values(const oscar_calib *calib, int layer, int kv_head
   for (size_t i = 0; i < n; i++)
     for (size_t j = 0; j < n; j++) w->covariance[i * n + j] -= w->mean[i] * w->mean[j];
   regularize(w->d, inverse * trace(w->d, h->value_moment), w->covariance);
-  oscar_status status = eigen(w, w->covariance);
-  for (size_t i = 0; status == OSCAR_OK && i < n; i++)
-    if (!(w->values[i] > 0)) w->values[i] = 0;
-  return status;
 }
 
-/* Where all channels get the same crumbs one Hadamard over all of them is best; it makes their variances equal. */
-static bool flatten(int d, int crumbs, double *variance) {
-  if (crumbs % d) return false;
-  double sum = 0;
-  for (int i = 0; i < d; i++) sum += variance[i];
-  for (int i = 0; i < d; i++) variance[i] = sum / d;
-  return true;
-}
-
-/* The codec of what find_values has found. */
 static oscar_status fit_values(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, int crumbs,
                                struct work *w, oscar_codec **codec, double *error_left) {
   int d = w->d;
-  oscar_status status = OSCAR_OK;
+  bool flat = crumbs % d == 0; /* where all channels get the same crumbs, Hadamards over all of them are best */
+  find_values(calib, layer, kv_head, w);
   for (int i = 0; i < d; i++) w->mean_f32[i] = (float)w->mean[i];
-  bool flat = flatten(d, crumbs, w->values);
-  if (!flat) principal_basis(w);
-  if (flat && (status = hadamard_basis(w)) != OSCAR_OK) return status;
+  oscar_status status = flat ? hadamard_basis(w) : principal_basis(w);
+  if (status != OSCAR_OK) return status;
   const struct side_plan plan = {.layer = layer,
                                  .kv_head = kv_head,
                                  .side = OSCAR_VALUES,
@@ -593,14 +584,16 @@ static double misfit(const struct budget *b, int crumbs, const double *variance,
 
 static oscar_status gather_head(const oscar_calib *calib, const oscar_graded_options *o, int layer, int h, struct work *w,
                                 struct budget *b) {
-  double variance[OSCAR_MAX_HEAD_DIM] = {0}, scale, left;
+  double variance[OSCAR_MAX_HEAD_DIM] = {0}, left;
   oscar_codec *codec = NULL;
-  oscar_status status = find_keys(calib, layer, h, o, w, &scale);
+  oscar_status status = find_keys(calib, layer, h, o, w);
   if (status != OSCAR_OK) return status;
   memcpy(variance, w->values, sizeof *variance * (size_t)b->d);
   status = fit_keys(calib, layer, h, o, b->d, w, &codec, &left);
   oscar_codec_release(codec);
   if (status != OSCAR_OK) return status;
+  /* what an error of 1 in the basis costs, all queries together */
+  double scale = trace(b->d, calib->attended->layers[layer].heads[h].metric) / b->d;
   scale *= o->layer_costs[layer] * misfit(b, b->d, variance, left);
   add_errors(b, scale, variance, b->error + (size_t)layer * (size_t)b->blocks);
   return OSCAR_OK;
@@ -671,12 +664,12 @@ static oscar_status fit_head(const oscar_calib *calib, int layer, int kv_head, c
                              const struct budget *b, struct work *w, oscar_codec_set *set) {
   for (int side = 0; side < 2; side++) {
     oscar_codec *codec = NULL;
-    double scale, left;
-    oscar_status status =
-        side == OSCAR_KEYS ? find_keys(calib, layer, kv_head, o, w, &scale) : find_values(calib, layer, kv_head, w);
-    if (status == OSCAR_OK)
-      status = side == OSCAR_KEYS ? fit_keys(calib, layer, kv_head, o, 16 * b->keys[layer], w, &codec, &left)
-                                  : fit_values(calib, layer, kv_head, o, 16 * b->values, w, &codec, &left);
+    double left;
+    oscar_status status = OSCAR_OK;
+    if (side == OSCAR_VALUES)
+      status = fit_values(calib, layer, kv_head, o, 16 * b->values, w, &codec, &left);
+    else if ((status = find_keys(calib, layer, kv_head, o, w)) == OSCAR_OK)
+      status = fit_keys(calib, layer, kv_head, o, 16 * b->keys[layer], w, &codec, &left);
     if (status == OSCAR_OK) status = oscar_codec_set_assign(set, layer, kv_head, (oscar_side)side, codec);
     oscar_codec_release(codec);
     if (status != OSCAR_OK) return prefix_error(w->context, status, "layer %d, KV head %d", layer, kv_head);

@@ -62,17 +62,19 @@ oscar_status kv_list_obtain(struct kv_list *list, struct model *model, const cha
   char recipe[64] = "";
   oscar_status status = rotation_file ? file_recipe(context, rotation_file, recipe, sizeof recipe) : OSCAR_OK;
   bool used = !rotation_file;
-  const char *stored[KV_LIST_ROOM];
-  int count = 0;
-  for (int i = 0; i < list->count; i++)
-    if (!list->files[i] && strcmp(recipe, list->type[i]) != 0) stored[count++] = list->type[i];
-  if (status == OSCAR_OK) status = codec_sets_prepare(model, count, stored, progress);
-  for (int i = 0; i < list->count && status == OSCAR_OK; i++) {
+  const char *types[KV_LIST_ROOM], *files[KV_LIST_ROOM];
+  oscar_codec_set *sets[KV_LIST_ROOM];
+  int entry[KV_LIST_ROOM], count = 0; /* entries that have a set */
+  for (int i = 0; i < list->count; i++) {
     if (kv_type_find(list->type[i])->kind == KV_EVALUATION) continue;
-    bool from_file = rotation_file && !list->files[i] && strcmp(recipe, list->type[i]) == 0;
+    const bool from_file = rotation_file && !list->files[i] && strcmp(recipe, list->type[i]) == 0;
     used = used || from_file;
-    status = codec_set_obtain(model, list->type[i], from_file ? rotation_file : list->files[i], progress, &list->sets[i]);
+    types[count] = list->type[i];
+    files[count] = from_file ? rotation_file : list->files[i];
+    entry[count++] = i;
   }
+  if (status == OSCAR_OK) status = codec_sets_obtain(model, count, types, files, progress, sets);
+  for (int i = 0; i < count && status == OSCAR_OK; i++) list->sets[entry[i]] = sets[i];
   if (status == OSCAR_OK && !used)
     return set_error(context, OSCAR_MISMATCH, "%s: the file was fitted for KV type %s, which is not in the list", rotation_file,
                      recipe);

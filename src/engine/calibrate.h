@@ -8,9 +8,9 @@
  * fits differently from the one that stored a file must not take it for its own. */
 bool calibrate_is_current(const char *kv, const oscar_codec_set_info *info);
 
-/* codec_set_obtain with a calibration of the caller's choice where one is needed. */
-oscar_status codec_set_obtain_with(struct model *model, const char *kv, const char *rotation_file,
-                                   const struct calibrate_options *calibration, const struct progress *progress,
-                                   oscar_codec_set **set);
+/* codec_sets_obtain with a calibration of the caller's choice where one is needed. */
+oscar_status codec_sets_obtain_with(struct model *model, int count, const char *const *kv, const char *const *rotation_files,
+                                    const struct calibrate_options *calibration, const struct progress *progress,
+                                    oscar_codec_set **sets);
 
 #endif

@@ -2,8 +2,8 @@
  * engine/engine.h - a loaded model with its cache, and the sessions that run on it. Private.
  *
  * engine_open does what every command needs: context, backend, model, codec set for the wanted KV type (fitting it on first use),
- * cache. `kv` names: bf16, int8, int4, int2, int2-oscar, int2-hadamard, int2-plain; for evaluation only: int2-kivi, q4_0,
- * q4_0-hadamard.
+ * cache. `kv` names: bf16, int8, int4, int2, int2@BITS, int2-centred, int2-oscar, int2-hadamard, int2-plain; for
+ * evaluation only: int2-kivi, q4_0, q4_0-hadamard.
  */
 #ifndef OSCAR_ENGINE_H
 #define OSCAR_ENGINE_H
@@ -49,8 +49,8 @@ struct calibrate_options {
   int max_tokens;    /* 0: whole text */
   int window;        /* tokens per independent sequence; 0: 4096 or the trained context if smaller */
   bool proxy_values; /* second pass, proxy objective for the values of int2-oscar */
-  bool
-      measure_layers; /* int2: spread the keys' crumbs over layers by what errors in each cost, measured; else all get the same */
+  /* int2: spread the keys' crumbs over layers by what errors in each cost, measured; else all get the same */
+  bool measure_layers;
 };
 void calibrate_options_default(struct calibrate_options *options);
 /* Runs the text through the BF16 model and fits the sets of the named KV types (of kind KV_FITTED); sets[i] belongs to the
@@ -75,9 +75,10 @@ oscar_status rotation_cache_path(oscar_context *context, const char *fingerprint
 oscar_status codec_set_obtain(struct model *model, const char *kv, const char *rotation_file, const struct progress *progress,
                               oscar_codec_set **set);
 
-/* Fits, in one pass over the text, and stores those of the named KV types that codec_set_obtain would have to fit one after the
- * other. Errors: those of a fit. */
-oscar_status codec_sets_prepare(struct model *model, int count, const char *const *kv, const struct progress *progress);
+/* The same for several types at once: what has to be fitted is fitted in one pass over the text. rotation_files may be NULL, and
+ * each of them. A type that has to be fitted may be named only once (INVALID_ARGUMENT). All sets are NULL after an error. */
+oscar_status codec_sets_obtain(struct model *model, int count, const char *const *kv, const char *const *rotation_files,
+                               const struct progress *progress, oscar_codec_set **sets);
 
 /* ---- a session: one conversation or completion ---- */
 struct engine_options {

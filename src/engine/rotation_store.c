@@ -216,20 +216,9 @@ static oscar_status fit_and_store(struct model *model, int wanted, const char *c
   return status;
 }
 
-static oscar_status fit_one(struct model *model, const char *kv, const struct calibrate_options *calibration,
-                            const struct progress *progress, oscar_codec_set **set) {
-  struct fits fits;
-  oscar_status status = fit_and_store(model, 1, &kv, calibration, progress, &fits);
-  if (status != OSCAR_OK) return status;
-  *set = fits.sets[0];
-  for (int i = 1; i < fits.count; i++) oscar_codec_set_free(fits.sets[i]);
-  return OSCAR_OK;
-}
-
-oscar_status codec_set_obtain_with(struct model *model, const char *kv, const char *rotation_file,
-                                   const struct calibrate_options *calibration, const struct progress *progress,
-                                   oscar_codec_set **set) {
-  *set = NULL;
+/* One set without a fit. *to_fit: there is none yet, and it has to be fitted. */
+static oscar_status find_set(struct model *model, const char *kv, const char *rotation_file, oscar_codec_set **set,
+                             bool *to_fit) {
   oscar_context *context = model_context(model);
   oscar_status status = kv_type_check(context, kv);
   if (status != OSCAR_OK) return status;
@@ -239,45 +228,69 @@ oscar_status codec_set_obtain_with(struct model *model, const char *kv, const ch
   if (kind == KV_EXACT) return OSCAR_OK;
   if (kind == KV_PLAIN) return build_plain(model, kv, set);
   if (rotation_file) return load_checked(model, rotation_file, kv, set);
-
   char path[PATH_MAX];
   status = rotation_cache_path(context, model_fingerprint(model), kv, path, sizeof path);
   if (status == OSCAR_OK) status = load_stored(model, path, kv, set);
-  if (status != OSCAR_OK || *set) return status;
-  status = check_store(context, path);
-  return status == OSCAR_OK ? fit_one(model, kv, calibration, progress, set) : status;
+  *to_fit = status == OSCAR_OK && !*set;
+  return status;
+}
+
+/* Fits what is missing, and hands each set to the first that asked for its type. */
+static oscar_status fit_missing(struct model *model, int missing, const char *const *names, int count, const char *const *kv,
+                                const struct calibrate_options *calibration, const struct progress *progress,
+                                oscar_codec_set **sets) {
+  oscar_context *context = model_context(model);
+  char path[PATH_MAX];
+  struct fits fits;
+  oscar_status status = rotation_cache_path(context, model_fingerprint(model), names[0], path, sizeof path);
+  if (status == OSCAR_OK) status = check_store(context, path);
+  if (status == OSCAR_OK) status = fit_and_store(model, missing, names, calibration, progress, &fits);
+  if (status != OSCAR_OK) return status;
+  for (int k = 0; k < fits.count; k++) {
+    for (int i = 0; i < count && fits.sets[k]; i++) {
+      if (sets[i] || strcmp(kv[i], fits.names[k]) != 0) continue;
+      sets[i] = fits.sets[k];
+      fits.sets[k] = NULL;
+    }
+    oscar_codec_set_free(fits.sets[k]);
+  }
+  return OSCAR_OK;
+}
+
+oscar_status codec_sets_obtain_with(struct model *model, int count, const char *const *kv, const char *const *rotation_files,
+                                    const struct calibrate_options *calibration, const struct progress *progress,
+                                    oscar_codec_set **sets) {
+  const char *missing[MAX_FITTED];
+  int n = 0;
+  oscar_status status = OSCAR_OK;
+  for (int i = 0; i < count; i++) sets[i] = NULL;
+  for (int i = 0; i < count && status == OSCAR_OK; i++) {
+    bool to_fit = false;
+    status = find_set(model, kv[i], rotation_files ? rotation_files[i] : NULL, &sets[i], &to_fit);
+    if (!to_fit) continue;
+    if (n == MAX_FITTED || is_among(kv[i], n, missing))
+      status = set_error(model_context(model), OSCAR_INVALID_ARGUMENT,
+                         "KV type %s is to be fitted twice, or after %d others; name it once, and fewer of them", kv[i], n);
+    else
+      missing[n++] = kv[i];
+  }
+  if (status == OSCAR_OK && n > 0) status = fit_missing(model, n, missing, count, kv, calibration, progress, sets);
+  for (int i = 0; i < count && status != OSCAR_OK; i++) {
+    oscar_codec_set_free(sets[i]);
+    sets[i] = NULL;
+  }
+  return status;
+}
+
+oscar_status codec_sets_obtain(struct model *model, int count, const char *const *kv, const char *const *rotation_files,
+                               const struct progress *progress, oscar_codec_set **sets) {
+  struct calibrate_options calibration;
+  calibrate_options_default(&calibration);
+  calibration.max_tokens = FIRST_USE_TOKENS;
+  return codec_sets_obtain_with(model, count, kv, rotation_files, &calibration, progress, sets);
 }
 
 oscar_status codec_set_obtain(struct model *model, const char *kv, const char *rotation_file, const struct progress *progress,
                               oscar_codec_set **set) {
-  struct calibrate_options calibration;
-  calibrate_options_default(&calibration);
-  calibration.max_tokens = FIRST_USE_TOKENS;
-  return codec_set_obtain_with(model, kv, rotation_file, &calibration, progress, set);
-}
-
-oscar_status codec_sets_prepare(struct model *model, int count, const char *const *kv, const struct progress *progress) {
-  oscar_context *context = model_context(model);
-  const char *missing[MAX_FITTED];
-  char path[PATH_MAX];
-  int n = 0;
-  for (int i = 0; i < count && n < MAX_FITTED; i++) {
-    const struct kv_type *type = kv_type_find(kv[i]);
-    if (!type || type->kind != KV_FITTED || is_among(kv[i], n, missing)) continue;
-    oscar_codec_set *set = NULL;
-    oscar_status status = rotation_cache_path(context, model_fingerprint(model), kv[i], path, sizeof path);
-    if (status == OSCAR_OK) status = load_stored(model, path, kv[i], &set);
-    if (status != OSCAR_OK) return status;
-    if (!set) missing[n++] = kv[i];
-    oscar_codec_set_free(set);
-  }
-  if (n < 2) return OSCAR_OK; /* whoever asks for it has it fitted */
-  struct calibrate_options calibration;
-  struct fits fits;
-  calibrate_options_default(&calibration);
-  calibration.max_tokens = FIRST_USE_TOKENS;
-  oscar_status status = check_store(context, path);
-  if (status == OSCAR_OK) status = fit_and_store(model, n, missing, &calibration, progress, &fits);
-  for (int i = 0; status == OSCAR_OK && i < fits.count; i++) oscar_codec_set_free(fits.sets[i]);
-  return status;
+  return codec_sets_obtain(model, 1, &kv, &rotation_file, progress, set);
 }

@@ -9,6 +9,9 @@
  */
 #include "engine/sensitivity.h"
 
+#include "base/draw.h"
+#include "engine/logits.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -18,22 +21,10 @@ struct probe {
   const struct model *model;
   int layer;
   int quiet; /* tokens at the beginning that get no noise */
-  uint64_t seed;
+  struct draw draw;
   double energy;     /* out: squared noise in the residual stream, over all tokens that got some */
   const float *gram; /* [query_heads][d][d] of the layer */
 };
-
-/* splitmix64 */
-static double uniform(uint64_t *state) {
-  uint64_t z = (*state += 0x9E3779B97F4A7C15u);
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return ((double)((z ^ (z >> 31)) >> 11) + 0.5) * 0x1p-53;
-}
-static double normal(uint64_t *state) {
-  double radius = sqrt(-2 * log(uniform(state)));
-  return radius * cos(6.283185307179586 * uniform(state));
-}
 
 /* The same variance in all channels of a layer: its error in the residual stream is then expected from the trace of W_O'W_O. */
 static oscar_status disturb(void *user, int layer, int n, const float *q, const float *k, const float *v, float *o) {
@@ -47,19 +38,11 @@ static oscar_status disturb(void *user, int layer, int n, const float *q, const 
   o += first;
   for (size_t i = 0; i < count; i++) squares += (double)o[i] * (double)o[i];
   double variance = RELATIVE_NOISE * RELATIVE_NOISE * squares / (double)count, sigma = sqrt(variance);
-  for (size_t i = 0; i < count; i++) o[i] += (float)(sigma * normal(&p->seed));
+  for (size_t i = 0; i < count; i++) o[i] += (float)(sigma * draw_normal(&p->draw));
   for (size_t h = 0; h < (size_t)g->query_heads; h++)
     for (size_t i = 0; i < d; i++) trace += (double)p->gram[h * d * d + i * (d + 1)];
   p->energy += variance * trace * (double)(n - p->quiet);
   return OSCAR_OK;
-}
-
-static double log_sum(const float *x, int n) {
-  float max = x[0];
-  for (int i = 1; i < n; i++) max = x[i] > max ? x[i] : max;
-  double sum = 0;
-  for (int i = 0; i < n; i++) sum += exp((double)(x[i] - max));
-  return log(sum) + (double)max;
 }
 
 /* Mean KL(a || b) of `rows` predictions. */
@@ -68,11 +51,11 @@ static double divergence(int rows, int vocab, int threads, const float *a, const
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int r = 0; r < rows; r++) {
     const float *x = a + (size_t)r * (size_t)vocab, *y = b + (size_t)r * (size_t)vocab;
-    double zx = log_sum(x, vocab), zy = log_sum(y, vocab), kl = 0;
-    for (int i = 0; i < vocab; i++) {
-      double difference = ((double)x[i] - zx) - ((double)y[i] - zy);
-      kl += exp((double)x[i] - zx) * difference;
-    }
+    double zx, zy, kl = 0;
+    int32_t best;
+    logits_summary(x, vocab, &zx, &best);
+    logits_summary(y, vocab, &zy, &best);
+    for (int i = 0; i < vocab; i++) kl += exp((double)x[i] - zx) * (((double)x[i] - zx) - ((double)y[i] - zy));
     rows_kl[r] = kl;
   }
   for (int r = 0; r < rows; r++) sum += rows_kl[r]; /* in order: the same whatever the threads */
@@ -101,7 +84,7 @@ oscar_status sensitivity_measure(struct model *model, struct runner *runner, osc
   float *disturbed = plain ? mem_alloc(context, count, sizeof *disturbed) : NULL;
   oscar_status status = disturbed ? run(runner, cache, ids, n, outputs, plain, NULL) : OSCAR_NO_MEMORY;
   for (int layer = 0; status == OSCAR_OK && layer < g->layers; layer++) {
-    struct probe probe = {.model = model, .layer = layer, .quiet = n - outputs, .seed = (uint64_t)layer + 1, .gram = gram};
+    struct probe probe = {.model = model, .layer = layer, .quiet = n - outputs, .draw = {(uint64_t)layer + 1}, .gram = gram};
     const struct forward_observer observer = {disturb, &probe};
     if (report && !report(user, n)) status = set_error(context, OSCAR_CANCELLED, "stopped while measuring layers");
     if (status == OSCAR_OK) status = model_output_gram(model, layer, gram);

@@ -47,11 +47,4 @@ oscar_status eval_perplexity(struct model *model, const struct eval_options *opt
                              struct eval_result *result);
 void eval_result_free(oscar_context *context, struct eval_result *result);
 
-/* ---- the arithmetic, exposed for tests ---- */
-/* Of one row of logits [vocab]: log of the sum of exponentials, and the most likely token (lowest id on ties). */
-void logits_summary(const float *logits, int vocab, double *log_sum, int32_t *best);
-/* KL(p || q) with p [vocab] the probabilities of `reference` logits. */
-double logits_divergence(const float *p, const float *reference, double reference_log_sum, const float *logits, double log_sum,
-                         int vocab);
-
 #endif

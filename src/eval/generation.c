@@ -6,6 +6,7 @@
  */
 #include "eval/generation.h"
 
+#include "engine/logits.h"
 #include "eval/eval.h"
 #include "eval/lane.h"
 #include "eval/prompt.h"

@@ -222,8 +222,12 @@ static oscar_status fit(struct maker *m, int64_t *varied, int64_t least, int64_t
 
 /* ---- questions ---- */
 
-/* The right answer as a model would write it after the beginning: " 1, 2, 3". */
+/* The right answer as a model would write it after the beginning: " 1, 2, 3", or in the form that was asked for. */
 static void write_gold(struct maker *m, const struct group *group, struct text *text) {
+  if (m->rules->write_answer) {
+    m->rules->write_answer(text, group);
+    return;
+  }
   for (int i = 0; i < m->rules->values; i++) text_add(text, "%s%s", i ? ", " : " ", group->value[i]);
 }
 
@@ -356,7 +360,7 @@ static oscar_status fit_questions(struct maker *m, struct haystack *h) {
     if (status == OSCAR_OK) status = make_questions(m, chosen, h, &longest);
     excess += longest - limit;
   } while (status == OSCAR_OK && longest > limit);
-  if (status == OSCAR_OK && longest < limit - limit / 50)
+  if (status == OSCAR_OK && longest < limit - (limit / 50 > HAYSTACK_MISSING ? limit / 50 : HAYSTACK_MISSING))
     return set_error(m->context, OSCAR_INVALID_ARGUMENT,
                      "%s: a prompt came out at %d tokens instead of %d; the filler has long "
                      "stretches without a space or too few tokens",

@@ -8,9 +8,10 @@
  *     multikey    "One of the special magic numbers for amber-kettle is: 4816203." woven into prose, a key every 64 tokens; the
  *                 number of one key is asked
  *     multivalue  the same with 4 numbers for every key, apart from each other, a key every 256 tokens; all 4 are asked
- *     tracking    "VAR QXZPA = 41802", "VAR LMTEB = VAR QXZPA", ...: chains of 3 names woven into prose, one every 128 tokens;
- * all names of a chain are asked by its value json        a JSON object of random ids from end to end; the value of one key is
- * asked code        a C file of small functions and constants from end to end; what one of them returns or is
+ *     tracking    "VAR QXZPA = 41802", "VAR LMTEB = VAR QXZPA", "VAR WODRI = VAR LMTEB": chains of 3 names woven into prose,
+ *                 one every 128 tokens; the steps from the last name of a chain to its number are asked, one after the other
+ *     json        a JSON object of random ids from end to end; the value of one key is asked
+ *     code        a C file of small functions and constants from end to end; what one of them returns or is
  *
  * What is right is said in eval/answer.h; the shape is DIGITS for multikey, multivalue and code, NAME for tracking, ID for json.
  */
@@ -31,13 +32,13 @@ struct prompt_form {
   void *user;
 };
 
-enum { HAYSTACK_QUESTIONS = 8, HAYSTACK_LEAST = 256, HAYSTACK_MOST = 1 << 17 };
+enum { HAYSTACK_QUESTIONS = 32, HAYSTACK_LEAST = 256, HAYSTACK_MOST = 1 << 17, HAYSTACK_MISSING = 8 };
 /* Questions that a haystack of so many tokens can carry: one per 256 tokens, 1 to HAYSTACK_QUESTIONS. */
 int haystack_questions(int tokens);
 
 struct haystack_spec {
   enum task task;
-  int tokens;    /* of the longest prompt: at most so many, and at least 98 % */
+  int tokens;    /* of the longest prompt: at most so many, at least 98 % or HAYSTACK_MISSING less */
   int questions; /* 1 to haystack_questions(tokens) */
   uint64_t seed;
   int index;          /* haystacks of one seed, task and length differ by it */

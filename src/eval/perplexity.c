@@ -4,6 +4,7 @@
  * Each cache has its own lane. Per chunk the BF16 lane runs first and leaves logits and probabilities; every other lane's logits
  * are compared with them at once and dropped, so memory does not grow with the number of caches or the text.
  */
+#include "engine/logits.h"
 #include "eval/eval.h"
 #include "eval/lane.h"
 

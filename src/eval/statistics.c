@@ -1,7 +1,7 @@
 /* statistics.c - see statistics.h. */
 #include "eval/statistics.h"
 
-#include "eval/draw.h"
+#include "base/draw.h"
 
 #include <math.h>
 

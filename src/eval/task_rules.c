@@ -49,33 +49,42 @@ static void begin_all_numbers(struct text *text, const struct group *group) {
 
 /* ---- tracking ---- */
 
-enum { CHAIN_NAMES = 3, NAME_LETTERS = 5 };
+enum { CHAIN_STEPS = 2, NAME_LETTERS = 5 }; /* from the name that is asked to the one that holds the number */
 
+static void draw_name(struct draw *draw, char *name) {
+  for (int i = 0; i < NAME_LETTERS; i++) name[i] = (char)('A' + draw_below(draw, 26));
+  name[NAME_LETTERS] = '\0';
+}
+
+/* The key is set to value 0, that to value 1, the last one to the number. */
 static void draw_chain(struct draw *draw, struct group *group) {
-  draw_digits(draw, 10000, group->key);
-  for (int i = 0; i < CHAIN_NAMES; i++) {
-    for (int k = 0; k < NAME_LETTERS; k++) group->value[i][k] = (char)('A' + draw_below(draw, 26));
-    group->value[i][NAME_LETTERS] = '\0';
-  }
+  draw_name(draw, group->key);
+  for (int i = 0; i < CHAIN_STEPS; i++) draw_name(draw, group->value[i]);
+  group->number = 10000 + (int)draw_below(draw, 90000);
 }
 
 static void write_assignment(struct text *text, const struct group *group, int which) {
+  const int step = CHAIN_STEPS - 1 - which;
+  const char *name = step < 0 ? group->key : group->value[step];
   if (which == 0)
-    text_add(text, "VAR %s = %s", group->value[0], group->key);
+    text_add(text, "VAR %s = %d", name, group->number);
   else
-    text_add(text, "VAR %s = VAR %s", group->value[which], group->value[which - 1]);
+    text_add(text, "VAR %s = VAR %s", name, group->value[step + 1]);
 }
 
 static void ask_names(struct text *text, const struct group *group) {
   text_add(
       text,
-      "Which %d variables hold the value %s, directly or through other variables? Answer with their names only, separated by "
-      "commas.",
-      CHAIN_NAMES, group->key);
+      "Which variable is %s set to, and which one is that set to? Go on until there is a number. Answer in this form only: VAR "
+      "%s = VAR name, VAR name = VAR name, VAR name = number",
+      group->key, group->key);
 }
 
-static void begin_names(struct text *text, const struct group *group) {
-  text_add(text, "The %d variables that hold the value %s are:", CHAIN_NAMES, group->key);
+static void begin_names(struct text *text, const struct group *group) { text_add(text, "VAR %s = VAR", group->key); }
+
+static void write_chain(struct text *text, const struct group *group) {
+  for (int i = 0; i < CHAIN_STEPS; i++) text_add(text, "%s %s, VAR %s =", i ? " VAR" : "", group->value[i], group->value[i]);
+  text_add(text, " %d", group->number);
 }
 
 /* ---- json ---- */
@@ -117,8 +126,8 @@ static const char *const aspects[] = {"bound",  "cost",    "depth", "epoch",  "f
 static void draw_symbol(struct draw *draw, struct group *group) {
   const char *verb = PICK(draw, verbs), *object = PICK(draw, objects), *aspect = PICK(draw, aspects);
   snprintf(group->key, sizeof group->key, "%s_%s_%s", verb, object, aspect);
-  group->form = (int)draw_below(draw, FORMS * IDLE_FORMS);
-  if (group->form % FORMS == FORM_MACRO)
+  group->number = (int)draw_below(draw, FORMS * IDLE_FORMS);
+  if (group->number % FORMS == FORM_MACRO)
     for (char *c = group->key; *c; c++)
       if (*c != '_') *c = (char)(*c - 'a' + 'A');
   draw_digits(draw, 100000, group->value[0]);
@@ -134,10 +143,10 @@ static void write_idle_code(struct text *text, const struct group *group, int fo
 static void write_symbol(struct text *text, const struct group *group, int which) {
   (void)which;
   const char *key = group->key, *value = group->value[0];
-  switch (group->form % FORMS) {
+  switch (group->number % FORMS) {
   case FORM_FUNCTION:
     text_add(text, "static int %s(void) {\n  return %s;\n}\n\n", key, value);
-    write_idle_code(text, group, group->form / FORMS);
+    write_idle_code(text, group, group->number / FORMS);
     break;
   case FORM_MACRO:
     text_add(text, "#define %s %s\n\n", key, value);
@@ -149,14 +158,14 @@ static void write_symbol(struct text *text, const struct group *group, int which
 }
 
 static void ask_symbol(struct text *text, const struct group *group) {
-  if (group->form % FORMS == FORM_FUNCTION)
+  if (group->number % FORMS == FORM_FUNCTION)
     text_add(text, "What number does the function %s return? Answer with the number only.", group->key);
   else
     text_add(text, "What number is the constant %s? Answer with the number only.", group->key);
 }
 
 static void begin_symbol(struct text *text, const struct group *group) {
-  if (group->form % FORMS == FORM_FUNCTION)
+  if (group->number % FORMS == FORM_FUNCTION)
     text_add(text, "The function %s returns:", group->key);
   else
     text_add(text, "The constant %s is:", group->key);
@@ -191,8 +200,8 @@ const struct task_rules task_rules_of[TASK_COUNT] = {
                          .write_begin = begin_all_numbers},
     [TASK_TRACKING] = {.name = "tracking",
                        .shape = WORD_NAME,
-                       .values = CHAIN_NAMES,
-                       .statements = CHAIN_NAMES,
+                       .values = CHAIN_STEPS,
+                       .statements = CHAIN_STEPS + 1,
                        .tokens_per_group = 128,
                        .separator = "\n",
                        .introduction = "The text below sets variables, to a number or to another variable. Keep track of them; a "
@@ -200,7 +209,8 @@ const struct task_rules task_rules_of[TASK_COUNT] = {
                        .draw_group = draw_chain,
                        .write_statement = write_assignment,
                        .write_question = ask_names,
-                       .write_begin = begin_names},
+                       .write_begin = begin_names,
+                       .write_answer = write_chain},
     [TASK_JSON] = {.name = "json",
                    .shape = WORD_ID,
                    .values = 1,

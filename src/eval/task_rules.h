@@ -14,7 +14,7 @@ enum { KEY_ROOM = 48 };
 struct group {
   char key[KEY_ROOM];
   char value[ANSWER_VALUES][ANSWER_WORD];
-  int form;        /* of a code symbol */
+  int number;      /* what a chain of variables ends in; the form of a code symbol */
   int written;     /* statements so far, in the rendering at work */
   size_t first_at; /* byte where the first one is */
 };
@@ -31,6 +31,7 @@ struct task_rules {
   void (*write_statement)(struct text *text, const struct group *group, int which);
   void (*write_question)(struct text *text, const struct group *group);
   void (*write_begin)(struct text *text, const struct group *group);
+  void (*write_answer)(struct text *text, const struct group *group); /* NULL: its values, separated by commas */
 };
 
 extern const struct task_rules task_rules_of[TASK_COUNT];

@@ -7,6 +7,7 @@
  */
 #include "eval/tasks.h"
 
+#include "engine/logits.h"
 #include "eval/eval.h"
 #include "eval/lane.h"
 #include "eval/prompt.h"
@@ -211,11 +212,17 @@ static oscar_status note_question(oscar_context *context, const struct haystack_
   return expected.failed || !out->asked || !out->reply ? OSCAR_NO_MEMORY : OSCAR_OK;
 }
 
-static oscar_status make_haystack(struct run *r, int index, int asked, int caches, int tokens) {
+/* Questions are shared out evenly; where that leaves some over, the first haystacks have one more. */
+static int first_question(const struct task_cell *cell, int haystack) {
+  return (int)(((int64_t)cell->questions * haystack + cell->haystacks - 1) / cell->haystacks);
+}
+
+static oscar_status make_haystack(struct run *r, int index, int caches, int tokens) {
   const struct tasks_options *o = r->options;
   struct task_cell *cell = r->cell;
-  const int most = haystack_questions(cell->length), left = cell->questions - asked;
-  const struct haystack_spec spec = {cell->task, tokens, left < most ? left : most, o->seed, index, o->filler, o->filler_bytes};
+  const int asked = first_question(cell, index);
+  const struct haystack_spec spec = {cell->task, tokens,         first_question(cell, index + 1) - asked, o->seed, index,
+                                     o->filler,  o->filler_bytes};
   struct haystack *h = &r->haystack[index];
   oscar_status status = haystack_make(r->context, &r->form, &spec, h);
   for (int i = 0; i < h->questions && status == OSCAR_OK; i++) {
@@ -229,14 +236,13 @@ static oscar_status make_haystack(struct run *r, int index, int asked, int cache
 
 static oscar_status make_cell(struct run *r, int caches) {
   struct task_cell *cell = r->cell;
-  const int most = haystack_questions(cell->length);
   const int tokens = prompt_room(r->model, cell->length);
   oscar_status status = OSCAR_OK;
   cell->question = mem_zalloc(r->context, (size_t)cell->questions, sizeof *cell->question);
   cell->score = mem_zalloc(r->context, (size_t)caches, sizeof *cell->score);
   r->haystack = mem_zalloc(r->context, (size_t)cell->haystacks, sizeof *r->haystack);
   if (!cell->question || !cell->score || !r->haystack) return OSCAR_NO_MEMORY;
-  for (int i = 0; i < cell->haystacks && status == OSCAR_OK; i++) status = make_haystack(r, i, i * most, caches, tokens);
+  for (int i = 0; i < cell->haystacks && status == OSCAR_OK; i++) status = make_haystack(r, i, caches, tokens);
   return status;
 }
 

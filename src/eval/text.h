@@ -3,7 +3,7 @@
 #define OSCAR_TEXT_H
 
 #include "base/base.h"
-#include "eval/draw.h"
+#include "base/draw.h"
 
 /* The first failure stays: adding after it does nothing, and who needs the text looks at `failed` (the error is recorded). */
 struct text {

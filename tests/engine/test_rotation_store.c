@@ -65,7 +65,7 @@ static void world_close(struct world *w) {
 }
 
 static oscar_status obtain(struct world *w, const char *kv, const char *file, oscar_codec_set **set) {
-  return codec_set_obtain_with(&w->model, kv, file, &w->calibration, NULL, set);
+  return codec_sets_obtain_with(&w->model, 1, &kv, &file, &w->calibration, NULL, set);
 }
 
 static const char *stored_path(struct world *w, const char *kv) {
@@ -420,10 +420,11 @@ static void a_cancelled_fit_leaves_nothing_behind(void **state) {
   (void)state;
   struct world w;
   world_open(&w);
+  const char *kv = "int2";
   for (int64_t limit = 0; limit <= 103; limit += 50) {
     struct progress progress = {refuse, &limit};
     oscar_codec_set *set = NULL;
-    assert_int_equal(codec_set_obtain_with(&w.model, "int2", NULL, &w.calibration, &progress, &set), OSCAR_CANCELLED);
+    assert_int_equal(codec_sets_obtain_with(&w.model, 1, &kv, NULL, &w.calibration, &progress, &set), OSCAR_CANCELLED);
     assert_null(set);
     assert_int_equal(stored_files(&w), 0);
   }
@@ -435,8 +436,9 @@ static void a_cancelled_fit_leaves_nothing_behind(void **state) {
 }
 
 static oscar_status read_and_free(struct model *m, const struct calibrate_options *calibration) {
+  const char *kv = "int2";
   oscar_codec_set *set = NULL;
-  oscar_status status = codec_set_obtain_with(m, "int2", NULL, calibration, NULL, &set);
+  oscar_status status = codec_sets_obtain_with(m, 1, &kv, NULL, calibration, NULL, &set);
   oscar_codec_set_free(set);
   return status;
 }

@@ -2,6 +2,7 @@
  * must hold. */
 #include "support.h"
 
+#include "engine/logits.h"
 #include "eval/eval.h"
 
 static void divergence_is_its_definition(void **state) {

@@ -60,33 +60,35 @@ static void expect_magic_numbers(const struct haystack *h, const struct haystack
 static void expect_chain(const struct haystack *h, const struct haystack_question *q) {
   enum { NAMES = 4096 };
   static char name[NAMES][8], value[NAMES][8];
-  int names = 0, holding = 0;
-  char wanted[8];
-  assert_int_equal(sscanf(strstr(q->text, "value "), "value %7[0-9]", wanted), 1);
+  int names = 0;
+  char at[8];
+  assert_int_equal(sscanf(strstr(q->text, "variable is "), "variable is %7[A-Z]", at), 1);
+  assert_int_equal(occurrences(h->text, at), 1); /* nothing is set to it */
   for (const char *line = h->text; line; line = strchr(line, '\n')) {
     line += *line == '\n';
     char left[8], right[8];
     if (sscanf(line, "VAR %7[A-Z] = VAR %7[A-Z]", left, right) == 2) {
-      int source = -1;
-      for (int i = 0; i < names; i++)
-        if (strcmp(name[i], right) == 0) source = i;
-      assert_true(source >= 0); /* a variable is set before it is read */
-      snprintf(right, sizeof right, "%s", value[source]);
+      bool set = false;
+      for (int i = 0; i < names; i++) set = set || strcmp(name[i], right) == 0;
+      assert_true(set); /* a variable is set before it is read */
     } else if (sscanf(line, "VAR %7[A-Z] = %7[0-9]", left, right) != 2) {
       continue;
     }
     for (int i = 0; i < names; i++) assert_string_not_equal(name[i], left); /* and once */
     assert_true(names < NAMES);
-    snprintf(name[names], sizeof name[0], "%s", left);
-    snprintf(value[names++], sizeof value[0], "%s", right);
-    if (strcmp(right, wanted) != 0) continue;
-    bool expected = false;
-    for (int i = 0; i < q->values; i++) expected = expected || strcmp(q->expected[i], left) == 0;
-    assert_true(expected);
-    holding++;
+    memcpy(name[names], left, sizeof left);
+    memcpy(value[names++], right, sizeof right);
   }
-  assert_int_equal(holding, q->values);
-  assert_int_equal(occurrences(h->text, wanted), 1);
+  for (int step = 0; step <= q->values; step++) {
+    int i = 0;
+    while (i < names && strcmp(name[i], at) != 0) i++;
+    assert_true(i < names);
+    memcpy(at, value[i], sizeof at);
+    if (step < q->values)
+      assert_string_equal(at, q->expected[step]);
+    else
+      assert_true(at[0] >= '0' && at[0] <= '9');
+  }
 }
 
 static void expect_pair(const struct haystack *h, const struct haystack_question *q) {
@@ -151,7 +153,7 @@ static void expect_lengths(const struct haystack *h, int tokens) {
     assert_memory_equal(q->ids, h->question[0].ids, (size_t)h->common * sizeof *q->ids);
     if (q->count > longest) longest = q->count;
   }
-  assert_true(longest >= tokens - tokens / 50);
+  assert_true(longest >= tokens - (tokens / 50 > 8 ? tokens / 50 : 8));
 }
 
 static void check_haystacks(oscar_context *c, const struct prompt_form *form, const int *lengths, int n_lengths, int seeds,

@@ -144,22 +144,7 @@ static void score_coded(const struct query_rows *queries, const struct side_form
     const uint8_t *prepared = queries->prepared + (size_t)r * stride;
     float *out = scores + r * PAGE_TOKENS;
     n = next_block(queries->rows - r);
-    switch (n) {
-    case 1:
-      score_block(1, form, mapped, prepared, keys, out);
-      break;
-    case 2:
-      score_block(2, form, mapped, prepared, keys, out);
-      break;
-#if CODED_ROWS > 3
-    case 3:
-      score_block(3, form, mapped, prepared, keys, out);
-      break;
-#endif
-    default:
-      score_block(CODED_ROWS, form, mapped, prepared, keys, out);
-      break;
-    }
+    WITH_CONSTANT(n, CODED_ROWS, score_block(ROWS, form, mapped, prepared, keys, out));
   }
 }
 
@@ -239,22 +224,7 @@ static void accumulate_coded(int rows, const struct side_form *form, const float
   (void)panel;
   for (int r = 0, n; r < rows; r += n) {
     n = next_block(rows - r);
-    switch (n) {
-    case 1:
-      accumulate_block(1, form, p + r * PAGE_TOKENS, values, out + r * stride, stride);
-      break;
-    case 2:
-      accumulate_block(2, form, p + r * PAGE_TOKENS, values, out + r * stride, stride);
-      break;
-#if CODED_ROWS > 3
-    case 3:
-      accumulate_block(3, form, p + r * PAGE_TOKENS, values, out + r * stride, stride);
-      break;
-#endif
-    default:
-      accumulate_block(CODED_ROWS, form, p + r * PAGE_TOKENS, values, out + r * stride, stride);
-      break;
-    }
+    WITH_CONSTANT(n, CODED_ROWS, accumulate_block(ROWS, form, p + r * PAGE_TOKENS, values, out + r * stride, stride));
   }
 }
 

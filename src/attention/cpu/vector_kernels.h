@@ -18,6 +18,24 @@
 /* Up to this many rows a BF16 page is converted while it is read, beyond that once into the panel. */
 #define FEW_ROWS 6
 
+/* `call` with ROWS as a constant 1 .. most, at most BLOCK_ROWS, so that the loops in it unroll; nothing for 0 rows. */
+#define WITH_CONSTANT(rows, most, call)                                                                                          \
+  switch (rows) {                                                                                                                \
+    CASE_OF(1, most, call)                                                                                                       \
+    CASE_OF(2, most, call)                                                                                                       \
+    CASE_OF(3, most, call)                                                                                                       \
+    CASE_OF(4, most, call)                                                                                                       \
+    CASE_OF(5, most, call)                                                                                                       \
+    CASE_OF(6, most, call)                                                                                                       \
+  default:                                                                                                                       \
+    break;                                                                                                                       \
+  }
+#define CASE_OF(number, most, call)                                                                                              \
+  case number: {                                                                                                                 \
+    enum { ROWS = (number) <= (most) ? (number) : 1 };                                                                           \
+    if ((number) <= (most)) call;                                                                                                \
+  } break;
+
 typedef vec (*load_function)(const void *base, int index);
 INLINE vec load_f32(const void *base, int index) { return vec_load((const float *)base + index); }
 INLINE vec load_bf16(const void *base, int index) { return vec_load_bf16((const uint16_t *)base + index); }
@@ -55,25 +73,7 @@ INLINE void sum_rows(int vecs, int rows, int n, int k, const float *a, int a_str
     sum_block(BLOCK_ROWS, vecs, n, k, a + r * a_stride, a_stride, b, load, out + r * out_stride, out_stride);
   a += r * a_stride;
   out += r * out_stride;
-  switch (rows - r) {
-  case 1:
-    sum_block(1, vecs, n, k, a, a_stride, b, load, out, out_stride);
-    break;
-  case 2:
-    sum_block(2, vecs, n, k, a, a_stride, b, load, out, out_stride);
-    break;
-  case 3:
-    sum_block(3, vecs, n, k, a, a_stride, b, load, out, out_stride);
-    break;
-  case 4:
-    sum_block(4, vecs, n, k, a, a_stride, b, load, out, out_stride);
-    break;
-  case 5:
-    sum_block(5, vecs, n, k, a, a_stride, b, load, out, out_stride);
-    break;
-  default:
-    break;
-  }
+  WITH_CONSTANT(rows - r, BLOCK_ROWS, sum_block(ROWS, vecs, n, k, a, a_stride, b, load, out, out_stride));
 }
 
 static void multiply_add(int rows, int n, int k, const float *a, int a_stride, const float *b, float *out, int out_stride) {
@@ -121,21 +121,7 @@ INLINE void dot_rows(int rows, int n, int k, const float *a, const void *b, load
   for (; r + DOT_ROWS <= rows; r += DOT_ROWS) dot_block(DOT_ROWS, n, k, a + r * k, b, load, out + r * n);
   a += r * k;
   out += r * n;
-  switch (rows - r) {
-  case 1:
-    dot_block(1, n, k, a, b, load, out);
-    break;
-#if LANES > 8
-  case 2:
-    dot_block(2, n, k, a, b, load, out);
-    break;
-  case 3:
-    dot_block(3, n, k, a, b, load, out);
-    break;
-#endif
-  default:
-    break;
-  }
+  WITH_CONSTANT(rows - r, DOT_ROWS, dot_block(ROWS, n, k, a, b, load, out));
 }
 
 static void multiply_transposed(int rows, int n, int k, const float *a, const float *b, float *out) {
@@ -212,26 +198,7 @@ static void score_waves(int rows, int pairs, const float *waves, const float *ta
     n = rows - r < BLOCK_ROWS ? rows - r : BLOCK_ROWS;
     for (int t = 0; t < PAGE_TOKENS; t += BLOCK_VECS * LANES) {
       float *to = scores + r * PAGE_TOKENS + t;
-      switch (n) {
-      case 1:
-        wave_block(1, pairs, waves, table + t, pair, to);
-        break;
-      case 2:
-        wave_block(2, pairs, waves, table + t, pair, to);
-        break;
-      case 3:
-        wave_block(3, pairs, waves, table + t, pair, to);
-        break;
-      case 4:
-        wave_block(4, pairs, waves, table + t, pair, to);
-        break;
-      case 5:
-        wave_block(5, pairs, waves, table + t, pair, to);
-        break;
-      default:
-        wave_block(BLOCK_ROWS, pairs, waves, table + t, pair, to);
-        break;
-      }
+      WITH_CONSTANT(n, BLOCK_ROWS, wave_block(ROWS, pairs, waves, table + t, pair, to));
     }
   }
 }

@@ -1,7 +1,8 @@
-/* eval/draw.h - random draws that are the same on every machine: splitmix64 (Steele, Lea and Flood, OOPSLA 2014). Private. */
+/* base/draw.h - random draws that are the same on every machine: splitmix64 (Steele, Lea and Flood, OOPSLA 2014). Private. */
 #ifndef OSCAR_DRAW_H
 #define OSCAR_DRAW_H
 
+#include <math.h>
 #include <stdint.h>
 
 struct draw {
@@ -28,5 +29,11 @@ static inline uint32_t draw_below(struct draw *draw, uint32_t n) { return (uint3
 
 /* 0 to below 1 */
 static inline double draw_unit(struct draw *draw) { return (double)(draw_bits(draw) >> 11) * 0x1p-53; }
+
+/* Mean 0, variance 1 (Box and Muller, 1958). */
+static inline double draw_normal(struct draw *draw) {
+  const double radius = sqrt(-2 * log(1 - draw_unit(draw)));
+  return radius * cos(6.283185307179586 * draw_unit(draw));
+}
 
 #endif

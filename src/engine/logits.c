@@ -1,5 +1,5 @@
-/* divergence.c - sums over rows of logits; exponentials in float, sums in double. */
-#include "eval/eval.h"
+/* logits.c - see logits.h; exponentials in float, sums in double. */
+#include "engine/logits.h"
 
 #include <math.h>
 
