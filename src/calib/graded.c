@@ -28,7 +28,9 @@ struct work {
   int d, rotary_dim;
   double *metric, *root, *inverse_root, *covariance, *vectors, *product, *basis, *dual;
   double *values, *mean; /* [d] */
-  double *wave_mean;     /* [R] the rotating mean: for each pair b1, then for each pair b2 */
+  double *wave_mean;     /* [R] the rotating mean: for each pair b1, then for each pair b2; 0 for pairs that are left out */
+  double *pair_cost;     /* [R/2] */
+  int kept;              /* pairs that are not left out; their numbers in `pairs` */
   double *lapack;
   lapack_int *integers;
   lapack_int lapack_size, integers_size;
@@ -43,6 +45,7 @@ void oscar_graded_options_default(oscar_graded_options *o) {
                               .key_form = OSCAR_ROW_LOG_GAINS,
                               .value_form = OSCAR_ROW_LOG_GAINS,
                               .rotating_mean = true,
+                              .rotating_tolerance = 0.001f,
                               .ridge = 0.05f,
                               .unbiased_values = true,
                               .mixing = 8};
@@ -61,7 +64,7 @@ static oscar_status work_open(oscar_context *context, int d, struct work *w) {
   size_t n = (size_t)d, square = n * n;
   w->lapack_size = (lapack_int)(1 + 6 * n + 2 * square); /* dsyevd's documented minimum with eigenvectors */
   w->integers_size = (lapack_int)(3 + 5 * n);
-  double *doubles = mem_alloc(context, 8 * square + 3 * n + (size_t)w->lapack_size, sizeof(double));
+  double *doubles = mem_alloc(context, 8 * square + 4 * n + (size_t)w->lapack_size, sizeof(double));
   w->block = doubles;
   float *floats = doubles ? mem_alloc(context, 2 * square + 3 * n + n, sizeof(float)) : NULL; /* the last n: bytes and words */
   w->floats = floats;
@@ -76,7 +79,8 @@ static oscar_status work_open(oscar_context *context, int d, struct work *w) {
   w->values = doubles;
   w->mean = w->values + n;
   w->wave_mean = w->mean + n;
-  w->lapack = w->wave_mean + n;
+  w->pair_cost = w->wave_mean + n;
+  w->lapack = w->pair_cost + n;
   w->encode = floats;
   w->decode = w->encode + square;
   w->steps = w->decode + square;
@@ -346,7 +350,44 @@ static void find_rotating_mean(const struct attended_layer *l, const struct atte
     const double *second = h->key_wave + (size_t)rope_second(rope, i) * (size_t)w->rotary_dim;
     w->wave_mean[i] = (first[i] + second[pairs + i]) / (double)l->tokens;
     w->wave_mean[pairs + i] = (second[i] - first[pairs + i]) / (double)l->tokens;
+    w->pairs[i] = (uint16_t)i;
   }
+  w->kept = pairs;
+}
+
+/* What leaving out each pair of the rotating mean would add to the errors of codes, at most: its vector, squared, would vary in
+ * either of its channels, and the basis says in which channels of the codes, whose crumbs leave a part of it. Half of that is
+ * what varies where the pair turns often; all of it lets slow pairs be far from where they were in the text. Returns the errors
+ * expected with all pairs. */
+static double find_pair_costs(const struct attended_layer *l, struct work *w) {
+  uint8_t crumbs[OSCAR_MAX_HEAD_DIM] = {0};
+  int d = w->d, pairs = w->rotary_dim / 2;
+  double expected = 0;
+  crumbs_allocate(d, w->values, d, 0, crumbs);
+  for (int k = 0; k < d; k++) expected += w->values[k] * (double)codec_gaussian_error(crumbs[k]);
+  for (int i = 0; i < pairs; i++) {
+    const double *first = w->basis + (size_t)rope_first(&l->rope->spec, i) * (size_t)d;
+    const double *second = w->basis + (size_t)rope_second(&l->rope->spec, i) * (size_t)d;
+    double b1 = w->wave_mean[i], b2 = w->wave_mean[pairs + i], left = 0;
+    for (int k = 0; k < d; k++) left += (first[k] * first[k] + second[k] * second[k]) * (double)codec_gaussian_error(crumbs[k]);
+    w->pair_cost[i] = (b1 * b1 + b2 * b2) * left;
+  }
+  return expected;
+}
+
+/* The pair of those that are kept whose loss costs least; the first of equal ones. */
+static int cheapest_pair(const struct work *w) {
+  int best = 0;
+  for (int k = 1; k < w->kept; k++)
+    if (w->pair_cost[w->pairs[k]] < w->pair_cost[w->pairs[best]]) best = k;
+  return best;
+}
+
+static void leave_out(struct work *w, int k) {
+  int pair = w->pairs[k];
+  w->wave_mean[pair] = w->wave_mean[w->rotary_dim / 2 + pair] = 0;
+  w->kept--;
+  memmove(w->pairs + k, w->pairs + k + 1, (size_t)(w->kept - k) * sizeof *w->pairs);
 }
 
 /* out [d] -= RoPE of the mean, given the (weighted) mean wave: B wave. */
@@ -444,27 +485,63 @@ static oscar_status find_basis(struct work *w) {
 }
 
 /* The rotating mean as the codec wants it. */
-static int store_rotating_mean(struct work *w) {
-  int pairs = w->rotary_dim / 2;
-  for (int i = 0; i < pairs; i++) {
-    w->pairs[i] = (uint16_t)i;
-    w->rotating[2 * i] = (float)w->wave_mean[i];
-    w->rotating[2 * i + 1] = (float)w->wave_mean[pairs + i];
+static void store_rotating_mean(struct work *w) {
+  for (int k = 0; k < w->kept; k++) {
+    w->rotating[2 * k] = (float)w->wave_mean[w->pairs[k]];
+    w->rotating[2 * k + 1] = (float)w->wave_mean[w->rotary_dim / 2 + w->pairs[k]];
   }
-  return pairs;
 }
 
-/* Everything about the keys of a head but their crumbs. */
-static oscar_status find_keys(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, struct work *w) {
+/* Mean, variances and basis of the keys less the rotating mean of the pairs that are kept. */
+static oscar_status describe_keys(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o,
+                                  struct work *w) {
   const struct attended_layer *l = &calib->attended->layers[layer];
   const struct attended_head *h = &l->heads[kv_head];
-  w->rotary_dim = o->rotating_mean ? l->rotary_dim : 0;
-  if (w->rotary_dim) find_rotating_mean(l, h, w);
   oscar_status status = find_metric(calib, layer, kv_head, (double)o->ridge, w);
   if (status != OSCAR_OK) return status;
   find_covariance(l, h, w);
   find_attended_mean(l, h, w);
   return find_basis(w);
+}
+
+/* Everything about the keys of a head but their crumbs, with all pairs of the rotating mean. */
+static oscar_status find_keys_of_all_pairs(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o,
+                                           struct work *w) {
+  const struct attended_layer *l = &calib->attended->layers[layer];
+  w->rotary_dim = o->rotating_mean ? l->rotary_dim : 0;
+  w->kept = 0;
+  if (w->rotary_dim) find_rotating_mean(l, &l->heads[kv_head], w);
+  return describe_keys(calib, layer, kv_head, o, w);
+}
+
+/* Everything about the keys of a head but their crumbs, with the `pairs` pairs that matter most. */
+static oscar_status find_keys(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, int pairs,
+                              struct work *w) {
+  oscar_status status = find_keys_of_all_pairs(calib, layer, kv_head, o, w);
+  if (status != OSCAR_OK || w->kept == pairs) return status;
+  find_pair_costs(&calib->attended->layers[layer], w);
+  while (w->kept > pairs) leave_out(w, cheapest_pair(w));
+  return describe_keys(calib, layer, kv_head, o, w);
+}
+
+/* Pairs that all heads of a layer keep: as many as the head that needs most. */
+static oscar_status count_pairs(const oscar_calib *calib, int layer, const oscar_graded_options *o, struct work *w, int *pairs) {
+  const struct attended_layer *l = &calib->attended->layers[layer];
+  *pairs = o->rotating_mean && o->rotating_tolerance == 0 ? l->rotary_dim / 2 : 0;
+  if (!o->rotating_mean || o->rotating_tolerance == 0) return OSCAR_OK;
+  for (int h = 0; h < calib->geometry.kv_heads && *pairs < l->rotary_dim / 2; h++) {
+    oscar_status status = find_keys_of_all_pairs(calib, layer, h, o, w);
+    if (status != OSCAR_OK) return status;
+    double room = (double)o->rotating_tolerance * find_pair_costs(l, w);
+    while (w->kept > *pairs) {
+      int k = cheapest_pair(w);
+      room -= w->pair_cost[w->pairs[k]];
+      if (!(room >= 0)) break;
+      leave_out(w, k);
+    }
+    *pairs = w->kept; /* at least what it was */
+  }
+  return OSCAR_OK;
 }
 
 static int log_gain_groups(oscar_row_form form, int crumbs) {
@@ -483,7 +560,8 @@ static oscar_status fit_keys(const oscar_calib *calib, int layer, int kv_head, c
                                  .groups = log_gain_groups(o->key_form, crumbs),
                                  .mixing = o->mixing,
                                  .form = o->key_form};
-  return make_codec(calib, w, &plan, w->rotary_dim ? store_rotating_mean(w) : 0, codec, error_left);
+  store_rotating_mean(w);
+  return make_codec(calib, w, &plan, w->kept, codec, error_left);
 }
 
 /* ---- values ---- */
@@ -562,6 +640,7 @@ struct budget {
   int layers, heads, d, blocks; /* blocks: of 16 crumbs in a row with all crumbs there can be */
   double *error;                /* [layers][blocks] of keys, what is left of it with 1, 2, ... blocks */
   int *keys;                    /* [layers] blocks given */
+  int *pairs;                   /* [layers] of the rotating mean */
   int values;                   /* blocks of every layer */
 };
 
@@ -586,7 +665,7 @@ static oscar_status gather_head(const oscar_calib *calib, const oscar_graded_opt
                                 struct budget *b) {
   double variance[OSCAR_MAX_HEAD_DIM] = {0}, left;
   oscar_codec *codec = NULL;
-  oscar_status status = find_keys(calib, layer, h, o, w);
+  oscar_status status = find_keys(calib, layer, h, o, b->pairs[layer], w);
   if (status != OSCAR_OK) return status;
   memcpy(variance, w->values, sizeof *variance * (size_t)b->d);
   status = fit_keys(calib, layer, h, o, b->d, w, &codec, &left);
@@ -651,12 +730,13 @@ static oscar_status check_options(const oscar_calib *calib, const oscar_graded_o
   for (int layer = 0; o->layer_costs && layer < calib->geometry.layers; layer++)
     if (!(o->layer_costs[layer] >= 0 && isfinite(o->layer_costs[layer])))
       return set_error(context, OSCAR_INVALID_ARGUMENT, "fit: layer_costs[%d] is %g", layer, o->layer_costs[layer]);
-  if (!is_gain_form(o->key_form) || !is_gain_form(o->value_form) || !(o->ridge > 0 && isfinite(o->ridge)) || o->mixing < 1 ||
-      o->mixing > d || (o->mixing & (o->mixing - 1)))
+  if (!is_gain_form(o->key_form) || !is_gain_form(o->value_form) || !(o->ridge > 0 && isfinite(o->ridge)) ||
+      !(o->rotating_tolerance >= 0 && isfinite(o->rotating_tolerance)) || o->mixing < 1 || o->mixing > d ||
+      (o->mixing & (o->mixing - 1)))
     return set_error(context, OSCAR_INVALID_ARGUMENT,
-                     "fit: forms %d and %d, ridge %g, mixing %d; expected GAIN or LOG_GAINS, a positive ridge, a power of two up "
-                     "to head_dim",
-                     (int)o->key_form, (int)o->value_form, (double)o->ridge, o->mixing);
+                     "fit: forms %d and %d, ridge %g, mixing %d, rotating_tolerance %g; expected GAIN or LOG_GAINS, a positive "
+                     "ridge, a power of two up to head_dim, 0 or more",
+                     (int)o->key_form, (int)o->value_form, (double)o->ridge, o->mixing, (double)o->rotating_tolerance);
   return OSCAR_OK;
 }
 
@@ -668,7 +748,7 @@ static oscar_status fit_head(const oscar_calib *calib, int layer, int kv_head, c
     oscar_status status = OSCAR_OK;
     if (side == OSCAR_VALUES)
       status = fit_values(calib, layer, kv_head, o, 16 * b->values, w, &codec, &left);
-    else if ((status = find_keys(calib, layer, kv_head, o, w)) == OSCAR_OK)
+    else if ((status = find_keys(calib, layer, kv_head, o, b->pairs[layer], w)) == OSCAR_OK)
       status = fit_keys(calib, layer, kv_head, o, 16 * b->keys[layer], w, &codec, &left);
     if (status == OSCAR_OK) status = oscar_codec_set_assign(set, layer, kv_head, (oscar_side)side, codec);
     oscar_codec_release(codec);
@@ -681,13 +761,17 @@ static oscar_status fit_set(const oscar_calib *calib, const oscar_graded_options
   const oscar_calib_geometry *g = &calib->geometry;
   oscar_context *context = calib->context;
   size_t layers = (size_t)g->layers;
-  struct budget b = {g->layers, g->kv_heads, g->head_dim, MOST_CRUMBS * g->head_dim / 16, NULL, NULL, 0};
+  struct budget b = {g->layers, g->kv_heads, g->head_dim, MOST_CRUMBS * g->head_dim / 16, NULL, NULL, NULL, 0};
   b.keys = mem_zalloc(context, layers, sizeof *b.keys);
-  b.error = b.keys ? mem_zalloc(context, layers * (size_t)b.blocks, sizeof *b.error) : NULL;
-  oscar_status status = b.error ? spend(calib, o, w, &b) : OSCAR_NO_MEMORY;
+  b.pairs = b.keys ? mem_zalloc(context, layers, sizeof *b.pairs) : NULL;
+  b.error = b.pairs ? mem_zalloc(context, layers * (size_t)b.blocks, sizeof *b.error) : NULL;
+  oscar_status status = b.error ? OSCAR_OK : OSCAR_NO_MEMORY;
+  for (int layer = 0; status == OSCAR_OK && layer < g->layers; layer++) status = count_pairs(calib, layer, o, w, &b.pairs[layer]);
+  if (status == OSCAR_OK) status = spend(calib, o, w, &b);
   for (int layer = 0; status == OSCAR_OK && layer < g->layers; layer++)
     for (int h = 0; status == OSCAR_OK && h < g->kv_heads; h++) status = fit_head(calib, layer, h, o, &b, w, set);
   mem_free(context, b.error);
+  mem_free(context, b.pairs);
   mem_free(context, b.keys);
   return status == OSCAR_OK ? oscar_codec_set_check(set) : status;
 }
