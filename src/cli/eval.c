@@ -141,19 +141,37 @@ struct measures {
 /* What the tables cannot check: one measure at a time, and nothing that another one would need. */
 static int check_measures(struct measures *m, bool json) {
   const struct eval_arguments *a = &m->text;
-  const bool tasks = m->tasks.tasks, generation = m->generation.tokens > 0;
+  const bool report = m->report.folder;
+  const bool tasks = m->tasks.tasks && !report, generation = m->generation.tokens > 0; /* a report has tasks of its own */
   if (tasks && generation) return wrong_use("eval: --tasks and --generate are two measures; run them one after the other");
   int code = report_check(&m->report, json);
   if (code != EXIT_DONE) return code;
   if ((tasks || generation) && report_is_wanted(&m->report))
     return wrong_use("eval: --report and --diagnose are for a text, not for %s", tasks ? "--tasks" : "--generate");
+  if (report) {
+    report_fill_tasks(&m->report, a->kv != NULL, &m->tasks);
+    code = eval_tasks_parse(&m->tasks, &m->tasks_options);
+  }
+  if (code != EXIT_DONE) return code;
   if (!tasks && !generation) return a->file ? EXIT_DONE : wrong_use("eval: which text? -f FILE");
   if (a->context || a->tokens || a->first >= 0)
     return wrong_use("eval: --ctx, --tokens and --first are for a text, not for %s", tasks ? "--tasks" : "--generate");
   if (tasks && a->file && m->tasks.filler) return wrong_use("eval: the prose is in -f FILE or --filler, not in both");
   if (generation && m->sampling.temperature == 0 && m->generation.seeds > 1)
     return wrong_use("eval: with --temp 0 every seed gives the same text; use --seeds 1");
-  return tasks ? eval_tasks_parse(&m->tasks, &m->tasks_options) : EXIT_DONE;
+  if (!tasks) return EXIT_DONE;
+  if (strcmp(m->tasks.tasks, "none") == 0) return wrong_use("eval: --tasks none is for a report; name tasks, or all");
+  return eval_tasks_parse(&m->tasks, &m->tasks_options);
+}
+
+/* What the tasks take from options that are not theirs. */
+static void complete_tasks(struct measures *measures) {
+  const struct eval_arguments *a = &measures->text;
+  struct tasks_options *o = &measures->tasks_options;
+  o->seed = measures->sampling.seed;
+  o->sink_pages = a->sink / OSCAR_PAGE_TOKENS;
+  o->recent_pages = a->recent / OSCAR_PAGE_TOKENS;
+  o->chunk = a->chunk;
 }
 
 static oscar_status run_tasks(const struct loaded_model *m, struct kv_list *list, struct measures *measures, const char *text,
@@ -161,10 +179,7 @@ static oscar_status run_tasks(const struct loaded_model *m, struct kv_list *list
   const struct eval_arguments *a = &measures->text;
   struct tasks_options *o = &measures->tasks_options;
   const bool shipped = !text && measures->tasks.filler && strcmp(measures->tasks.filler, "shipped") == 0;
-  o->seed = measures->sampling.seed;
-  o->sink_pages = a->sink / OSCAR_PAGE_TOKENS;
-  o->recent_pages = a->recent / OSCAR_PAGE_TOKENS;
-  o->chunk = a->chunk;
+  complete_tasks(measures);
   o->filler = shipped ? calibration_text(&bytes) : text;
   o->filler_bytes = bytes;
   oscar_status status = tasks_options_check(m->model, o);
@@ -191,9 +206,10 @@ static oscar_status run_generation(const struct loaded_model *m, struct kv_list 
   return status == OSCAR_OK ? eval_generation_report(m, list, &o, text, json, line) : status;
 }
 
-static oscar_status run_report(const struct loaded_model *m, struct kv_list *list, const struct measures *measures,
-                               const char *model, const char *text, size_t bytes, bool json, struct progress_line *line) {
+static oscar_status run_report(const struct loaded_model *m, struct kv_list *list, struct measures *measures, const char *model,
+                               const char *text, size_t bytes, bool json, struct progress_line *line) {
   const struct eval_arguments *a = &measures->text;
+  complete_tasks(measures);
   const struct eval_request request = {.model = model,
                                        .file = a->file,
                                        .rotation = a->rotation,
@@ -205,6 +221,8 @@ static oscar_status run_report(const struct loaded_model *m, struct kv_list *lis
                                        .sink = a->sink,
                                        .recent = a->recent,
                                        .tokens = a->tokens,
+                                       .tasks = &measures->tasks_options,
+                                       .tasks_kv = measures->tasks.kv,
                                        .json = json};
   return eval_report(m, list, &request, &measures->report, line);
 }
@@ -218,7 +236,7 @@ static int run_measure(const char *path, const char *model, int threads, struct 
   int code = loaded_model_open(path, threads, &m);
   if (code != EXIT_DONE) return code;
   oscar_status status;
-  if (measures->tasks.tasks)
+  if (measures->tasks.tasks && !measures->report.folder)
     status = run_tasks(&m, list, measures, text, bytes, json, &line);
   else if (measures->generation.tokens > 0)
     status = run_generation(&m, list, measures, text, json, &line);
@@ -235,10 +253,8 @@ static int run_measure(const char *path, const char *model, int threads, struct 
 
 int command_eval(int argc, char **argv) {
   struct engine_options engine;
-  struct measures measures = {.text = {.first = -1, .chunk = 256, .sink = 64, .recent = 256},
-                              .tasks = {.lengths = "4096", .questions = 100},
-                              .generation = {.seeds = 2},
-                              .report = {.every = 16}};
+  struct measures measures = {
+      .text = {.first = -1, .chunk = 256, .sink = 64, .recent = 256}, .generation = {.seeds = 2}, .report = {.every = 16}};
   struct eval_arguments *a = &measures.text;
   struct output_arguments output = {0};
   engine_options_default(&engine);

@@ -1,19 +1,17 @@
 /*
- * eval_report.c - `oscar eval --diagnose` and `oscar eval --report`.
+ * eval_report.c - `oscar eval --report`.
  *
  * A suite says what a report measures; options of the command line take the place of its numbers. Whether the report can be
  * written is asked before anything is measured.
  */
-#include "cli/eval_report.h"
-
+#include "cli/eval_job.h"
 #include "eval/report.h"
 
-#include <math.h>
 #include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { CONTEXTS = 4, DEFAULT_CONTEXT = 4096 };
+enum { CONTEXTS = 4 };
 
 struct suite {
   const char *name, *kv;
@@ -21,11 +19,22 @@ struct suite {
   int64_t tokens;        /* of the text, for each */
   int first;             /* first scored position */
   int diagnose_context;
+  const char *tasks, *lengths, *tasks_kv; /* tasks take longer: fewer types, unless the user has named some */
+  int questions;
 };
 /* `first` 512 is past the beginning, where BF16 itself is poor and few positions read coded history. */
 static const struct suite suites[] = {
-    {"default", "int8,int4,int2,int2-oscar,int2-hadamard,int2-plain", {4096, 8192}, 8192, 512, 4096},
-    {"quick", "int4,int2,int2-oscar,int2-hadamard", {1024}, 2048, 512, 1024},
+    {"default",
+     "int8,int4,q4_0,q4_0-hadamard,int2-kivi,int2@3,int2,int2@1.75,int2-centred,int2-oscar,int2-hadamard,int2-plain",
+     {4096, 8192},
+     8192,
+     512,
+     4096,
+     "all",
+     "2048,4096",
+     "int4,int2,int2-oscar",
+     40},
+    {"quick", "int4,int2,int2-oscar,int2-hadamard", {1024}, 2048, 512, 1024, "multikey,json", "1024", "int4,int2", 8},
 };
 
 static const char *suite_name(int i) { return i < (int)ARRAY_LENGTH(suites) ? suites[i].name : NULL; }
@@ -39,7 +48,8 @@ static const struct option_spec options[] = {
     {"report", 0, OPTION_TEXT, AT(folder), "DIR",
      .help = "instead: all of a suite, written to DIR as report.md and report.json with pictures (drawn by gnuplot)",
      .default_text = ""},
-    {"suite", 0, OPTION_TEXT, AT(suite), "NAME", .help = "what a report measures; -c, --tokens, --first and --kv change it",
+    {"suite", 0, OPTION_TEXT, AT(suite), "NAME",
+     .help = "what a report measures; -c, --tokens, --first, --kv, --tasks (or none), --lengths and --questions change it",
      .choice = suite_name, .default_text = "default"},
 };
 
@@ -65,16 +75,15 @@ bool report_is_wanted(const struct report_arguments *a) { return a->diagnose || 
 
 const char *report_kv_types(const struct report_arguments *a) { return a->folder ? suite_of(a)->kv : NULL; }
 
-/* ---- one job: what is measured and in which words a user would ask for it ---- */
+void report_fill_tasks(const struct report_arguments *a, bool own_kv, struct tasks_arguments *tasks) {
+  const struct suite *suite = suite_of(a);
+  if (!tasks->tasks) tasks->tasks = suite->tasks;
+  if (!tasks->lengths) tasks->lengths = suite->lengths;
+  if (!tasks->questions) tasks->questions = suite->questions;
+  tasks->kv = own_kv ? NULL : suite->tasks_kv;
+}
 
-struct job {
-  const struct loaded_model *m;
-  const struct kv_list *list;
-  const struct eval_request *request;
-  struct progress_line *line;
-  int32_t *ids;
-  int count;
-};
+/* ---- the words in which a user would ask for a part ---- */
 
 /* Text that a shell reads as one word. */
 static void put_word(FILE *out, const char *word) {
@@ -96,6 +105,22 @@ static const char *last_part(const char *path) {
   return slash && slash[1] ? slash + 1 : path;
 }
 
+static void put_windows(FILE *out, const struct eval_request *r) {
+  if (r->sink != 64) fprintf(out, " --sink %d", r->sink);
+  if (r->recent != 256) fprintf(out, " --recent %d", r->recent);
+  if (!r->rotation) return;
+  fputs(" --rotation ", out);
+  put_word(out, last_part(r->rotation));
+}
+
+static void put_types(FILE *out, const struct kv_list *list) {
+  fputs(" --kv ", out);
+  for (int i = 0; i < list->count; i++) {
+    if (i) fputc(',', out);
+    put_word(out, list->names[i]);
+  }
+}
+
 /* The command that measures this alone; folders of this machine are left out. malloc'ed; NULL: out of memory. */
 static char *command_of(const struct job *job, const char *what, int context, int64_t tokens, const char *number_name,
                         int number) {
@@ -111,17 +136,8 @@ static char *command_of(const struct job *job, const char *what, int context, in
   fprintf(out, " -c %d", context);
   if (tokens > 0) fprintf(out, " --tokens %lld", (long long)tokens);
   fprintf(out, " %s %d", number_name, number);
-  if (r->sink != 64) fprintf(out, " --sink %d", r->sink);
-  if (r->recent != 256) fprintf(out, " --recent %d", r->recent);
-  if (r->rotation) {
-    fputs(" --rotation ", out);
-    put_word(out, last_part(r->rotation));
-  }
-  fputs(" --kv ", out);
-  for (int i = 0; i < job->list->count; i++) {
-    if (i) fputc(',', out);
-    put_word(out, job->list->names[i]);
-  }
+  put_windows(out, r);
+  put_types(out, job->list);
   if (fclose(out) == 0) return text;
   free(text);
   return NULL;
@@ -131,96 +147,17 @@ static oscar_status out_of_memory(const struct job *job) {
   return set_error(job->m->context, OSCAR_NO_MEMORY, "out of memory writing a command");
 }
 
-static void set_diagnose_options(const struct job *job, int context, int64_t tokens, int every, struct diagnose_options *o) {
-  const struct eval_request *r = job->request;
-  diagnose_options_default(o);
-  o->context = context;
-  o->tokens = tokens;
-  o->stride = every;
-  o->chunk = r->chunk;
-  o->sink_pages = r->sink / OSCAR_PAGE_TOKENS;
-  o->recent_pages = r->recent / OSCAR_PAGE_TOKENS;
-}
-
-static oscar_status diagnose(const struct job *job, const struct diagnose_options *o, struct diagnose_result *result) {
-  progress_begin(job->line);
-  return eval_diagnose(job->m->model, o, job->ids, job->count, job->list->count, job->list->names, job->list->sets,
-                       &job->line->progress, result);
-}
-
-/* ---- --diagnose: printed ---- */
-
-static void print_decibels(double x) {
-  if (isfinite(x))
-    printf(" %8.1f", x);
-  else
-    printf(" %8s", isnan(x) ? "-" : "exact");
-}
-
-static void print_type(const struct diagnose_result *r, int kv) {
-  printf("\n%s\n%5s %8s %8s %8s %8s %16s %9s\n", r->kv[kv], "layer", "logits", "keys", "values", "both", "lowest head",
-         "on codes");
-  for (int layer = 0; layer < r->layers; layer++) {
-    const struct head_sums *heads = r->sums + ((size_t)kv * (size_t)r->layers + (size_t)layer) * (size_t)r->query_heads;
-    const struct head_sums sums = diagnose_layer(r, kv, layer);
-    const struct head_errors e = head_errors_of(&sums);
-    int worst = -1;
-    double lowest = (double)NAN;
-    for (int h = 0; h < r->query_heads; h++) {
-      const double snr = head_errors_of(&heads[h]).output_snr_both;
-      if (isnan(snr) || snr >= lowest) continue;
-      lowest = snr;
-      worst = h;
-    }
-    printf("%5d", layer);
-    print_decibels(e.logit_snr);
-    print_decibels(e.output_snr_keys);
-    print_decibels(e.output_snr_values);
-    print_decibels(e.output_snr_both);
-    print_decibels(lowest);
-    printf(" (%4d) %7.1f %%\n", worst, 100 * e.coded_mass);
-  }
-}
-
-static void print_table(const struct job *job, const struct diagnose_options *o, const struct diagnose_result *r) {
-  printf("%s, windows of %d tokens: %lld tokens, queries at every %d-th position that reads coded history (%lld)\n"
-         "SNR in dB: logits over coded keys; attention output with keys, values and both as codes\n",
-         model_geometry_of(job->m->model)->name, o->context, (long long)r->tokens, o->stride, (long long)r->samples);
-  for (int i = 0; i < r->count; i++) print_type(r, i);
-}
-
-static void print_json(const struct job *job, const struct diagnose_options *o, const struct diagnose_result *r) {
-  json_t *root = json_pack("{s:s, s:i, s:I, s:I, s:i, s:o}", "model", model_geometry_of(job->m->model)->name, "context",
-                           o->context, "tokens", (json_int_t)r->tokens, "samples", (json_int_t)r->samples, "every", o->stride,
-                           "errors", diagnose_errors_to_json(r));
-  json_dumpf(root, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(8));
-  putchar('\n');
-  json_decref(root);
-}
-
-static oscar_status print_diagnosis(const struct job *job, const struct report_arguments *a) {
-  const struct eval_request *r = job->request;
-  struct diagnose_options o;
-  struct diagnose_result result;
-  set_diagnose_options(job, r->context ? r->context : DEFAULT_CONTEXT, r->tokens, a->every, &o);
-  oscar_status status = diagnose(job, &o, &result);
-  progress_end(job->line);
-  if (status != OSCAR_OK) return status;
-  if (r->json)
-    print_json(job, &o, &result);
-  else
-    print_table(job, &o, &result);
-  diagnose_result_free(job->m->context, &result);
-  return OSCAR_OK;
-}
-
 /* ---- --report: measured and written ---- */
 
 struct measured {
   struct eval_result result[CONTEXTS];
   struct report_quality quality[CONTEXTS];
-  char *command[CONTEXTS + 1]; /* the last: of the diagnostics */
+  char *command[CONTEXTS + 2]; /* the last ones: of the diagnostics, of the tasks */
   struct diagnose_result diagnosis;
+  struct tasks_options tasks_options; /* no tasks: nothing to run */
+  struct kv_list tasks_types;         /* names and sets, borrowed */
+  struct tasks_result tasks;
+  struct report_task *task;
   struct report report;
 };
 
@@ -270,14 +207,104 @@ static oscar_status measure_errors(const struct job *job, const struct suite *su
                                    int longest, struct measured *to) {
   struct diagnose_options *o = &to->report.diagnose_options;
   const int context = longest < suite->diagnose_context ? longest : suite->diagnose_context;
-  set_diagnose_options(job, context, context, a->every, o);
+  job_diagnose_options(job, context, context, a->every, o);
   to->command[CONTEXTS] = command_of(job, " --diagnose", context, context, "--every", a->every);
   if (!to->command[CONTEXTS]) return out_of_memory(job);
-  oscar_status status = diagnose(job, o, &to->diagnosis);
+  oscar_status status = job_diagnose(job, o, &to->diagnosis);
   progress_end(job->line);
   to->report.diagnosis = &to->diagnosis;
   to->report.diagnose_command = to->command[CONTEXTS];
   return status;
+}
+
+/* ---- tasks ---- */
+
+static bool is_listed(const char *list, const char *name) {
+  const size_t bytes = strlen(name);
+  for (const char *at = list; at; at = strchr(at, ',')) {
+    at += *at == ',';
+    if (strncmp(at, name, bytes) == 0 && (at[bytes] == ',' || at[bytes] == '\0')) return true;
+  }
+  return false;
+}
+
+/* The types of the list that the tasks are for; an empty place where there are none. */
+static void choose_types(const struct job *job, struct kv_list *to) {
+  const struct kv_list *from = job->list;
+  const char *wanted = job->request->tasks_kv;
+  *to = (struct kv_list){0};
+  for (int i = 0; i < from->count; i++) {
+    if (wanted && !is_listed(wanted, from->names[i])) continue;
+    to->names[to->count] = from->names[i];
+    to->sets[to->count++] = from->sets[i];
+  }
+}
+
+static void choose_lengths(const struct job *job, struct tasks_options *o) {
+  const int64_t trained = model_geometry_of(job->m->model)->context_trained;
+  int n = 0;
+  for (int i = 0; i < o->lengths; i++) {
+    if (o->length[i] <= trained)
+      o->length[n++] = o->length[i];
+    else
+      note("tasks: prompts of %d tokens are left out: the model was trained for %lld", o->length[i], (long long)trained);
+  }
+  o->lengths = n;
+}
+
+static char *tasks_command_of(const struct job *job, const struct tasks_options *o, const struct kv_list *types) {
+  const struct eval_request *r = job->request;
+  char *text = NULL;
+  size_t bytes;
+  FILE *out = open_memstream(&text, &bytes);
+  if (!out) return NULL;
+  fputs("oscar eval -m ", out);
+  put_word(out, last_part(r->model));
+  for (int i = 0; i < o->tasks; i++) fprintf(out, "%s%s", i ? "," : " --tasks ", task_name(o->task[i]));
+  for (int i = 0; i < o->lengths; i++) fprintf(out, "%s%d", i ? "," : " --lengths ", o->length[i]);
+  fprintf(out, " --questions %d --seed %llu", o->questions, (unsigned long long)o->seed);
+  put_windows(out, r);
+  put_types(out, types);
+  if (fclose(out) == 0) return text;
+  free(text);
+  return NULL;
+}
+
+static void list_scores(const struct tasks_result *r, struct report *report, struct report_task *to) {
+  report->task = to;
+  for (int c = 0; c < r->cells; c++)
+    for (int i = 1; i < r->caches; i++) {
+      const struct task_cell *cell = &r->cell[c];
+      const struct task_score *s = &cell->score[i];
+      to[report->tasks++] = (struct report_task){task_name(cell->task), cell->length, r->kv[i], s->right,
+                                                 cell->questions,       s->low,       s->high,  cell->score[0].right};
+    }
+}
+
+/* What will be asked, and whether it can be: before anything is measured. */
+static oscar_status prepare_tasks(const struct job *job, struct measured *to) {
+  struct tasks_options *o = &to->tasks_options;
+  *o = *job->request->tasks;
+  choose_types(job, &to->tasks_types);
+  choose_lengths(job, o);
+  if (o->lengths == 0 || to->tasks_types.count == 0) o->tasks = 0;
+  return o->tasks ? tasks_options_check(job->m->model, o) : OSCAR_OK;
+}
+
+static oscar_status measure_tasks(const struct job *job, struct measured *to) {
+  const struct kv_list *types = &to->tasks_types;
+  if (to->tasks_options.tasks == 0) return OSCAR_OK;
+  to->report.task_command = to->command[CONTEXTS + 1] = tasks_command_of(job, &to->tasks_options, types);
+  if (!to->report.task_command) return out_of_memory(job);
+  progress_begin(job->line);
+  oscar_status status =
+      eval_tasks(job->m->model, &to->tasks_options, types->count, types->names, types->sets, &job->line->progress, &to->tasks);
+  progress_end(job->line);
+  if (status != OSCAR_OK) return status;
+  to->task = mem_alloc(job->m->context, (size_t)to->tasks.cells * (size_t)to->tasks.caches, sizeof *to->task);
+  if (!to->task) return OSCAR_NO_MEMORY;
+  list_scores(&to->tasks, &to->report, to->task);
+  return OSCAR_OK;
 }
 
 static oscar_status hash_text(const struct job *job, char hex[65]) {
@@ -302,7 +329,8 @@ static oscar_status measure_suite(const struct job *job, const struct suite *sui
   }
   to->report.qualities = n;
   to->report.quality = to->quality;
-  return status == OSCAR_OK ? measure_errors(job, suite, a, longest, to) : status;
+  if (status == OSCAR_OK) status = measure_errors(job, suite, a, longest, to);
+  return status == OSCAR_OK ? measure_tasks(job, to) : status;
 }
 
 static oscar_status make_report(const struct job *job, const struct report_arguments *a) {
@@ -317,13 +345,16 @@ static oscar_status make_report(const struct job *job, const struct report_argum
                                .text_name = last_part(job->request->file),
                                .text_sha256 = sha256,
                                .text_bytes = job->request->bytes};
-  oscar_status status = hash_text(job, sha256);
+  oscar_status status = prepare_tasks(job, to);
+  if (status == OSCAR_OK) status = hash_text(job, sha256);
   if (status == OSCAR_OK) status = measure_suite(job, suite, a, to);
   if (status == OSCAR_OK) status = report_write(context, &to->report, a->folder);
   if (status == OSCAR_OK) printf("%s/report.md\n", a->folder);
   for (int i = 0; i < CONTEXTS; i++) eval_result_free(context, &to->result[i]);
   for (size_t i = 0; i < ARRAY_LENGTH(to->command); i++) free(to->command[i]);
   diagnose_result_free(context, &to->diagnosis);
+  tasks_result_free(context, &to->tasks);
+  mem_free(context, to->task);
   mem_free(context, to);
   return status;
 }
@@ -339,7 +370,7 @@ oscar_status eval_report(const struct loaded_model *m, struct kv_list *list, con
   if (status == OSCAR_OK)
     status = tokenizer_encode(model_tokenizer(m->model), request->text, request->bytes, false, &job.ids, &job.count);
   if (status == OSCAR_OK) status = kv_list_obtain(list, m->model, request->rotation, &line->progress);
-  if (status == OSCAR_OK) status = a->folder ? make_report(&job, a) : print_diagnosis(&job, a);
+  if (status == OSCAR_OK) status = a->folder ? make_report(&job, a) : job_print_diagnosis(&job, a->every);
   progress_end(line);
   mem_free(m->context, job.ids);
   return status;

@@ -3,6 +3,7 @@
 #define OSCAR_CLI_EVAL_REPORT_H
 
 #include "cli/args.h"
+#include "cli/eval_tasks.h"
 #include "cli/kv_list.h"
 #include "cli/models.h"
 #include "cli/progress.h"
@@ -22,6 +23,8 @@ struct eval_request {
   size_t bytes;
   int context, first, chunk, sink, recent;
   int64_t tokens;
+  const struct tasks_options *tasks; /* of a report; without tasks: none */
+  const char *tasks_kv;              /* the types they are for, separated by commas; NULL: all */
   bool json;
 };
 
@@ -31,6 +34,9 @@ int report_check(struct report_arguments *arguments, bool json);
 bool report_is_wanted(const struct report_arguments *arguments);
 /* The KV types to compare when the user names none; NULL: as without a report. */
 const char *report_kv_types(const struct report_arguments *arguments);
+
+/* What a report asks of the tasks, where the user has not said it. own_kv: the user has named the KV types. */
+void report_fill_tasks(const struct report_arguments *arguments, bool own_kv, struct tasks_arguments *tasks);
 
 /* Measures and prints (--diagnose) or writes (--report). */
 oscar_status eval_report(const struct loaded_model *m, struct kv_list *list, const struct eval_request *request,

@@ -5,6 +5,9 @@
 
 #include <string.h>
 
+#define DEFAULT_LENGTHS "4096"
+enum { DEFAULT_QUESTIONS = 100 };
+
 #define AT(field) offsetof(struct tasks_arguments, field)
 
 static const char *filler_choice(int i) {
@@ -15,8 +18,10 @@ static const char *filler_choice(int i) {
 static const struct option_spec tasks_options[] = {
     {"tasks", 0, OPTION_TEXT, AT(tasks), "LIST",
      .help = "find things in long prompts, greedily: multikey, multivalue, tracking, json, code, separated by commas, or all"},
-    {"lengths", 0, OPTION_TEXT, AT(lengths), "LIST", .help = "tokens of a prompt, separated by commas"},
-    {"questions", 0, OPTION_INT, AT(questions), "N", .help = "questions for every task and length", 1, 100000},
+    {"lengths", 0, OPTION_TEXT, AT(lengths), "LIST", .help = "tokens of a prompt, separated by commas",
+     .default_text = DEFAULT_LENGTHS},
+    {"questions", 0, OPTION_INT, AT(questions), "N", .help = "questions for every task and length", 1, 100000,
+     .default_text = "100"},
     {"filler", 0, OPTION_TEXT, AT(filler), "WHICH",
      .help =
          "prose around what is to be found, unless -f has it: made from lists of words, or the shipped text, which codecs are "
@@ -76,10 +81,12 @@ static int add_length(const char *text, struct tasks_options *options) {
 int eval_tasks_parse(const struct tasks_arguments *arguments, struct tasks_options *options) {
   char entry[32];
   int code = EXIT_DONE;
-  options->questions = arguments->questions;
+  options->questions = arguments->questions ? arguments->questions : DEFAULT_QUESTIONS;
+  if (strcmp(arguments->tasks, "none") == 0) return EXIT_DONE;
   for (const char *list = arguments->tasks; code == EXIT_DONE && next_entry(&list, entry, sizeof entry);)
     code = add_task(entry, options);
-  for (const char *list = arguments->lengths; code == EXIT_DONE && next_entry(&list, entry, sizeof entry);)
+  for (const char *list = arguments->lengths ? arguments->lengths : DEFAULT_LENGTHS;
+       code == EXIT_DONE && next_entry(&list, entry, sizeof entry);)
     code = add_length(entry, options);
   if (code != EXIT_DONE) return code;
   if (options->tasks == 0) return wrong_use("eval: --tasks needs at least one task");

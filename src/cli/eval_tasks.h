@@ -9,12 +9,14 @@
 #include "eval/tasks.h"
 
 struct tasks_arguments {
-  const char *tasks, *lengths, *filler; /* as given; tasks NULL: another measure is wanted */
-  int questions;
+  const char *tasks, *lengths, *filler; /* as given, or NULL */
+  int questions;                        /* 0: not given */
+  const char *kv;                       /* of a report: the types the tasks are for; NULL: all */
 };
 struct option_group eval_tasks_group(struct tasks_arguments *arguments);
 
-/* Fills in tasks, lengths and questions. EXIT_DONE, or the exit code after a message. */
+/* Fills in tasks, lengths and questions; "none" are no tasks, which only a report can do with. EXIT_DONE, or the exit code after
+ * a message. */
 int eval_tasks_parse(const struct tasks_arguments *arguments, struct tasks_options *options);
 
 /* `filler_name` is what the report calls the prose. The codec sets of the list have been obtained. */
