@@ -20,6 +20,7 @@ int command_calibrate(int argc, char **argv);
 int command_chat(int argc, char **argv);
 int command_eval(int argc, char **argv);
 int command_fetch(int argc, char **argv);
+int command_import(int argc, char **argv);
 int command_info(int argc, char **argv);
 int command_run(int argc, char **argv);
 

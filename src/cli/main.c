@@ -12,6 +12,7 @@ static const struct command commands[] = {
     {"run", "continue a text", command_run},
     {"chat", "talk with a model", command_chat},
     {"calibrate", "fit the codecs of a model and keep them in a file", command_calibrate},
+    {"import", "make a codec file of published rotation files", command_import},
     {"eval", "what each form of the cache costs in quality and saves in memory", command_eval},
     {"bench", "prompt and decode speed, beside the memory's", command_bench},
     {"info", "what a model or a rotation file is, and what its cache will need", command_info},

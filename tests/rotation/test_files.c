@@ -421,6 +421,53 @@ static void real_files_hold_what_they_should(void **state) {
   if (!seen) skip();
 }
 
+static int by_size(const void *a, const void *b) {
+  const float x = *(const float *)a, y = *(const float *)b;
+  return (x > y) - (x < y);
+}
+
+/* The published formula, in single precision as the reference computes it: clip, uniform codes, scale and zero as stored. */
+static void reference_row(float *y, int d, float ratio, float *decoded) {
+  float size[256], low = INFINITY, high = -INFINITY;
+  for (int i = 0; i < d; i++) size[i] = fabsf(y[i]);
+  qsort(size, (size_t)d, sizeof *size, by_size);
+  const int place = (int)(ratio * (float)d);
+  const float tau = size[place < d ? place : d - 1];
+  for (int i = 0; i < d; i++) {
+    y[i] = y[i] < -tau ? -tau : y[i] > tau ? tau : y[i];
+    low = y[i] < low ? y[i] : low;
+    high = y[i] > high ? y[i] : high;
+  }
+  const float scale = f16_to_f32(f32_to_f16((high - low < 1e-8f ? 1e-8f : high - low) / 3));
+  const float zero = f16_to_f32(f32_to_f16(-low / ((high - low < 1e-8f ? 1e-8f : high - low) / 3)));
+  for (int i = 0; i < d; i++) {
+    const float code = floorf(y[i] / scale + zero + 0.5f);
+    decoded[i] = ((code < 0 ? 0 : code > 3 ? 3 : code) - zero) * scale;
+  }
+}
+
+/* An imported codec against the formula: the projection within rounding, and from its result on the same numbers, exactly. */
+static void check_reference_rows(const oscar_codec *codec, const float *rotation, float ratio, uint64_t seed) {
+  enum { HEAD = 128, ROWS = 200 };
+  float x[HEAD], y[HEAD], expected[HEAD], given[HEAD];
+  uint8_t row[HEAD];
+  assert_true(oscar_codec_row_bytes(codec) <= sizeof row);
+  for (int r = 0; r < ROWS; r++) {
+    for (int i = 0; i < HEAD; i++) x[i] = test_normal(&seed) * (i % 9 == 4 ? 6 : 1) + (i % 31 == 7 ? 3 : 0);
+    codec_project(codec, 0, 1, x, HEAD, y);
+    for (int j = 0; j < HEAD; j++) {
+      double sum = 0;
+      for (int i = 0; i < HEAD; i++) sum += (double)x[i] * (double)rotation[i * HEAD + j];
+      assert_true(fabs((double)y[j] - sum) < 2e-5);
+    }
+    memcpy(given, y, sizeof given);
+    assert_true(codec_quantize_row(codec, given, row));
+    codec_decode_row(codec, row, given);
+    reference_row(y, HEAD, ratio, expected);
+    for (int i = 0; i < HEAD; i++) assert_true(given[i] == expected[i]);
+  }
+}
+
 static void a_real_pair_is_imported(void **state) {
   (void)state;
   char keys_path[4096];
@@ -437,6 +484,10 @@ static void a_real_pair_is_imported(void **state) {
   oscar_codec_set_info info = {.layers = 36, .kv_heads = 8, .head_dim = 128, .recipe = "int2-published"};
   assert_ok(c, oscar_codec_set_import(c, &info, keys, values, 0, .96f, .92f, &set));
   assert_ok(c, oscar_codec_set_check(set));
+  for (int layer = 0; layer < 36; layer += 7) {
+    check_reference_rows(oscar_codec_set_get(set, layer, layer % 8, OSCAR_KEYS), keys->layer[layer].rotation, .96f, 5);
+    check_reference_rows(oscar_codec_set_get(set, layer, 7, OSCAR_VALUES), values->layer[layer].rotation, .92f, 6);
+  }
   oscar_codec_set_free(set);
   oscar_rotation_file_free(c, keys);
   oscar_rotation_file_free(c, values);
