@@ -45,7 +45,8 @@ void oscar_graded_options_default(oscar_graded_options *o) {
                               .key_form = OSCAR_ROW_LOG_GAINS,
                               .value_form = OSCAR_ROW_LOG_GAINS,
                               .rotating_mean = true,
-                              .rotating_tolerance = 0.001f,
+                              .rotating_tolerance = 0.01f,
+                              .positions = 0,
                               .ridge = 0.05f,
                               .unbiased_values = true,
                               .mixing = 8};
@@ -407,9 +408,57 @@ static void regularize(int d, double raw_trace, double *covariance) {
   for (size_t i = 0, n = (size_t)d; i < n; i++) covariance[i * (n + 1)] += floor > 0 ? floor : 0;
 }
 
+/* ---- statistics of other positions ---- */
+
+/*
+ * RoPE makes attention depend on the distance of two tokens only: the same text further on in a sequence has the same outputs,
+ * and its queries and keys are those it had, every pair turned by the same angle more. So what would have been gathered from the
+ * text at any place follows from what was. Pairs that turn slowly look the same throughout a window, but not far beyond it: their
+ * statistics are averaged over places up to the positions that the codec is for, or codes would come to lose what they were
+ * fitted to keep.
+ */
+enum { PLACES = 16 };
+
+static int64_t place(const oscar_graded_options *o, int i) { return o->positions * i / (PLACES - 1); }
+
+/* One pair of rows or columns turned. */
+static void turn_pair(double c, double s, size_t count, size_t stride, double *first, double *second) {
+  for (size_t k = 0; k < count * stride; k += stride) {
+    double a = first[k], b = second[k];
+    first[k] = a * c - b * s;
+    second[k] = a * s + b * c;
+  }
+}
+
+/* rows [count][d] as they are `distance` further on; square moments on both sides. */
+static void turn(const oscar_rope_spec *rope, int d, double distance, size_t count, bool both_sides, double *rows) {
+  size_t n = (size_t)d;
+  for (int i = 0; i < rope->rotary_dim / 2; i++) {
+    double angle = (double)rope->frequencies[i] * distance, c = cos(angle), s = sin(angle);
+    size_t first = (size_t)rope_first(rope, i), second = (size_t)rope_second(rope, i);
+    turn_pair(c, s, count, n, rows + first, rows + second);
+    if (both_sides) turn_pair(c, s, n, 1, rows + first * n, rows + second * n);
+  }
+}
+
+/* Averages a moment [d][d] or a mean [d] over the places. Uses product and dual. */
+static void average_places(const struct attended_layer *l, const oscar_graded_options *o, bool moment, struct work *w,
+                           double *x) {
+  if (!l->rope || o->positions == 0) return;
+  size_t rows = moment ? (size_t)w->d : 1, size = rows * (size_t)w->d;
+  memset(w->dual, 0, size * sizeof *w->dual);
+  for (int i = 0; i < PLACES; i++) {
+    memcpy(w->product, x, size * sizeof *x);
+    turn(&l->rope->spec, w->d, (double)place(o, i), rows, moment, w->product);
+    for (size_t k = 0; k < size; k++) w->dual[k] += w->product[k] / PLACES;
+  }
+  memcpy(x, w->dual, size * sizeof *x);
+}
+
 /* w->covariance of what remains of the keys when the rotating mean is taken off: with k the keys, B the map from waves to it,
  *     E[(k - B f)'(k - B f)] - mean' mean = E[k'k] - E[k'f] B' - B E[f'k] + B E[f'f] B' - mean' mean */
-static void find_covariance(const struct attended_layer *l, const struct attended_head *h, struct work *w) {
+static void find_covariance(const struct attended_layer *l, const struct attended_head *h, const oscar_graded_options *o,
+                            struct work *w) {
   int d = w->d;
   size_t n = (size_t)d, r = (size_t)w->rotary_dim;
   double inverse = 1 / (double)l->tokens, *row = w->lapack;
@@ -436,13 +485,15 @@ static void find_covariance(const struct attended_layer *l, const struct attende
     }
     subtract_wave(l, w, l->wave_sum, inverse, w->mean);
   }
+  average_places(l, o, true, w, w->covariance);
+  average_places(l, o, false, w, w->mean);
   for (size_t i = 0; i < n; i++)
     for (size_t j = 0; j < n; j++) w->covariance[i * n + j] -= w->mean[i] * w->mean[j];
   regularize(d, inverse * trace(d, h->key_moment), w->covariance);
 }
 
 /* w->metric, mean diagonal 1, with the ridge. Where no query read codes: the query moment; without queries: the identity. */
-static oscar_status find_metric(const oscar_calib *calib, int layer, int kv_head, double ridge, struct work *w) {
+static oscar_status find_metric(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, struct work *w) {
   const struct attended_head *h = &calib->attended->layers[layer].heads[kv_head];
   int d = w->d;
   mirror(d, h->metric, 1, w->metric);
@@ -454,16 +505,19 @@ static oscar_status find_metric(const oscar_calib *calib, int layer, int kv_head
   }
   for (size_t i = 0, n = (size_t)d; i < n; i++) {
     for (size_t j = 0; j < n; j++) w->metric[i * n + j] = size > 0 ? w->metric[i * n + j] / size : 0;
-    w->metric[i * (n + 1)] += size > 0 ? ridge : 1;
+    w->metric[i * (n + 1)] += size > 0 ? (double)o->ridge : 1;
   }
+  average_places(&calib->attended->layers[layer], o, true, w, w->metric);
   return OSCAR_OK;
 }
 
 /* w->mean: where the attended keys are, less the rotating mean. Without attention: the plain mean, which is there already. */
-static void find_attended_mean(const struct attended_layer *l, const struct attended_head *h, struct work *w) {
+static void find_attended_mean(const struct attended_layer *l, const struct attended_head *h, const oscar_graded_options *o,
+                               struct work *w) {
   if (!(h->attended > 0)) return;
   for (int i = 0; i < w->d; i++) w->mean[i] = h->attended_key[i] / h->attended;
   if (w->rotary_dim) subtract_wave(l, w, h->attended_wave, 1 / h->attended, w->mean);
+  average_places(l, o, false, w, w->mean);
 }
 
 /* basis = B V, dual = V' B^-1, values = the variances. */
@@ -497,10 +551,10 @@ static oscar_status describe_keys(const oscar_calib *calib, int layer, int kv_he
                                   struct work *w) {
   const struct attended_layer *l = &calib->attended->layers[layer];
   const struct attended_head *h = &l->heads[kv_head];
-  oscar_status status = find_metric(calib, layer, kv_head, (double)o->ridge, w);
+  oscar_status status = find_metric(calib, layer, kv_head, o, w);
   if (status != OSCAR_OK) return status;
-  find_covariance(l, h, w);
-  find_attended_mean(l, h, w);
+  find_covariance(l, h, o, w);
+  find_attended_mean(l, h, o, w);
   return find_basis(w);
 }
 
@@ -727,6 +781,8 @@ static oscar_status check_options(const oscar_calib *calib, const oscar_graded_o
   if (d < 16 || d % 16) return set_error(context, OSCAR_INVALID_ARGUMENT, "fit: head_dim %d is not a multiple of 16", d);
   if (!(o->bits >= 1.25f && o->bits <= 6))
     return set_error(context, OSCAR_INVALID_ARGUMENT, "fit: %g bits on average; expected 1.25 to 6", (double)o->bits);
+  if (o->positions < 0)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "fit: positions %lld; expected 0 or more", (long long)o->positions);
   for (int layer = 0; o->layer_costs && layer < calib->geometry.layers; layer++)
     if (!(o->layer_costs[layer] >= 0 && isfinite(o->layer_costs[layer])))
       return set_error(context, OSCAR_INVALID_ARGUMENT, "fit: layer_costs[%d] is %g", layer, o->layer_costs[layer]);

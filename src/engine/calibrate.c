@@ -21,6 +21,7 @@ extern const size_t calibration_text_data_bytes;
 
 enum {
   DEFAULT_WINDOW = 4096,
+  SERVED_POSITIONS = 32768, /* that int2 is fitted for, where the model was trained for as many */
   SENSITIVITY_TOKENS = 128, /* run once per layer */
   CHUNK = 512 /* tokens per forward pass: large enough for the matrix products, small enough for activations to stay modest */
 };
@@ -110,12 +111,12 @@ static json_t *graded_to_json(float bits, bool measured) {
   oscar_graded_options_default(&o);
   oscar_attended_options_default(&a);
   enum { METHOD = 2 }; /* raised whenever the same settings come to give other codecs */
-  return json_pack("{s:i, s:f, s:s, s:i, s:i, s:i, s:s, s:s, s:b, s:f, s:f, s:b, s:i}", "method", METHOD, "bits", (double)bits,
-                   "layers", measured ? "measured" : "equal", "sink_pages", a.sink_pages, "recent_pages", a.recent_pages,
-                   "query_stride", a.query_stride, "key_gains", o.key_form == OSCAR_ROW_LOG_GAINS ? "log" : "one", "value_gains",
-                   o.value_form == OSCAR_ROW_LOG_GAINS ? "log" : "one", "rotating_mean", (int)o.rotating_mean,
-                   "rotating_tolerance", (double)o.rotating_tolerance, "ridge", (double)o.ridge, "unbiased_values",
-                   (int)o.unbiased_values, "mixing", o.mixing);
+  return json_pack("{s:i, s:f, s:s, s:i, s:i, s:i, s:s, s:s, s:b, s:f, s:i, s:f, s:b, s:i}", "method", METHOD, "bits",
+                   (double)bits, "layers", measured ? "measured" : "equal", "sink_pages", a.sink_pages, "recent_pages",
+                   a.recent_pages, "query_stride", a.query_stride, "key_gains", o.key_form == OSCAR_ROW_LOG_GAINS ? "log" : "one",
+                   "value_gains", o.value_form == OSCAR_ROW_LOG_GAINS ? "log" : "one", "rotating_mean", (int)o.rotating_mean,
+                   "rotating_tolerance", (double)o.rotating_tolerance, "positions", SERVED_POSITIONS, "ridge", (double)o.ridge,
+                   "unbiased_values", (int)o.unbiased_values, "mixing", o.mixing);
 }
 
 static json_t *fit_to_json(const struct settings *s) {
@@ -315,6 +316,7 @@ static oscar_status fit_one(const struct run *run, const char *kv, bool proxy, o
     oscar_graded_options graded;
     oscar_graded_options_default(&graded);
     graded.bits = settings.bits;
+    graded.positions = g->context_trained < SERVED_POSITIONS ? g->context_trained : SERVED_POSITIONS;
     graded.layer_costs = run->costs;
     status = oscar_calib_fit_graded(run->calib, &info, &graded, set);
   } else {

@@ -109,6 +109,65 @@ static void pairs_that_do_nothing_are_left_out(void **state) {
   oscar_context_free(c);
 }
 
+/* moment [d][d] as of the same text `distance` further on: R X R' with R written out. */
+static void shifted(int d, const double *x, double distance, double *out) {
+  double *r = calloc((size_t)(d * d), sizeof *r), *half = calloc((size_t)(d * d), sizeof *half);
+  assert_true(r && half);
+  for (int i = 0; i < d / 2; i++) {
+    const double angle = (double)(float)pow(10000, -2.0 * i / d) * distance;
+    r[i * d + i] = r[(i + d / 2) * d + i + d / 2] = cos(angle);
+    r[i * d + i + d / 2] = -sin(angle);
+    r[(i + d / 2) * d + i] = sin(angle);
+  }
+  for (int i = 0; i < d; i++)
+    for (int j = 0; j < d; j++)
+      for (int k = 0; k < d; k++) half[i * d + j] += r[i * d + k] * x[k * d + j];
+  for (int i = 0; i < d; i++)
+    for (int j = 0; j < d; j++) {
+      out[i * d + j] = 0;
+      for (int k = 0; k < d; k++) out[i * d + j] += half[i * d + k] * r[j * d + k];
+    }
+  free(r);
+  free(half);
+}
+
+/* The metric of a codec for longer contexts is the average over windows that begin at 0, 1/15, ... of them. */
+static void statistics_are_averaged_over_the_places_of_a_window(void **state) {
+  (void)state;
+  enum { D = 64, POSITIONS = 20000 };
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  oscar_calib *calib = make_calib(c, 1, D, true);
+  oscar_graded_options options;
+  oscar_graded_options_default(&options);
+  options.bits = 6;
+  options.positions = POSITIONS;
+  oscar_codec_set *set = fit(c, calib, &options);
+  const oscar_codec_spec *s = oscar_codec_describe(oscar_codec_set_get(set, 0, 0, OSCAR_KEYS));
+  static double metric[D * D], part[D * D], average[D * D];
+  assert_ok(c, oscar_calib_get(calib, OSCAR_CALIB_KEY_METRIC, 0, 0, metric));
+  double mean = 0;
+  for (int i = 0; i < D; i++) mean += metric[i * (D + 1)] / D;
+  for (int p = 0; p < 16; p++) {
+    shifted(D, metric, POSITIONS * p / 15, part);
+    for (int i = 0; i < D * D; i++) average[i] += part[i] / mean / 16;
+  }
+  for (int i = 0; i < s->channels; i++)
+    for (int j = 0; j < s->channels; j++) {
+      double sum = 0;
+      for (int a = 0; a < D; a++)
+        for (int b = 0; b < D; b++)
+          sum += (double)s->decode[i * D + a] * (average[a * D + b] + (a == b ? 0.05 : 0)) * (double)s->decode[j * D + b];
+      assert_true(fabs(sum - (i == j)) < 1e-4);
+    }
+  oscar_codec_set_free(set);
+  options.positions = -1;
+  const oscar_codec_set_info info = {1, KV_HEADS, D, "graded", "print", "{}"};
+  assert_int_equal(oscar_calib_fit_graded(calib, &info, &options, &set), OSCAR_INVALID_ARGUMENT);
+  assert_non_null(strstr(oscar_last_error(c), "positions"));
+  oscar_calib_free(calib);
+  oscar_context_free(c);
+}
+
 /* diag(E'E) is not the identity, but D E is, and E'M^-1 E is: E = B V. */
 static void the_basis_makes_errors_count_alike(void **state) {
   (void)state;
@@ -375,6 +434,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(the_basis_makes_errors_count_alike),
       cmocka_unit_test(a_planted_bias_is_found),
+      cmocka_unit_test(statistics_are_averaged_over_the_places_of_a_window),
       cmocka_unit_test(pairs_that_do_nothing_are_left_out),
       cmocka_unit_test(graded_keys_lose_less_than_flat_ones),
       cmocka_unit_test(every_size_and_budget_gives_a_set_that_keeps_it),
