@@ -1,44 +1,22 @@
 /*
  * graded.c - graded codes: more crumbs for the directions of a row in which an error does more harm.
  *
- * Keys. The metric M of key errors and the covariance C of what is coded (the keys less their mean, rotating and fixed) are
- * brought to one basis in which M is the identity and C diagonal: with B = M^(1/2) and B C B = V L V', E = B V and D = V' B^-1.
- * An error of a channel then counts the same whichever it is, so crumbs go where they save most: reverse water-filling on L.
- * Channels of equal crumbs are mixed by small Hadamards, which spreads the tails of each over all of them.
- *
- * The keys of RoPE models carry a vector that turns with the position (the bias of the key projection, if nothing else): its
- * estimate is the mean of the keys turned back to position 0. What remains is centred where the attended keys are.
+ * Keys. Their basis (graded_keys.c) makes errors of all channels count alike, so crumbs go where they save most: reverse
+ * water-filling on the variances. Channels of equal crumbs are mixed by small Hadamards, which spreads the tails of each over all
+ * of them.
  *
  * Values. All directions matter about alike, and the codes of a Hadamard-rotated row are nearly Gaussian. Only where there is
  * more than one crumb per channel does the order matter: the principal directions get them.
  *
  * Everything follows from the sums of attended.c; no second pass over the text is needed.
  */
-#include "calib/attended.h"
+#include "calib/graded.h"
+
 #include "calib/crumbs.h"
 
-#include <lapacke.h>
 #include <math.h>
 #include <oscar/rotation.h>
 #include <string.h>
-
-/* Work space of one head; d x d unless said, row-major. */
-struct work {
-  oscar_context *context;
-  int d, rotary_dim;
-  double *metric, *root, *inverse_root, *covariance, *vectors, *product, *basis, *dual;
-  double *values, *mean; /* [d] */
-  double *wave_mean;     /* [R] the rotating mean: for each pair b1, then for each pair b2; 0 for pairs that are left out */
-  double *pair_cost;     /* [R/2] */
-  int kept;              /* pairs that are not left out; their numbers in `pairs` */
-  double *lapack;
-  lapack_int *integers;
-  lapack_int lapack_size, integers_size;
-  float *encode, *decode, *steps, *mean_f32, *rotating;
-  uint8_t *crumbs;
-  uint16_t *pairs;
-  void *block, *floats;
-};
 
 void oscar_graded_options_default(oscar_graded_options *o) {
   *o = (oscar_graded_options){.bits = 2,
@@ -50,115 +28,6 @@ void oscar_graded_options_default(oscar_graded_options *o) {
                               .ridge = 0.05f,
                               .unbiased_values = true,
                               .mixing = 8};
-}
-
-/* ---- work space ---- */
-
-static void work_close(struct work *w) {
-  mem_free(w->context, w->block);
-  mem_free(w->context, w->floats);
-  mem_free(w->context, w->integers);
-}
-
-static oscar_status work_open(oscar_context *context, int d, struct work *w) {
-  *w = (struct work){.context = context, .d = d};
-  size_t n = (size_t)d, square = n * n;
-  w->lapack_size = (lapack_int)(1 + 6 * n + 2 * square); /* dsyevd's documented minimum with eigenvectors */
-  w->integers_size = (lapack_int)(3 + 5 * n);
-  double *doubles = mem_alloc(context, 8 * square + 4 * n + (size_t)w->lapack_size, sizeof(double));
-  w->block = doubles;
-  float *floats = doubles ? mem_alloc(context, 2 * square + 3 * n + n, sizeof(float)) : NULL; /* the last n: bytes and words */
-  w->floats = floats;
-  w->integers = floats ? mem_alloc(context, (size_t)w->integers_size, sizeof *w->integers) : NULL;
-  if (!w->integers) {
-    work_close(w);
-    return OSCAR_NO_MEMORY;
-  }
-  double **const squares[] = {&w->metric,  &w->root,    &w->inverse_root, &w->covariance,
-                              &w->vectors, &w->product, &w->basis,        &w->dual};
-  for (size_t i = 0; i < ARRAY_LENGTH(squares); i++, doubles += square) *squares[i] = doubles;
-  w->values = doubles;
-  w->mean = w->values + n;
-  w->wave_mean = w->mean + n;
-  w->pair_cost = w->wave_mean + n;
-  w->lapack = w->pair_cost + n;
-  w->encode = floats;
-  w->decode = w->encode + square;
-  w->steps = w->decode + square;
-  w->mean_f32 = w->steps + n;
-  w->rotating = w->mean_f32 + n;
-  w->pairs = (uint16_t *)(void *)(w->rotating + n);
-  w->crumbs = (uint8_t *)(w->pairs + n / 2);
-  return OSCAR_OK;
-}
-
-/* ---- small dense algebra ---- */
-
-static void mirror(int d, const double *lower, double factor, double *full) {
-  for (size_t i = 0, n = (size_t)d; i < n; i++)
-    for (size_t j = 0; j <= i; j++) full[i * n + j] = full[j * n + i] = factor * lower[i * n + j];
-}
-
-static double trace(int d, const double *a) {
-  double sum = 0;
-  for (size_t i = 0, n = (size_t)d; i < n; i++) sum += a[i * (n + 1)];
-  return sum;
-}
-
-/* c = a b, all [d][d] */
-static void multiply(int d, const double *a, const double *b, double *c) {
-  size_t n = (size_t)d;
-  memset(c, 0, n * n * sizeof *c);
-  for (size_t i = 0; i < n; i++)
-    for (size_t k = 0; k < n; k++) {
-      double x = a[i * n + k];
-      for (size_t j = 0; j < n; j++) c[i * n + j] += x * b[k * n + j];
-    }
-}
-
-/* Eigenvectors of the symmetric `a` (destroyed) into w->vectors, one per row, descending values in w->values. An eigenvector's
- * sign is arbitrary: its component of largest magnitude is made positive, so that the same sums give the same file. */
-static oscar_status eigen(struct work *w, double *a) {
-  int d = w->d;
-  size_t n = (size_t)d;
-  lapack_int info = LAPACKE_dsyevd_work(LAPACK_COL_MAJOR, 'V', 'L', d, a, d, w->values, w->lapack, w->lapack_size, w->integers,
-                                        w->integers_size);
-  if (info != 0)
-    return set_error(w->context, OSCAR_NUMERIC, "fit: eigenvectors did not converge (dsyevd returned %d)", (int)info);
-  for (size_t j = 0; j < n; j++) { /* LAPACK's column j is contiguous */
-    const double *vector = a + (n - 1 - j) * n;
-    size_t largest = 0;
-    for (size_t i = 1; i < n; i++)
-      if (fabs(vector[i]) > fabs(vector[largest])) largest = i;
-    double sign = vector[largest] < 0 ? -1 : 1;
-    for (size_t i = 0; i < n; i++) w->vectors[j * n + i] = sign * vector[i];
-  }
-  for (size_t i = 0; i < n / 2; i++) {
-    double x = w->values[i];
-    w->values[i] = w->values[n - 1 - i];
-    w->values[n - 1 - i] = x;
-  }
-  return OSCAR_OK;
-}
-
-/* root and inverse_root of the positive metric (which is destroyed). */
-static oscar_status take_roots(struct work *w) {
-  oscar_status status = eigen(w, w->metric);
-  if (status != OSCAR_OK) return status;
-  size_t n = (size_t)w->d;
-  double least = w->values[0] * 1e-12;
-  memset(w->root, 0, n * n * sizeof *w->root);
-  memset(w->inverse_root, 0, n * n * sizeof *w->inverse_root);
-  for (size_t k = 0; k < n; k++) {
-    const double *v = w->vectors + k * n;
-    double root = sqrt(w->values[k] > least ? w->values[k] : least);
-    for (size_t i = 0; i < n; i++)
-      for (size_t j = 0; j < n; j++) {
-        w->root[i * n + j] += v[i] * root * v[j];
-        w->inverse_root[i * n + j] += v[i] / root * v[j];
-      }
-  }
-  return OSCAR_OK;
 }
 
 /* ---- from a basis to a codec ---- */
@@ -342,260 +211,12 @@ static oscar_status make_codec(const oscar_calib *calib, struct work *w, const s
 
 /* ---- keys ---- */
 
-/* The mean of the keys turned back to position 0: pair (x1, x2) at angle a is (x1 cos a + x2 sin a, x2 cos a - x1 sin a). */
-static void find_rotating_mean(const struct attended_layer *l, const struct attended_head *h, struct work *w) {
-  int pairs = w->rotary_dim / 2;
-  for (int i = 0; i < pairs; i++) {
-    const oscar_rope_spec *rope = &l->rope->spec;
-    const double *first = h->key_wave + (size_t)rope_first(rope, i) * (size_t)w->rotary_dim;
-    const double *second = h->key_wave + (size_t)rope_second(rope, i) * (size_t)w->rotary_dim;
-    w->wave_mean[i] = (first[i] + second[pairs + i]) / (double)l->tokens;
-    w->wave_mean[pairs + i] = (second[i] - first[pairs + i]) / (double)l->tokens;
-    w->pairs[i] = (uint16_t)i;
-  }
-  w->kept = pairs;
-}
-
-/* What leaving out each pair of the rotating mean would add to the errors of codes, at most: its vector, squared, would vary in
- * either of its channels, and the basis says in which channels of the codes, whose crumbs leave a part of it. Half of that is
- * what varies where the pair turns often; all of it lets slow pairs be far from where they were in the text. Returns the errors
- * expected with all pairs. */
-static double find_pair_costs(const struct attended_layer *l, struct work *w) {
-  uint8_t crumbs[OSCAR_MAX_HEAD_DIM] = {0};
-  int d = w->d, pairs = w->rotary_dim / 2;
-  double expected = 0;
-  crumbs_allocate(d, w->values, d, 0, crumbs);
-  for (int k = 0; k < d; k++) expected += w->values[k] * (double)codec_gaussian_error(crumbs[k]);
-  for (int i = 0; i < pairs; i++) {
-    const double *first = w->basis + (size_t)rope_first(&l->rope->spec, i) * (size_t)d;
-    const double *second = w->basis + (size_t)rope_second(&l->rope->spec, i) * (size_t)d;
-    double b1 = w->wave_mean[i], b2 = w->wave_mean[pairs + i], left = 0;
-    for (int k = 0; k < d; k++) left += (first[k] * first[k] + second[k] * second[k]) * (double)codec_gaussian_error(crumbs[k]);
-    w->pair_cost[i] = (b1 * b1 + b2 * b2) * left;
-  }
-  return expected;
-}
-
-/* The pair of those that are kept whose loss costs least; the first of equal ones. */
-static int cheapest_pair(const struct work *w) {
-  int best = 0;
-  for (int k = 1; k < w->kept; k++)
-    if (w->pair_cost[w->pairs[k]] < w->pair_cost[w->pairs[best]]) best = k;
-  return best;
-}
-
-static void leave_out(struct work *w, int k) {
-  int pair = w->pairs[k];
-  w->wave_mean[pair] = w->wave_mean[w->rotary_dim / 2 + pair] = 0;
-  w->kept--;
-  memmove(w->pairs + k, w->pairs + k + 1, (size_t)(w->kept - k) * sizeof *w->pairs);
-}
-
-/* out [d] -= RoPE of the mean, given the (weighted) mean wave: B wave. */
-static void subtract_wave(const struct attended_layer *l, const struct work *w, const double *wave, double factor, double *out) {
-  int pairs = w->rotary_dim / 2;
-  for (int i = 0; i < pairs; i++) {
-    double b1 = w->wave_mean[i], b2 = w->wave_mean[pairs + i], c = factor * wave[i], s = factor * wave[pairs + i];
-    out[rope_first(&l->rope->spec, i)] -= b1 * c - b2 * s;
-    out[rope_second(&l->rope->spec, i)] -= b1 * s + b2 * c;
-  }
-}
-
-/* Adds the least that any direction is taken to vary by: a ten-thousandth of the mean, and a hundred-millionth of the raw energy,
- * so that constant rows (one token repeated) and dead channels have steps that later rows can be coded with. */
-static void regularize(int d, double raw_trace, double *covariance) {
-  double floor = (1e-4 * trace(d, covariance) + 1e-8 * raw_trace) / d + 1e-30;
-  for (size_t i = 0, n = (size_t)d; i < n; i++) covariance[i * (n + 1)] += floor > 0 ? floor : 0;
-}
-
-/* ---- statistics of other positions ---- */
-
-/*
- * RoPE makes attention depend on the distance of two tokens only: the same text further on in a sequence has the same outputs,
- * and its queries and keys are those it had, every pair turned by the same angle more. So what would have been gathered from the
- * text at any place follows from what was. Pairs that turn slowly look the same throughout a window, but not far beyond it: their
- * statistics are averaged over places up to the positions that the codec is for, or codes would come to lose what they were
- * fitted to keep.
- */
-enum { PLACES = 16 };
-
-static int64_t place(const oscar_graded_options *o, int i) { return o->positions * i / (PLACES - 1); }
-
-/* One pair of rows or columns turned. */
-static void turn_pair(double c, double s, size_t count, size_t stride, double *first, double *second) {
-  for (size_t k = 0; k < count * stride; k += stride) {
-    double a = first[k], b = second[k];
-    first[k] = a * c - b * s;
-    second[k] = a * s + b * c;
-  }
-}
-
-/* rows [count][d] as they are `distance` further on; square moments on both sides. */
-static void turn(const oscar_rope_spec *rope, int d, double distance, size_t count, bool both_sides, double *rows) {
-  size_t n = (size_t)d;
-  for (int i = 0; i < rope->rotary_dim / 2; i++) {
-    double angle = (double)rope->frequencies[i] * distance, c = cos(angle), s = sin(angle);
-    size_t first = (size_t)rope_first(rope, i), second = (size_t)rope_second(rope, i);
-    turn_pair(c, s, count, n, rows + first, rows + second);
-    if (both_sides) turn_pair(c, s, n, 1, rows + first * n, rows + second * n);
-  }
-}
-
-/* Averages a moment [d][d] or a mean [d] over the places. Uses product and dual. */
-static void average_places(const struct attended_layer *l, const oscar_graded_options *o, bool moment, struct work *w,
-                           double *x) {
-  if (!l->rope || o->positions == 0) return;
-  size_t rows = moment ? (size_t)w->d : 1, size = rows * (size_t)w->d;
-  memset(w->dual, 0, size * sizeof *w->dual);
-  for (int i = 0; i < PLACES; i++) {
-    memcpy(w->product, x, size * sizeof *x);
-    turn(&l->rope->spec, w->d, (double)place(o, i), rows, moment, w->product);
-    for (size_t k = 0; k < size; k++) w->dual[k] += w->product[k] / PLACES;
-  }
-  memcpy(x, w->dual, size * sizeof *x);
-}
-
-/* w->covariance of what remains of the keys when the rotating mean is taken off: with k the keys, B the map from waves to it,
- *     E[(k - B f)'(k - B f)] - mean' mean = E[k'k] - E[k'f] B' - B E[f'k] + B E[f'f] B' - mean' mean */
-static void find_covariance(const struct attended_layer *l, const struct attended_head *h, const oscar_graded_options *o,
-                            struct work *w) {
-  int d = w->d;
-  size_t n = (size_t)d, r = (size_t)w->rotary_dim;
-  double inverse = 1 / (double)l->tokens, *row = w->lapack;
-  mirror(d, h->key_moment, inverse, w->covariance);
-  for (size_t i = 0; i < n; i++) w->mean[i] = h->key_sum[i] * inverse;
-  if (r) {
-    /* product [d][d]: rows E[k'f] B', found by taking B of each row of E[k'f] */
-    for (size_t i = 0; i < n; i++) {
-      memset(row, 0, n * sizeof *row);
-      subtract_wave(l, w, h->key_wave + i * r, -inverse, row);
-      memcpy(w->product + i * n, row, n * sizeof *row);
-    }
-    for (size_t i = 0; i < n; i++)
-      for (size_t j = 0; j < n; j++) w->covariance[i * n + j] -= w->product[i * n + j] + w->product[j * n + i];
-    /* B E[f'f] B': B of the rows, then of the columns */
-    mirror((int)r, l->wave_moment, inverse, w->product); /* [r][r], r <= d */
-    memset(w->basis, 0, n * n * sizeof *w->basis);       /* [r][d] */
-    for (size_t i = 0; i < r; i++) subtract_wave(l, w, w->product + i * r, -1, w->basis + i * n);
-    for (size_t j = 0; j < n; j++) {
-      for (size_t i = 0; i < r; i++) row[n + i] = w->basis[i * n + j];
-      memset(row, 0, n * sizeof *row);
-      subtract_wave(l, w, row + n, -1, row);
-      for (size_t i = 0; i < n; i++) w->covariance[i * n + j] += row[i];
-    }
-    subtract_wave(l, w, l->wave_sum, inverse, w->mean);
-  }
-  average_places(l, o, true, w, w->covariance);
-  average_places(l, o, false, w, w->mean);
-  for (size_t i = 0; i < n; i++)
-    for (size_t j = 0; j < n; j++) w->covariance[i * n + j] -= w->mean[i] * w->mean[j];
-  regularize(d, inverse * trace(d, h->key_moment), w->covariance);
-}
-
-/* w->metric, mean diagonal 1, with the ridge. Where no query read codes: the query moment; without queries: the identity. */
-static oscar_status find_metric(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, struct work *w) {
-  const struct attended_head *h = &calib->attended->layers[layer].heads[kv_head];
-  int d = w->d;
-  mirror(d, h->metric, 1, w->metric);
-  double size = trace(d, w->metric) / d;
-  if (!(size > 0)) {
-    oscar_status status = oscar_calib_get(calib, OSCAR_CALIB_QUERY_MOMENT, layer, kv_head, w->metric);
-    if (status != OSCAR_OK) return status;
-    size = trace(d, w->metric) / d;
-  }
-  for (size_t i = 0, n = (size_t)d; i < n; i++) {
-    for (size_t j = 0; j < n; j++) w->metric[i * n + j] = size > 0 ? w->metric[i * n + j] / size : 0;
-    w->metric[i * (n + 1)] += size > 0 ? (double)o->ridge : 1;
-  }
-  average_places(&calib->attended->layers[layer], o, true, w, w->metric);
-  return OSCAR_OK;
-}
-
-/* w->mean: where the attended keys are, less the rotating mean. Without attention: the plain mean, which is there already. */
-static void find_attended_mean(const struct attended_layer *l, const struct attended_head *h, const oscar_graded_options *o,
-                               struct work *w) {
-  if (!(h->attended > 0)) return;
-  for (int i = 0; i < w->d; i++) w->mean[i] = h->attended_key[i] / h->attended;
-  if (w->rotary_dim) subtract_wave(l, w, h->attended_wave, 1 / h->attended, w->mean);
-  average_places(l, o, false, w, w->mean);
-}
-
-/* basis = B V, dual = V' B^-1, values = the variances. */
-static oscar_status find_basis(struct work *w) {
-  oscar_status status = take_roots(w);
-  if (status != OSCAR_OK) return status;
-  int d = w->d;
-  size_t n = (size_t)d;
-  multiply(d, w->root, w->covariance, w->product);
-  multiply(d, w->product, w->root, w->covariance);
-  if ((status = eigen(w, w->covariance)) != OSCAR_OK) return status;
-  for (size_t i = 0; i < n; i++)
-    if (!(w->values[i] > 0)) w->values[i] = 0;
-  for (size_t i = 0; i < n; i++) /* product = V */
-    for (size_t j = 0; j < n; j++) w->product[i * n + j] = w->vectors[j * n + i];
-  multiply(d, w->root, w->product, w->basis);
-  multiply(d, w->vectors, w->inverse_root, w->dual);
-  return OSCAR_OK;
-}
-
 /* The rotating mean as the codec wants it. */
 static void store_rotating_mean(struct work *w) {
   for (int k = 0; k < w->kept; k++) {
     w->rotating[2 * k] = (float)w->wave_mean[w->pairs[k]];
     w->rotating[2 * k + 1] = (float)w->wave_mean[w->rotary_dim / 2 + w->pairs[k]];
   }
-}
-
-/* Mean, variances and basis of the keys less the rotating mean of the pairs that are kept. */
-static oscar_status describe_keys(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o,
-                                  struct work *w) {
-  const struct attended_layer *l = &calib->attended->layers[layer];
-  const struct attended_head *h = &l->heads[kv_head];
-  oscar_status status = find_metric(calib, layer, kv_head, o, w);
-  if (status != OSCAR_OK) return status;
-  find_covariance(l, h, o, w);
-  find_attended_mean(l, h, o, w);
-  return find_basis(w);
-}
-
-/* Everything about the keys of a head but their crumbs, with all pairs of the rotating mean. */
-static oscar_status find_keys_of_all_pairs(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o,
-                                           struct work *w) {
-  const struct attended_layer *l = &calib->attended->layers[layer];
-  w->rotary_dim = o->rotating_mean ? l->rotary_dim : 0;
-  w->kept = 0;
-  if (w->rotary_dim) find_rotating_mean(l, &l->heads[kv_head], w);
-  return describe_keys(calib, layer, kv_head, o, w);
-}
-
-/* Everything about the keys of a head but their crumbs, with the `pairs` pairs that matter most. */
-static oscar_status find_keys(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, int pairs,
-                              struct work *w) {
-  oscar_status status = find_keys_of_all_pairs(calib, layer, kv_head, o, w);
-  if (status != OSCAR_OK || w->kept == pairs) return status;
-  find_pair_costs(&calib->attended->layers[layer], w);
-  while (w->kept > pairs) leave_out(w, cheapest_pair(w));
-  return describe_keys(calib, layer, kv_head, o, w);
-}
-
-/* Pairs that all heads of a layer keep: as many as the head that needs most. */
-static oscar_status count_pairs(const oscar_calib *calib, int layer, const oscar_graded_options *o, struct work *w, int *pairs) {
-  const struct attended_layer *l = &calib->attended->layers[layer];
-  *pairs = o->rotating_mean && o->rotating_tolerance == 0 ? l->rotary_dim / 2 : 0;
-  if (!o->rotating_mean || o->rotating_tolerance == 0) return OSCAR_OK;
-  for (int h = 0; h < calib->geometry.kv_heads && *pairs < l->rotary_dim / 2; h++) {
-    oscar_status status = find_keys_of_all_pairs(calib, layer, h, o, w);
-    if (status != OSCAR_OK) return status;
-    double room = (double)o->rotating_tolerance * find_pair_costs(l, w);
-    while (w->kept > *pairs) {
-      int k = cheapest_pair(w);
-      room -= w->pair_cost[w->pairs[k]];
-      if (!(room >= 0)) break;
-      leave_out(w, k);
-    }
-    *pairs = w->kept; /* at least what it was */
-  }
-  return OSCAR_OK;
 }
 
 static int log_gain_groups(oscar_row_form form, int crumbs) {
@@ -628,7 +249,7 @@ static oscar_status hadamard_basis(struct work *w) {
   oscar_status status = oscar_hadamard(w->context, order, w->encode);
   if (status != OSCAR_OK) return status;
   size_t n = (size_t)d, m = (size_t)order;
-  for (size_t i = 0; i < n; i++) w->values[i] = trace(d, w->covariance) / d;
+  for (size_t i = 0; i < n; i++) w->values[i] = graded_trace(d, w->covariance) / d;
   memset(w->basis, 0, n * n * sizeof *w->basis);
   for (size_t i = 0; i < n; i++)
     for (size_t j = 0; j < m; j++) w->basis[i * n + i / m * m + j] = (double)w->encode[i % m * m + j];
@@ -640,7 +261,7 @@ static oscar_status hadamard_basis(struct work *w) {
 /* basis = dual' = the principal directions of w->covariance, w->values their variances. */
 static oscar_status principal_basis(struct work *w) {
   size_t n = (size_t)w->d;
-  oscar_status status = eigen(w, w->covariance);
+  oscar_status status = graded_eigen(w, w->covariance);
   if (status != OSCAR_OK) return status;
   for (size_t i = 0; i < n; i++)
     if (!(w->values[i] > 0)) w->values[i] = 0;
@@ -657,10 +278,10 @@ static void find_values(const oscar_calib *calib, int layer, int kv_head, struct
   size_t n = (size_t)w->d;
   double inverse = 1 / (double)l->tokens;
   for (size_t i = 0; i < n; i++) w->mean[i] = h->value_sum[i] * inverse;
-  mirror(w->d, h->value_moment, inverse, w->covariance);
+  graded_mirror(w->d, h->value_moment, inverse, w->covariance);
   for (size_t i = 0; i < n; i++)
     for (size_t j = 0; j < n; j++) w->covariance[i * n + j] -= w->mean[i] * w->mean[j];
-  regularize(w->d, inverse * trace(w->d, h->value_moment), w->covariance);
+  graded_regularize(w->d, inverse * graded_trace(w->d, h->value_moment), w->covariance);
 }
 
 static oscar_status fit_values(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, int crumbs,
@@ -719,14 +340,14 @@ static oscar_status gather_head(const oscar_calib *calib, const oscar_graded_opt
                                 struct budget *b) {
   double variance[OSCAR_MAX_HEAD_DIM] = {0}, left;
   oscar_codec *codec = NULL;
-  oscar_status status = find_keys(calib, layer, h, o, b->pairs[layer], w);
+  oscar_status status = graded_find_keys(calib, layer, h, o, b->pairs[layer], w);
   if (status != OSCAR_OK) return status;
   memcpy(variance, w->values, sizeof *variance * (size_t)b->d);
   status = fit_keys(calib, layer, h, o, b->d, w, &codec, &left);
   oscar_codec_release(codec);
   if (status != OSCAR_OK) return status;
   /* what an error of 1 in the basis costs, all queries together */
-  double scale = trace(b->d, calib->attended->layers[layer].heads[h].metric) / b->d;
+  double scale = graded_trace(b->d, calib->attended->layers[layer].heads[h].metric) / b->d;
   scale *= o->layer_costs[layer] * misfit(b, b->d, variance, left);
   add_errors(b, scale, variance, b->error + (size_t)layer * (size_t)b->blocks);
   return OSCAR_OK;
@@ -804,7 +425,7 @@ static oscar_status fit_head(const oscar_calib *calib, int layer, int kv_head, c
     oscar_status status = OSCAR_OK;
     if (side == OSCAR_VALUES)
       status = fit_values(calib, layer, kv_head, o, 16 * b->values, w, &codec, &left);
-    else if ((status = find_keys(calib, layer, kv_head, o, b->pairs[layer], w)) == OSCAR_OK)
+    else if ((status = graded_find_keys(calib, layer, kv_head, o, b->pairs[layer], w)) == OSCAR_OK)
       status = fit_keys(calib, layer, kv_head, o, 16 * b->keys[layer], w, &codec, &left);
     if (status == OSCAR_OK) status = oscar_codec_set_assign(set, layer, kv_head, (oscar_side)side, codec);
     oscar_codec_release(codec);
@@ -822,7 +443,8 @@ static oscar_status fit_set(const oscar_calib *calib, const oscar_graded_options
   b.pairs = b.keys ? mem_zalloc(context, layers, sizeof *b.pairs) : NULL;
   b.error = b.pairs ? mem_zalloc(context, layers * (size_t)b.blocks, sizeof *b.error) : NULL;
   oscar_status status = b.error ? OSCAR_OK : OSCAR_NO_MEMORY;
-  for (int layer = 0; status == OSCAR_OK && layer < g->layers; layer++) status = count_pairs(calib, layer, o, w, &b.pairs[layer]);
+  for (int layer = 0; status == OSCAR_OK && layer < g->layers; layer++)
+    status = graded_count_pairs(calib, layer, o, w, &b.pairs[layer]);
   if (status == OSCAR_OK) status = spend(calib, o, w, &b);
   for (int layer = 0; status == OSCAR_OK && layer < g->layers; layer++)
     for (int h = 0; status == OSCAR_OK && h < g->kv_heads; h++) status = fit_head(calib, layer, h, o, &b, w, set);
@@ -847,10 +469,10 @@ oscar_status oscar_calib_fit_graded(const oscar_calib *calib, const oscar_codec_
   attended_close_sequences(calib);
   struct work w;
   oscar_codec_set *made = NULL;
-  if ((status = work_open(context, calib->geometry.head_dim, &w)) != OSCAR_OK) return status;
+  if ((status = graded_work_open(context, calib->geometry.head_dim, &w)) != OSCAR_OK) return status;
   status = oscar_codec_set_create(context, info, &made);
   if (status == OSCAR_OK) status = fit_set(calib, options, &w, made);
-  work_close(&w);
+  graded_work_close(&w);
   if (status == OSCAR_OK)
     *set = made;
   else

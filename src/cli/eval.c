@@ -1,6 +1,6 @@
 /*
  * eval.c - `oscar eval`: what each form of the cache costs in quality and saves in memory: on a text of the user's, with a report
- * of where the errors arise (eval_report.c), in finding things in long prompts (eval_tasks.c), or in long texts that the model
+ * (eval_report.c) and of where the errors arise (eval_diagnose.c), in finding things in long prompts (eval_tasks.c), or in long texts that the model
  * writes (eval_generation.c).
  */
 #include "cli/eval_generation.h"
