@@ -1,7 +1,7 @@
 /*
  * eval.c - `oscar eval`: what each form of the cache costs in quality and saves in memory: on a text of the user's, with a report
- * (eval_report.c) and of where the errors arise (eval_diagnose.c), in finding things in long prompts (eval_tasks.c), or in long texts that the model
- * writes (eval_generation.c).
+ * (eval_report.c) and of where the errors arise (eval_diagnose.c), in finding things in long prompts (eval_tasks.c), or in long
+ * texts that the model writes (eval_generation.c).
  */
 #include "cli/eval_generation.h"
 #include "cli/eval_report.h"
