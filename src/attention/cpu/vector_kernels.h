@@ -33,7 +33,7 @@
 #define CASE_OF(number, most, call)                                                                                              \
   case number: {                                                                                                                 \
     enum { ROWS = (number) <= (most) ? (number) : 1 };                                                                           \
-    if ((number) <= (most)) call;                                                                                                \
+    if ((number) <= (most)) (call);                                                                                              \
   } break;
 
 typedef vec (*load_function)(const void *base, int index);
