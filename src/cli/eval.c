@@ -148,6 +148,7 @@ static int check_measures(struct measures *m, bool json) {
   if (code != EXIT_DONE) return code;
   if ((tasks || generation) && report_is_wanted(&m->report))
     return wrong_use("eval: --report and --diagnose are for a text, not for %s", tasks ? "--tasks" : "--generate");
+  if (report && m->tasks.filler) return wrong_use("eval: the prompts of a report have made prose; --filler is for --tasks alone");
   if (report) {
     report_fill_tasks(&m->report, a->kv != NULL, &m->tasks);
     code = eval_tasks_parse(&m->tasks, &m->tasks_options);
