@@ -159,9 +159,10 @@ static json_t *json_cell(const struct tasks_result *r, const struct task_cell *c
 static void print_json(const char *model, const struct tasks_result *r, const struct tasks_options *o, const char *filler) {
   json_t *cells = json_array();
   for (int i = 0; i < r->cells; i++) json_array_append_new(cells, json_cell(r, &r->cell[i]));
-  json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:I, s:i, s:i, s:o}", "model", model, "measure", "tasks", "prompts", r->prompts,
-                           "filler", filler, "seed", (json_int_t)o->seed, "sink_tokens", o->sink_pages * OSCAR_PAGE_TOKENS,
-                           "recent_tokens", o->recent_pages * OSCAR_PAGE_TOKENS, "cells", cells);
+  json_t *root =
+      json_pack("{s:s, s:s, s:s, s:s, s:I, s:i, s:i, s:b, s:o}", "model", model, "measure", "tasks", "prompts", r->prompts,
+                "filler", filler, "seed", (json_int_t)o->seed, "sink_tokens", o->sink_pages * OSCAR_PAGE_TOKENS, "recent_tokens",
+                o->recent_pages * OSCAR_PAGE_TOKENS, "complete", r->cells == o->tasks * o->lengths, "cells", cells);
   json_dumpf(root, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(8));
   putchar('\n');
   json_decref(root);
@@ -173,11 +174,11 @@ oscar_status eval_tasks_report(const struct loaded_model *m, const struct kv_lis
   const char *model = model_geometry_of(m->model)->name;
   oscar_status status = eval_tasks(m->model, options, list->count, list->names, list->sets, &line->progress, &result);
   progress_end(line);
-  if (status != OSCAR_OK) return status;
-  if (json)
+  if (status != OSCAR_OK && result.cells == 0) return status;
+  if (json) /* when interrupted, what there is */
     print_json(model, &result, options, filler_name);
   else
     print_table(model, &result, options, filler_name);
   tasks_result_free(m->context, &result);
-  return OSCAR_OK;
+  return status;
 }

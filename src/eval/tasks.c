@@ -264,6 +264,18 @@ static oscar_status run_cell(struct run *r, const struct tasks_result *result, c
 
 /* ---- the whole ---- */
 
+static void free_cell(oscar_context *context, struct task_cell *cell, int caches) {
+  for (int i = 0; cell->question && i < cell->questions; i++) {
+    struct task_question *q = &cell->question[i];
+    for (int k = 0; q->reply && k < caches; k++) mem_free(context, q->reply[k].text);
+    mem_free(context, q->reply);
+    mem_free(context, q->asked);
+    mem_free(context, q->expected);
+  }
+  mem_free(context, cell->question);
+  mem_free(context, cell->score);
+}
+
 static oscar_status list_cells(struct run *r, struct tasks_result *result) {
   const struct tasks_options *o = r->options;
   result->cell = mem_zalloc(r->context, (size_t)o->tasks * (size_t)o->lengths, sizeof *result->cell);
@@ -289,6 +301,9 @@ static oscar_status run_cells(struct run *r, struct prompt_writer *writer, const
   for (int i = 0; i < result->cells && status == OSCAR_OK; i++) {
     r->cell = &result->cell[i];
     status = run_cell(r, result, sets);
+    if (status == OSCAR_OK) continue;
+    free_cell(r->context, r->cell, result->caches);
+    result->cells = i; /* those that are complete */
   }
   return status;
 }
@@ -312,20 +327,8 @@ oscar_status eval_tasks(struct model *model, const struct tasks_options *options
   mem_free(r.context, own_sets);
   mem_free(r.context, r.logits);
   mem_free(r.context, r.rows);
-  if (status != OSCAR_OK) tasks_result_free(r.context, result);
+  if (status != OSCAR_OK && !(status == OSCAR_CANCELLED && result->cells > 0)) tasks_result_free(r.context, result);
   return status;
-}
-
-static void free_cell(oscar_context *context, struct task_cell *cell, int caches) {
-  for (int i = 0; cell->question && i < cell->questions; i++) {
-    struct task_question *q = &cell->question[i];
-    for (int k = 0; q->reply && k < caches; k++) mem_free(context, q->reply[k].text);
-    mem_free(context, q->reply);
-    mem_free(context, q->asked);
-    mem_free(context, q->expected);
-  }
-  mem_free(context, cell->question);
-  mem_free(context, cell->score);
 }
 
 void tasks_result_free(oscar_context *context, struct tasks_result *result) {

@@ -74,7 +74,8 @@ struct tasks_result {
 oscar_status tasks_options_check(const struct model *model, const struct tasks_options *options);
 
 /* kv[i] with its codec set (borrowed). BF16 is always run first; a "bf16" in the list is skipped. Errors: INVALID_ARGUMENT (a
- * length that the task or the model's context has no room for), NO_MEMORY, NUMERIC, CANCELLED. */
+ * length that the task or the model's context has no room for), NO_MEMORY, NUMERIC, CANCELLED: the cells that are complete by
+ * then are in *result, which is to be freed; after any other error it is empty. */
 oscar_status eval_tasks(struct model *model, const struct tasks_options *options, int count, const char *const *kv,
                         oscar_codec_set *const *sets, const struct progress *progress, struct tasks_result *result);
 void tasks_result_free(oscar_context *context, struct tasks_result *result);

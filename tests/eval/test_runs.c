@@ -157,6 +157,11 @@ static void wrong_options_are_refused_and_ctrl_c_ends_the_work(void **state) {
   const struct progress stopping = {stop_at_half, NULL};
   assert_int_equal(eval_tasks(model, &o, 1, kv, sets, &stopping, &r), OSCAR_CANCELLED);
   assert_true(r.cells == 0 && !r.cell);
+  o.lengths = 2; /* the second cell is the one that half of the work falls into: the first is kept */
+  o.length[1] = 600;
+  assert_int_equal(eval_tasks(model, &o, 1, kv, sets, &stopping, &r), OSCAR_CANCELLED);
+  assert_true(r.cells == 1 && r.cell[0].length == 512 && r.cell[0].question[0].reply[0].text);
+  tasks_result_free(context, &r);
 
   struct generation_options g;
   generation_options_default(&g);
