@@ -41,6 +41,8 @@ const char *format_bytes(double bytes, char *text, size_t room);
 /* The candidate most like `word` (a few wrong, missing, doubled or swapped letters), or NULL if none is near. Candidates come
  * from item(list, i) for i = 0, 1, ... until it gives NULL. */
 const char *nearest_name(const char *word, const char *(*item)(const void *list, int i), const void *list);
+/* The name of a file without its folders, for texts that should not name this machine's. */
+const char *last_part(const char *path);
 
 /* ---- terminal (terminal.c) ---- */
 bool terminal_is(FILE *stream);

@@ -100,11 +100,6 @@ static void put_word(FILE *out, const char *word) {
   fputc('\'', out);
 }
 
-static const char *last_part(const char *path) {
-  const char *slash = strrchr(path, '/');
-  return slash && slash[1] ? slash + 1 : path;
-}
-
 static void put_windows(FILE *out, const struct eval_request *r) {
   if (r->sink != 64) fprintf(out, " --sink %d", r->sink);
   if (r->recent != 256) fprintf(out, " --recent %d", r->recent);

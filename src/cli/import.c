@@ -42,11 +42,6 @@ static int check(const struct import_arguments *a) {
   return EXIT_DONE;
 }
 
-static const char *last_part(const char *path) {
-  const char *slash = strrchr(path, '/');
-  return slash ? slash + 1 : path;
-}
-
 /* JSON, freed with free(); NULL when out of memory. */
 static char *provenance_of(const struct import_arguments *a, const oscar_rotation_file *keys, const oscar_rotation_file *values) {
   json_t *root = json_pack("{s:s, s:s, s:{s:o, s:o, s:o, s:o, s:f, s:f, s:i}}", "program", "oscar", "version", oscar_version(),

@@ -1,4 +1,4 @@
-/* message.c - one-line messages, sizes for people, and the nearest name to a mistyped one. */
+/* message.c - one-line messages, sizes for people, names of files, and the nearest name to a mistyped one. */
 #include "cli/cli.h"
 
 #include <stdarg.h>
@@ -97,4 +97,9 @@ const char *nearest_name(const char *word, const char *(*item)(const void *list,
       best_distance = distance;
     }
   }
+}
+
+const char *last_part(const char *path) {
+  const char *slash = strrchr(path, '/');
+  return slash && slash[1] ? slash + 1 : path;
 }

@@ -131,6 +131,19 @@ static void shifted(int d, const double *x, double distance, double *out) {
   free(half);
 }
 
+/* D M D' = V'B^-1 B B B^-1 V = I, with the ridge */
+static void assert_errors_count_alike(const oscar_codec_spec *s, const double *metric, double mean) {
+  const int d = s->head_dim;
+  for (int i = 0; i < s->channels; i++)
+    for (int j = 0; j < s->channels; j++) {
+      double sum = 0;
+      for (int a = 0; a < d; a++)
+        for (int b = 0; b < d; b++)
+          sum += (double)s->decode[i * d + a] * (metric[a * d + b] / mean + (a == b ? 0.05 : 0)) * (double)s->decode[j * d + b];
+      assert_true(fabs(sum - (i == j)) < 1e-4);
+    }
+}
+
 /* The metric of a codec for longer contexts is the average over windows that begin at 0, 1/15, ... of them. */
 static void statistics_are_averaged_over_the_places_of_a_window(void **state) {
   (void)state;
@@ -151,14 +164,7 @@ static void statistics_are_averaged_over_the_places_of_a_window(void **state) {
     shifted(D, metric, POSITIONS * p / 15, part);
     for (int i = 0; i < D * D; i++) average[i] += part[i] / mean / 16;
   }
-  for (int i = 0; i < s->channels; i++)
-    for (int j = 0; j < s->channels; j++) {
-      double sum = 0;
-      for (int a = 0; a < D; a++)
-        for (int b = 0; b < D; b++)
-          sum += (double)s->decode[i * D + a] * (average[a * D + b] + (a == b ? 0.05 : 0)) * (double)s->decode[j * D + b];
-      assert_true(fabs(sum - (i == j)) < 1e-4);
-    }
+  assert_errors_count_alike(s, average, 1);
   oscar_codec_set_free(set);
   options.positions = -1;
   const oscar_codec_set_info info = {1, KV_HEADS, D, "graded", "print", "{}"};
@@ -191,14 +197,7 @@ static void the_basis_makes_errors_count_alike(void **state) {
     assert_ok(c, oscar_calib_get(calib, OSCAR_CALIB_KEY_METRIC, 0, h, metric));
     double mean = 0;
     for (int i = 0; i < D; i++) mean += metric[i * (D + 1)] / D;
-    for (int i = 0; i < s->channels; i++) /* D M D' = V'B^-1 B B B^-1 V = I */
-      for (int j = 0; j < s->channels; j++) {
-        double sum = 0;
-        for (int a = 0; a < D; a++)
-          for (int b = 0; b < D; b++)
-            sum += (double)s->decode[i * D + a] * (metric[a * D + b] / mean + (a == b ? 0.05 : 0)) * (double)s->decode[j * D + b];
-        assert_true(fabs(sum - (i == j)) < 1e-4);
-      }
+    assert_errors_count_alike(s, metric, mean);
   }
   oscar_codec_set_free(set);
   oscar_calib_free(calib);
