@@ -8,6 +8,7 @@
  */
 #include <oscar/attention.h>
 
+#include "attention/kernels.h"
 #include "base/base.h"
 #include "cache/view.h"
 
@@ -71,28 +72,54 @@ static float *random_floats(size_t n, uint64_t seed) {
   return x;
 }
 
-/* "bf16", "int2" (scale and zero), "int2-gain" */
+/* Every pair turns, as in a fitted codec, with the frequencies of base 1e6; the mean itself does not matter for the speed. */
+static oscar_rope *make_rope(oscar_context *context, const struct options *o) {
+  float *frequencies = random_floats((size_t)o->head_dim / 2, 1);
+  for (int i = 0; i < o->head_dim / 2; i++) frequencies[i] = (float)pow(1e6, -2.0 * i / o->head_dim);
+  oscar_rope *rope = NULL;
+  oscar_rope_spec spec = {OSCAR_ROPE_HALVES, o->head_dim, frequencies};
+  if (oscar_rope_create(context, &spec, &rope) != OSCAR_OK) fail(context, "rope");
+  free(frequencies);
+  return rope;
+}
+
+/* "bf16", "int2" (four log gains, a rotating mean), "int2-gain" (one gain), "int2-oscar" (scale and zero) */
 static oscar_codec_set *make_codecs(oscar_context *context, const struct options *o) {
   if (!strcmp(o->kv, "bf16")) return NULL;
   oscar_row_form form = OSCAR_ROW_SCALE_ZERO;
-  if (!strcmp(o->kv, "int2-gain"))
+  oscar_rope *rope = NULL;
+  if (!strcmp(o->kv, "int2")) {
+    form = OSCAR_ROW_LOG_GAINS;
+    rope = make_rope(context, o);
+  } else if (!strcmp(o->kv, "int2-gain"))
     form = OSCAR_ROW_GAIN;
-  else if (strcmp(o->kv, "int2") != 0) {
-    fprintf(stderr, "--kv %s: expected bf16, int2 or int2-gain\n", o->kv);
+  else if (strcmp(o->kv, "int2-oscar") != 0) {
+    fprintf(stderr, "--kv %s: expected bf16, int2, int2-gain or int2-oscar\n", o->kv);
     exit(1);
   }
   oscar_codec_set_info info = {o->layers, o->kv_heads, o->head_dim, o->kv, "", ""};
-  oscar_codec_spec spec = {.head_dim = o->head_dim, .channels = o->head_dim, .form = form, .groups = 1, .clip_ratio = 1};
+  oscar_codec_spec spec = {
+      .head_dim = o->head_dim, .channels = o->head_dim, .form = form, .groups = rope ? 4 : 1, .clip_ratio = 1};
+  float *mean = random_floats((size_t)o->head_dim, 5);
+  uint16_t pair[OSCAR_MAX_HEAD_DIM / 2];
+  for (int i = 0; i < o->head_dim / 2; i++) pair[i] = (uint16_t)i;
   oscar_codec_set *set = NULL;
   if (oscar_codec_set_create(context, &info, &set) != OSCAR_OK) fail(context, "codecs");
   for (int layer = 0; layer < o->layers; layer++)
     for (int head = 0; head < o->kv_heads; head++)
       for (int side = 0; side < 2; side++) { /* one codec each: a model has as many maps to read */
         oscar_codec *codec = NULL;
+        bool turns = rope && side == OSCAR_KEYS;
+        spec.rope = turns ? rope : NULL;
+        spec.rotating_pairs = turns ? o->head_dim / 2 : 0;
+        spec.rotating_pair = pair;
+        spec.rotating_mean = mean;
         if (oscar_codec_create(context, &spec, &codec) != OSCAR_OK) fail(context, "codec");
         if (oscar_codec_set_assign(set, layer, head, (oscar_side)side, codec) != OSCAR_OK) fail(context, "codec");
         oscar_codec_release(codec);
       }
+  free(mean);
+  oscar_rope_release(rope);
   return set;
 }
 
@@ -133,13 +160,20 @@ static double time_layers(oscar_context *context, oscar_attention *attention, co
   return median(times, repeats);
 }
 
-static void measure(oscar_isa isa, const struct options *o, double ceiling) {
+/* One line: an instruction set, with or without the kernels for many rows that this CPU has above it. */
+static void measure(oscar_isa isa, bool many, const struct options *o, double ceiling) {
   oscar_context_options settings;
   oscar_context_options_default(&settings);
   settings.isa = isa;
   settings.threads = o->threads;
   oscar_context *context = NULL;
   if (oscar_context_create(&settings, &context) != OSCAR_OK) return;
+  const struct page_kernels *own = page_kernels_for_many(&context->cpu);
+  if (many && !own) {
+    oscar_context_free(context);
+    return;
+  }
+  if (!many) context->cpu.wide_bf16 = context->cpu.amx_bf16 = false;
   oscar_codec_set *codecs = make_codecs(context, o);
   oscar_cache_options cache_options;
   oscar_cache_options_default(&cache_options);
@@ -170,10 +204,10 @@ static void measure(oscar_isa isa, const struct options *o, double ceiling) {
   double chunk_time = time_layers(context, attention, o, &job, 3);
   double bytes = (double)bytes_read(sequence, cache_geometry_of(cache));
   printf(
-      "%-9s decode %8.1f us/layer  %6.2f ns/(token, KV head)  %7.1f B/(token, KV head)  %6.2f GB/s  %5.1f%% of the read ceiling"
+      "%-11s decode %8.1f us/layer  %6.2f ns/(token, KV head)  %7.1f B/(token, KV head)  %6.2f GB/s  %5.1f%% of the read ceiling"
       "   prefill of %d: %8.1f us/(token, layer)\n",
-      oscar_isa_name(isa), decode / 1e3, decode / o->context / o->kv_heads, bytes / o->context / o->kv_heads, bytes / decode,
-      100 * bytes / decode / ceiling, prefill, chunk_time / prefill / 1e3);
+      many ? own->name : oscar_isa_name(isa), decode / 1e3, decode / o->context / o->kv_heads, bytes / o->context / o->kv_heads,
+      bytes / decode, 100 * bytes / decode / ceiling, prefill, chunk_time / prefill / 1e3);
 
   free(k), free(v), free(q), free(out);
   oscar_attention_free(attention);
@@ -214,13 +248,14 @@ int main(int argc, char **argv) {
       o.kv = value;
     else {
       fprintf(stderr, "usage: bench_attention [--context N] [--head-dim D] [--query-heads H] [--kv-heads K] [--layers L] "
-                      "[--threads T] [--kv bf16|int2|int2-gain]\n");
+                      "[--threads T] [--kv bf16|int2|int2-gain|int2-oscar]\n");
       return 1;
     }
   }
   double ceiling = read_ceiling(o.threads);
   printf("%d tokens, %d layers, %d query heads, %d KV heads of %d, %s, %d threads; read ceiling %.1f GB/s\n", o.context, o.layers,
          o.query_heads, o.kv_heads, o.head_dim, o.kv, o.threads, ceiling);
-  for (int isa = OSCAR_ISA_PORTABLE; isa <= OSCAR_ISA_AVX512; isa++) measure((oscar_isa)isa, &o, ceiling);
+  for (int isa = OSCAR_ISA_PORTABLE; isa <= OSCAR_ISA_AVX512; isa++) measure((oscar_isa)isa, false, &o, ceiling);
+  measure(OSCAR_ISA_AUTO, true, &o, ceiling);
   return 0;
 }

@@ -19,6 +19,8 @@ endfunction()
 # Files written for one instruction-set level. Usage: oscar_isa_sources(target avx512 a.c b.c); nothing is added on other CPUs.
 set(OSCAR_ISA_avx2 -mavx2 -mfma -mf16c)
 set(OSCAR_ISA_avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512)
+set(OSCAR_ISA_avx512_bf16 ${OSCAR_ISA_avx512} -mavx512bf16 -mavx512vbmi)
+set(OSCAR_ISA_amx ${OSCAR_ISA_avx512_bf16} -mamx-tile -mamx-bf16)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(OSCAR_X86 ON)
 endif()

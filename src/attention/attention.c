@@ -63,15 +63,17 @@ struct oscar_attention {
   oscar_cache *cache;
   const struct cache_geometry *geometry;
   const struct attention_kernels *kernels;
+  const struct page_kernels *few, *many; /* for tiles of fewer than MANY_ROWS rows or in parts, and for the others */
   int query_heads, group;
   float scale;
+  struct wave_basis *waves; /* [layers][kv_heads]; NULL when no mean rotates. The arrays follow in the same block. */
 
   /* Bytes of one row, the largest over all layers; multiples of 64. */
   size_t q_bytes, mapped_bytes, prepared_bytes, out_bytes;
   size_t panel_bytes;
-  size_t waves_bytes; /* of a row; twice that of a turn */
+  size_t angle_bytes; /* of the pairs of a head */
 
-  struct buffer threads; /* [threads] of queries, sums, scores, panel, waves: made once */
+  struct buffer threads; /* [threads] of queries, sums, scores, panel, angles: made once */
   struct buffer plan;    /* [tiles] struct tile, [pieces] struct piece */
   struct buffer shared;  /* [cut tiles] of queries, [parts of cut tiles] of sums */
 };
@@ -91,14 +93,13 @@ struct layer {
   int stride; /* floats per row of sums */
 };
 
-/* The rotating mean's amplitudes of a tile's queries, at one page. */
-struct waves {
-  const oscar_codec *codec;
-  int pairs;
-  int64_t page;   /* -1: nowhere yet */
-  float *turn;    /* [2 pairs] cos and sin of the angle of one page */
-  float *anchor;  /* [2 pairs] scratch */
-  float *at_page; /* [rows][2 pairs] */
+/* The angles of a head's rotating pairs at the centre of a page. */
+struct angles {
+  const struct wave_basis *basis; /* NULL: none rotates */
+  const oscar_codec_spec *spec;
+  int64_t page; /* -1: nowhere yet */
+  float *turn;  /* [2 pairs] cos and sin of the angle from one page to the next */
+  float *at;    /* [2 pairs] the same of the angle at the centre of `page` */
 };
 
 /* ---- memory ---- */
@@ -123,8 +124,7 @@ static size_t sums_bytes(const oscar_attention *a, int rows) {
   return round_up(STATE_BYTES * (size_t)rows, 64) + a->out_bytes * (size_t)rows;
 }
 static size_t thread_bytes(const oscar_attention *a) {
-  return queries_bytes(a, MAX_ROWS) + sums_bytes(a, MAX_ROWS) + SCORES_BYTES * MAX_ROWS + a->panel_bytes +
-         a->waves_bytes * (MAX_ROWS + 2);
+  return queries_bytes(a, MAX_ROWS) + sums_bytes(a, MAX_ROWS) + SCORES_BYTES * MAX_ROWS + a->panel_bytes + 2 * a->angle_bytes;
 }
 
 static struct queries queries_at(const oscar_attention *a, int rows, void *block) {
@@ -156,6 +156,8 @@ static struct layer describe_layer(const oscar_attention *a, int index, int wind
   return layer;
 }
 
+static const struct side_form *keys_form(const struct layer *layer) { return layer->coded ? &layer->keys : NULL; }
+
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 static void measure(oscar_attention *a) {
@@ -166,12 +168,40 @@ static void measure(oscar_attention *a) {
     const struct side_form *keys = layer.coded ? &layer.keys : NULL, *values = layer.coded ? &layer.values : NULL;
     if (keys) {
       a->mapped_bytes = larger(a->mapped_bytes, sizeof(float) * (size_t)form_rows(keys));
-      a->prepared_bytes = larger(a->prepared_bytes, a->kernels->prepared_bytes(keys));
-      a->waves_bytes = larger(a->waves_bytes, round_up(sizeof(float) * 2 * (size_t)keys->rotating_pairs, 64));
+      a->angle_bytes = larger(a->angle_bytes, round_up(sizeof(float) * 2 * (size_t)keys->rotating_pairs, 64));
     }
+    a->prepared_bytes =
+        larger(a->prepared_bytes, larger(a->few->prepared_bytes(g->head_dim, keys), a->many->prepared_bytes(g->head_dim, keys)));
     a->out_bytes = larger(a->out_bytes, sizeof(float) * (size_t)layer.stride);
-    a->panel_bytes = larger(a->panel_bytes, sizeof(float) * panel_floats(g->head_dim, keys, values));
+    a->panel_bytes = larger(
+        a->panel_bytes, larger(a->few->panel_bytes(g->head_dim, keys, values), a->many->panel_bytes(g->head_dim, keys, values)));
   }
+  a->panel_bytes = round_up(a->panel_bytes, 64);
+}
+
+static const oscar_codec_spec *keys_of(const oscar_attention *a, int layer, int kv_head) {
+  return oscar_codec_describe(oscar_codec_set_get(a->geometry->codecs, layer, kv_head, OSCAR_KEYS));
+}
+
+/* Curves for the means that rotate, of every head. */
+static oscar_status make_waves(oscar_attention *a) {
+  const struct cache_geometry *g = a->geometry;
+  size_t heads = (size_t)g->layers * (size_t)g->kv_heads, bytes = round_up(heads * sizeof *a->waves, 64), first = bytes;
+  if (a->angle_bytes == 0) return OSCAR_OK;
+  for (int layer = 0; layer < g->layers; layer++)
+    for (int head = 0; head < g->kv_heads; head++)
+      if (keys_of(a, layer, head)->rotating_pairs > 0) bytes += wave_basis_bytes(keys_of(a, layer, head));
+  a->waves = mem_zalloc(g->context, 1, bytes);
+  if (!a->waves) return OSCAR_NO_MEMORY;
+  uint8_t *memory = (uint8_t *)a->waves + first;
+  for (int layer = 0; layer < g->layers; layer++)
+    for (int head = 0; head < g->kv_heads; head++) {
+      const oscar_codec_spec *spec = keys_of(a, layer, head);
+      if (spec->rotating_pairs == 0) continue;
+      a->waves[layer * g->kv_heads + head] = wave_basis_make(spec, memory);
+      memory += wave_basis_bytes(spec);
+    }
+  return OSCAR_OK;
 }
 
 oscar_status oscar_attention_create(oscar_cache *cache, const oscar_attention_options *options, oscar_attention **attention) {
@@ -193,12 +223,16 @@ oscar_status oscar_attention_create(oscar_cache *cache, const oscar_attention_op
   if (!a) return OSCAR_NO_MEMORY;
   a->cache = cache;
   a->geometry = g;
-  a->kernels = attention_kernels_for(oscar_context_isa(context));
+  a->kernels = attention_kernels_for(&context->cpu);
+  a->few = &a->kernels->pages;
+  a->many = page_kernels_for_many(&context->cpu);
+  if (!a->many) a->many = a->few;
   a->query_heads = heads;
   a->group = heads / g->kv_heads;
   a->scale = options->scale > 0 ? options->scale : 1 / sqrtf((float)g->head_dim);
   measure(a);
-  oscar_status status = reserve(context, &a->threads, (size_t)oscar_context_threads(context), thread_bytes(a));
+  oscar_status status = make_waves(a);
+  if (status == OSCAR_OK) status = reserve(context, &a->threads, (size_t)oscar_context_threads(context), thread_bytes(a));
   if (status == OSCAR_OK) status = reserve(context, &a->plan, (size_t)g->kv_heads, sizeof(struct tile) + sizeof(struct piece));
   if (status != OSCAR_OK) {
     oscar_attention_free(a);
@@ -211,6 +245,7 @@ oscar_status oscar_attention_create(oscar_cache *cache, const oscar_attention_op
 void oscar_attention_free(oscar_attention *attention) {
   if (!attention) return;
   oscar_context *context = attention->geometry->context;
+  mem_free(context, attention->waves);
   mem_free(context, attention->threads.data);
   mem_free(context, attention->plan.data);
   mem_free(context, attention->shared.data);
@@ -351,6 +386,20 @@ static size_t query_offset(const oscar_attention *a, const struct tile *tile, in
   return (position * (size_t)a->query_heads + head) * (size_t)a->geometry->head_dim;
 }
 
+static const struct page_kernels *pages_of(const oscar_attention *a, const struct tile *tile) {
+  return tile->parts == 1 && tile_rows(a, tile) >= MANY_ROWS ? a->many : a->few;
+}
+
+static struct query_rows rows_of(const oscar_attention *a, const struct layer *layer, const struct tile *tile,
+                                 struct queries queries) {
+  return (struct query_rows){.rows = tile_rows(a, tile),
+                             .head_dim = a->geometry->head_dim,
+                             .q = queries.q,
+                             .mapped = tile->mapped ? queries.mapped : NULL,
+                             .prepared = queries.prepared,
+                             .prepared_stride = pages_of(a, tile)->prepared_bytes(a->geometry->head_dim, keys_form(layer))};
+}
+
 static void map_queries(const oscar_attention *a, const struct layer *layer, const struct tile *tile, struct queries queries) {
   int rows = tile_rows(a, tile), d = a->geometry->head_dim;
   for (int r = 0; r < rows; r++) {
@@ -360,38 +409,42 @@ static void map_queries(const oscar_attention *a, const struct layer *layer, con
   if (tile->mapped) {
     const oscar_codec *codec = oscar_codec_set_get(a->geometry->codecs, layer->index, tile->kv_head, OSCAR_KEYS);
     a->kernels->multiply_transposed(rows, codec->map_rows, d, queries.q, codec->map, queries.mapped);
-    a->kernels->prepare_queries(&layer->keys, rows, queries.mapped, queries.prepared);
   }
+  struct query_rows all = rows_of(a, layer, tile, queries);
+  pages_of(a, tile)->prepare_queries(&all, keys_form(layer), queries.prepared);
 }
 
 /* ---- the rotating mean ---- */
 
 enum { ANCHOR_PAGES = 64 }; /* pages after which turns start over from an exact angle: they round by 1e-7 each */
 
-static struct waves waves_at(const oscar_attention *a, const struct layer *layer, const struct tile *tile, void *memory) {
-  struct waves w = {.page = -1, .pairs = tile->mapped ? layer->keys.rotating_pairs : 0};
-  if (w.pairs == 0) return w;
-  w.codec = oscar_codec_set_get(a->geometry->codecs, layer->index, tile->kv_head, OSCAR_KEYS);
-  w.turn = memory;
-  w.anchor = (float *)(void *)((uint8_t *)memory + a->waves_bytes);
-  w.at_page = (float *)(void *)((uint8_t *)memory + 2 * a->waves_bytes);
-  for (int k = 0; k < w.pairs; k++)
-    rope_page_angle(w.codec->spec.rope, w.codec->spec.rotating_pair[k], 1, w.turn + k, w.turn + w.pairs + k);
-  return w;
+static struct angles angles_of(const oscar_attention *a, const struct layer *layer, const struct tile *tile, void *memory) {
+  if (!tile->mapped || layer->keys.rotating_pairs == 0) return (struct angles){0};
+  struct angles angles = {.page = -1,
+                          .basis = a->waves + layer->index * a->geometry->kv_heads + tile->kv_head,
+                          .spec = keys_of(a, layer->index, tile->kv_head),
+                          .turn = memory,
+                          .at = (float *)(void *)((uint8_t *)memory + a->angle_bytes)};
+  for (int k = 0, n = angles.basis->pairs; k < n; k++)
+    rope_page_turn(angles.spec->rope, angles.spec->rotating_pair[k], angles.turn + k, angles.turn + n + k);
+  return angles;
 }
 
-/* Brings the amplitudes to a page: one turn from the page before, or all the way from position 0. */
-static void move_waves(const oscar_attention *a, const struct layer *layer, const struct query_rows *queries, int64_t page,
-                       struct waves *w) {
-  if (w->page >= 0 && page == w->page + 1 && page % ANCHOR_PAGES != 0) {
-    a->kernels->turn_waves(queries->rows, w->pairs, w->turn, w->at_page, 2 * w->pairs, w->at_page);
+/* Brings the angles to a page: one turn from the page before, or all the way from position 0. */
+static void turn_to(struct angles *angles, int64_t page) {
+  int n = angles->basis->pairs;
+  float *restrict cosines = angles->at, *restrict sines = angles->at + n;
+  const float *restrict c = angles->turn, *restrict s = angles->turn + n;
+  if (angles->page >= 0 && page == angles->page + 1 && page % ANCHOR_PAGES != 0) {
+    for (int k = 0; k < n; k++) {
+      float cosine = cosines[k] * c[k] - sines[k] * s[k];
+      sines[k] = sines[k] * c[k] + cosines[k] * s[k];
+      cosines[k] = cosine;
+    }
   } else {
-    for (int k = 0; k < w->pairs; k++)
-      rope_page_angle(w->codec->spec.rope, w->codec->spec.rotating_pair[k], page, w->anchor + k, w->anchor + w->pairs + k);
-    a->kernels->turn_waves(queries->rows, w->pairs, w->anchor, queries->mapped + form_rotating_row(&layer->keys),
-                           form_rows(&layer->keys), w->at_page);
+    for (int k = 0; k < n; k++) rope_page_angle(angles->spec->rope, angles->spec->rotating_pair[k], page, cosines + k, sines + k);
   }
-  w->page = page;
+  angles->page = page;
 }
 
 static void clear_sums(const struct layer *layer, int rows, struct sums sums) {
@@ -452,27 +505,26 @@ static void prefetch_page(const struct layer *layer, struct page_part part) {
 }
 
 static void read_page(const oscar_attention *a, const struct layer *layer, const struct tile *tile, int64_t page,
-                      struct page_part part, const struct query_rows *queries, struct waves *waves, struct sums sums,
+                      struct page_part part, const struct query_rows *queries, struct angles *angles, struct sums sums,
                       float *scores, float *panel) {
-  const struct attention_kernels *kernels = a->kernels;
+  const struct page_kernels *pages = pages_of(a, tile);
   int d = a->geometry->head_dim, stride = layer->stride;
   if (part.coded) {
-    kernels->score_coded(queries, &layer->keys, part.keys, scores, panel);
-    if (waves->pairs > 0) {
-      move_waves(a, layer, queries, page, waves);
-      kernels->score_waves(queries->rows, waves->pairs, waves->at_page, waves->codec->spec.rope->table,
-                           waves->codec->spec.rotating_pair, scores);
+    pages->score_coded(queries, &layer->keys, part.keys, scores, panel);
+    if (angles->basis) {
+      turn_to(angles, page);
+      pages->score_waves(queries, &layer->keys, angles->basis, angles->at, scores, panel);
     }
   } else
-    kernels->score_exact(queries, (const uint16_t *)(const void *)part.keys, scores, panel);
+    pages->score_exact(queries, (const uint16_t *)(const void *)part.keys, scores, panel);
   int tokens = set_ranges(a, layer, tile, page, sums.states);
-  kernels->softmax(queries->rows, scores, sums.states);
+  a->kernels->softmax(queries->rows, scores, sums.states);
   rescale_rows(queries->rows, stride, sums.states, sums.out);
   if (part.coded)
-    kernels->accumulate_coded(queries->rows, &layer->values, scores, part.values, sums.out + d, stride, panel);
+    pages->accumulate_coded(queries->rows, &layer->values, scores, part.values, sums.out + d, stride, panel);
   else
-    kernels->accumulate_exact(queries->rows, d, tokens, scores, (const uint16_t *)(const void *)part.values, sums.out, stride,
-                              panel);
+    pages->accumulate_exact(queries->rows, d, tokens, scores, (const uint16_t *)(const void *)part.values, sums.out, stride,
+                            panel);
 }
 
 static void finish_tile(const oscar_attention *a, const struct layer *layer, const struct tile *tile, struct sums sums) {
@@ -508,19 +560,22 @@ static void run_piece(const oscar_attention *a, const struct layer *layer, const
   float *scores = (float *)(void *)(sums_memory + sums_bytes(a, MAX_ROWS)), *panel = scores + MAX_ROWS * PAGE_TOKENS;
   struct sums sums = whole ? sums_at(MAX_ROWS, sums_memory) : part_sums(a, plan, tile->part + piece.part);
   struct queries mapped = whole ? queries_at(a, MAX_ROWS, memory) : slot_queries(a, plan, tile->slot);
+  const struct page_kernels *pages = pages_of(a, tile);
+  if (pages->begin) pages->begin();
   if (whole) map_queries(a, layer, tile, mapped);
-  struct query_rows queries = {tile_rows(a, tile), a->geometry->head_dim, mapped.q, mapped.mapped, mapped.prepared};
+  struct query_rows queries = rows_of(a, layer, tile, mapped);
 
-  int64_t pages = tile->page_end - tile->page_begin;
-  int64_t begin = tile->page_begin + pages * piece.part / tile->parts;
-  int64_t end = tile->page_begin + pages * (piece.part + 1) / tile->parts;
+  int64_t length = tile->page_end - tile->page_begin;
+  int64_t begin = tile->page_begin + length * piece.part / tile->parts;
+  int64_t end = tile->page_begin + length * (piece.part + 1) / tile->parts;
   clear_sums(layer, queries.rows, sums);
-  struct waves waves = waves_at(a, layer, tile, (uint8_t *)panel + a->panel_bytes);
+  struct angles angles = angles_of(a, layer, tile, (uint8_t *)panel + a->panel_bytes);
   struct page_part part = find_page(a, layer, tile, begin), next = part;
   for (int64_t page = begin; page < end; page++, part = next) {
     if (page + 1 < end) prefetch_page(layer, next = find_page(a, layer, tile, page + 1));
-    read_page(a, layer, tile, page, part, &queries, &waves, sums, scores, panel);
+    read_page(a, layer, tile, page, part, &queries, &angles, sums, scores, panel);
   }
+  if (pages->end) pages->end();
   if (whole) finish_tile(a, layer, tile, sums);
 }
 

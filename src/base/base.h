@@ -8,8 +8,9 @@
 struct cpu_features {
   bool avx2, fma, f16c, avx_vnni;
   bool avx512; /* F, BW, DQ, VL and VNNI together */
-  bool avx512_bf16, amx_bf16, amx_int8;
-  bool wide_bf16; /* AVX512-BF16 does twice the operations of float a cycle: AMD's, not Intel's */
+  bool avx512_bf16, avx512_vbmi;
+  bool amx_bf16, amx_int8; /* only where the operating system lets this process use them */
+  bool wide_bf16;          /* AVX512-BF16 does twice the operations of float a cycle: AMD's, not Intel's */
 };
 
 struct oscar_context {

@@ -48,7 +48,10 @@ static void log_to_stderr(void *user, oscar_log_level level, const char *text) {
 
 /* Cuts the features down to a level, so that kernels chosen by feature respect a forced level too. */
 static void limit_to_isa(struct cpu_features *cpu, oscar_isa isa) {
-  if (isa != OSCAR_ISA_AVX512) cpu->avx512 = cpu->avx512_bf16 = cpu->wide_bf16 = cpu->amx_bf16 = cpu->amx_int8 = false;
+  if (isa != OSCAR_ISA_AVX512) {
+    cpu->avx512 = cpu->avx512_bf16 = cpu->avx512_vbmi = cpu->wide_bf16 = false;
+    cpu->amx_bf16 = cpu->amx_int8 = false;
+  }
   if (isa == OSCAR_ISA_PORTABLE) *cpu = (struct cpu_features){0};
 }
 

@@ -7,6 +7,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 
 /* XCR0: which register states the operating system saves (Intel SDM volume 1, 13.3). */
 static uint64_t saved_states(void) {
@@ -18,6 +21,16 @@ static uint64_t saved_states(void) {
 static bool made_by_amd(void) {
   unsigned most, name[3];
   return __get_cpuid(0, &most, &name[0], &name[2], &name[1]) && memcmp(name, "AuthenticAMD", sizeof name) == 0;
+}
+
+/* Linux gives the state of tiles (XTILEDATA, 18) to processes that ask for it; asking twice is fine. */
+static bool may_use_tiles(void) {
+#if defined(__linux__)
+  enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+#else
+  return true;
+#endif
 }
 
 void cpu_detect(struct cpu_features *f) {
@@ -42,11 +55,12 @@ void cpu_detect(struct cpu_features *f) {
     bool foundation = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1, vnni = c >> 11 & 1;
     f->avx512 = foundation && dq && bw && vl && vnni;
     f->avx512_bf16 = f->avx512 && (leaf7_1 >> 5 & 1);
+    f->avx512_vbmi = f->avx512 && (c >> 1 & 1);
     f->wide_bf16 = f->avx512_bf16 && made_by_amd();
   }
-  if (tiles) {
-    f->amx_bf16 = (d >> 22 & 1) && (d >> 24 & 1);
-    f->amx_int8 = (d >> 25 & 1) && (d >> 24 & 1);
+  if (tiles && (d >> 24 & 1) && may_use_tiles()) {
+    f->amx_bf16 = d >> 22 & 1;
+    f->amx_int8 = d >> 25 & 1;
   }
 }
 #else

@@ -213,7 +213,7 @@ static oscar_status bench_all(struct bench *b, struct kv_list *list) {
   if (status == OSCAR_OK) status = kv_list_obtain(list, m->model, b->a->rotation, b->progress);
   if (status != OSCAR_OK) return status;
   char backend[256], bytes[32];
-  m->backend->ops->describe(m->backend, backend, sizeof backend);
+  loaded_model_describe(m, backend, sizeof backend);
   const struct model_geometry *g = model_geometry_of(m->model);
   const double weights = (double)model_read_bytes_per_token(m->model);
   if (!b->rows) {

@@ -210,7 +210,7 @@ static oscar_status report_model(const struct loaded_model *loaded, const struct
   report->scratch_bytes =
       (double)model_scratch_bytes(loaded->model, o->chunk, 0) + (double)session_bytes(loaded->model, o->context);
   report->available_bytes = memory_available();
-  loaded->backend->ops->describe(loaded->backend, report->backend, sizeof report->backend);
+  loaded_model_describe(loaded, report->backend, sizeof report->backend);
 
   oscar_cache_options defaults;
   model_cache_options(loaded->model, &defaults);

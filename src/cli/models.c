@@ -1,6 +1,7 @@
 /* models.c - from the name a user types to the file of a model, and to the model. */
 #include "cli/models.h"
 
+#include "attention/kernels.h"
 #include "cli/catalogue.h"
 
 #include <limits.h>
@@ -81,4 +82,12 @@ void loaded_model_close(struct loaded_model *loaded) {
   if (loaded->backend) loaded->backend->ops->free(loaded->backend);
   oscar_context_free(loaded->context);
   *loaded = (struct loaded_model){0};
+}
+
+void loaded_model_describe(const struct loaded_model *loaded, char *text, size_t bytes) {
+  loaded->backend->ops->describe(loaded->backend, text, bytes);
+  size_t used = strlen(text);
+  if (used + 2 >= bytes) return;
+  memcpy(text + used, "; ", 3);
+  attention_kernels_describe(&loaded->context->cpu, text + used + 2, bytes - used - 2);
 }

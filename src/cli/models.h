@@ -28,5 +28,7 @@ struct loaded_model {
 /* EXIT_DONE, or the exit code after a message; everything is freed then. */
 int loaded_model_open(const char *path, int threads, struct loaded_model *loaded);
 void loaded_model_close(struct loaded_model *loaded);
+/* What computes it: the backend's kernels and attention's, separated by "; ". */
+void loaded_model_describe(const struct loaded_model *loaded, char *text, size_t bytes);
 
 #endif

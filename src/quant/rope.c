@@ -1,9 +1,9 @@
 /*
  * rope.c - which channels turn together and how fast (quant/rope.h).
  *
- * The angle of position t = 64 p + j is that of the page's first position plus that of j. The latter takes one of 64 values per
- * pair, which lie in a table; the former is put together in double from the angles of the powers of two in p. So neither encoder
- * nor kernel computes a sine, and both see the same numbers whatever the C library.
+ * The angle of position t = 64 p + j is that of the page's centre plus that from there to j. The latter takes one of 64 values
+ * per pair, which lie in a table; the former is put together in double from the angles of the powers of two in p. So neither
+ * encoder nor kernel computes a sine, and both see the same numbers whatever the C library.
  */
 #include "quant/rope.h"
 
@@ -28,20 +28,24 @@ oscar_status oscar_rope_create(oscar_context *context, const oscar_rope_spec *sp
   r->spec = *spec;
   size_t table = pairs * 2 * PAGE_TOKENS;
   r->table = mem_alloc(context, table + pairs, sizeof(float));
-  r->pages = r->table ? mem_alloc(context, pairs * 2 * ROPE_PAGE_BITS, sizeof(double)) : NULL;
+  r->pages = r->table ? mem_alloc(context, pairs * 2 * (ROPE_PAGE_BITS + 1), sizeof(double)) : NULL;
   if (!r->pages) {
     oscar_rope_release(r);
     return OSCAR_NO_MEMORY;
   }
+  r->centres = r->pages + pairs * 2 * ROPE_PAGE_BITS;
   float *frequencies = r->table + table;
   memcpy(frequencies, spec->frequencies, pairs * sizeof(float));
   r->spec.frequencies = frequencies;
-  for (size_t i = 0; i < pairs; i++)
+  for (size_t i = 0; i < pairs; i++) {
     for (int j = 0; j < PAGE_TOKENS; j++) {
-      double angle = (double)frequencies[i] * j;
+      double angle = (double)frequencies[i] * (j - ROPE_CENTRE);
       r->table[2 * i * PAGE_TOKENS + (size_t)j] = (float)cos(angle);
       r->table[(2 * i + 1) * PAGE_TOKENS + (size_t)j] = (float)sin(angle);
     }
+    r->centres[2 * i] = cos((double)frequencies[i] * ROPE_CENTRE);
+    r->centres[2 * i + 1] = sin((double)frequencies[i] * ROPE_CENTRE);
+  }
   for (size_t bit = 0; bit < ROPE_PAGE_BITS; bit++)
     for (size_t i = 0; i < pairs; i++) {
       double angle = ldexp((double)frequencies[i] * PAGE_TOKENS, (int)bit), *at = r->pages + (bit * pairs + i) * 2;
@@ -74,7 +78,7 @@ bool rope_equal(const oscar_rope *a, const oscar_rope *b) {
 }
 
 void rope_page_angle(const oscar_rope *rope, int pair, int64_t page, float *cosine, float *sine) {
-  double c = 1, s = 0;
+  double c = rope->centres[2 * pair], s = rope->centres[2 * pair + 1];
   const double *at = rope->pages + 2 * (size_t)pair;
   for (; page > 0; page >>= 1, at += rope->spec.rotary_dim) {
     if (!(page & 1)) continue;

@@ -36,6 +36,8 @@ VEC vec_sums(const vec x[LANES]) {
   vec b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
   return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
+/* Vector v of [a x 8, b x 8]. */
+VEC vec_halves(float a, float b, int v) { return _mm256_set1_ps(v ? b : a); }
 static inline void vec_store(float *p, vec a) { _mm256_storeu_ps(p, a); }
 static inline float vec_total(vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -122,15 +124,20 @@ static inline void ivec_store_bytes(void *p, ivec a) {
 #include "attention/cpu/coded_kernels.h"
 
 const struct attention_kernels attention_kernels_avx2 = {
-    .prepared_bytes = prepared_bytes,
-    .prepare_queries = prepare_queries,
-    .score_exact = score_exact,
-    .score_coded = score_coded,
-    .turn_waves = turn_waves,
-    .score_waves = score_waves,
+    .pages =
+        {
+            .name = "AVX2",
+            .row_block = 1,
+            .panel_bytes = panel_bytes,
+            .prepared_bytes = prepared_bytes,
+            .prepare_queries = prepare_queries,
+            .score_exact = score_exact,
+            .score_coded = score_coded,
+            .score_waves = score_waves,
+            .accumulate_exact = accumulate_exact,
+            .accumulate_coded = accumulate_coded,
+        },
     .softmax = softmax,
-    .accumulate_exact = accumulate_exact,
-    .accumulate_coded = accumulate_coded,
     .multiply_transposed = multiply_transposed,
     .multiply_add = multiply_add,
 };

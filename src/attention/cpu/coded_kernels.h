@@ -49,7 +49,7 @@ INLINE vec meta_vec(const struct side_form *f, const uint8_t *side, int v, int g
 }
 
 /* Rows are cut into blocks of equal size as far as that goes: 5 are 3 and 2, not 4 and 1. */
-static int next_block(int rows) {
+static inline int next_block(int rows) {
   int blocks = (rows + CODED_ROWS - 1) / CODED_ROWS;
   return (rows + blocks - 1) / blocks;
 }
@@ -57,17 +57,23 @@ static int next_block(int rows) {
 /* ---- keys ---- */
 
 /* A prepared row: [C] high bytes, [C] low bytes, then per group the step and the shift. */
-static size_t prepared_bytes(const struct side_form *keys) {
+static inline size_t row_bytes(const struct side_form *keys) {
   return round_up((size_t)(2 * keys->crumbs) + 2 * sizeof(float) * (size_t)keys->groups, 64);
 }
 
-static void prepare_queries(const struct side_form *keys, int rows, const float *mapped, uint8_t *prepared) {
+static inline size_t prepared_bytes(int head_dim, const struct side_form *keys) {
+  (void)head_dim;
+  return keys ? row_bytes(keys) : 0;
+}
+
+static inline void prepare_queries(const struct query_rows *queries, const struct side_form *keys, uint8_t *prepared) {
+  if (!queries->mapped) return;
   int width = form_rows(keys);
-  for (int r = 0; r < rows; r++) {
-    int8_t *high = (int8_t *)prepared + (size_t)r * prepared_bytes(keys), *low = high + keys->crumbs;
+  for (int r = 0; r < queries->rows; r++) {
+    int8_t *high = (int8_t *)prepared + (size_t)r * row_bytes(keys), *low = high + keys->crumbs;
     float *steps = (float *)(void *)(low + keys->crumbs), *shifts = steps + keys->groups;
     for (int group = 0; group < keys->groups; group++) {
-      const float *q = mapped + r * width;
+      const float *q = queries->mapped + r * width;
       int begin = form_group_begin(keys, group), end = form_group_begin(keys, group + 1);
       vec largest = vec_zero(), error = vec_zero();
       for (int c = begin; c < end; c += LANES) largest = vec_max(largest, vec_abs(vec_load(q + c)));
@@ -86,7 +92,7 @@ static void prepare_queries(const struct side_form *keys, int rows, const float 
 INLINE void score_block(int rows, const struct side_form *f, const float *mapped, const uint8_t *prepared, const uint8_t *keys,
                         float *scores) {
   int blocks = f->crumbs / 16, width = form_rows(f);
-  size_t stride = prepared_bytes(f);
+  size_t stride = row_bytes(f);
   for (int v = 0; v < VECS; v += CODED_VECS) {
     vec total[CODED_ROWS][CODED_VECS];
     const uint8_t *codes[CODED_VECS];
@@ -135,10 +141,10 @@ INLINE void score_block(int rows, const struct side_form *f, const float *mapped
   }
 }
 
-static void score_coded(const struct query_rows *queries, const struct side_form *form, const uint8_t *keys, float *scores,
-                        float *panel) {
+static inline void score_coded(const struct query_rows *queries, const struct side_form *form, const uint8_t *keys, float *scores,
+                               float *panel) {
   (void)panel;
-  size_t stride = prepared_bytes(form);
+  size_t stride = row_bytes(form);
   for (int r = 0, n; r < queries->rows; r += n) {
     const float *mapped = queries->mapped + r * form_rows(form);
     const uint8_t *prepared = queries->prepared + (size_t)r * stride;
@@ -219,8 +225,8 @@ INLINE void accumulate_block(int rows, const struct side_form *f, const float *p
   }
 }
 
-static void accumulate_coded(int rows, const struct side_form *form, const float *p, const uint8_t *values, float *out,
-                             int stride, float *panel) {
+static inline void accumulate_coded(int rows, const struct side_form *form, const float *p, const uint8_t *values, float *out,
+                                    int stride, float *panel) {
   (void)panel;
   for (int r = 0, n; r < rows; r += n) {
     n = next_block(rows - r);

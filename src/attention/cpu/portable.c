@@ -11,13 +11,20 @@
 #include <math.h>
 #include <string.h>
 
-static size_t prepared_bytes(const struct side_form *keys) {
-  (void)keys;
+static size_t panel_bytes(int head_dim, const struct side_form *keys, const struct side_form *values) {
+  int width = head_dim;
+  if (keys && form_rows(keys) > width) width = form_rows(keys);
+  if (values && form_rows(values) > width) width = form_rows(values);
+  return sizeof(float) * PAGE_TOKENS * (size_t)width;
+}
+
+static size_t prepared_bytes(int head_dim, const struct side_form *keys) {
+  (void)head_dim, (void)keys;
   return 0;
 }
 
-static void prepare_queries(const struct side_form *keys, int rows, const float *mapped, uint8_t *prepared) {
-  (void)keys, (void)rows, (void)mapped, (void)prepared;
+static void prepare_queries(const struct query_rows *queries, const struct side_form *keys, uint8_t *prepared) {
+  (void)queries, (void)keys, (void)prepared;
 }
 
 static void multiply_transposed(int rows, int n, int k, const float *a, const float *b, float *out) {
@@ -108,21 +115,26 @@ static void accumulate_coded(int rows, const struct side_form *form, const float
   multiply_add(rows, form_rows(form), PAGE_TOKENS, p, PAGE_TOKENS, panel, out, stride);
 }
 
-static void turn_waves(int rows, int pairs, const float *turn, const float *from, int from_stride, float *waves) {
-  for (int r = 0; r < rows; r++, from += from_stride, waves += 2 * pairs)
+static void score_waves(const struct query_rows *queries, const struct side_form *form, const struct wave_basis *basis,
+                        const float *angle, float *scores, float *panel) {
+  int pairs = basis->pairs, fast = basis->fast;
+  for (int r = 0; r < queries->rows; r++) {
+    const float *from = queries->mapped + r * form_rows(form) + form_rotating_row(form);
+    float *weights = panel;
+    memset(weights, 0, sizeof *weights * (size_t)basis->curves);
     for (int k = 0; k < pairs; k++) {
-      float a = from[k], b = from[pairs + k], c = turn[k], s = turn[pairs + k];
-      waves[k] = a * c + b * s;
-      waves[pairs + k] = b * c - a * s;
+      float c = angle[k], s = angle[pairs + k];
+      float a = from[k] * c + from[pairs + k] * s, b = from[pairs + k] * c - from[k] * s;
+      if (k < fast) {
+        weights[WAVE_TERMS + k] = a;
+        weights[WAVE_TERMS + fast + k] = b;
+        continue;
+      }
+      const float *series = basis->series + (k - fast) * WAVE_TERMS;
+      for (int j = 0; j < WAVE_TERMS; j++) weights[j] += (j < WAVE_TERMS / 2 ? a : b) * series[j];
     }
-}
-
-static void score_waves(int rows, int pairs, const float *waves, const float *table, const uint16_t *pair, float *scores) {
-  for (int r = 0; r < rows; r++, waves += 2 * pairs)
-    for (int k = 0; k < pairs; k++) {
-      const float *cosines = table + pair[k] * 2 * PAGE_TOKENS, *sines = cosines + PAGE_TOKENS;
-      for (int t = 0; t < PAGE_TOKENS; t++) scores[r * PAGE_TOKENS + t] += waves[k] * cosines[t] + waves[pairs + k] * sines[t];
-    }
+    multiply_add(1, PAGE_TOKENS, basis->curves, weights, basis->curves, basis->curve, scores + r * PAGE_TOKENS, PAGE_TOKENS);
+  }
 }
 
 static void softmax(int rows, float *scores, struct softmax_state *states) {
@@ -143,15 +155,20 @@ static void softmax(int rows, float *scores, struct softmax_state *states) {
 }
 
 const struct attention_kernels attention_kernels_portable = {
-    .prepared_bytes = prepared_bytes,
-    .prepare_queries = prepare_queries,
-    .score_exact = score_exact,
-    .score_coded = score_coded,
-    .turn_waves = turn_waves,
-    .score_waves = score_waves,
+    .pages =
+        {
+            .name = "portable",
+            .row_block = 1,
+            .panel_bytes = panel_bytes,
+            .prepared_bytes = prepared_bytes,
+            .prepare_queries = prepare_queries,
+            .score_exact = score_exact,
+            .score_coded = score_coded,
+            .score_waves = score_waves,
+            .accumulate_exact = accumulate_exact,
+            .accumulate_coded = accumulate_coded,
+        },
     .softmax = softmax,
-    .accumulate_exact = accumulate_exact,
-    .accumulate_coded = accumulate_coded,
     .multiply_transposed = multiply_transposed,
     .multiply_add = multiply_add,
 };

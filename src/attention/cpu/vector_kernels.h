@@ -76,15 +76,16 @@ INLINE void sum_rows(int vecs, int rows, int n, int k, const float *a, int a_str
   WITH_CONSTANT(rows - r, BLOCK_ROWS, sum_block(ROWS, vecs, n, k, a, a_stride, b, load, out, out_stride));
 }
 
-static void multiply_add(int rows, int n, int k, const float *a, int a_stride, const float *b, float *out, int out_stride) {
+static inline void multiply_add(int rows, int n, int k, const float *a, int a_stride, const float *b, float *out,
+                                int out_stride) {
   int j = 0;
   for (; j + BLOCK_VECS * LANES <= n; j += BLOCK_VECS * LANES)
     sum_rows(BLOCK_VECS, rows, n, k, a, a_stride, b + j, load_f32, out + j, out_stride);
   for (; j < n; j += LANES) sum_rows(1, rows, n, k, a, a_stride, b + j, load_f32, out + j, out_stride);
 }
 
-static void multiply_add_bf16(int rows, int n, int k, const float *a, int a_stride, const uint16_t *b, float *out,
-                              int out_stride) {
+static inline void multiply_add_bf16(int rows, int n, int k, const float *a, int a_stride, const uint16_t *b, float *out,
+                                     int out_stride) {
   int j = 0;
   for (; j + BLOCK_VECS * LANES <= n; j += BLOCK_VECS * LANES)
     sum_rows(BLOCK_VECS, rows, n, k, a, a_stride, b + j, load_bf16, out + j, out_stride);
@@ -124,11 +125,11 @@ INLINE void dot_rows(int rows, int n, int k, const float *a, const void *b, load
   WITH_CONSTANT(rows - r, DOT_ROWS, dot_block(ROWS, n, k, a, b, load, out));
 }
 
-static void multiply_transposed(int rows, int n, int k, const float *a, const float *b, float *out) {
+static inline void multiply_transposed(int rows, int n, int k, const float *a, const float *b, float *out) {
   for (int j = 0; j < n; j += 4) dot_rows(rows, n, k, a, b + (size_t)j * (size_t)k, load_f32, out + j);
 }
 
-static void score_exact(const struct query_rows *queries, const uint16_t *keys, float *scores, float *panel) {
+static inline void score_exact(const struct query_rows *queries, const uint16_t *keys, float *scores, float *panel) {
   int rows = queries->rows, d = queries->head_dim;
   if (rows <= FEW_ROWS) {
     for (int t = 0; t < PAGE_TOKENS; t += 4) dot_rows(rows, PAGE_TOKENS, d, queries->q, keys + t * d, load_bf16, scores + t);
@@ -139,8 +140,8 @@ static void score_exact(const struct query_rows *queries, const uint16_t *keys, 
   multiply_add(rows, PAGE_TOKENS, d, queries->q, d, panel, scores, PAGE_TOKENS);
 }
 
-static void accumulate_exact(int rows, int head_dim, int tokens, const float *p, const uint16_t *values, float *out, int stride,
-                             float *panel) {
+static inline void accumulate_exact(int rows, int head_dim, int tokens, const float *p, const uint16_t *values, float *out,
+                                    int stride, float *panel) {
   if (rows <= FEW_ROWS) {
     multiply_add_bf16(rows, head_dim, tokens, p, PAGE_TOKENS, values, out, stride);
     return;
@@ -151,56 +152,70 @@ static void accumulate_exact(int rows, int head_dim, int tokens, const float *p,
 
 /* ---- the rotating mean ---- */
 
-static void turn_waves(int rows, int pairs, const float *turn, const float *from, int from_stride, float *waves) {
-  const float *restrict c = turn, *restrict s = turn + pairs;
-  for (int r = 0; r < rows; r++, from += from_stride, waves += 2 * pairs) {
-    int k = 0;
-    for (; k + LANES <= pairs; k += LANES) {
-      vec a = vec_load(from + k), b = vec_load(from + pairs + k), cosine = vec_load(c + k), sine = vec_load(s + k);
-      vec_store(waves + k, vec_fma(a, cosine, vec_mul(b, sine)));
-      vec_store(waves + pairs + k, vec_sub(vec_mul(b, cosine), vec_mul(a, sine)));
-    }
-    for (; k < pairs; k++) {
-      float a = from[k], b = from[pairs + k];
-      waves[k] = a * c[k] + b * s[k];
-      waves[pairs + k] = b * c[k] - a * s[k];
-    }
+/* Floats per row that score_waves works in: the amplitudes at the page's centre, and the weight of every curve. */
+static inline int wave_floats(const struct side_form *keys) {
+  return 2 * keys->rotating_pairs + WAVE_TERMS + 2 * keys->rotating_pairs;
+}
+
+static inline size_t panel_bytes(int head_dim, const struct side_form *keys, const struct side_form *values) {
+  int width = head_dim;
+  if (keys && wave_floats(keys) > width) width = wave_floats(keys);
+  (void)values;
+  return sizeof(float) * PAGE_TOKENS * (size_t)width;
+}
+
+/* Amplitudes of one row at an angle of zero -> at the angle. */
+INLINE void turn_waves(int pairs, const float *angle, const float *from, float *waves) {
+  const float *restrict c = angle, *restrict s = angle + pairs;
+  int k = 0;
+  for (; k + LANES <= pairs; k += LANES) {
+    vec a = vec_load(from + k), b = vec_load(from + pairs + k), cosine = vec_load(c + k), sine = vec_load(s + k);
+    vec_store(waves + k, vec_fma(a, cosine, vec_mul(b, sine)));
+    vec_store(waves + pairs + k, vec_sub(vec_mul(b, cosine), vec_mul(a, sine)));
+  }
+  for (; k < pairs; k++) {
+    float a = from[k], b = from[pairs + k];
+    waves[k] = a * c[k] + b * s[k];
+    waves[pairs + k] = b * c[k] - a * s[k];
   }
 }
 
-/* A block of rows x (BLOCK_VECS * LANES) tokens, its sums in registers while the pairs go by. */
-INLINE void wave_block(int rows, int pairs, const float *waves, const float *table, const uint16_t *pair, float *scores) {
-  vec acc[BLOCK_ROWS][BLOCK_VECS];
+/* weights [rows][stride] of the polynomials: the sum over slow pairs of their amplitudes times the pair's series. Even terms
+ * take that of cos, odd ones that of sin. */
+INLINE void project_block(int rows, int slow, const float *a, const float *b, int a_stride, const float *series, float *weights,
+                          int stride) {
+  enum { VECTORS = WAVE_TERMS / LANES };
+  vec sum[BLOCK_ROWS][VECTORS];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; r++)
+    for (int v = 0; v < VECTORS; v++) sum[r][v] = vec_zero();
+  for (int k = 0; k < slow; k++, series += WAVE_TERMS)
 #pragma GCC unroll 8
-    for (int v = 0; v < BLOCK_VECS; v++) acc[r][v] = vec_load(scores + r * PAGE_TOKENS + v * LANES);
-  for (int k = 0; k < 2 * pairs; k++) {
-    const float *curve = table + (k < pairs ? 2 * pair[k] : 2 * pair[k - pairs] + 1) * PAGE_TOKENS;
-    vec y[BLOCK_VECS];
-#pragma GCC unroll 8
-    for (int v = 0; v < BLOCK_VECS; v++) y[v] = vec_load(curve + v * LANES);
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) {
-      vec x = vec_set(waves[r * 2 * pairs + k]);
-#pragma GCC unroll 8
-      for (int v = 0; v < BLOCK_VECS; v++) acc[r][v] = vec_fma(x, y[v], acc[r][v]);
-    }
-  }
+    for (int r = 0; r < rows; r++)
+      for (int v = 0; v < VECTORS; v++)
+        sum[r][v] = vec_fma(vec_halves(a[r * a_stride + k], b[r * a_stride + k], v), vec_load(series + v * LANES), sum[r][v]);
 #pragma GCC unroll 8
   for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-    for (int v = 0; v < BLOCK_VECS; v++) vec_store(scores + r * PAGE_TOKENS + v * LANES, acc[r][v]);
+    for (int v = 0; v < VECTORS; v++) vec_store(weights + r * stride + v * LANES, sum[r][v]);
 }
 
-static void score_waves(int rows, int pairs, const float *waves, const float *table, const uint16_t *pair, float *scores) {
-  for (int r = 0, n; r < rows; r += n, waves += n * 2 * pairs) {
+static inline void score_waves(const struct query_rows *queries, const struct side_form *form, const struct wave_basis *basis,
+                               const float *angle, float *scores, float *panel) {
+  int rows = queries->rows, pairs = basis->pairs, fast = basis->fast, slow = pairs - fast, curves = basis->curves;
+  float *waves = panel, *weights = panel + rows * 2 * pairs;
+  for (int r = 0; r < rows; r++) {
+    const float *from = queries->mapped + r * form_rows(form) + form_rotating_row(form);
+    turn_waves(pairs, angle, from, waves + r * 2 * pairs);
+    memcpy(weights + r * curves + WAVE_TERMS, waves + r * 2 * pairs, sizeof *weights * (size_t)fast);
+    memcpy(weights + r * curves + WAVE_TERMS + fast, waves + r * 2 * pairs + pairs, sizeof *weights * (size_t)fast);
+  }
+  for (int r = 0, n; r < rows; r += n) {
+    const float *a = waves + r * 2 * pairs + fast;
+    float *out = weights + r * curves;
     n = rows - r < BLOCK_ROWS ? rows - r : BLOCK_ROWS;
-    for (int t = 0; t < PAGE_TOKENS; t += BLOCK_VECS * LANES) {
-      float *to = scores + r * PAGE_TOKENS + t;
-      WITH_CONSTANT(n, BLOCK_ROWS, wave_block(ROWS, pairs, waves, table + t, pair, to));
-    }
+    WITH_CONSTANT(n, BLOCK_ROWS, project_block(ROWS, slow, a, a + pairs, 2 * pairs, basis->series, out, curves));
   }
+  multiply_add(rows, PAGE_TOKENS, curves, weights, curves, basis->curve, scores, PAGE_TOKENS);
 }
 
 /* ---- softmax ---- */
@@ -225,7 +240,7 @@ INLINE vec vec_exp(vec x) {
   return vec_zero_below(vec_times_power_of_two(y, n), x, vec_set(EXP_SMALLEST));
 }
 
-static void softmax(int rows, float *scores, struct softmax_state *states) {
+static inline void softmax(int rows, float *scores, struct softmax_state *states) {
   for (int r = 0; r < rows; r++) {
     float *s = scores + r * PAGE_TOKENS;
     struct softmax_state *state = states + r;

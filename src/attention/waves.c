@@ -1,0 +1,82 @@
+/* waves.c - curves of the rotating mean on a page, and how slow pairs are made of polynomials (waves.h). */
+#include "attention/waves.h"
+
+#include <math.h>
+#include <string.h>
+
+/* The number of pairs before the first from which on all are slow. */
+static int count_fast(const oscar_codec_spec *spec) {
+  const float *frequencies = spec->rope->spec.frequencies;
+  int fast = spec->rotating_pairs;
+  while (fast > 0 && fabs((double)frequencies[spec->rotating_pair[fast - 1]]) * ROPE_CENTRE <= SLOW_ANGLE) fast--;
+  return fast;
+}
+
+static size_t tile_elements(int curves) { return (size_t)wave_tile_blocks(curves) * 4 * 512; }
+
+size_t wave_basis_bytes(const oscar_codec_spec *spec) {
+  int fast = count_fast(spec), curves = WAVE_TERMS + 2 * fast;
+  size_t floats = (size_t)(spec->rotating_pairs - fast) * WAVE_TERMS + (size_t)curves * PAGE_TOKENS;
+  return round_up(floats * sizeof(float) + 2 * tile_elements(curves) * sizeof(uint16_t), 64);
+}
+
+/* Coefficients of cos(angle x) at even places and of sin(angle x) at odd ones: discrete cosine sums over the zeros of T_NODES.
+ * For angles up to SLOW_ANGLE, what these sums fold back lies far below a float's precision. */
+static void make_series(double angle, float *series) {
+  enum { NODES = 48 };
+  const double pi = acos(-1);
+  for (int j = 0; j < WAVE_TERMS; j++) {
+    double sum = 0;
+    for (int i = 0; i < NODES; i++) {
+      double at = pi * (i + .5) / NODES, x = angle * cos(at);
+      sum += (j % 2 ? sin(x) : cos(x)) * cos(j * at);
+    }
+    series[j % 2 * (WAVE_TERMS / 2) + j / 2] = (float)(sum * (j ? 2 : 1) / NODES);
+  }
+}
+
+static void make_polynomials(float *curve) {
+  for (int t = 0; t < PAGE_TOKENS; t++) {
+    double x = (t - ROPE_CENTRE) / ROPE_CENTRE, previous = x, value = 1; /* T_-1 = T_1, T_0 */
+    for (int j = 0; j < WAVE_TERMS; j++) {
+      curve[(j % 2 * (WAVE_TERMS / 2) + j / 2) * PAGE_TOKENS + t] = (float)value;
+      double next = 2 * x * value - previous;
+      previous = value;
+      value = next;
+    }
+  }
+}
+
+/* Curve k at token t is element (k % 32) / 2 * 32 + t % 16 * 2 + k % 2 of tile (k / 32, t / 16). */
+static void make_tiles(const float *curve, int curves, uint16_t *tiles) {
+  uint16_t *low = tiles + tile_elements(curves);
+  memset(tiles, 0, 2 * tile_elements(curves) * sizeof *tiles);
+  for (int k = 0; k < curves; k++)
+    for (int t = 0; t < PAGE_TOKENS; t++) {
+      float x = curve[k * PAGE_TOKENS + t];
+      size_t at = (size_t)((k / 32 * 4 + t / 16) * 512 + k % 32 / 2 * 32 + t % 16 * 2 + k % 2);
+      tiles[at] = f32_to_bf16(x);
+      low[at] = f32_to_bf16(x - bf16_to_f32(tiles[at]));
+    }
+}
+
+struct wave_basis wave_basis_make(const oscar_codec_spec *spec, void *memory) {
+  struct wave_basis w = {.pairs = spec->rotating_pairs, .fast = count_fast(spec)};
+  w.curves = WAVE_TERMS + 2 * w.fast;
+  w.tiles = memory;
+  w.curve = (float *)(void *)(w.tiles + 2 * tile_elements(w.curves));
+  w.series = w.curve + w.curves * PAGE_TOKENS;
+  make_polynomials(w.curve);
+  for (int k = 0; k < w.pairs; k++) {
+    int pair = spec->rotating_pair[k];
+    if (k >= w.fast) {
+      make_series((double)spec->rope->spec.frequencies[pair] * ROPE_CENTRE, w.series + (k - w.fast) * WAVE_TERMS);
+    } else {
+      const float *table = rope_cosines(spec->rope, pair);
+      memcpy(w.curve + (WAVE_TERMS + k) * PAGE_TOKENS, table, PAGE_TOKENS * sizeof *table);
+      memcpy(w.curve + (WAVE_TERMS + w.fast + k) * PAGE_TOKENS, table + PAGE_TOKENS, PAGE_TOKENS * sizeof *table);
+    }
+  }
+  make_tiles(w.curve, w.curves, w.tiles);
+  return w;
+}
