@@ -10,6 +10,7 @@
 
 #include "attention/kernels.h"
 #include "base/base.h"
+#include "base/sort.h"
 #include "cache/view.h"
 
 #include <math.h>
@@ -32,13 +33,8 @@ static void fail(const oscar_context *context, const char *what) {
   exit(1);
 }
 
-static int by_value(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 static double median(double *x, int n) {
-  qsort(x, (size_t)n, sizeof *x, by_value);
+  sort_doubles(x, (size_t)n);
   return x[n / 2];
 }
 

@@ -8,6 +8,7 @@
  * page, `coded` the same of a coded one. Medians.
  */
 #include "attention/kernels.h"
+#include "base/sort.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -42,11 +43,6 @@ static float random_float(void) {
   return (float)(int32_t)(seed >> 32) * 0x1p-31f;
 }
 
-static int by_value(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 enum kernel { SCORE_EXACT, SUM_EXACT, SCORE_CODED, WAVES, SUM_CODED, SOFTMAX, KERNELS };
 static const char *const names[KERNELS] = {"score_exact", "accumulate_exact", "score_coded",
                                            "score_waves", "accumulate_coded", "softmax"};
@@ -75,7 +71,7 @@ static double time_kernel(enum kernel kernel, const struct attention_kernels *k,
     for (int i = 0; i < CALLS; i++) call(kernel, k, pages, s);
     times[r] = (double)(time_ns() - start) / CALLS;
   }
-  qsort(times, REPEATS, sizeof *times, by_value);
+  sort_doubles(times, REPEATS);
   return times[REPEATS / 2];
 }
 

@@ -11,6 +11,8 @@
 #include "cli/options.h"
 #include "cli/progress.h"
 
+#include "base/sort.h"
+
 #include <jansson.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -94,15 +96,10 @@ static oscar_status measure_read_speed(struct bench *b) {
   return OSCAR_OK;
 }
 
-static int compare_doubles(const void *a, const void *b) {
-  const double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 static void report_row(const struct bench *b, const char *kv, const char *test, int tokens, int64_t depth, double *speeds,
                        double bytes_per_token) {
   const int n = b->a->repetitions;
-  qsort(speeds, (size_t)n, sizeof *speeds, compare_doubles);
+  sort_doubles(speeds, (size_t)n);
   const double median = n % 2 ? speeds[n / 2] : (speeds[n / 2 - 1] + speeds[n / 2]) / 2;
   const double gb_per_s = median * bytes_per_token * 1e-9, share = median * bytes_per_token / b->read_bytes_per_s;
   if (b->rows) {

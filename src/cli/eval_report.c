@@ -116,26 +116,44 @@ static void put_types(FILE *out, const struct kv_list *list) {
   }
 }
 
-/* The command that measures this alone; folders of this machine are left out. malloc'ed; NULL: out of memory. */
+/* A command that measures something alone, written to a stream of memory; folders of this machine are left out. */
+struct command_text {
+  char *text;
+  size_t bytes;
+  FILE *out; /* NULL: out of memory */
+};
+
+static void command_begin(struct command_text *c, const char *what, const struct eval_request *r) {
+  *c = (struct command_text){0};
+  c->out = open_memstream(&c->text, &c->bytes);
+  if (!c->out) return;
+  fprintf(c->out, "oscar eval%s -m ", what);
+  put_word(c->out, last_part(r->model));
+}
+
+/* The command's end, the same for all. malloc'ed; NULL: out of memory. */
+static char *command_end(struct command_text *c, const struct eval_request *r, const struct kv_list *types) {
+  if (!c->out) return NULL;
+  put_windows(c->out, r);
+  put_types(c->out, types);
+  if (fclose(c->out) == 0) return c->text;
+  free(c->text);
+  return NULL;
+}
+
 static char *command_of(const struct job *job, const char *what, int context, int64_t tokens, const char *number_name,
                         int number) {
   const struct eval_request *r = job->request;
-  char *text = NULL;
-  size_t bytes;
-  FILE *out = open_memstream(&text, &bytes);
-  if (!out) return NULL;
-  fprintf(out, "oscar eval%s -m ", what);
-  put_word(out, last_part(r->model));
-  fputs(" -f ", out);
-  put_word(out, last_part(r->file));
-  fprintf(out, " -c %d", context);
-  if (tokens > 0) fprintf(out, " --tokens %lld", (long long)tokens);
-  fprintf(out, " %s %d", number_name, number);
-  put_windows(out, r);
-  put_types(out, job->list);
-  if (fclose(out) == 0) return text;
-  free(text);
-  return NULL;
+  struct command_text c;
+  command_begin(&c, what, r);
+  if (c.out) {
+    fputs(" -f ", c.out);
+    put_word(c.out, last_part(r->file));
+    fprintf(c.out, " -c %d", context);
+    if (tokens > 0) fprintf(c.out, " --tokens %lld", (long long)tokens);
+    fprintf(c.out, " %s %d", number_name, number);
+  }
+  return command_end(&c, r, job->list);
 }
 
 static oscar_status out_of_memory(const struct job *job) {
@@ -248,21 +266,14 @@ static void choose_lengths(const struct job *job, struct tasks_options *o) {
 }
 
 static char *tasks_command_of(const struct job *job, const struct tasks_options *o, const struct kv_list *types) {
-  const struct eval_request *r = job->request;
-  char *text = NULL;
-  size_t bytes;
-  FILE *out = open_memstream(&text, &bytes);
-  if (!out) return NULL;
-  fputs("oscar eval -m ", out);
-  put_word(out, last_part(r->model));
-  for (int i = 0; i < o->tasks; i++) fprintf(out, "%s%s", i ? "," : " --tasks ", task_name(o->task[i]));
-  for (int i = 0; i < o->lengths; i++) fprintf(out, "%s%d", i ? "," : " --lengths ", o->length[i]);
-  fprintf(out, " --questions %d --seed %llu", o->questions, (unsigned long long)o->seed);
-  put_windows(out, r);
-  put_types(out, types);
-  if (fclose(out) == 0) return text;
-  free(text);
-  return NULL;
+  struct command_text c;
+  command_begin(&c, "", job->request);
+  if (c.out) {
+    for (int i = 0; i < o->tasks; i++) fprintf(c.out, "%s%s", i ? "," : " --tasks ", task_name(o->task[i]));
+    for (int i = 0; i < o->lengths; i++) fprintf(c.out, "%s%d", i ? "," : " --lengths ", o->length[i]);
+    fprintf(c.out, " --questions %d --seed %llu", o->questions, (unsigned long long)o->seed);
+  }
+  return command_end(&c, job->request, types);
 }
 
 static void list_scores(const struct tasks_result *r, struct report *report, struct report_task *to) {

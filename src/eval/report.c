@@ -6,6 +6,7 @@
 #include "eval/report.h"
 
 #include "base/file.h"
+#include "base/sort.h"
 #include "eval/plot.h"
 
 #include <errno.h>
@@ -91,11 +92,6 @@ static void put_qualities(FILE *out, const struct report *report, const struct p
 
 /* ---- diagnostics ---- */
 
-static int compare_doubles(const void *a, const void *b) {
-  const double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 enum { MEASURES = 5 };
 
 static void measures_of(const struct head_sums *sums, double out[MEASURES]) {
@@ -114,7 +110,7 @@ static double median_over_layers(const struct diagnose_result *r, int kv, int wh
     if (!isnan(measures[which])) scratch[n++] = measures[which];
   }
   if (n == 0) return (double)NAN;
-  qsort(scratch, n, sizeof *scratch, compare_doubles);
+  sort_doubles(scratch, n);
   return n % 2 ? scratch[n / 2] : (scratch[n / 2 - 1] + scratch[n / 2]) / 2;
 }
 

@@ -1,6 +1,7 @@
 /* report_plots.c - which pictures a report has, and the numbers that go into each. */
 #include "eval/report.h"
 
+#include "base/sort.h"
 #include "eval/plot.h"
 
 #include <limits.h>
@@ -164,15 +165,10 @@ static oscar_status draw_crumbs(const struct drawing *x, int kv) {
   return draw_heatmap(x, PICTURE_CRUMBS, kv, name, &map);
 }
 
-static int compare_doubles(const void *a, const void *b) {
-  const double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 /* Sorts. */
 static double median(double *x, size_t n) {
   if (n == 0) return (double)NAN;
-  qsort(x, n, sizeof *x, compare_doubles);
+  sort_doubles(x, n);
   return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
 }
 

@@ -188,14 +188,21 @@ INLINE void project_block(int rows, int slow, const float *a, const float *b, in
   vec sum[BLOCK_ROWS][VECTORS];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
     for (int v = 0; v < VECTORS; v++) sum[r][v] = vec_zero();
-  for (int k = 0; k < slow; k++, series += WAVE_TERMS)
+  for (int k = 0; k < slow; k++, series += WAVE_TERMS) {
+    vec y[VECTORS];
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; v++) y[v] = vec_load(series + v * LANES);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
       for (int v = 0; v < VECTORS; v++)
-        sum[r][v] = vec_fma(vec_halves(a[r * a_stride + k], b[r * a_stride + k], v), vec_load(series + v * LANES), sum[r][v]);
+        sum[r][v] = vec_fma(vec_halves(a[r * a_stride + k], b[r * a_stride + k], v), y[v], sum[r][v]);
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
     for (int v = 0; v < VECTORS; v++) vec_store(weights + r * stride + v * LANES, sum[r][v]);
 }
 
