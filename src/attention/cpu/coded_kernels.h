@@ -40,12 +40,25 @@ INLINE void unpack(const uint8_t *codes, ivec crumbs[4]) {
   for (int j = 0; j < 4; j++) crumbs[j] = ivec_crumbs(packed, j);
 }
 
-/* A metadata value of the LANES tokens of vector v; z is 1 where the form has none. */
-INLINE vec meta_vec(const struct side_form *f, const uint8_t *side, int v, int group, int value) {
-  if (value == 0 && f->meta_values == 0)
-    return vec_load_log_gains(tile_meta(f, side, v / PER_BLOCK, 0, 0) + v % PER_BLOCK * LANES, group);
-  if (value >= f->meta_values) return vec_set(1);
-  return vec_load_f16(tile_meta(f, side, v / PER_BLOCK, group, value) + v % PER_BLOCK * LANES);
+/* Metadata of a page as floats: [groups][64] gains, and where z is stored, behind them, as many zeros. */
+INLINE const float *load_meta(const struct side_form *f, const uint8_t *side, float *panel) {
+  for (int group = 0; group < f->groups; group++)
+    for (int v = 0; v < VECS; v++) {
+      int tile = v / PER_BLOCK, first = v % PER_BLOCK * LANES;
+      float *to = panel + group * PAGE_TOKENS + v * LANES;
+      if (f->meta_values == 0)
+        vec_store(to, vec_load_log_gains(tile_meta(f, side, tile, 0, 0) + first, group));
+      else
+        vec_store(to, vec_load_f16(tile_meta(f, side, tile, group, 0) + first));
+      if (f->meta_values == 2) vec_store(to + f->groups * PAGE_TOKENS, vec_load_f16(tile_meta(f, side, tile, group, 1) + first));
+    }
+  return panel;
+}
+
+/* Of the LANES tokens of vector v. */
+INLINE vec gain_vec(const float *meta, int group, int v) { return vec_load(meta + group * PAGE_TOKENS + v * LANES); }
+INLINE vec zero_vec(const struct side_form *f, const float *meta, int group, int v) {
+  return f->meta_values == 2 ? vec_load(meta + (f->groups + group) * PAGE_TOKENS + v * LANES) : vec_set(1);
 }
 
 /* Rows are cut into blocks of equal size as far as that goes: 5 are 3 and 2, not 4 and 1. */
@@ -90,7 +103,7 @@ static inline void prepare_queries(const struct query_rows *queries, const struc
 
 /* Scores of a block of rows: sum over groups of s (step dot + shift - z b), plus the mean. */
 INLINE void score_block(int rows, const struct side_form *f, const float *mapped, const uint8_t *prepared, const uint8_t *keys,
-                        float *scores) {
+                        const float *meta, float *scores) {
   int blocks = f->crumbs / 16, width = form_rows(f);
   size_t stride = row_bytes(f);
   for (int v = 0; v < VECS; v += CODED_VECS) {
@@ -124,7 +137,7 @@ INLINE void score_block(int rows, const struct side_form *f, const float *mapped
       }
 #pragma GCC unroll 4
       for (int i = 0; i < CODED_VECS; i++) {
-        vec s = meta_vec(f, keys, v + i, group, 0), z = meta_vec(f, keys, v + i, group, 1);
+        vec s = gain_vec(meta, group, v + i), z = zero_vec(f, meta, group, v + i);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
           const float *steps = (const float *)(const void *)(prepared + (size_t)r * stride + 2 * f->crumbs);
@@ -143,14 +156,14 @@ INLINE void score_block(int rows, const struct side_form *f, const float *mapped
 
 static inline void score_coded(const struct query_rows *queries, const struct side_form *form, const uint8_t *keys, float *scores,
                                float *panel) {
-  (void)panel;
+  const float *meta = load_meta(form, keys, panel);
   size_t stride = row_bytes(form);
   for (int r = 0, n; r < queries->rows; r += n) {
     const float *mapped = queries->mapped + r * form_rows(form);
     const uint8_t *prepared = queries->prepared + (size_t)r * stride;
     float *out = scores + r * PAGE_TOKENS;
     n = next_block(queries->rows - r);
-    WITH_CONSTANT(n, CODED_ROWS, score_block(ROWS, form, mapped, prepared, keys, out));
+    WITH_CONSTANT(n, CODED_ROWS, score_block(ROWS, form, mapped, prepared, keys, meta, out));
   }
 }
 
@@ -158,29 +171,34 @@ static inline void score_coded(const struct query_rows *queries, const struct si
 
 struct weights { /* of one row and one group: p s of 64 tokens */
   int8_t high[PAGE_TOKENS], low[PAGE_TOKENS];
-  float step;
 };
 
-/* Returns Z, the sum of the rounded weights times z. */
-INLINE float prepare_weights(const struct side_form *f, const uint8_t *values, int group, const float *p,
+/* The step of a row's weights, the same for all groups. */
+INLINE float weight_step(const struct side_form *f, const float *meta, const float *p) {
+  vec largest = vec_zero();
+  for (int v = 0; v < VECS; v++) {
+    vec gain = gain_vec(meta, 0, v);
+    for (int group = 1; group < f->groups; group++) gain = vec_max(gain, gain_vec(meta, group, v));
+    largest = vec_max(largest, vec_mul(vec_load(p + v * LANES), gain));
+  }
+  return vec_highest(largest) / LARGEST;
+}
+
+/* Returns Z, the sum of the rounded weights times z, in steps. */
+INLINE float prepare_weights(const struct side_form *f, const float *meta, int group, const float *p, float inverse,
                              struct weights *weights) {
-  vec w[VECS], largest = vec_zero(), offset = vec_zero();
+  vec offset = vec_zero();
   for (int v = 0; v < VECS; v++) {
-    w[v] = vec_mul(vec_load(p + v * LANES), meta_vec(f, values, v, group, 0));
-    largest = vec_max(largest, vec_abs(w[v]));
+    vec w = vec_mul(vec_mul(vec_load(p + v * LANES), vec_set(inverse)), gain_vec(meta, group, v));
+    vec whole = split(w, weights->high + v * LANES, weights->low + v * LANES);
+    offset = f->meta_values == 2 ? vec_fma(whole, zero_vec(f, meta, group, v), offset) : vec_add(whole, offset);
   }
-  float max = vec_highest(largest), inverse = max < NEGLIGIBLE ? 0 : LARGEST / max;
-  weights->step = max / LARGEST;
-  for (int v = 0; v < VECS; v++) {
-    vec whole = split(vec_mul(w[v], vec_set(inverse)), weights->high + v * LANES, weights->low + v * LANES);
-    offset = vec_fma(whole, meta_vec(f, values, v, group, 1), offset);
-  }
-  return vec_total(offset) * weights->step;
+  return vec_total(offset);
 }
 
 /* out [rows][n * LANES crumbs] += weights times crumbs; `codes` is the first of n vectors in tile 0. */
-INLINE void value_block(int rows, int n, int tile_bytes, const uint8_t *codes, const struct weights *weights, float *out,
-                        int stride) {
+INLINE void value_block(int rows, int n, int tile_bytes, const uint8_t *codes, const struct weights *weights, const float *steps,
+                        float *out, int stride) {
   ivec high[CODED_ROWS][CODED_VECS], low[CODED_ROWS][CODED_VECS];
 #pragma GCC unroll 4
   for (int r = 0; r < rows; r++)
@@ -203,20 +221,27 @@ INLINE void value_block(int rows, int n, int tile_bytes, const uint8_t *codes, c
 #pragma GCC unroll 4
     for (int i = 0; i < n; i++) {
       float *o = out + r * stride + i * LANES;
-      vec_store(o, vec_fma(join(high[r][i], low[r][i]), vec_set(weights[r].step), vec_load(o)));
+      vec_store(o, vec_fma(join(high[r][i], low[r][i]), vec_set(steps[r]), vec_load(o)));
     }
 }
 
-INLINE void accumulate_block(int rows, const struct side_form *f, const float *p, const uint8_t *values, float *out, int stride) {
+INLINE void accumulate_block(int rows, const struct side_form *f, const float *p, const uint8_t *values, const float *meta,
+                             float *out, int stride) {
   int tile_bytes = f->crumbs * 4;
+  float steps[CODED_ROWS], inverses[CODED_ROWS];
+  for (int r = 0; r < rows; r++) {
+    steps[r] = weight_step(f, meta, p + r * PAGE_TOKENS);
+    inverses[r] = steps[r] < NEGLIGIBLE ? 0 : 1 / steps[r];
+  }
   for (int group = 0; group < f->groups; group++) {
     struct weights weights[CODED_ROWS];
     for (int r = 0; r < rows; r++)
-      out[r * stride + f->crumbs + group] -= prepare_weights(f, values, group, p + r * PAGE_TOKENS, weights + r);
+      out[r * stride + f->crumbs + group] -=
+          steps[r] * prepare_weights(f, meta, group, p + r * PAGE_TOKENS, inverses[r], weights + r);
     int c = form_group_begin(f, group), end = form_group_begin(f, group + 1);
     for (; c + CODED_VECS * LANES <= end; c += CODED_VECS * LANES)
-      value_block(rows, CODED_VECS, tile_bytes, values + c * 4, weights, out + c, stride);
-    for (; c < end; c += LANES) value_block(rows, 1, tile_bytes, values + c * 4, weights, out + c, stride);
+      value_block(rows, CODED_VECS, tile_bytes, values + c * 4, weights, steps, out + c, stride);
+    for (; c < end; c += LANES) value_block(rows, 1, tile_bytes, values + c * 4, weights, steps, out + c, stride);
   }
   for (int r = 0; r < rows; r++) {
     vec sum = vec_load(p + r * PAGE_TOKENS);
@@ -227,10 +252,10 @@ INLINE void accumulate_block(int rows, const struct side_form *f, const float *p
 
 static inline void accumulate_coded(int rows, const struct side_form *form, const float *p, const uint8_t *values, float *out,
                                     int stride, float *panel) {
-  (void)panel;
+  const float *meta = load_meta(form, values, panel);
   for (int r = 0, n; r < rows; r += n) {
     n = next_block(rows - r);
-    WITH_CONSTANT(n, CODED_ROWS, accumulate_block(ROWS, form, p + r * PAGE_TOKENS, values, out + r * stride, stride));
+    WITH_CONSTANT(n, CODED_ROWS, accumulate_block(ROWS, form, p + r * PAGE_TOKENS, values, meta, out + r * stride, stride));
   }
 }
 

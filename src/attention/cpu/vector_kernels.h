@@ -158,9 +158,10 @@ static inline int wave_floats(const struct side_form *keys) {
 }
 
 static inline size_t panel_bytes(int head_dim, const struct side_form *keys, const struct side_form *values) {
-  int width = head_dim;
+  int width = head_dim; /* floats for each of 64 rows or tokens: a page as floats, the waves of rows, gains and zeros of groups */
   if (keys && wave_floats(keys) > width) width = wave_floats(keys);
-  (void)values;
+  if (keys && 2 * keys->groups > width) width = 2 * keys->groups;
+  if (values && 2 * values->groups > width) width = 2 * values->groups;
   return sizeof(float) * PAGE_TOKENS * (size_t)width;
 }
 
