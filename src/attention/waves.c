@@ -16,7 +16,8 @@ static size_t tile_elements(int curves) { return (size_t)wave_tile_blocks(curves
 
 size_t wave_basis_bytes(const oscar_codec_spec *spec) {
   int fast = count_fast(spec), curves = WAVE_TERMS + 2 * fast;
-  size_t floats = (size_t)(spec->rotating_pairs - fast) * WAVE_TERMS + (size_t)curves * PAGE_TOKENS;
+  size_t floats = (size_t)(spec->rotating_pairs - fast + wave_padded_pairs(spec->rotating_pairs)) * WAVE_TERMS;
+  floats += (size_t)curves * PAGE_TOKENS;
   return round_up(floats * sizeof(float) + 2 * tile_elements(curves) * sizeof(uint16_t), 64);
 }
 
@@ -65,12 +66,17 @@ struct wave_basis wave_basis_make(const oscar_codec_spec *spec, void *memory) {
   w.curves = WAVE_TERMS + 2 * w.fast;
   w.tiles = memory;
   w.curve = (float *)(void *)(w.tiles + 2 * tile_elements(w.curves));
-  w.series = w.curve + w.curves * PAGE_TOKENS;
+  w.terms = w.curve + w.curves * PAGE_TOKENS;
+  int padded = wave_padded_pairs(w.pairs);
+  w.series = w.terms + WAVE_TERMS * padded;
+  memset(w.terms, 0, sizeof *w.terms * (size_t)(WAVE_TERMS * padded));
   make_polynomials(w.curve);
   for (int k = 0; k < w.pairs; k++) {
     int pair = spec->rotating_pair[k];
     if (k >= w.fast) {
-      make_series((double)spec->rope->spec.frequencies[pair] * ROPE_CENTRE, w.series + (k - w.fast) * WAVE_TERMS);
+      float *series = w.series + (k - w.fast) * WAVE_TERMS;
+      make_series((double)spec->rope->spec.frequencies[pair] * ROPE_CENTRE, series);
+      for (int j = 0; j < WAVE_TERMS; j++) w.terms[j * padded + k] = series[j];
     } else {
       const float *table = rope_cosines(spec->rope, pair);
       memcpy(w.curve + (WAVE_TERMS + k) * PAGE_TOKENS, table, PAGE_TOKENS * sizeof *table);

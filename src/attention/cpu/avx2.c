@@ -36,8 +36,7 @@ VEC vec_sums(const vec x[LANES]) {
   vec b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
   return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
-/* Vector v of [a x 8, b x 8]. */
-VEC vec_halves(float a, float b, int v) { return _mm256_set1_ps(v ? b : a); }
+VEC vec_reverse(vec a) { return _mm256_permutevar8x32_ps(a, _mm256_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0)); }
 static inline void vec_store(float *p, vec a) { _mm256_storeu_ps(p, a); }
 static inline float vec_total(vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

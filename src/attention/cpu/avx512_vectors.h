@@ -48,10 +48,8 @@ VEC vec_sums(const vec x[LANES]) {
     z[i] = _mm512_add_ps(_mm512_shuffle_f32x4(y[2 * i], y[2 * i + 1], 0x88), _mm512_shuffle_f32x4(y[2 * i], y[2 * i + 1], 0xDD));
   return _mm512_add_ps(_mm512_shuffle_f32x4(z[0], z[1], 0x88), _mm512_shuffle_f32x4(z[0], z[1], 0xDD));
 }
-/* Vector v of [a x 8, b x 8]. */
-VEC vec_halves(float a, float b, int v) {
-  (void)v;
-  return _mm512_mask_blend_ps(0xFF00, _mm512_set1_ps(a), _mm512_set1_ps(b));
+VEC vec_reverse(vec a) {
+  return _mm512_permutexvar_ps(_mm512_setr_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), a);
 }
 static inline void vec_store(float *p, vec a) { _mm512_storeu_ps(p, a); }
 static inline float vec_total(vec a) { return _mm512_reduce_add_ps(a); }

@@ -152,10 +152,8 @@ static inline void accumulate_exact(int rows, int head_dim, int tokens, const fl
 
 /* ---- the rotating mean ---- */
 
-/* Floats per row that score_waves works in: the amplitudes at the page's centre, and the weight of every curve. */
-static inline int wave_floats(const struct side_form *keys) {
-  return 2 * keys->rotating_pairs + WAVE_TERMS + 2 * keys->rotating_pairs;
-}
+/* Floats per row that score_waves works in: the weight of every curve; and once, padded, the amplitudes at the page's centre. */
+static inline int wave_floats(const struct side_form *keys) { return 4 * wave_padded_pairs(keys->rotating_pairs) + WAVE_TERMS; }
 
 static inline size_t panel_bytes(int head_dim, const struct side_form *keys, const struct side_form *values) {
   int width = head_dim; /* floats for each of 64 rows or tokens: a page as floats, the waves of rows, gains and zeros of groups */
@@ -165,65 +163,111 @@ static inline size_t panel_bytes(int head_dim, const struct side_form *keys, con
   return sizeof(float) * PAGE_TOKENS * (size_t)width;
 }
 
-/* Amplitudes of one row at an angle of zero -> at the angle. */
-INLINE void turn_waves(int pairs, const float *angle, const float *from, float *waves) {
+/* Amplitudes of one row at an angle of zero -> at the angle: [padded] of cos and [padded] of sin, of which padding is not
+ * written. */
+INLINE void turn_waves(int pairs, int padded, const float *angle, const float *from, float *waves) {
   const float *restrict c = angle, *restrict s = angle + pairs;
   int k = 0;
   for (; k + LANES <= pairs; k += LANES) {
     vec a = vec_load(from + k), b = vec_load(from + pairs + k), cosine = vec_load(c + k), sine = vec_load(s + k);
     vec_store(waves + k, vec_fma(a, cosine, vec_mul(b, sine)));
-    vec_store(waves + pairs + k, vec_sub(vec_mul(b, cosine), vec_mul(a, sine)));
+    vec_store(waves + padded + k, vec_sub(vec_mul(b, cosine), vec_mul(a, sine)));
   }
   for (; k < pairs; k++) {
     float a = from[k], b = from[pairs + k];
     waves[k] = a * c[k] + b * s[k];
-    waves[pairs + k] = b * c[k] - a * s[k];
+    waves[padded + k] = b * c[k] - a * s[k];
   }
 }
 
-/* weights [rows][stride] of the polynomials: the sum over slow pairs of their amplitudes times the pair's series. Even terms
- * take that of cos, odd ones that of sin. */
-INLINE void project_block(int rows, int slow, const float *a, const float *b, int a_stride, const float *series, float *weights,
-                          int stride) {
-  enum { VECTORS = WAVE_TERMS / LANES };
-  vec sum[BLOCK_ROWS][VECTORS];
+/* The weights of the polynomials: sums over pairs of their amplitudes times the pair's terms. Even terms take the amplitudes of
+ * cos, odd ones those of sin. */
+INLINE void project_waves(const struct wave_basis *basis, int padded, const float *waves, float *weights) {
+  for (int first = 0; first < WAVE_TERMS; first += LANES) {
+    vec sum[LANES];
+#pragma GCC unroll 16
+    for (int j = 0; j < LANES; j++) sum[j] = vec_zero();
+    for (int k = 0; k < padded; k += LANES) {
+      vec x[2] = {vec_load(waves + k), vec_load(waves + padded + k)};
+#pragma GCC unroll 16
+      for (int j = 0; j < LANES; j++) {
+        int term = first + j;
+        sum[j] = vec_fma(x[term >= WAVE_TERMS / 2], vec_load(basis->terms + term * padded + k), sum[j]);
+      }
+    }
+    vec_store(weights + first, vec_sums(sum));
+  }
+}
+
+/* Sums over n curves, those of cos and even polynomials in `even`, those of sin and odd ones in `odd`, of WAVE_VECS vectors from
+ * the centre of the page on. */
+#define WAVE_VECS (BLOCK_VECS / 2)
+INLINE void wave_steps(int rows, int n, const float *even_weights, const float *odd_weights, int stride, const float *even_curves,
+                       const float *odd_curves, vec even[BLOCK_ROWS][WAVE_VECS], vec odd[BLOCK_ROWS][WAVE_VECS]) {
+  for (int k = 0; k < n; k++) {
+    vec x[WAVE_VECS], y[WAVE_VECS];
+#pragma GCC unroll 4
+    for (int v = 0; v < WAVE_VECS; v++) {
+      x[v] = vec_load(even_curves + k * PAGE_TOKENS + v * LANES);
+      y[v] = vec_load(odd_curves + k * PAGE_TOKENS + v * LANES);
+    }
 #pragma GCC unroll 8
-  for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; v++) sum[r][v] = vec_zero();
-  for (int k = 0; k < slow; k++, series += WAVE_TERMS) {
-    vec y[VECTORS];
-#pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; v++) y[v] = vec_load(series + v * LANES);
+    for (int r = 0; r < rows; r++) {
+      vec a = vec_set(even_weights[r * stride + k]), b = vec_set(odd_weights[r * stride + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < WAVE_VECS; v++) {
+        even[r][v] = vec_fma(a, x[v], even[r][v]);
+        odd[r][v] = vec_fma(b, y[v], odd[r][v]);
+      }
+    }
+  }
+}
+
+/* Curves of cos and even polynomials are the same on both sides of a page's centre, the others change their sign: sums are made
+ * for the tokens behind the centre, and serve those before it too. */
+INLINE void wave_block(int rows, const struct wave_basis *basis, const float *weights, float *scores) {
+  enum { HALF = PAGE_TOKENS / 2, TERMS = WAVE_TERMS / 2 };
+  int stride = basis->curves;
+  for (int t = 0; t < HALF; t += WAVE_VECS * LANES) {
+    vec even[BLOCK_ROWS][WAVE_VECS], odd[BLOCK_ROWS][WAVE_VECS];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-      for (int v = 0; v < VECTORS; v++)
-        sum[r][v] = vec_fma(vec_halves(a[r * a_stride + k], b[r * a_stride + k], v), y[v], sum[r][v]);
-  }
+#pragma GCC unroll 4
+      for (int v = 0; v < WAVE_VECS; v++) even[r][v] = odd[r][v] = vec_zero();
+    const float *curve = basis->curve + HALF + t, *fast = curve + WAVE_TERMS * PAGE_TOKENS;
+    wave_steps(rows, TERMS, weights, weights + TERMS, stride, curve, curve + TERMS * PAGE_TOKENS, even, odd);
+    wave_steps(rows, basis->fast, weights + WAVE_TERMS, weights + WAVE_TERMS + basis->fast, stride, fast,
+               fast + basis->fast * PAGE_TOKENS, even, odd);
 #pragma GCC unroll 8
-  for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; v++) vec_store(weights + r * stride + v * LANES, sum[r][v]);
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < WAVE_VECS; v++) {
+        float *behind = scores + r * PAGE_TOKENS + HALF + t + v * LANES;
+        float *before = scores + r * PAGE_TOKENS + HALF - t - (v + 1) * LANES;
+        vec_store(behind, vec_add(vec_load(behind), vec_add(even[r][v], odd[r][v])));
+        vec_store(before, vec_add(vec_load(before), vec_reverse(vec_sub(even[r][v], odd[r][v]))));
+      }
+  }
 }
 
 static inline void score_waves(const struct query_rows *queries, const struct side_form *form, const struct wave_basis *basis,
                                const float *angle, float *scores, float *panel) {
-  int rows = queries->rows, pairs = basis->pairs, fast = basis->fast, slow = pairs - fast, curves = basis->curves;
-  float *waves = panel, *weights = panel + rows * 2 * pairs;
+  int rows = queries->rows, pairs = basis->pairs, fast = basis->fast, curves = basis->curves, padded = wave_padded_pairs(pairs);
+  float *waves = panel, *weights = panel + 2 * padded;
+  memset(waves, 0, sizeof *waves * (size_t)(2 * padded));
   for (int r = 0; r < rows; r++) {
-    const float *from = queries->mapped + r * form_rows(form) + form_rotating_row(form);
-    turn_waves(pairs, angle, from, waves + r * 2 * pairs);
-    memcpy(weights + r * curves + WAVE_TERMS, waves + r * 2 * pairs, sizeof *weights * (size_t)fast);
-    memcpy(weights + r * curves + WAVE_TERMS + fast, waves + r * 2 * pairs + pairs, sizeof *weights * (size_t)fast);
+    float *to = weights + r * curves;
+    turn_waves(pairs, padded, angle, queries->mapped + r * form_rows(form) + form_rotating_row(form), waves);
+    project_waves(basis, padded, waves, to);
+    memcpy(to + WAVE_TERMS, waves, sizeof *to * (size_t)fast);
+    memcpy(to + WAVE_TERMS + fast, waves + padded, sizeof *to * (size_t)fast);
   }
   for (int r = 0, n; r < rows; r += n) {
-    const float *a = waves + r * 2 * pairs + fast;
-    float *out = weights + r * curves;
     n = rows - r < BLOCK_ROWS ? rows - r : BLOCK_ROWS;
-    WITH_CONSTANT(n, BLOCK_ROWS, project_block(ROWS, slow, a, a + pairs, 2 * pairs, basis->series, out, curves));
+    const float *of = weights + r * curves;
+    float *to = scores + r * PAGE_TOKENS;
+    WITH_CONSTANT(n, BLOCK_ROWS, wave_block(ROWS, basis, of, to));
   }
-  multiply_add(rows, PAGE_TOKENS, curves, weights, curves, basis->curve, scores, PAGE_TOKENS);
 }
 
 /* ---- softmax ---- */
