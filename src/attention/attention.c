@@ -8,6 +8,7 @@
  *   1  map the queries of tiles that are cut into parts (others are mapped by the thread that reads the pages)
  *   2  read pages: scores, running softmax, sums; a tile in one piece is finished here, a part leaves its sums
  *   3  merge the parts of cut tiles and finish them
+ * Tiles of few rows and of many are read by different kernels (kernels.h).
  * Per row the sums are [head_dim] of exact pages and [A, -Z, sum of p] of coded ones (quant/codec.h); finishing adds the product
  * of the latter with the map of the values and divides by the softmax sum. Everything is planned and allocated before the first
  * loop; inside, nothing can fail.
@@ -63,7 +64,7 @@ struct oscar_attention {
   oscar_cache *cache;
   const struct cache_geometry *geometry;
   const struct attention_kernels *kernels;
-  const struct page_kernels *few, *many; /* for tiles of fewer than MANY_ROWS rows or in parts, and for the others */
+  const struct page_kernels *few, *many; /* for tiles of fewer than MANY_ROWS rows, and for the others */
   int query_heads, group;
   float scale;
   struct wave_basis *waves; /* [layers][kv_heads]; NULL when no mean rotates. The arrays follow in the same block. */
@@ -80,7 +81,7 @@ struct oscar_attention {
 
 struct plan {
   int tiles, pieces, cut_tiles, parts;
-  int rows; /* of the largest tile */
+  int rows; /* of the largest tile, with those that its kernels write besides */
   struct tile *tile;
   struct piece *piece;
 };
@@ -288,6 +289,10 @@ static oscar_status check_job(const oscar_attention *a, const struct layer *laye
 
 static int tile_rows(const oscar_attention *a, const struct tile *tile) { return tile->positions * a->group; }
 
+static const struct page_kernels *pages_of(const oscar_attention *a, const struct tile *tile) {
+  return tile_rows(a, tile) >= MANY_ROWS ? a->many : a->few;
+}
+
 /* Positions of a tile: a power of two, so that tiles at multiples of it never cross a page. */
 static int tile_positions(int group) {
   int positions = PAGE_TOKENS;
@@ -370,7 +375,8 @@ static oscar_status make_plan(oscar_attention *a, const struct layer *layer, con
   int64_t pages = 0;
   for (int i = 0; i < n_jobs; i++) plan->tiles += plan_tiles(a, layer, jobs + i, plan->tile + plan->tiles, &pages);
   for (int i = 0; i < plan->tiles; i++) {
-    int rows = tile_rows(a, plan->tile + i);
+    const struct tile *tile = plan->tile + i;
+    int rows = (int)round_up((size_t)tile_rows(a, tile), (size_t)pages_of(a, tile)->row_block);
     if (rows > plan->rows) plan->rows = rows;
   }
   plan_parts(threads, pages, plan);
@@ -384,10 +390,6 @@ static oscar_status make_plan(oscar_attention *a, const struct layer *layer, con
 static size_t query_offset(const oscar_attention *a, const struct tile *tile, int row) {
   size_t position = (size_t)(tile->first + row / a->group), head = (size_t)(tile->kv_head * a->group + row % a->group);
   return (position * (size_t)a->query_heads + head) * (size_t)a->geometry->head_dim;
-}
-
-static const struct page_kernels *pages_of(const oscar_attention *a, const struct tile *tile) {
-  return tile->parts == 1 && tile_rows(a, tile) >= MANY_ROWS ? a->many : a->few;
 }
 
 static struct query_rows rows_of(const oscar_attention *a, const struct layer *layer, const struct tile *tile,

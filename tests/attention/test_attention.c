@@ -529,6 +529,11 @@ static void threads_change_only_roundings(void **state) {
       oscar_attention_job job = {sequence, 1, t.q + (TOKENS - 1) * 4 * 64, windowed};
       assert_ok(f.context, oscar_attention_run(f.attention, 0, 1111, &job, 1));
       compare(&f, &t, 1111, TOKENS - 1, windowed);
+      enum { MANY = 20 }; /* a short prompt over a long history: two tiles of 16 and 4 positions, 64 rows and 16, in parts */
+      float many[MANY * 4 * 64];
+      oscar_attention_job short_prompt = {sequence, MANY, t.q + (TOKENS - MANY) * 4 * 64, many};
+      assert_ok(f.context, oscar_attention_run(f.attention, 0, 0, &short_prompt, 1));
+      for (int x = 0; x < MANY; x++) compare(&f, &t, 0, TOKENS - MANY + x, many + x * 4 * 64);
       free_text(&t);
       close_fixture(&f);
     }
