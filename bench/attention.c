@@ -251,7 +251,7 @@ int main(int argc, char **argv) {
   double ceiling = read_ceiling(o.threads);
   printf("%d tokens, %d layers, %d query heads, %d KV heads of %d, %s, %d threads; read ceiling %.1f GB/s\n", o.context, o.layers,
          o.query_heads, o.kv_heads, o.head_dim, o.kv, o.threads, ceiling);
-  for (int isa = OSCAR_ISA_PORTABLE; isa <= OSCAR_ISA_AVX512; isa++) measure((oscar_isa)isa, false, &o, ceiling);
+  for (int isa = OSCAR_ISA_PORTABLE; isa <= OSCAR_ISA_NEON_DOT; isa++) measure((oscar_isa)isa, false, &o, ceiling);
   measure(OSCAR_ISA_AUTO, true, &o, ceiling);
   return 0;
 }

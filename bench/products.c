@@ -51,7 +51,7 @@ static int type_named(const char *name) {
 }
 
 static oscar_isa isa_named(const char *name) {
-  for (int isa = OSCAR_ISA_AUTO; isa <= OSCAR_ISA_AVX512; isa++)
+  for (int isa = OSCAR_ISA_AUTO; isa <= OSCAR_ISA_NEON_DOT; isa++)
     if (strcmp(name, oscar_isa_name((oscar_isa)isa)) == 0) return (oscar_isa)isa;
   fail("unknown instruction set");
   return OSCAR_ISA_AUTO;

@@ -16,16 +16,20 @@ function(oscar_configure target)
   endif()
 endfunction()
 
-# Files written for one instruction-set level. Usage: oscar_isa_sources(target avx512 a.c b.c); nothing is added on other CPUs.
+# Files written for one instruction-set level. Usage: oscar_isa_sources(target avx512 a.c b.c); nothing is added for CPUs of another
+# kind.
 set(OSCAR_ISA_avx2 -mavx2 -mfma -mf16c)
 set(OSCAR_ISA_avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512)
 set(OSCAR_ISA_avx512_bf16 ${OSCAR_ISA_avx512} -mavx512bf16 -mavx512vbmi)
 set(OSCAR_ISA_amx ${OSCAR_ISA_avx512_bf16} -mamx-tile -mamx-bf16)
+set(OSCAR_ISA_neon_dot -march=armv8.2-a+dotprod)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  set(OSCAR_X86 ON)
+  set(OSCAR_ISAS avx2 avx512 avx512_bf16 amx)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  set(OSCAR_ISAS neon_dot)
 endif()
 function(oscar_isa_sources target isa)
-  if(NOT OSCAR_X86)
+  if(NOT isa IN_LIST OSCAR_ISAS)
     return()
   endif()
   target_sources(${target} PRIVATE ${ARGN})

@@ -59,10 +59,11 @@ typedef enum oscar_isa {
   OSCAR_ISA_AUTO = 0, /* the best the CPU offers */
   OSCAR_ISA_PORTABLE, /* C only */
   OSCAR_ISA_AVX2,     /* AVX2, FMA, F16C */
-  OSCAR_ISA_AVX512    /* AVX-512 F, BW, DQ, VL and VNNI */
+  OSCAR_ISA_AVX512,   /* AVX-512 F, BW, DQ, VL and VNNI */
+  OSCAR_ISA_NEON_DOT  /* ARM: NEON with the dot products of ARMv8.2 */
 } oscar_isa;
 
-/* "portable", "avx2", "avx512" */
+/* "portable", "avx2", "avx512", "neon-dot" */
 OSCAR_API const char *oscar_isa_name(oscar_isa isa);
 
 typedef struct oscar_context_options {

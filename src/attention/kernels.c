@@ -5,8 +5,10 @@
 
 const struct attention_kernels *attention_kernels_for(const struct cpu_features *cpu) {
 #if defined(__x86_64__)
-  if (cpu->avx512) return &attention_kernels_avx512;
-  if (cpu->avx2 && cpu->fma && cpu->f16c) return &attention_kernels_avx2;
+  if (cpu_has(cpu, OSCAR_ISA_AVX512)) return &attention_kernels_avx512;
+  if (cpu_has(cpu, OSCAR_ISA_AVX2)) return &attention_kernels_avx2;
+#elif defined(__aarch64__)
+  if (cpu_has(cpu, OSCAR_ISA_NEON_DOT)) return &attention_kernels_neon_dot;
 #endif
   (void)cpu;
   return &attention_kernels_portable;

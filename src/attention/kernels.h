@@ -104,6 +104,8 @@ extern const struct attention_kernels attention_kernels_avx512;
 extern const struct page_kernels page_kernels_amx;
 extern const struct page_kernels page_kernels_avx512_bf16;
 extern const struct page_kernels page_kernels_vector_tiles; /* for tests */
+#elif defined(__aarch64__)
+extern const struct attention_kernels attention_kernels_neon_dot;
 #endif
 
 const struct attention_kernels *attention_kernels_for(const struct cpu_features *cpu);

@@ -10,6 +10,7 @@ struct cpu_features {
   bool avx512; /* F, BW, DQ, VL and VNNI together */
   bool avx512_bf16, avx512_vbmi;
   bool amx_bf16, amx_int8; /* only where the operating system lets this process use them */
+  bool neon_dot;           /* ARM */
   bool wide_bf16;          /* AVX512-BF16 does twice the operations of float a cycle: AMD's, not Intel's */
 };
 
@@ -18,6 +19,9 @@ struct oscar_context {
   struct cpu_features cpu;       /* what the CPU has, cut down to the chosen isa */
   char error[1024];
 };
+
+/* Whether this CPU has all that a level names; PORTABLE always. */
+bool cpu_has(const struct cpu_features *cpu, oscar_isa isa);
 
 /* Records the sentence and returns `status`. The sentence names what was wrong, where, and what was expected. */
 oscar_status set_error(oscar_context *context, oscar_status status, const char *format, ...) OSCAR_PRINTF(3, 4);

@@ -25,7 +25,7 @@ const char *oscar_status_name(oscar_status status) {
 }
 
 const char *oscar_isa_name(oscar_isa isa) {
-  static const char *const names[] = {"auto", "portable", "avx2", "avx512"};
+  static const char *const names[] = {"auto", "portable", "avx2", "avx512", "neon-dot"};
   return (unsigned)isa < ARRAY_LENGTH(names) ? names[isa] : "unknown";
 }
 
@@ -52,6 +52,7 @@ static void limit_to_isa(struct cpu_features *cpu, oscar_isa isa) {
     cpu->avx512 = cpu->avx512_bf16 = cpu->avx512_vbmi = cpu->wide_bf16 = false;
     cpu->amx_bf16 = cpu->amx_int8 = false;
   }
+  if (isa != OSCAR_ISA_NEON_DOT) cpu->neon_dot = false;
   if (isa == OSCAR_ISA_PORTABLE) *cpu = (struct cpu_features){0};
 }
 
@@ -63,7 +64,7 @@ oscar_status oscar_context_create(const oscar_context_options *options, oscar_co
     o = *options;
   else
     oscar_context_options_default(&o);
-  if (o.threads < 0 || (unsigned)o.isa > OSCAR_ISA_AVX512 || !o.alloc != !o.free) return OSCAR_INVALID_ARGUMENT;
+  if (o.threads < 0 || (unsigned)o.isa > OSCAR_ISA_NEON_DOT || !o.alloc != !o.free) return OSCAR_INVALID_ARGUMENT;
   if (!o.alloc) {
     o.alloc = libc_alloc;
     o.free = libc_free;
@@ -73,10 +74,10 @@ oscar_status oscar_context_create(const oscar_context_options *options, oscar_co
 
   struct cpu_features cpu;
   cpu_detect(&cpu);
-  bool avx2 = cpu.avx2 && cpu.fma && cpu.f16c;
-  oscar_isa best = cpu.avx512 && avx2 ? OSCAR_ISA_AVX512 : avx2 ? OSCAR_ISA_AVX2 : OSCAR_ISA_PORTABLE;
-  if (o.isa == OSCAR_ISA_AUTO) o.isa = best;
-  if (o.isa > best) return OSCAR_UNSUPPORTED;
+  static const oscar_isa best_first[] = {OSCAR_ISA_AVX512, OSCAR_ISA_AVX2, OSCAR_ISA_NEON_DOT, OSCAR_ISA_PORTABLE};
+  for (int i = 0; o.isa == OSCAR_ISA_AUTO; i++)
+    if (cpu_has(&cpu, best_first[i])) o.isa = best_first[i];
+  if (!cpu_has(&cpu, o.isa)) return OSCAR_UNSUPPORTED;
   limit_to_isa(&cpu, o.isa);
 
   oscar_context *c = o.alloc(o.alloc_user, sizeof *c, 64);

@@ -63,9 +63,30 @@ void cpu_detect(struct cpu_features *f) {
     f->amx_int8 = d >> 25 & 1;
   }
 }
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+void cpu_detect(struct cpu_features *f) { *f = (struct cpu_features){.neon_dot = getauxval(AT_HWCAP) & HWCAP_ASIMDDP}; }
 #else
 void cpu_detect(struct cpu_features *f) { *f = (struct cpu_features){0}; }
 #endif
+
+bool cpu_has(const struct cpu_features *cpu, oscar_isa isa) {
+  bool avx2 = cpu->avx2 && cpu->fma && cpu->f16c;
+  switch (isa) {
+  case OSCAR_ISA_AVX2:
+    return avx2;
+  case OSCAR_ISA_AVX512:
+    return avx2 && cpu->avx512;
+  case OSCAR_ISA_NEON_DOT:
+    return cpu->neon_dot;
+  case OSCAR_ISA_AUTO:
+  case OSCAR_ISA_PORTABLE:
+    break;
+  }
+  return true;
+}
 
 int cpu_available(void) {
   cpu_set_t set;

@@ -50,7 +50,7 @@ static void plain_free(void *user, void *p) {
 }
 
 /* The instruction sets, and above them the page kernels for many rows that some CPUs have. */
-enum { VECTOR_TILES = OSCAR_ISA_AVX512 + 1, MATRIX_TILES, LEVELS };
+enum { VECTOR_TILES = OSCAR_ISA_NEON_DOT + 1, MATRIX_TILES, LEVELS };
 #define FOR_EACH_ISA(isa) for (oscar_isa isa = OSCAR_ISA_PORTABLE; isa < (oscar_isa)LEVELS; isa++)
 
 static const char *level_name(oscar_isa isa) {
@@ -75,7 +75,7 @@ static bool available(oscar_isa isa) {
 static oscar_context *poisoned_context(oscar_isa isa, int threads) {
   oscar_context_options options;
   oscar_context_options_default(&options);
-  options.isa = isa > OSCAR_ISA_AVX512 ? OSCAR_ISA_AVX512 : isa;
+  options.isa = isa > OSCAR_ISA_NEON_DOT ? OSCAR_ISA_AVX512 : isa;
   options.threads = threads ? threads : 1;
   options.alloc = poisoned_alloc;
   options.free = plain_free;
@@ -350,7 +350,7 @@ static float *run_text(struct fixture *f, const struct text *t, int window, int 
 
 /* Kernels work on rounded queries and probabilities where the instruction set has byte products (cpu/coded_kernels.h), and on
  * probabilities of 8 bits where it multiplies BF16 (cpu/matrix_kernels.h). */
-static double bound(oscar_isa isa) { return isa > OSCAR_ISA_AVX512 ? 1.2e-2 : isa == OSCAR_ISA_PORTABLE ? 5e-5 : 1e-3; }
+static double bound(oscar_isa isa) { return isa > OSCAR_ISA_NEON_DOT ? 1.2e-2 : isa == OSCAR_ISA_PORTABLE ? 5e-5 : 1e-3; }
 static double worst_error[LEVELS];
 
 static void compare(const struct fixture *f, const struct text *t, int window, int position, const float *out) {
@@ -499,7 +499,7 @@ static void chunks_change_only_roundings(void **state) {
       free(out);
     }
     printf("  %s: chunks differ by at most %.2g of the outputs' rms\n", level_name(isa), worst);
-    assert_true(worst <= (isa > OSCAR_ISA_AVX512 ? bound(isa) : 5e-5)); /* few rows are not rounded to BF16 */
+    assert_true(worst <= (isa > OSCAR_ISA_NEON_DOT ? bound(isa) : 5e-5)); /* few rows are not rounded to BF16 */
     free(whole);
     free_text(&t);
     close_fixture(&f);
@@ -538,7 +538,7 @@ static void threads_change_only_roundings(void **state) {
       close_fixture(&f);
     }
     for (int i = 1; i < 3; i++)
-      assert_true(difference(out[i], out[0], (size_t)TOKENS * 4 * 64) <= (isa > OSCAR_ISA_AVX512 ? bound(isa) : 5e-5));
+      assert_true(difference(out[i], out[0], (size_t)TOKENS * 4 * 64) <= (isa > OSCAR_ISA_NEON_DOT ? bound(isa) : 5e-5));
     for (int i = 0; i < 3; i++) free(out[i]);
   }
 }
@@ -645,7 +645,7 @@ static void a_filter_that_encodes_and_decodes_gives_what_the_codec_gives(void **
       free(out[0]), free(out[1]);
     }
     printf("  %s: filter and codec differ by at most %.2g of the outputs' rms\n", level_name(isa), worst);
-    assert_true(worst <= (isa > OSCAR_ISA_AVX512 ? 0x1p-6 : 0x1p-7));
+    assert_true(worst <= (isa > OSCAR_ISA_NEON_DOT ? 0x1p-6 : 0x1p-7));
   }
 }
 

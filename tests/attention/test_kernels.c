@@ -11,7 +11,7 @@ static int page_count;
 /* The tables this CPU can run. */
 static int find_tables(void **state) {
   (void)state;
-  for (int isa = OSCAR_ISA_PORTABLE; isa <= OSCAR_ISA_AVX512; isa++) {
+  for (int isa = OSCAR_ISA_PORTABLE; isa <= OSCAR_ISA_NEON_DOT; isa++) {
     oscar_context_options options;
     oscar_context_options_default(&options);
     options.isa = (oscar_isa)isa;

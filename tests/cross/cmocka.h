@@ -1,0 +1,46 @@
+/*
+ * tests/cross/cmocka.h - the few of cmocka's macros that the tests of kernels use, for processors that no cmocka is installed
+ * for. A failed check ends the program.
+ */
+#ifndef OSCAR_CROSS_CMOCKA_H
+#define OSCAR_CROSS_CMOCKA_H
+
+#include <stdio.h>
+#include <stdlib.h>
+
+struct CMUnitTest {
+  const char *name;
+  void (*run)(void **state);
+};
+
+#define cmocka_unit_test(function)                                                                                               \
+  { #function, function }
+
+#define fail_msg(...)                                                                                                            \
+  do {                                                                                                                           \
+    printf("FAILED %s:%d: ", __FILE__, __LINE__);                                                                                \
+    printf(__VA_ARGS__);                                                                                                         \
+    putchar('\n');                                                                                                               \
+    exit(1);                                                                                                                     \
+  } while (0)
+
+#define assert_true(condition)                                                                                                   \
+  do {                                                                                                                           \
+    if (!(condition)) fail_msg("%s", #condition);                                                                                \
+  } while (0)
+#define assert_non_null(pointer) assert_true((pointer) != NULL)
+#define assert_int_equal(a, b)   assert_true((a) == (b))
+
+#define cmocka_run_group_tests(tests, setup, teardown) run_tests(tests, sizeof(tests) / sizeof((tests)[0]), setup)
+static inline int run_tests(const struct CMUnitTest *tests, size_t count, int (*setup)(void **state)) {
+  void *state = NULL;
+  if (setup && setup(&state) != 0) return 1;
+  for (size_t i = 0; i < count; i++) {
+    printf("%s\n", tests[i].name);
+    tests[i].run(&state);
+  }
+  printf("%zu tests passed\n", count);
+  return 0;
+}
+
+#endif
