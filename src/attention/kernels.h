@@ -57,7 +57,8 @@ struct page_kernels {
   size_t (*prepared_bytes)(int head_dim, const struct side_form *keys);
   void (*prepare_queries)(const struct query_rows *queries, const struct side_form *keys, uint8_t *prepared);
 
-  /* scores [rows][64] = queries times the keys of a page (exact: [64][head_dim] BF16; coded: the packed side). */
+  /* scores [rows][64] = queries times the keys of a page (exact: [64][head_dim] BF16; coded: the packed side). Without a stored z
+   * column C + p of `mapped` is 1.5 times the sum of the columns of group p, as a map has it, and kernels may use either. */
   void (*score_exact)(const struct query_rows *queries, const uint16_t *keys, float *scores, float *panel);
   void (*score_coded)(const struct query_rows *queries, const struct side_form *form, const uint8_t *keys, float *scores,
                       float *panel);
