@@ -90,6 +90,22 @@ struct attention_kernels {
   void (*multiply_add)(int rows, int n, int k, const float *a, int a_stride, const float *b, float *out, int out_stride);
 };
 
+/* The table of functions that have the names of its fields. */
+#define ATTENTION_KERNELS(label)                                                                                                 \
+  {                                                                                                                              \
+    .pages = {.name = (label),                                                                                                   \
+              .row_block = 1,                                                                                                    \
+              .panel_bytes = panel_bytes,                                                                                        \
+              .prepared_bytes = prepared_bytes,                                                                                  \
+              .prepare_queries = prepare_queries,                                                                                \
+              .score_exact = score_exact,                                                                                        \
+              .score_coded = score_coded,                                                                                        \
+              .score_waves = score_waves,                                                                                        \
+              .accumulate_exact = accumulate_exact,                                                                              \
+              .accumulate_coded = accumulate_coded},                                                                             \
+    .softmax = softmax, .multiply_transposed = multiply_transposed, .multiply_add = multiply_add                                 \
+  }
+
 /* Metadata of 16 tokens: value 0 is s, value 1 is z; with log gains (meta_values 0) there is one word for all groups. */
 static inline const uint16_t *tile_meta(const struct side_form *f, const uint8_t *side, int tile, int group, int value) {
   const uint16_t *meta = (const uint16_t *)(const void *)(side + side_code_bytes(f));

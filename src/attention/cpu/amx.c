@@ -61,17 +61,4 @@ static void begin(void) {
 
 static void end(void) { __asm__ volatile("tilerelease" : :); }
 
-const struct page_kernels page_kernels_amx = {
-    .name = "AMX BF16",
-    .row_block = 16,
-    .begin = begin,
-    .end = end,
-    .panel_bytes = matrix_panel_bytes,
-    .prepared_bytes = matrix_prepared_bytes,
-    .prepare_queries = matrix_prepare_queries,
-    .score_exact = matrix_score_exact,
-    .score_coded = matrix_score_coded,
-    .score_waves = matrix_score_waves,
-    .accumulate_exact = matrix_accumulate_exact,
-    .accumulate_coded = matrix_accumulate_coded,
-};
+const struct page_kernels page_kernels_amx = MATRIX_KERNELS("AMX BF16", begin, end);

@@ -64,15 +64,4 @@ const struct page_kernels page_kernels_avx512_bf16 = {
     .accumulate_coded = matrix_accumulate_coded,
 };
 
-const struct page_kernels page_kernels_vector_tiles = {
-    .name = "tiles in AVX512-BF16",
-    .row_block = 16,
-    .panel_bytes = matrix_panel_bytes,
-    .prepared_bytes = matrix_prepared_bytes,
-    .prepare_queries = matrix_prepare_queries,
-    .score_exact = matrix_score_exact,
-    .score_coded = matrix_score_coded,
-    .score_waves = matrix_score_waves,
-    .accumulate_exact = matrix_accumulate_exact,
-    .accumulate_coded = matrix_accumulate_coded,
-};
+const struct page_kernels page_kernels_vector_tiles = MATRIX_KERNELS("tiles in AVX512-BF16", NULL, NULL);

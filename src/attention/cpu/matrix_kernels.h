@@ -422,4 +422,13 @@ static inline void matrix_score_waves(const struct query_rows *queries, const st
   multiply(row_blocks, TOKEN_BLOCKS, curve_chunks, to_scores, 3, curves, TOKEN_BLOCKS * TILE, scores, PAGE_TOKENS, true);
 }
 
+/* Their table; `before` and `after` are what a thread calls around them, or NULL. */
+#define MATRIX_KERNELS(label, before, after)                                                                                     \
+  {                                                                                                                              \
+    .name = (label), .row_block = 16, .begin = (before), .end = (after), .panel_bytes = matrix_panel_bytes,                      \
+    .prepared_bytes = matrix_prepared_bytes, .prepare_queries = matrix_prepare_queries, .score_exact = matrix_score_exact,       \
+    .score_coded = matrix_score_coded, .score_waves = matrix_score_waves, .accumulate_exact = matrix_accumulate_exact,           \
+    .accumulate_coded = matrix_accumulate_coded                                                                                  \
+  }
+
 #endif

@@ -103,21 +103,4 @@ static inline void ivec_store_bytes(void *p, ivec a) {
 
 #include "attention/cpu/coded_kernels.h"
 
-const struct attention_kernels attention_kernels_neon_dot = {
-    .pages =
-        {
-            .name = "NEON with dot product",
-            .row_block = 1,
-            .panel_bytes = panel_bytes,
-            .prepared_bytes = prepared_bytes,
-            .prepare_queries = prepare_queries,
-            .score_exact = score_exact,
-            .score_coded = score_coded,
-            .score_waves = score_waves,
-            .accumulate_exact = accumulate_exact,
-            .accumulate_coded = accumulate_coded,
-        },
-    .softmax = softmax,
-    .multiply_transposed = multiply_transposed,
-    .multiply_add = multiply_add,
-};
+const struct attention_kernels attention_kernels_neon_dot = ATTENTION_KERNELS("NEON with dot product");

@@ -154,21 +154,4 @@ static void softmax(int rows, float *scores, struct softmax_state *states) {
   }
 }
 
-const struct attention_kernels attention_kernels_portable = {
-    .pages =
-        {
-            .name = "portable",
-            .row_block = 1,
-            .panel_bytes = panel_bytes,
-            .prepared_bytes = prepared_bytes,
-            .prepare_queries = prepare_queries,
-            .score_exact = score_exact,
-            .score_coded = score_coded,
-            .score_waves = score_waves,
-            .accumulate_exact = accumulate_exact,
-            .accumulate_coded = accumulate_coded,
-        },
-    .softmax = softmax,
-    .multiply_transposed = multiply_transposed,
-    .multiply_add = multiply_add,
-};
+const struct attention_kernels attention_kernels_portable = ATTENTION_KERNELS("portable");
