@@ -98,15 +98,22 @@ static void measure(const struct attention_kernels *k, const struct page_kernels
   free(s->panel), free(prepared);
 }
 
+/* A whole number up to 4096; anything else is -1, which no option takes. */
+static int number(const char *text) {
+  char *end;
+  long value = strtol(text, &end, 10);
+  return *text && !*end && value >= 0 && value <= 4096 ? (int)value : -1;
+}
+
 int main(int argc, char **argv) {
   int d = 128, groups = 4;
   const char *rows = "1,6,48,64";
   for (int i = 1; i < argc; i += 2) {
     const char *value = i + 1 < argc ? argv[i + 1] : "";
     if (!strcmp(argv[i], "--head-dim"))
-      d = atoi(value);
+      d = number(value);
     else if (!strcmp(argv[i], "--groups"))
-      groups = atoi(value);
+      groups = number(value);
     else if (!strcmp(argv[i], "--rows"))
       rows = value;
     else {
