@@ -98,8 +98,8 @@ struct panel {
   uint16_t *weights; /* [64][64] probabilities; or [high, low][64][curves], the weights of curves */
 };
 
-static inline size_t lay_out(int head_dim, const struct side_form *keys, const struct side_form *values, uint8_t *memory,
-                             struct panel *panel) {
+static inline size_t divide_panel(int head_dim, const struct side_form *keys, const struct side_form *values, uint8_t *memory,
+                                  struct panel *panel) {
   size_t tiles = (size_t)blocks_of_32(head_dim) * TOKEN_BLOCKS, groups = 1, curves = 0;
   size_t value_tiles = (size_t)blocks_of_16(head_dim) * 2;
   if (keys) {
@@ -127,12 +127,12 @@ static inline size_t lay_out(int head_dim, const struct side_form *keys, const s
 }
 
 static inline size_t matrix_panel_bytes(int head_dim, const struct side_form *keys, const struct side_form *values) {
-  return lay_out(head_dim, keys, values, NULL, NULL);
+  return divide_panel(head_dim, keys, values, NULL, NULL);
 }
 
 static inline struct panel panel_at(int head_dim, const struct side_form *keys, const struct side_form *values, float *memory) {
   struct panel panel;
-  lay_out(head_dim, keys, values, (uint8_t *)memory, &panel);
+  divide_panel(head_dim, keys, values, (uint8_t *)memory, &panel);
   return panel;
 }
 
