@@ -23,15 +23,24 @@ size_t wave_basis_bytes(const oscar_codec_spec *spec) {
 
 /* Coefficients of cos(angle x) at even places and of sin(angle x) at odd ones: discrete cosine sums over the zeros of T_NODES.
  * For angles up to SLOW_ANGLE, what these sums fold back lies far below a float's precision. */
-static void make_series(double angle, float *series) {
-  enum { NODES = 48 };
+enum { NODES = 48 };
+
+static void make_nodes(double nodes[WAVE_TERMS][NODES]) { /* T_j at the zeros */
   const double pi = acos(-1);
+  for (int j = 0; j < WAVE_TERMS; j++)
+    for (int i = 0; i < NODES; i++) nodes[j][i] = cos(j * (pi * (i + .5) / NODES));
+}
+
+static void make_series(double angle, double nodes[WAVE_TERMS][NODES], float *series) {
+  double curve[2][NODES];
+  for (int i = 0; i < NODES; i++) {
+    double x = angle * nodes[1][i];
+    curve[0][i] = cos(x);
+    curve[1][i] = sin(x);
+  }
   for (int j = 0; j < WAVE_TERMS; j++) {
     double sum = 0;
-    for (int i = 0; i < NODES; i++) {
-      double at = pi * (i + .5) / NODES, x = angle * cos(at);
-      sum += (j % 2 ? sin(x) : cos(x)) * cos(j * at);
-    }
+    for (int i = 0; i < NODES; i++) sum += curve[j % 2][i] * nodes[j][i];
     series[j % 2 * (WAVE_TERMS / 2) + j / 2] = (float)(sum * (j ? 2 : 1) / NODES);
   }
 }
@@ -71,11 +80,13 @@ struct wave_basis wave_basis_make(const oscar_codec_spec *spec, void *memory) {
   w.series = w.terms + WAVE_TERMS * padded;
   memset(w.terms, 0, sizeof *w.terms * (size_t)(WAVE_TERMS * padded));
   make_polynomials(w.curve);
+  double nodes[WAVE_TERMS][NODES];
+  make_nodes(nodes);
   for (int k = 0; k < w.pairs; k++) {
     int pair = spec->rotating_pair[k];
     if (k >= w.fast) {
       float *series = w.series + (k - w.fast) * WAVE_TERMS;
-      make_series((double)spec->rope->spec.frequencies[pair] * ROPE_CENTRE, series);
+      make_series((double)spec->rope->spec.frequencies[pair] * ROPE_CENTRE, nodes, series);
       for (int j = 0; j < WAVE_TERMS; j++) w.terms[j * padded + k] = series[j];
     } else {
       const float *table = rope_cosines(spec->rope, pair);
