@@ -28,25 +28,16 @@ def fail(text):
     sys.exit(f"llama_cpp.py: {text}")
 
 
-def run(command, **more):
-    done = subprocess.run([str(part) for part in command], text=True, capture_output=True, **more)
+def run(command):
+    done = subprocess.run([str(part) for part in command], text=True, capture_output=True)
     if done.returncode != 0:
         fail(f"'{' '.join(map(str, command))}' failed:\n{done.stderr[-2000:]}")
     return done.stdout
 
 
-def cpu_flags():
-    for line in open("/proc/cpuinfo", encoding="ascii", errors="replace"):
-        if line.startswith("flags"):
-            return set(line.split())
-    return set()
-
-
-def cpu_name():
-    for line in open("/proc/cpuinfo", encoding="ascii", errors="replace"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "unknown CPU"
+def cpu_field(name):
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
 
 
 def source_tree(work):
@@ -166,13 +157,13 @@ def main():
     if not os.access(options.oscar, os.X_OK):
         fail(f"{options.oscar} is not there: build it, or say where it is with --oscar")
     options.work.mkdir(parents=True, exist_ok=True)
-    flags = cpu_flags()
+    flags = set(cpu_field("flags").split())
     extra = compilers(flags)
     programs = {"stock": build(options.work, "stock", extra, options.threads)}
     if "avx512_fp16" in flags:
         no_fp16 = ["-DCMAKE_C_FLAGS=-mno-avx512fp16", "-DCMAKE_CXX_FLAGS=-mno-avx512fp16"]
         programs["fair"] = build(options.work, "fair", extra + no_fp16, options.threads)
-    print(f"{cpu_name()}, {options.threads} threads; {PACKAGE} {VERSION}; medians of {options.repeats}; {options.prompt} prompt and "
+    print(f"{cpu_field('model name') or 'unknown CPU'}, {options.threads} threads; {PACKAGE} {VERSION}; medians of {options.repeats}; {options.prompt} prompt and "
           f"{options.decode} decoded tokens\n")
     print("| model | test | depth | program | cache | tokens/s | lowest to highest | ratio to llama.cpp's best |")
     print("|---|---|---|---|---|---|---|---|", flush=True)

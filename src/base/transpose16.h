@@ -1,10 +1,10 @@
-/* transpose16.h - a square of 16 x 16 dwords in AVX-512 registers, transposed. */
-#ifndef OSCAR_ATTENTION_TRANSPOSE16_H
-#define OSCAR_ATTENTION_TRANSPOSE16_H
+/* base/transpose16.h - a square of 16 x 16 dwords in AVX-512 registers, transposed. */
+#ifndef OSCAR_BASE_TRANSPOSE16_H
+#define OSCAR_BASE_TRANSPOSE16_H
 
 #include <immintrin.h>
 
-static inline void transpose(__m512i x[16]) {
+static inline __attribute__((always_inline)) void transpose(__m512i x[16]) {
   __m512i a[16], b[16];
   for (int i = 0; i < 16; i += 2) {
     a[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);

@@ -4,8 +4,8 @@
 #ifndef OSCAR_ATTENTION_AVX512_VECTORS_H
 #define OSCAR_ATTENTION_AVX512_VECTORS_H
 
-#include "attention/cpu/transpose16.h"
 #include "attention/kernels.h"
+#include "base/transpose16.h"
 
 #include <immintrin.h>
 #include <string.h>

@@ -19,8 +19,8 @@
 #ifndef OSCAR_ATTENTION_MATRIX_KERNELS_H
 #define OSCAR_ATTENTION_MATRIX_KERNELS_H
 
-#include "attention/cpu/transpose16.h"
 #include "attention/kernels.h"
+#include "base/transpose16.h"
 
 #include <immintrin.h>
 #include <string.h>

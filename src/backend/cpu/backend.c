@@ -83,8 +83,8 @@ static const struct backend_ops cpu_ops = {
 
 static const struct dot_kernels *choose_kernels(const struct cpu_features *cpu) {
 #if defined(__x86_64__)
-  if (cpu->avx512) return &dot_avx512;
-  if (cpu->avx2 && cpu->fma && cpu->f16c) return &dot_avx2;
+  if (cpu_has(cpu, OSCAR_ISA_AVX512)) return &dot_avx512;
+  if (cpu_has(cpu, OSCAR_ISA_AVX2)) return &dot_avx2;
 #endif
   (void)cpu;
   return &dot_portable;

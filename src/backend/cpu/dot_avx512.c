@@ -10,6 +10,8 @@
  */
 #include "backend/cpu/dot.h"
 
+#include "base/transpose16.h"
+
 #include <immintrin.h>
 
 #define INLINE static inline __attribute__((always_inline))
@@ -289,30 +291,6 @@ INLINE void expand_rows(struct format f, const struct weight *w, int64_t first, 
     load_part(f, row, part / f.block_elements, end, &c);
     expand_chunk(&c, part / RUN, store_f32, out, 0);
     out += part;
-  }
-}
-
-/* 16 x 16 words, rows become columns. */
-INLINE void transpose(__m512i v[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 8; i++) {
-    t[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
-  }
-  for (int i = 0; i < 4; i++)
-    for (int j = 0; j < 2; j++) {
-      v[4 * i + 2 * j] = _mm512_unpacklo_epi64(t[4 * i + j], t[4 * i + j + 2]);
-      v[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(t[4 * i + j], t[4 * i + j + 2]);
-    }
-  /* v[4i + c], lane l: words of rows 4i .. 4i + 3, column 4l + c */
-  for (int i = 0; i < 2; i++)
-    for (int c = 0; c < 4; c++) {
-      t[8 * i + c] = _mm512_shuffle_i32x4(v[8 * i + c], v[8 * i + 4 + c], 0x88);     /* columns c, 8 + c */
-      t[8 * i + 4 + c] = _mm512_shuffle_i32x4(v[8 * i + c], v[8 * i + 4 + c], 0xDD); /* columns 4 + c, 12 + c */
-    }
-  for (int c = 0; c < 8; c++) {
-    v[c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0x88);
-    v[c + 8] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0xDD);
   }
 }
 
