@@ -4,7 +4,8 @@
  *   bench_products [--rows R] [--cols C] [--type T] [--n N] [--isa portable|avx2|avx512] [--threads T] [--megabytes M] [--repeat
  * K]
  *
- * One CSV line per type and number of tokens; without --n, 1 and 512 tokens. Weights of every line are `megabytes` of distinct
+ * One CSV line per type, number of tokens and layout of the weights: as in the file, and packed where the backend would rather
+ * have that; without --n, 1 and 512 tokens. Weights of every line are `megabytes` of distinct
  * matrices, used in turn, so that with the default they come from memory even where the last-level cache is large.
  *   gb_s      bytes of weight blocks read per second
  *   read_gb_s a plain read of the same bytes by the same threads, measured in turn with the product: the ceiling of one token
@@ -178,35 +179,46 @@ static double dnnl_gflop_s(const struct settings *s, int n, bool bf16) {
   return 2e-9 * (double)s->rows * (double)s->cols * n / best;
 }
 
-static void measure(struct backend *be, const struct settings *s, enum weight_type type, int n) {
+static void measure(struct backend *be, const struct settings *s, enum weight_type type, int n, bool packed) {
   int elements, threads = oscar_context_threads(be->context);
   size_t block_bytes;
   weight_block(type, &elements, &block_bytes);
-  size_t weight_bytes = (size_t)(s->rows * (s->cols / elements)) * block_bytes;
+  size_t file_bytes = (size_t)(s->rows * (s->cols / elements)) * block_bytes;
+  uint8_t *file = need(file_bytes);
+  fill(file, file_bytes);
+  struct weight w = {.name = "bench", .type = type, .rows = s->rows, .cols = s->cols, .data = file};
+  const struct weight *pw = &w;
+  size_t weight_bytes = packed ? be->ops->packed_bytes(be, &w) : file_bytes;
+  if (weight_bytes == 0) {
+    free(file);
+    return;
+  }
   /* Many tokens are not waiting for memory: a few matrices will do. */
   size_t count = n > 64 ? 2 : (s->megabytes << 20) / weight_bytes + 1, stride = round_up(weight_bytes, 64);
   uint8_t *data = need(count * stride);
-  fill(data, weight_bytes);
+  if (packed)
+    be->ops->pack(be, &w, data);
+  else
+    memcpy(data, file, file_bytes);
   for (size_t i = 1; i < count; i++) memcpy(data + i * stride, data, weight_bytes);
   float *x = need((size_t)(n * s->cols) * sizeof *x), *y = need((size_t)(n * s->rows) * sizeof *y);
   for (int64_t i = 0; i < n * s->cols; i++) x[i] = (float)((double)((i * 2654435761) & 0xFFFFFF) / 0x800000 - 1);
-  struct weight w = {"bench", type, s->rows, s->cols, data};
-  const struct weight *pw = &w;
   double best = INFINITY, ceiling = 0;
   for (int k = 0; k < s->repeat; k++) {
     double gb_s = read_gb_s(data, count * stride, threads);
     if (gb_s > ceiling) ceiling = gb_s;
     int64_t start = time_ns();
     for (size_t i = 0; i < count; i++) {
-      w.data = data + i * stride;
+      *(packed ? &w.packed : &w.data) = data + i * stride;
       if (be->ops->matmul(be, 1, &pw, NULL, n, x, &y) != OSCAR_OK) fail(oscar_last_error(be->context));
     }
     double seconds = (double)(time_ns() - start) * 1e-9 / (double)count;
     if (seconds < best) best = seconds;
   }
   double gb_s = (double)weight_bytes / best * 1e-9, gflop_s = 2e-9 * (double)s->rows * (double)s->cols * n / best;
-  printf("%s,%lld,%lld,%d,%.1f,%.2f,%.2f,%.0f,%.1f", weight_type_name((int)type), (long long)s->rows, (long long)s->cols, n,
-         best * 1e6, gb_s, ceiling, 100 * gb_s / ceiling, gflop_s);
+  w.data = file;
+  printf("%s,%s,%lld,%lld,%d,%.1f,%.2f,%.2f,%.0f,%.1f", weight_type_name((int)type), packed ? "packed" : "file",
+         (long long)s->rows, (long long)s->cols, n, best * 1e6, gb_s, ceiling, 100 * gb_s / ceiling, gflop_s);
   if (n > 8) {
     double library_gflop_s = dnnl_gflop_s(s, n, be->context->cpu.amx_bf16 || be->context->cpu.wide_bf16);
     printf(",%.1f,%.0f", library_gflop_s, 100 * gflop_s / library_gflop_s);
@@ -215,6 +227,7 @@ static void measure(struct backend *be, const struct settings *s, enum weight_ty
   }
   printf(",%.1e\n", product_error(&w, n, x, y));
   fflush(stdout);
+  free(file);
   free(data);
   free(x);
   free(y);
@@ -234,17 +247,15 @@ int main(int argc, char **argv) {
   char text[256];
   be->ops->describe(be, text, sizeof text);
   printf("# %s\n", text);
-  printf("type,rows,cols,n,us,gb_s,read_gb_s,read_%%,gflop_s,dnnl_gflop_s,dnnl_%%,error\n");
+  printf("type,layout,rows,cols,n,us,gb_s,read_gb_s,read_%%,gflop_s,dnnl_gflop_s,dnnl_%%,error\n");
   for (int type = 0; type <= WEIGHT_BF16; type++) {
     int elements;
     size_t bytes;
     if (!weight_block((enum weight_type)type, &elements, &bytes) || s.cols % elements) continue;
     if (s.type >= 0 && type != s.type) continue;
-    if (s.n > 0) {
-      measure(be, &s, (enum weight_type)type, s.n);
-    } else {
-      measure(be, &s, (enum weight_type)type, 1);
-      measure(be, &s, (enum weight_type)type, 512);
+    for (int packed = 0; packed < 2; packed++) {
+      measure(be, &s, (enum weight_type)type, s.n > 0 ? s.n : 1, packed);
+      if (s.n == 0) measure(be, &s, (enum weight_type)type, 512, packed);
     }
   }
   be->ops->free(be);

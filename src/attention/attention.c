@@ -14,10 +14,10 @@
  * loop; inside, nothing can fail.
  */
 #include "attention/kernels.h"
+#include "base/team.h"
 #include "cache/view.h"
 
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 
 #include <oscar/attention.h>
@@ -587,24 +587,35 @@ static void merge_tile(const oscar_attention *a, const struct layer *layer, cons
   finish_tile(a, layer, tile, sums);
 }
 
-static void execute(const oscar_attention *a, const struct layer *layer, const struct plan *plan) {
-  int threads = oscar_context_threads(a->geometry->context);
-  if (threads > plan->pieces) threads = plan->pieces;
-#pragma omp parallel num_threads(threads)
-  {
-    uint8_t *memory = (uint8_t *)a->threads.data + (size_t)omp_get_thread_num() * thread_bytes(a);
-    if (plan->cut_tiles) {
-#pragma omp for schedule(dynamic)
-      for (int i = 0; i < plan->tiles; i++)
-        if (plan->tile[i].parts > 1) map_queries(a, layer, plan->tile + i, slot_queries(a, plan, plan->tile[i].slot));
-    }
-#pragma omp for schedule(dynamic)
-    for (int i = 0; i < plan->pieces; i++) run_piece(a, layer, plan, plan->piece[i], memory);
-    if (plan->cut_tiles) {
-#pragma omp for schedule(dynamic)
-      for (int i = 0; i < plan->tiles; i++)
-        if (plan->tile[i].parts > 1) merge_tile(a, layer, plan, plan->tile + i);
-    }
+struct execution {
+  const oscar_attention *a;
+  const struct layer *layer;
+  const struct plan *plan;
+  team_counter to_map, to_read, to_merge;
+};
+
+/* The next tile that is cut into parts, or NULL. */
+static const struct tile *take_cut_tile(const struct plan *plan, team_counter *counter) {
+  for (int64_t i; (i = team_take(counter)) < plan->tiles;)
+    if (plan->tile[i].parts > 1) return plan->tile + i;
+  return NULL;
+}
+
+static void execute(void *arg, int member, int members) {
+  (void)members;
+  struct execution *e = arg;
+  oscar_context *context = e->a->geometry->context;
+  const struct plan *plan = e->plan;
+  uint8_t *memory = (uint8_t *)e->a->threads.data + (size_t)member * thread_bytes(e->a);
+  const struct tile *tile;
+  if (plan->cut_tiles) {
+    while ((tile = take_cut_tile(plan, &e->to_map))) map_queries(e->a, e->layer, tile, slot_queries(e->a, plan, tile->slot));
+    team_barrier(context, member);
+  }
+  for (int64_t i; (i = team_take(&e->to_read)) < plan->pieces;) run_piece(e->a, e->layer, plan, plan->piece[i], memory);
+  if (plan->cut_tiles) {
+    team_barrier(context, member);
+    while ((tile = take_cut_tile(plan, &e->to_merge))) merge_tile(e->a, e->layer, plan, tile);
   }
 }
 
@@ -626,6 +637,8 @@ oscar_status oscar_attention_run(oscar_attention *attention, int layer, int wind
   }
   struct plan plan;
   oscar_status status = make_plan(attention, &described, jobs, n_jobs, &plan);
-  if (status == OSCAR_OK) execute(attention, &described, &plan);
+  struct execution execution = {.a = attention, .layer = &described, .plan = &plan};
+  int threads = oscar_context_threads(g->context);
+  if (status == OSCAR_OK) team_run(g->context, plan.pieces < threads ? plan.pieces : threads, execute, &execution);
   return status;
 }

@@ -30,7 +30,8 @@ struct weight {
   const char *name;
   enum weight_type type;
   int64_t rows, cols;
-  const void *data; /* in the mapped file; NULL: absent */
+  const void *data;   /* in the mapped file; NULL: absent */
+  const void *packed; /* the same in the backend's own layout, which products read instead; NULL: they read `data` */
 };
 
 enum rope_kind {
@@ -62,7 +63,11 @@ struct backend_ops {
 
   /* Whether every product with this weight can be done (type known, cols a multiple of the block). Names the tensor if not. */
   oscar_status (*weight_check)(struct backend *be, const struct weight *w);
-  /* y [n][w->cols] = rows `ids` of w, dequantized */
+  /* The bytes that a weight takes in the layout this backend would rather read; 0: `data` is fine. pack fills them (64-byte
+   * aligned, owned by the caller) and points the weight at them. */
+  size_t (*packed_bytes)(const struct backend *be, const struct weight *w);
+  void (*pack)(struct backend *be, struct weight *w, void *memory);
+  /* y [n][w->cols] = rows `ids` of w, dequantized; reads `data` */
   oscar_status (*embed)(struct backend *be, const struct weight *w, int n, const int32_t *ids, float *y);
   /* For each of `count` weights that share the input: y[i] [n][w[i]->rows] = x [n][cols] W_i^T (+ bias[i], float [rows], may be
    * NULL). n == 1 (and small n) reads the blocks as they are with integer dot products; large n goes through a product library.

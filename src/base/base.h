@@ -17,6 +17,7 @@ struct cpu_features {
 struct oscar_context {
   oscar_context_options options; /* threads and isa resolved */
   struct cpu_features cpu;       /* what the CPU has, cut down to the chosen isa */
+  struct team *team;             /* base/team.h */
   char error[1024];
 };
 
@@ -36,6 +37,8 @@ void *mem_zalloc(oscar_context *context, size_t count, size_t size);
 /* Contents up to min(old, new) are kept; on failure the old block stays valid. */
 void *mem_resize(oscar_context *context, void *old, size_t old_bytes, size_t new_bytes);
 void mem_free(oscar_context *context, void *pointer);
+/* Before memory is touched that will be read from start to end again and again: fewer translations of addresses. A hint. */
+void mem_advise_large_pages(void *pointer, size_t bytes);
 char *mem_strdup(oscar_context *context, const char *text);
 
 void cpu_detect(struct cpu_features *features);

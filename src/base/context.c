@@ -4,7 +4,7 @@
  * Every object keeps a pointer to its context; errors are recorded there as whole sentences, so that a caller can show them as
  * they are. Recording never allocates and never fails.
  */
-#include "base/base.h"
+#include "base/team.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -80,15 +80,18 @@ oscar_status oscar_context_create(const oscar_context_options *options, oscar_co
   if (!cpu_has(&cpu, o.isa)) return OSCAR_UNSUPPORTED;
   limit_to_isa(&cpu, o.isa);
 
-  oscar_context *c = o.alloc(o.alloc_user, sizeof *c, 64);
+  const size_t own = round_up(sizeof(oscar_context), 64);
+  oscar_context *c = o.alloc(o.alloc_user, own + team_bytes(o.threads), 64);
   if (!c) return OSCAR_NO_MEMORY;
-  *c = (oscar_context){.options = o, .cpu = cpu};
+  *c = (oscar_context){.options = o, .cpu = cpu, .team = team_make(o.threads, (uint8_t *)c + own)};
   *context = c;
   return OSCAR_OK;
 }
 
 void oscar_context_free(oscar_context *context) {
-  if (context) context->options.free(context->options.alloc_user, context);
+  if (!context) return;
+  team_stop(context->team);
+  context->options.free(context->options.alloc_user, context);
 }
 
 const char *oscar_last_error(const oscar_context *context) { return context ? context->error : ""; }

@@ -2,6 +2,9 @@
 #include "base/base.h"
 
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 void *mem_alloc(oscar_context *context, size_t count, size_t size) {
   size_t bytes;
@@ -30,6 +33,15 @@ void *mem_resize(oscar_context *context, void *old, size_t old_bytes, size_t new
 
 void mem_free(oscar_context *context, void *pointer) {
   if (pointer) context->options.free(context->options.alloc_user, pointer);
+}
+
+void mem_advise_large_pages(void *pointer, size_t bytes) {
+#if defined(__linux__)
+  const uintptr_t page = 4096, begin = round_up((uintptr_t)pointer, page), end = ((uintptr_t)pointer + bytes) / page * page;
+  if (end > begin) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+#else
+  (void)pointer, (void)bytes;
+#endif
 }
 
 char *mem_strdup(oscar_context *context, const char *text) {

@@ -10,9 +10,10 @@
  * later takes the twin instead of encoding again, at begin or, when both had a step open, at commit (equal bytes, as encoding is
  * deterministic and its source immutable).
  */
+#include "base/team.h"
 #include "cache/state.h"
 
-#include <omp.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #define PARALLEL_ELEMENTS 65536 /* below this many, storing rows takes less time than waking threads */
@@ -99,25 +100,38 @@ static bool store_row(const float *x, int n, uint16_t *out) {
   return finite;
 }
 
-/* Rows of the step into their exact pages. Returns the least 2 * (token * kv_heads + head) + side that is not finite, or
- * INT64_MAX. */
-static int64_t store_rows(const oscar_sequence *s, int layer, const float *k, const float *v) {
+/* What all members of a run share when rows of a layer are written. `bad`: the least 2 * (token * kv_heads + head) + side that
+ * cannot be, or INT64_MAX. */
+struct writing {
+  const oscar_sequence *s;
+  int layer;
+  const float *k, *v;
+  _Atomic int64_t bad;
+  team_counter jobs;
+};
+
+static void note_bad(struct writing *w, int64_t bad) {
+  int64_t least = atomic_load(&w->bad);
+  while (bad < least && !atomic_compare_exchange_weak(&w->bad, &least, bad)) {}
+}
+
+/* Rows first .. last - 1 of the step into their exact pages. */
+static void store_rows(void *arg, int64_t first, int64_t last) {
+  struct writing *w = arg;
+  const oscar_sequence *s = w->s;
   const oscar_cache *c = s->cache;
-  const struct cache_geometry *g = &c->geometry;
-  const int d = g->head_dim, heads = g->kv_heads;
-  const int64_t rows = (int64_t)s->step_tokens * heads;
-  int64_t bad = INT64_MAX;
-#pragma omp parallel for num_threads(g->context->options.threads) schedule(static)                                               \
-    reduction(min                                                                                                                \
-              : bad) if (rows * d > PARALLEL_ELEMENTS)
-  for (int64_t i = 0; i < rows; i++) {
+  const int d = c->geometry.head_dim, heads = c->geometry.kv_heads;
+  for (int64_t i = first; i < last; i++) {
     int64_t position = s->length + i / heads;
     int32_t page = s->table[position / PAGE_TOKENS].exact;
-    uint16_t *out = (uint16_t *)(void *)exact_memory(c, layer, page, (int)(i % heads)) + position % PAGE_TOKENS * d;
-    if (!store_row(v + i * d, d, out + PAGE_TOKENS * d)) bad = min64(bad, 2 * i + 1);
-    if (!store_row(k + i * d, d, out)) bad = min64(bad, 2 * i);
+    uint16_t *out = (uint16_t *)(void *)exact_memory(c, w->layer, page, (int)(i % heads)) + position % PAGE_TOKENS * d;
+    if (!store_row(w->v + i * d, d, out + PAGE_TOKENS * d)) note_bad(w, 2 * i + 1);
+    if (!store_row(w->k + i * d, d, out)) note_bad(w, 2 * i);
   }
-  return bad;
+}
+
+static int64_t encode_jobs(const oscar_sequence *s) {
+  return (s->demoted_end - s->demoted_first) * s->cache->geometry.kv_heads * 2;
 }
 
 struct scratch {
@@ -153,32 +167,30 @@ static int filter_side(const struct cache_geometry *g, int layer, int head, osca
   return refused;
 }
 
-/* Encodes what the step demotes in one layer. Returns the least 2 * (position * kv_heads + head) + side that cannot be encoded,
- * or INT64_MAX. */
-static int64_t encode_pages(const oscar_sequence *s, int layer) {
+/* Encodes what the step demotes in one layer; a job is one side of one head of one page. */
+static void encode_pages(void *arg, int member, int members) {
+  (void)members;
+  struct writing *w = arg;
+  const oscar_sequence *s = w->s;
   const oscar_cache *c = s->cache;
   const struct cache_geometry *g = &c->geometry;
-  const struct layer_part *part = &c->layers[layer];
+  const struct layer_part *part = &c->layers[w->layer];
   const int heads = g->kv_heads;
-  const int64_t jobs = (s->demoted_end - s->demoted_first) * heads * 2;
-  int64_t bad = INT64_MAX;
-#pragma omp parallel for num_threads(c->plan.threads) schedule(dynamic) reduction(min : bad) if (jobs > 1)
-  for (int64_t i = 0; i < jobs; i++) {
+  const struct scratch scratch = scratch_of(c, member);
+  for (int64_t i; (i = team_take(&w->jobs)) < encode_jobs(s);) {
     oscar_side side = (oscar_side)(i % 2);
     int head = (int)(i / 2 % heads);
     int64_t page = s->demoted_first + i / 2 / heads;
     const struct page_entry *entry = &s->table[page];
     if (!entry_is_being_encoded(c, entry)) continue;
-    const uint16_t *exact = (const uint16_t *)(const void *)exact_memory(c, layer, entry->exact, head);
+    const uint16_t *exact = (const uint16_t *)(const void *)exact_memory(c, w->layer, entry->exact, head);
     if (side == OSCAR_VALUES) exact += PAGE_TOKENS * g->head_dim;
-    const struct scratch scratch = scratch_of(c, omp_get_thread_num());
-    uint8_t *coded = coded_memory(c, layer, entry->coded, head, side);
-    int row = g->filter ? filter_side(g, layer, head, side, exact, scratch, (uint16_t *)(void *)coded)
-                        : encode_side(oscar_codec_set_get(g->codecs, layer, head, side), &part->form[side], side, page, exact,
+    uint8_t *coded = coded_memory(c, w->layer, entry->coded, head, side);
+    int row = g->filter ? filter_side(g, w->layer, head, side, exact, scratch, (uint16_t *)(void *)coded)
+                        : encode_side(oscar_codec_set_get(g->codecs, w->layer, head, side), &part->form[side], side, page, exact,
                                       scratch, coded);
-    if (row < PAGE_TOKENS) bad = min64(bad, 2 * ((page * PAGE_TOKENS + row) * heads + head) + side);
+    if (row < PAGE_TOKENS) note_bad(w, 2 * ((page * PAGE_TOKENS + row) * heads + head) + side);
   }
-  return bad;
 }
 
 static oscar_status refuse_row(oscar_sequence *s, int layer, int64_t bad, int64_t base, const char *why) {
@@ -196,10 +208,13 @@ oscar_status oscar_sequence_write(oscar_sequence *s, int layer, const float *k, 
     return set_error(g->context, OSCAR_INVALID_ARGUMENT, "layer %d; the cache has layers 0 to %d", layer, g->layers - 1);
   if (s->written[layer])
     return set_error(g->context, OSCAR_INVALID_ARGUMENT, "layer %d has been written in this step already", layer);
-  int64_t bad = store_rows(s, layer, k, v);
-  if (bad != INT64_MAX) return refuse_row(s, layer, bad, s->length, "is not finite in BF16");
-  bad = encode_pages(s, layer);
-  if (bad != INT64_MAX) return refuse_row(s, layer, bad, 0, "cannot be encoded: its scale leaves the range of fp16");
+  struct writing w = {.s = s, .layer = layer, .k = k, .v = v, .bad = INT64_MAX};
+  const int64_t rows = (int64_t)s->step_tokens * g->kv_heads;
+  const int threads = g->context->options.threads;
+  team_split(g->context, rows * g->head_dim > PARALLEL_ELEMENTS ? threads : 1, rows, store_rows, &w);
+  if (w.bad != INT64_MAX) return refuse_row(s, layer, w.bad, s->length, "is not finite in BF16");
+  if (encode_jobs(s) > 0) team_run(g->context, s->cache->plan.threads, encode_pages, &w);
+  if (w.bad != INT64_MAX) return refuse_row(s, layer, w.bad, 0, "cannot be encoded: its scale leaves the range of fp16");
   s->written[layer] = true;
   s->step_layers++;
   debug_check(s->cache);

@@ -197,7 +197,7 @@ static oscar_status embedding_block(const struct runner *r, int n, const int32_t
   for (int done = 0; done < n && status == OSCAR_OK; done += EMBEDDED_TOKENS) {
     int rows = n - done < EMBEDDED_TOKENS ? n - done : EMBEDDED_TOKENS;
     status = m->backend->ops->embed(m->backend, table, rows, ids + done, r->x + (size_t)done * (size_t)table->cols);
-    if (embedding_is_apart(m)) gguf_release(m->file, table->data, embedding_bytes(m));
+    if (embedding_is_read_by_rows(m)) gguf_release(m->file, table->data, embedding_bytes(m));
   }
   return status;
 }

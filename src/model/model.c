@@ -1,6 +1,6 @@
 /*
  * model.c - opening a model: the file is mapped, its numbers are checked, its tensors are bound to roles, its tokenizer is built.
- * Weights stay in the mapping for as long as the model lives.
+ * Weights stay in the mapping for as long as the model lives, or move into the backend's layout and leave it.
  */
 #include "model/model_private.h"
 
@@ -19,6 +19,52 @@ static oscar_status open_file(struct model *m, const char *path) {
                      (int)(name.bytes < 64 ? name.bytes : 64), name.text, known);
   }
   return hyperparameters_read(context, m->file, m->architecture, &m->parameters);
+}
+
+/* ---- the backend's layout ---- */
+
+static size_t row_bytes(const struct weight *w) {
+  int elements;
+  size_t bytes;
+  return weight_block(w->type, &elements, &bytes) ? (size_t)(w->cols / elements) * bytes : 0;
+}
+
+typedef void visit_weight(struct model *m, struct weight *w);
+
+static void visit_products(struct model *m, visit_weight *visit) {
+  for (int i = 0; i < m->parameters.geometry.layers; i++) {
+    struct layer_weights *l = &m->weights.layers[i];
+    struct weight *weights[] = {&l->q, &l->k, &l->v, &l->output, &l->gate, &l->up, &l->down};
+    for (size_t k = 0; k < ARRAY_LENGTH(weights); k++) visit(m, weights[k]);
+  }
+  visit(m, &m->weights.output);
+}
+
+static size_t packed_bytes(const struct model *m, const struct weight *w) {
+  return round_up(m->backend->ops->packed_bytes(m->backend, w), 64);
+}
+
+static void count_packed(struct model *m, struct weight *w) { m->packed_bytes += packed_bytes(m, w); }
+
+/* The file's pages of a weight are let go as soon as it has been packed, so that a model is in memory once. */
+static void pack(struct model *m, struct weight *w) {
+  size_t bytes = packed_bytes(m, w), in_file = (size_t)w->rows * row_bytes(w);
+  if (bytes == 0) return;
+  m->backend->ops->pack(m->backend, w, (uint8_t *)m->packed + m->packed_bytes);
+  m->packed_bytes += bytes;
+  m->unpacked_bytes += in_file;
+  gguf_release(m->file, w->data, in_file);
+}
+
+static oscar_status pack_weights(struct model *m) {
+  visit_products(m, count_packed);
+  if (m->packed_bytes == 0) return OSCAR_OK;
+  m->packed = mem_alloc(m->context, m->packed_bytes, 1);
+  if (!m->packed) return OSCAR_NO_MEMORY;
+  mem_advise_large_pages(m->packed, m->packed_bytes);
+  m->packed_bytes = 0;
+  visit_products(m, pack);
+  return OSCAR_OK;
 }
 
 oscar_status model_load(oscar_context *context, struct backend *backend, const char *path, struct model **model) {
@@ -46,6 +92,11 @@ oscar_status model_load(oscar_context *context, struct backend *backend, const c
     m->parameters.geometry.parameters += elements;
     m->weight_bytes += t->bytes;
   }
+  status = pack_weights(m);
+  if (status != OSCAR_OK) {
+    model_free(m);
+    return status;
+  }
   *model = m;
   return OSCAR_OK;
 }
@@ -54,6 +105,7 @@ void model_free(struct model *m) {
   if (!m) return;
   tokenizer_free(m->tokenizer);
   mem_free(m->context, m->weights.layers);
+  mem_free(m->context, m->packed);
   gguf_close(m->file);
   mem_free(m->context, m);
 }
@@ -65,12 +117,6 @@ const struct gguf *model_file(const struct model *m) { return m->file; }
 const char *model_fingerprint(const struct model *m) { return m->fingerprint; }
 size_t model_weight_bytes(const struct model *m) { return m->weight_bytes; }
 
-static size_t row_bytes(const struct weight *w) {
-  int elements;
-  size_t bytes;
-  return weight_block(w->type, &elements, &bytes) ? (size_t)(w->cols / elements) * bytes : 0;
-}
-
 size_t embedding_bytes(const struct model *m) { return (size_t)m->weights.embedding.rows * row_bytes(&m->weights.embedding); }
 
 size_t model_read_bytes_per_token(const struct model *m) {
@@ -78,8 +124,11 @@ size_t model_read_bytes_per_token(const struct model *m) {
 }
 
 size_t model_resident_bytes(const struct model *m) {
-  const size_t file = gguf_bytes(m->file), table = embedding_bytes(m), rows = EMBEDDED_TOKENS * NEIGHBOUR_BYTES;
-  return embedding_is_apart(m) && table > rows ? file - table + rows : file;
+  const size_t table = embedding_bytes(m), rows = EMBEDDED_TOKENS * NEIGHBOUR_BYTES;
+  size_t file = gguf_bytes(m->file) - m->unpacked_bytes;
+  if (embedding_is_apart(m)) file -= table;
+  if (embedding_is_read_by_rows(m)) file += table < rows ? table : rows;
+  return file + m->packed_bytes;
 }
 
 void model_cache_options(const struct model *m, oscar_cache_options *options) {

@@ -34,7 +34,8 @@ const char *model_fingerprint(const struct model *model);
 size_t model_weight_bytes(const struct model *model);
 /* Weight bytes that one decoded token reads: all but the rows of the embedding that are not the token's. */
 size_t model_read_bytes_per_token(const struct model *model);
-/* Bytes of the file that are in memory while the model runs: all, but of an embedding that is read by rows a few pages. */
+/* Bytes of weights and of the rest of the file that are in memory while the model runs: of an embedding that is read by rows, a
+ * few pages. */
 size_t model_resident_bytes(const struct model *model);
 /* Bytes the forward pass allocates for chunks of n tokens and `outputs` rows of logits (scratch, excluding attention's and the
  * cache's). */

@@ -15,15 +15,21 @@ struct model {
   struct tokenizer *tokenizer;
   char fingerprint[65];
   size_t weight_bytes;
+  /* Products read weights in the backend's own layout where it has one: all of them in one block, and the bytes of the file that
+   * they stand for. */
+  void *packed;
+  size_t packed_bytes, unpacked_bytes;
 };
 
 /*
- * An embedding that is not the output's weight too is read by rows, and every row brings its neighbours into memory. So that
- * what a process holds does not depend on the text it has read, the table is released after every EMBEDDED_TOKENS.
+ * An embedding that no product reads is read by rows, and every row brings its neighbours into memory. So that what a process
+ * holds does not depend on the text it has read, the table is released after every EMBEDDED_TOKENS.
  */
 #define EMBEDDED_TOKENS 64
 #define NEIGHBOUR_BYTES ((size_t)64 << 10) /* Linux maps that much around a page that is read (fault_around_bytes) */
+/* The output's weight is another tensor. */
 static inline bool embedding_is_apart(const struct model *m) { return m->weights.output.data != m->weights.embedding.data; }
+static inline bool embedding_is_read_by_rows(const struct model *m) { return embedding_is_apart(m) || m->weights.output.packed; }
 size_t embedding_bytes(const struct model *m);
 
 #endif

@@ -61,18 +61,28 @@ static inline void random_block(enum weight_type type, uint8_t *block, size_t by
   }
 }
 
+/* Memory that ends at a page that cannot be read. */
+static inline uint8_t *guarded(size_t bytes, void **mapping, size_t *mapped_bytes) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), mapped = round_up(bytes, page) + page;
+  uint8_t *start = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  assert_true(start != MAP_FAILED);
+  assert_int_equal(mprotect(start + mapped - page, page, PROT_NONE), 0);
+  *mapping = start;
+  *mapped_bytes = mapped;
+  return start + mapped - page - bytes;
+}
+
 static inline struct random_weight random_weight(enum weight_type type, int64_t rows, int64_t cols, uint64_t seed) {
   int elements;
-  size_t block_bytes, page = (size_t)sysconf(_SC_PAGESIZE);
+  size_t block_bytes;
   assert_true(weight_block(type, &elements, &block_bytes));
   assert_int_equal(cols % elements, 0);
-  size_t bytes = (size_t)(rows * (cols / elements)) * block_bytes, mapped = round_up(bytes, page) + page;
-  uint8_t *mapping = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  assert_true(mapping != MAP_FAILED);
-  assert_int_equal(mprotect(mapping + mapped - page, page, PROT_NONE), 0);
-  uint8_t *data = mapping + mapped - page - bytes;
+  size_t bytes = (size_t)(rows * (cols / elements)) * block_bytes;
+  struct random_weight w = {.weight = {.name = "random", .type = type, .rows = rows, .cols = cols}};
+  uint8_t *data = guarded(bytes, &w.mapping, &w.mapped_bytes);
   for (size_t at = 0; at < bytes; at += block_bytes) random_block(type, data + at, block_bytes, &seed);
-  return (struct random_weight){{"random", type, rows, cols, data}, mapping, mapped};
+  w.weight.data = data;
+  return w;
 }
 
 static inline void random_weight_free(struct random_weight *w) { assert_int_equal(munmap(w->mapping, w->mapped_bytes), 0); }

@@ -4,19 +4,26 @@
  */
 #include "random_weights.h"
 
-#include "backend/cpu/dot.h"
+#include "backend/cpu/cpu.h"
 
-static const oscar_isa all_isas[] = {OSCAR_ISA_PORTABLE, OSCAR_ISA_AVX2, OSCAR_ISA_AVX512};
+/* Instruction sets, and the layouts of weights that each has kernels for. */
+static const struct level {
+  oscar_isa isa;
+  bool packed;
+} all_levels[] = {{OSCAR_ISA_PORTABLE, false}, {OSCAR_ISA_AVX2, false}, {OSCAR_ISA_AVX512, false}, {OSCAR_ISA_AVX512, true}};
+static const struct level best_level = {OSCAR_ISA_AUTO, true};
 
 struct bench {
   oscar_context *context;
   struct backend *be;
+  bool packed; /* weights are packed where the backend wants that */
 };
 
-static bool bench_open(struct bench *b, oscar_isa isa, int threads) {
+static bool bench_open(struct bench *b, struct level level, int threads) {
   oscar_context_options options;
   oscar_context_options_default(&options);
-  options.isa = isa;
+  options.isa = level.isa;
+  b->packed = level.packed;
   options.threads = threads;
   if (oscar_context_create(&options, &b->context) != OSCAR_OK) return false; /* the CPU lacks it */
   assert_ok(b->context, backend_create_cpu(b->context, &b->be));
@@ -28,24 +35,48 @@ static void bench_close(struct bench *b) {
   oscar_context_free(b->context);
 }
 
+/* A weight as this bench's products read it: packed, at the end of a mapping that cannot be read on. */
+struct prepared {
+  struct weight weight;
+  void *mapping;
+  size_t mapped_bytes;
+};
+
+static struct prepared prepare(const struct bench *b, const struct weight *w) {
+  struct prepared p = {.weight = *w};
+  size_t bytes = b->packed ? b->be->ops->packed_bytes(b->be, w) : 0;
+  if (bytes == 0) return p;
+  uint8_t *memory = guarded(bytes, &p.mapping, &p.mapped_bytes);
+  memset(memory, 0xEE, bytes);
+  b->be->ops->pack(b->be, &p.weight, memory);
+  return p;
+}
+
+static void prepared_free(struct prepared *p) {
+  if (p->mapping) assert_int_equal(munmap(p->mapping, p->mapped_bytes), 0);
+}
+
 static float *product(struct bench *b, const struct weight *w, const float *bias, int n, const float *x) {
   float *y = malloc((size_t)(n * w->rows) * sizeof *y);
   assert_non_null(y);
   for (int64_t i = 0; i < n * w->rows; i++) y[i] = NAN; /* what is not written shows */
-  assert_ok(b->context, b->be->ops->matmul(b->be, 1, &w, &bias, n, x, &y));
+  struct prepared prepared = prepare(b, w);
+  const struct weight *pw = &prepared.weight;
+  assert_ok(b->context, b->be->ops->matmul(b->be, 1, &pw, &bias, n, x, &y));
+  prepared_free(&prepared);
   return y;
 }
 
 /*
- * What the integer kernels may differ by from the exact product: half a step of the activations (peak of their run / 16256) for
- * each weight, and float roundings (2^-24 each) of a sum whose terms are below largest_term * |x| and of which each meets at
- * most cols/16 + 40 additions.
+ * What the integer kernels may differ by from the exact product: half a step of the activations (the peak that shares their scale
+ * / 16256) for each weight, and float roundings (2^-24 each) of a sum whose terms are below largest_term * |x| and of which each
+ * meets at most cols/16 + 40 additions.
  */
 static double few_tokens_bound(const struct weight *w, const double *row, const float *x) {
   double steps = 0, magnitude = 0;
   bool exact = weight_is_float(w->type);
-  for (int64_t k = 0; k < w->cols; k += RUN) {
-    int64_t count = w->cols - k < RUN ? w->cols - k : RUN;
+  for (int64_t k = 0; k < w->cols; k += SCALED) {
+    int64_t count = w->cols - k < SCALED ? w->cols - k : SCALED;
     double peak = 0, weights = 0;
     for (int64_t i = 0; i < count; i++) {
       peak = fmax(peak, fabs((double)x[k + i]));
@@ -81,9 +112,9 @@ static void check_few_tokens(struct bench *b, enum weight_type type, int64_t row
 static void every_kernel_agrees_with_double_precision(void **state) {
   (void)state;
   static const int tokens[] = {1, 2, 3, 4, 7, 8, 9};
-  for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+  for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
     struct bench b;
-    if (!bench_open(&b, all_isas[i], 2)) continue;
+    if (!bench_open(&b, all_levels[i], 2)) continue;
     for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
       enum weight_type type = all_types[k];
       int elements;
@@ -150,16 +181,16 @@ static void integer_products_are_exact_on_every_instruction_set(void **state) {
     uint64_t random = k;
     /* The peak of each run is 16256, so that the step is one; the rest is small, so that sums stay below 2^24. */
     for (int i = 0; i < N * cols; i++) x[i] = i % RUN == i / RUN % RUN ? 16256 : (float)(test_random(&random) % 201) - 100;
-    for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+    for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
       struct bench b;
-      if (!bench_open(&b, all_isas[i], 1)) continue;
+      if (!bench_open(&b, all_levels[i], 1)) continue;
       float *y = product(&b, &w.weight, NULL, N, x);
       for (int t = 0; t < N; t++)
         for (int r = 0; r < ROWS; r++) {
           double sum = 0;
           for (int c = 0; c < cols; c++) sum += exact[r * cols + c] * (double)x[t * cols + c];
           if ((double)y[t * ROWS + r] != sum)
-            fail_msg("%s %s: %.9g instead of %.9g", oscar_isa_name(all_isas[i]), weight_type_name((int)all_types[k]),
+            fail_msg("%s %s: %.9g instead of %.9g", oscar_isa_name(all_levels[i].isa), weight_type_name((int)all_types[k]),
                      (double)y[t * ROWS + r], sum);
         }
       free(y);
@@ -174,7 +205,7 @@ static void activations_are_quantized_to_the_same_bits_everywhere(void **state) 
   (void)state;
   float *x = random_floats(CHUNK, 5);
   x[3] = 1e30f, x[40] = 0, x[70] = -1e-20f, x[90] = NAN, x[130] = -INFINITY;
-  for (int i = 160; i < 176; i++) x[i] = i % 2 ? 1e-40f : 0; /* below what is worth scaling */
+  for (int i = 160; i < 192; i++) x[i] = i % 2 ? 1e-40f : 0; /* below what is worth scaling */
   static const int counts[] = {1, 17, 100, 255, CHUNK};
   for (size_t i = 0; i < ARRAY_LENGTH(counts); i++) {
     struct act_chunk plain, other;
@@ -183,7 +214,7 @@ static void activations_are_quantized_to_the_same_bits_everywhere(void **state) 
       int v = 128 * plain.high[k] + plain.low[k];
       float scale = plain.scale[k / RUN], value = k < counts[i] ? x[k] : 0;
       if (isnan(scale)) {
-        assert_true(k / RUN == 90 / RUN || k / RUN == 130 / RUN);
+        assert_true(k / SCALED == 90 / SCALED || k / SCALED == 130 / SCALED);
         assert_true(isnan(plain.sum[k / RUN]));
       } else {
         assert_true(abs(v) <= LARGEST_ACTIVE && plain.low[k] >= -64 && plain.low[k] <= 63);
@@ -212,12 +243,12 @@ static void activations_are_quantized_to_the_same_bits_everywhere(void **state) 
 }
 
 /* Element (row, column) of a stripe is in the block of its 32 columns, at its pair of columns, at its row. */
-static void check_stripes(expand_stripe *expand, const struct weight *w, const double *exact) {
+static void check_stripes(expand_stripe *expand, const struct weight *w, int64_t step, const double *exact) {
   size_t blocks = (size_t)(w->cols + PANEL_COLS - 1) / PANEL_COLS;
   uint16_t *out = malloc(blocks * PANEL_BLOCK * sizeof *out);
   assert_non_null(out);
-  for (int64_t first = 0; first < w->rows; first += 19) {
-    int count = w->rows - first < STRIPE_ROWS ? (int)(w->rows - first) : STRIPE_ROWS;
+  for (int64_t first = 0; first < w->rows + STRIPE_ROWS; first += step) {
+    int count = first >= w->rows ? 0 : w->rows - first < STRIPE_ROWS ? (int)(w->rows - first) : STRIPE_ROWS;
     memset(out, 0xAB, blocks * PANEL_BLOCK * sizeof *out);
     expand(w, first, count, out);
     for (int64_t k = 0; k < (int64_t)blocks * PANEL_COLS; k++)
@@ -236,16 +267,10 @@ static void check_stripes(expand_stripe *expand, const struct weight *w, const d
 static void expanded_weights_equal_the_definition_bit_for_bit(void **state) {
   (void)state;
   enum { ROWS = 70 };
-  for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+  for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
     struct bench b;
-    if (!bench_open(&b, all_isas[i], 1)) continue;
-    const struct dot_kernels *kernels = all_isas[i] == OSCAR_ISA_PORTABLE ? &dot_portable
-#if defined(__x86_64__)
-                                        : all_isas[i] == OSCAR_ISA_AVX2 ? &dot_avx2
-                                                                        : &dot_avx512;
-#else
-                                                                          : NULL;
-#endif
+    if (!bench_open(&b, all_levels[i], 1)) continue;
+    const struct cpu_backend *cpu = cpu_of(b.be);
     for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
       enum weight_type type = all_types[k];
       int elements;
@@ -254,14 +279,22 @@ static void expanded_weights_equal_the_definition_bit_for_bit(void **state) {
       int64_t cols = elements == 1 ? 37 : elements * 3;
       struct random_weight w = random_weight(type, ROWS, cols, k);
       double *exact = dequantized(&w.weight);
-      float *out = malloc((size_t)(ROWS * cols) * sizeof *out);
+      float *out = malloc((size_t)(ROWS * cols + 1) * sizeof *out);
       assert_non_null(out);
-      for (int64_t first = 0; first < ROWS; first += 23) {
-        int64_t last = first + 23 < ROWS ? first + 23 : ROWS;
-        kernels->f32[type](&w.weight, first, last, out);
+      struct prepared p = prepare(&b, &w.weight);
+      const bool packed = p.weight.packed != NULL; /* whose rows begin at groups */
+      const int64_t step = packed ? 2 * GROUP_ROWS : 23;
+      expand_f32 *expand = packed ? cpu->packed->f32[type] : cpu->kernels->f32[type];
+      expand_stripe *stripe = packed ? cpu->packed->stripe[type] : cpu->kernels->stripe[type];
+      for (int64_t first = 0; first < ROWS; first += step) {
+        int64_t last = first + step < ROWS ? first + step : ROWS;
+        out[(last - first) * cols] = 42; /* the next number, which is not theirs */
+        expand(&p.weight, first, last, out);
         for (int64_t j = 0; j < (last - first) * cols; j++) assert_true((double)out[j] == exact[first * cols + j]);
+        assert_true(out[(last - first) * cols] == 42);
       }
-      if (kernels->stripe[type]) check_stripes(kernels->stripe[type], &w.weight, exact);
+      if (stripe && cpu->base.context->cpu.avx512_bf16) check_stripes(stripe, &p.weight, packed ? GROUP_ROWS : 19, exact);
+      prepared_free(&p);
       free(out);
       free(exact);
       random_weight_free(&w);
@@ -312,9 +345,9 @@ static void check_many_tokens(struct bench *b, enum weight_type type, int64_t ro
 
 static void many_tokens_agree_with_double_precision(void **state) {
   (void)state;
-  for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+  for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
     struct bench b;
-    if (!bench_open(&b, all_isas[i], 2)) continue;
+    if (!bench_open(&b, all_levels[i], 2)) continue;
     for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
       int elements;
       size_t bytes;
@@ -330,7 +363,7 @@ static void many_tokens_agree_with_double_precision(void **state) {
 
 /* oneDNN multiplies BF16 also where it is slow, so that a CPU with AMX can be stood in for. */
 static bool bench_open_bf16(struct bench *b, int threads) {
-  if (!bench_open(b, OSCAR_ISA_AUTO, threads)) return false;
+  if (!bench_open(b, best_level, threads)) return false;
   b->context->cpu.amx_bf16 = true;
   if (uses_bf16(b)) return true;
   bench_close(b);
@@ -355,9 +388,9 @@ static void bf16_products_keep_their_bound(void **state) {
 
 static void weights_larger_than_a_panel_are_multiplied_in_parts(void **state) {
   (void)state;
-  for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+  for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
     struct bench b;
-    if (all_isas[i] == OSCAR_ISA_PORTABLE || !bench_open(&b, all_isas[i], 2)) continue;
+    if (all_levels[i].isa == OSCAR_ISA_PORTABLE || !bench_open(&b, all_levels[i], 2)) continue;
     check_many_tokens(&b, WEIGHT_Q8_0, 1100, 8192, 64, 61);
     bench_close(&b);
   }
@@ -370,14 +403,16 @@ static void all_weights_of_a_call_share_the_input_and_take_their_own_bias(void *
   static const int64_t rows[COUNT] = {37, 1, 130, 5};
   static const int tokens[] = {1, 3, N};
   struct bench b;
-  assert_true(bench_open(&b, OSCAR_ISA_AUTO, 2));
+  assert_true(bench_open(&b, best_level, 2));
   struct random_weight w[COUNT];
+  struct prepared prepared[COUNT];
   const struct weight *pointers[COUNT];
   float *bias[COUNT], *together[COUNT], *x = random_floats(N * COLS, 3);
   const float *given[COUNT];
   for (int i = 0; i < COUNT; i++) {
     w[i] = random_weight(types[i], rows[i], COLS, (uint64_t)i);
-    pointers[i] = &w[i].weight;
+    prepared[i] = prepare(&b, &w[i].weight);
+    pointers[i] = &prepared[i].weight;
     bias[i] = random_floats((size_t)rows[i], 9);
     given[i] = i == 2 ? NULL : bias[i];
     together[i] = malloc((size_t)(N * rows[i]) * sizeof(float));
@@ -396,6 +431,7 @@ static void all_weights_of_a_call_share_the_input_and_take_their_own_bias(void *
   for (int i = 0; i < COUNT; i++) {
     free(bias[i]);
     free(together[i]);
+    prepared_free(&prepared[i]);
     random_weight_free(&w[i]);
   }
   free(x);
@@ -405,11 +441,11 @@ static void all_weights_of_a_call_share_the_input_and_take_their_own_bias(void *
 static void results_do_not_depend_on_threads_or_neighbouring_tokens(void **state) {
   (void)state;
   enum { ROWS = 177, N = 9 };
-  for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+  for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
     struct bench one, two;
-    if (!bench_open(&one, all_isas[i], 1)) continue;
-    assert_true(bench_open(&two, all_isas[i], 3));
-    const int n = all_isas[i] == OSCAR_ISA_PORTABLE ? 3 : N; /* few for its kernels */
+    if (!bench_open(&one, all_levels[i], 1)) continue;
+    assert_true(bench_open(&two, all_levels[i], 3));
+    const int n = all_levels[i].isa == OSCAR_ISA_PORTABLE ? 3 : N; /* few for its kernels */
     for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
       int64_t cols = 768;
       struct random_weight w = random_weight(all_types[k], ROWS, cols, k);
@@ -434,9 +470,9 @@ static void results_do_not_depend_on_threads_or_neighbouring_tokens(void **state
 static void non_finite_activations_reach_the_result(void **state) {
   (void)state;
   static const float bad[] = {NAN, INFINITY, -INFINITY};
-  for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+  for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
     struct bench b;
-    if (!bench_open(&b, all_isas[i], 1)) continue;
+    if (!bench_open(&b, all_levels[i], 1)) continue;
     for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++)
       for (size_t j = 0; j < ARRAY_LENGTH(bad); j++) {
         struct random_weight w = random_weight(all_types[k], 3, 256, k);
@@ -456,9 +492,9 @@ static void embedding_rows_are_dequantized(void **state) {
   (void)state;
   enum { ROWS = 12, N = 4 };
   static const int32_t ids[N] = {11, 0, 5, 5};
-  for (size_t i = 0; i < ARRAY_LENGTH(all_isas); i++) {
+  for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
     struct bench b;
-    if (!bench_open(&b, all_isas[i], 1)) continue;
+    if (!bench_open(&b, all_levels[i], 1)) continue;
     for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
       int64_t cols = 512;
       struct random_weight w = random_weight(all_types[k], ROWS, cols, k);
@@ -481,20 +517,20 @@ static void embedding_rows_are_dequantized(void **state) {
 static void unusable_weights_are_refused_by_name(void **state) {
   (void)state;
   struct bench b;
-  assert_true(bench_open(&b, OSCAR_ISA_AUTO, 1));
+  assert_true(bench_open(&b, best_level, 1));
   float zeros[512] = {0}, out[4];
   const struct {
     struct weight weight;
     oscar_status expected;
   } cases[] = {
-      {{"blk.0.q", (enum weight_type)10, 1, 256, zeros}, OSCAR_UNSUPPORTED},
-      {{"blk.0.q", (enum weight_type)9999, 1, 256, zeros}, OSCAR_UNSUPPORTED},
-      {{"blk.0.q", (enum weight_type) - 1, 1, 256, zeros}, OSCAR_UNSUPPORTED},
-      {{"blk.0.q", WEIGHT_Q4_K, 1, 288, zeros}, OSCAR_FORMAT},
-      {{"blk.0.q", WEIGHT_Q4_0, 1, 33, zeros}, OSCAR_FORMAT},
-      {{"blk.0.q", WEIGHT_F32, 0, 4, zeros}, OSCAR_FORMAT},
-      {{"blk.0.q", WEIGHT_F32, 4, 4, NULL}, OSCAR_FORMAT},
-      {{"blk.0.q", WEIGHT_F32, 4, (int64_t)1 << 40, zeros}, OSCAR_FORMAT},
+      {{.name = "blk.0.q", .type = (enum weight_type)10, .rows = 1, .cols = 256, .data = zeros}, OSCAR_UNSUPPORTED},
+      {{.name = "blk.0.q", .type = (enum weight_type)9999, .rows = 1, .cols = 256, .data = zeros}, OSCAR_UNSUPPORTED},
+      {{.name = "blk.0.q", .type = (enum weight_type) - 1, .rows = 1, .cols = 256, .data = zeros}, OSCAR_UNSUPPORTED},
+      {{.name = "blk.0.q", .type = WEIGHT_Q4_K, .rows = 1, .cols = 288, .data = zeros}, OSCAR_FORMAT},
+      {{.name = "blk.0.q", .type = WEIGHT_Q4_0, .rows = 1, .cols = 33, .data = zeros}, OSCAR_FORMAT},
+      {{.name = "blk.0.q", .type = WEIGHT_F32, .rows = 0, .cols = 4, .data = zeros}, OSCAR_FORMAT},
+      {{.name = "blk.0.q", .type = WEIGHT_F32, .rows = 4, .cols = 4}, OSCAR_FORMAT},
+      {{.name = "blk.0.q", .type = WEIGHT_F32, .rows = 4, .cols = (int64_t)1 << 40, .data = zeros}, OSCAR_FORMAT},
   };
   for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
     const struct weight *w = &cases[i].weight;
@@ -503,7 +539,8 @@ static void unusable_weights_are_refused_by_name(void **state) {
     assert_non_null(strstr(oscar_last_error(b.context), "blk.0.q"));
     assert_int_equal(b.be->ops->matmul(b.be, 1, &w, NULL, 1, zeros, &y), cases[i].expected);
   }
-  struct weight narrow = {"narrow", WEIGHT_F32, 4, 4, zeros}, wide = {"wide", WEIGHT_F32, 4, 8, zeros};
+  const struct weight narrow = {.name = "narrow", .type = WEIGHT_F32, .rows = 4, .cols = 4, .data = zeros};
+  const struct weight wide = {.name = "wide", .type = WEIGHT_F32, .rows = 4, .cols = 8, .data = zeros};
   const struct weight *both[] = {&narrow, &wide};
   float *ys[] = {out, out};
   assert_int_equal(b.be->ops->matmul(b.be, 2, both, NULL, 1, zeros, ys), OSCAR_INVALID_ARGUMENT);

@@ -5,6 +5,7 @@
  * context's features (already cut down to a forced instruction set).
  */
 #include "backend/cpu/cpu.h"
+#include "base/team.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -47,6 +48,26 @@ static size_t cpu_product_scratch(const struct backend *be, const struct weight 
   return panels_scratch((const struct cpu_backend *)(const void *)be, w, n);
 }
 
+static size_t cpu_packed_bytes(const struct backend *be, const struct weight *w) {
+  return ((const struct cpu_backend *)(const void *)be)->packed ? packed_bytes(w) : 0;
+}
+
+struct packing {
+  const struct weight *w;
+  uint8_t *packed;
+};
+
+static void pack_part(void *arg, int64_t first, int64_t last) {
+  const struct packing *p = arg;
+  pack_groups(p->w, first, last, p->packed);
+}
+
+static void cpu_pack(struct backend *be, struct weight *w, void *memory) {
+  struct packing packing = {w, memory};
+  team_split(be->context, cpu_of(be)->threads, (w->rows + GROUP_ROWS - 1) / GROUP_ROWS, pack_part, &packing);
+  w->packed = memory;
+}
+
 static oscar_status cpu_buffer_alloc(struct backend *be, size_t floats, float **buffer) {
   *buffer = mem_alloc(be->context, floats, sizeof **buffer);
   return *buffer ? OSCAR_OK : OSCAR_NO_MEMORY;
@@ -71,6 +92,8 @@ static const struct backend_ops cpu_ops = {
     .upload = cpu_copy,
     .download = cpu_copy,
     .weight_check = cpu_weight_check,
+    .packed_bytes = cpu_packed_bytes,
+    .pack = cpu_pack,
     .embed = cpu_embed,
     .matmul = cpu_matmul,
     .rms_norm = cpu_rms_norm,
@@ -97,6 +120,9 @@ oscar_status backend_create_cpu(oscar_context *context, struct backend **backend
   cpu->base = (struct backend){&cpu_ops, context};
   cpu->threads = context->options.threads;
   cpu->kernels = choose_kernels(&context->cpu);
+#if defined(__x86_64__)
+  if (cpu->kernels == &dot_avx512) cpu->packed = &packed_avx512;
+#endif
   *backend = &cpu->base;
   return OSCAR_OK;
 }

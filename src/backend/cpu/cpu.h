@@ -2,7 +2,7 @@
 #ifndef OSCAR_CPU_H
 #define OSCAR_CPU_H
 
-#include "backend/cpu/dot.h"
+#include "backend/cpu/packed.h"
 
 /* Memory that only grows; contents are not kept. */
 struct scratch {
@@ -24,12 +24,18 @@ struct cpu_backend {
   struct backend base;
   int threads;
   const struct dot_kernels *kernels;
+  const struct packed_kernels *packed; /* NULL: weights are read as they are */
   struct scratch activations;
   struct rope_table rope;
   struct panels *panels; /* made at the first product with many tokens */
 };
 
 static inline struct cpu_backend *cpu_of(struct backend *be) { return (struct cpu_backend *)(void *)be; }
+
+/* The kernels for a weight in the layout it has. */
+static inline dot_rows *rows_kernel(const struct cpu_backend *cpu, const struct weight *w) {
+  return w->packed ? cpu->packed->rows[w->type] : cpu->kernels->rows[w->type];
+}
 
 /* products.c */
 oscar_status cpu_weight_check(struct backend *be, const struct weight *w);

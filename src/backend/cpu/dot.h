@@ -20,10 +20,12 @@
 
 #include "backend/backend.h"
 
+#include <float.h>
 #include <string.h>
 
 #define CHUNK          256 /* elements that a kernel handles at a time: a super-block, or eight small blocks */
-#define RUN            16  /* elements with one scale */
+#define RUN            16  /* elements of a weight with one scale, at least */
+#define SCALED         32  /* activations with one scale: two runs */
 #define CHUNK_RUNS     (CHUNK / RUN)
 #define LARGEST_ACTIVE 16256 /* 127 * 128 */
 
@@ -99,11 +101,12 @@ static inline bool weight_is_float(enum weight_type type) {
 
 /*
  * The quantization itself, compiled once per instruction set; the operations are exact or correctly rounded, so all give the
- * same bits. A run with a value that is not finite becomes NaN as a whole: it must not disappear.
+ * same bits. Two runs, the 32 elements of a small block, share a scale. If a value is not finite they become NaN as a whole: it
+ * must not disappear.
  */
-static inline void quantize_run(const float *x, int8_t *high, int8_t *low, float *scale, float *sum) {
+static inline float peak_of(const float *x, int n) {
   uint32_t peak_bits = 0;
-  for (int i = 0; i < RUN; i++) {
+  for (int i = 0; i < n; i++) {
     uint32_t u;
     memcpy(&u, x + i, sizeof u);
     u &= 0x7FFFFFFFu; /* magnitudes of floats are ordered as their bits are */
@@ -111,7 +114,11 @@ static inline void quantize_run(const float *x, int8_t *high, int8_t *low, float
   }
   float peak;
   memcpy(&peak, &peak_bits, sizeof peak);
-  bool finite = peak_bits < 0x7F800000u;
+  return peak;
+}
+
+static inline void quantize_run(const float *x, float peak, int8_t *high, int8_t *low, float *scale, float *sum) {
+  bool finite = peak <= FLT_MAX;
   /* Below 2^-100 the inverse would overflow, and nothing would be seen of the result. */
   float inverse = finite && peak > 0x1p-100f ? (float)LARGEST_ACTIVE / peak : 0;
   int32_t total = 0;
@@ -137,8 +144,10 @@ static inline void quantize_chunk_inline(const float *x, int count, struct act_c
     memcpy(padded, x, (size_t)count * sizeof *x);
     x = padded;
   }
-  for (int r = 0; r < CHUNK_RUNS; r++)
-    quantize_run(x + RUN * r, chunk->high + RUN * r, chunk->low + RUN * r, chunk->scale + r, chunk->sum + r);
+  for (int r = 0; r < CHUNK_RUNS; r++) {
+    float peak = peak_of(x + RUN * (r & ~1), SCALED);
+    quantize_run(x + RUN * r, peak, chunk->high + RUN * r, chunk->low + RUN * r, chunk->scale + r, chunk->sum + r);
+  }
 }
 
 #endif

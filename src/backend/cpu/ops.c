@@ -5,10 +5,16 @@
  * exponential of our own because libm's cannot be vectorized in strict C. Threads join in for prompts only.
  */
 #include "backend/cpu/cpu.h"
+#include "base/team.h"
 
 #include <math.h>
 
-#define PARALLEL_ELEMENTS 65536 /* below this, starting threads costs more than the work */
+#define PARALLEL_ELEMENTS 65536 /* below this, calling other threads costs more than it saves */
+
+/* body(arg, first, last) over 0 .. n - 1, by all threads if there are enough elements to touch. */
+static void spread(struct backend *be, int64_t n, int64_t elements, team_body *body, void *arg) {
+  team_split(be->context, elements >= PARALLEL_ELEMENTS ? cpu_of(be)->threads : 1, n, body, arg);
+}
 
 static inline uint32_t bits_of(float x) {
   uint32_t u;
@@ -59,16 +65,26 @@ static double sum_of_squares(int dim, const float *x) {
   return total;
 }
 
-void cpu_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y) {
-  int threads = cpu_of(be)->threads;
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * dim >= PARALLEL_ELEMENTS)
-  for (int64_t r = 0; r < rows; r++) {
-    const float *from = x + r * dim;
-    float *to = y + r * dim;
-    double squares = sum_of_squares(dim, from);
-    float factor = (float)(1 / sqrt(squares / dim + (double)eps));
-    for (int i = 0; i < dim; i++) to[i] = from[i] * factor * weight[i];
+struct norm {
+  int dim;
+  float eps;
+  const float *x, *weight;
+  float *y;
+};
+
+static void norm_rows(void *arg, int64_t first, int64_t last) {
+  const struct norm *n = arg;
+  for (int64_t r = first; r < last; r++) {
+    const float *from = n->x + r * n->dim;
+    float *to = n->y + r * n->dim;
+    double squares = sum_of_squares(n->dim, from);
+    float factor = (float)(1 / sqrt(squares / n->dim + (double)n->eps));
+    for (int i = 0; i < n->dim; i++) to[i] = from[i] * factor * n->weight[i];
   }
+}
+
+void cpu_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y) {
+  spread(be, rows, rows * dim, norm_rows, &(struct norm){dim, eps, x, weight, y});
 }
 
 /* ---- RoPE ---- */
@@ -91,18 +107,18 @@ static bool rope_table_holds(const struct rope_table *table, const struct rope_s
 }
 
 /* Angles in double: at position 100,000 a float angle would be wrong by 0.004. */
-static void rope_angles(const struct rope_table *table, int threads) {
+static void rope_angles(void *arg, int64_t first, int64_t last) {
+  const struct rope_table *table = arg;
   const struct rope_spec *spec = &table->spec;
   const int32_t *positions = table->positions.data;
   float *cosines = table->cosines.data, *sines = table->sines.data;
   int pairs = spec->rotary_dim / 2;
-#pragma omp parallel for num_threads(threads) schedule(static) if ((int64_t)table->count * pairs >= PARALLEL_ELEMENTS / 16)
-  for (int t = 0; t < table->count; t++)
+  for (int64_t t = first; t < last; t++)
     for (int i = 0; i < pairs; i++) {
       double angle = (double)spec->linear_scale * positions[t] * pow((double)spec->base, -2.0 * i / spec->rotary_dim);
       if (spec->factors) angle /= (double)spec->factors[i];
-      cosines[(int64_t)t * pairs + i] = (float)cos(angle);
-      sines[(int64_t)t * pairs + i] = (float)sin(angle);
+      cosines[t * pairs + i] = (float)cos(angle);
+      sines[t * pairs + i] = (float)sin(angle);
     }
 }
 
@@ -121,7 +137,7 @@ static oscar_status rope_table_fill(struct cpu_backend *cpu, const struct rope_s
   table->spec = *spec;
   if (spec->factors) table->spec.factors = memcpy(table->factors.data, spec->factors, pairs * sizeof(float));
   table->count = n;
-  rope_angles(table, cpu->threads);
+  spread(&cpu->base, n, (int64_t)angles * 16, rope_angles, table); /* an angle takes as long as 16 elements of other loops */
   return OSCAR_OK;
 }
 
@@ -134,6 +150,23 @@ static void rotate_head(int pairs, int step, int next, const float *cosines, con
   }
 }
 
+struct rotation {
+  const struct rope_spec *spec;
+  const struct rope_table *table;
+  int heads, head_dim;
+  float *x;
+};
+
+static void rotate_tokens(void *arg, int64_t first, int64_t last) {
+  const struct rotation *r = arg;
+  const struct rope_spec *spec = r->spec;
+  const float *cosines = r->table->cosines.data, *sines = r->table->sines.data;
+  int pairs = spec->rotary_dim / 2, step = spec->kind == ROPE_NEOX ? pairs : 1, next = spec->kind == ROPE_NEOX ? 1 : 2;
+  for (int64_t t = first; t < last; t++)
+    for (int h = 0; h < r->heads; h++)
+      rotate_head(pairs, step, next, cosines + t * pairs, sines + t * pairs, r->x + (t * r->heads + h) * r->head_dim);
+}
+
 oscar_status cpu_rope(struct backend *be, const struct rope_spec *spec, int n, int heads, int head_dim, const int32_t *positions,
                       float *x) {
   struct cpu_backend *cpu = cpu_of(be);
@@ -144,44 +177,67 @@ oscar_status cpu_rope(struct backend *be, const struct rope_spec *spec, int n, i
   if (n == 0) return OSCAR_OK;
   oscar_status status = rope_table_fill(cpu, spec, n, positions);
   if (status != OSCAR_OK) return status;
-  const float *cosines = cpu->rope.cosines.data, *sines = cpu->rope.sines.data;
-  int pairs = spec->rotary_dim / 2, step = spec->kind == ROPE_NEOX ? pairs : 1, next = spec->kind == ROPE_NEOX ? 1 : 2;
-#pragma omp parallel for num_threads(cpu->threads) schedule(static) if ((int64_t)n * heads * head_dim >= PARALLEL_ELEMENTS)
-  for (int t = 0; t < n; t++)
-    for (int h = 0; h < heads; h++)
-      rotate_head(pairs, step, next, cosines + (int64_t)t * pairs, sines + (int64_t)t * pairs,
-                  x + ((int64_t)t * heads + h) * head_dim);
+  struct rotation rotation = {spec, &cpu->rope, heads, head_dim, x};
+  spread(be, n, (int64_t)n * heads * head_dim, rotate_tokens, &rotation);
   return OSCAR_OK;
 }
 
 /* ---- element by element ---- */
 
+struct elements {
+  float *x;
+  const float *y;
+  float factor;
+};
+
+static void spread_elements(struct backend *be, size_t count, team_body *body, struct elements e) {
+  spread(be, (int64_t)count, (int64_t)count, body, &e);
+}
+
+static void add_elements(void *arg, int64_t first, int64_t last) {
+  const struct elements *e = arg;
+  float *restrict x = e->x;
+  const float *restrict y = e->y;
+  for (int64_t i = first; i < last; i++) x[i] += y[i];
+}
+
 void cpu_add(struct backend *be, size_t count, float *x, const float *y) {
-  int threads = cpu_of(be)->threads;
-#pragma omp parallel for num_threads(threads) schedule(static) if (count >= PARALLEL_ELEMENTS)
-  for (size_t i = 0; i < count; i++) x[i] += y[i];
+  spread_elements(be, count, add_elements, (struct elements){.x = x, .y = y});
+}
+
+static void scale_elements(void *arg, int64_t first, int64_t last) {
+  const struct elements *e = arg;
+  for (int64_t i = first; i < last; i++) e->x[i] *= e->factor;
 }
 
 void cpu_scale(struct backend *be, size_t count, float *x, float factor) {
-  int threads = cpu_of(be)->threads;
-#pragma omp parallel for num_threads(threads) schedule(static) if (count >= PARALLEL_ELEMENTS)
-  for (size_t i = 0; i < count; i++) x[i] *= factor;
+  spread_elements(be, count, scale_elements, (struct elements){.x = x, .factor = factor});
 }
 
 /* x sigmoid(x); for large negative x, x / (1 + inf) is 0; NaN stays in the numerator. */
+static void silu_elements(void *arg, int64_t first, int64_t last) {
+  const struct elements *e = arg;
+  float *restrict gate = e->x;
+  const float *restrict up = e->y;
+  for (int64_t i = first; i < last; i++) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+}
+
 void cpu_silu_mul(struct backend *be, size_t count, float *gate, const float *up) {
-  int threads = cpu_of(be)->threads;
-#pragma omp parallel for num_threads(threads) schedule(static) if (count >= PARALLEL_ELEMENTS)
-  for (size_t i = 0; i < count; i++) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+  spread_elements(be, count, silu_elements, (struct elements){.x = gate, .y = up});
 }
 
 /* x (1 + tanh(u)) / 2 = x / (1 + e^(-2u)) with u = sqrt(2/pi) (x + 0.044715 x^3) (Hendrycks and Gimpel, arXiv 1606.08415). */
-void cpu_gelu_mul(struct backend *be, size_t count, float *gate, const float *up) {
-  int threads = cpu_of(be)->threads;
+static void gelu_elements(void *arg, int64_t first, int64_t last) {
+  const struct elements *e = arg;
+  float *restrict gate = e->x;
+  const float *restrict up = e->y;
   const float factor = -1.5957691216f; /* -2 sqrt(2/pi) */
-#pragma omp parallel for num_threads(threads) schedule(static) if (count >= PARALLEL_ELEMENTS)
-  for (size_t i = 0; i < count; i++) {
+  for (int64_t i = first; i < last; i++) {
     float x = gate[i];
     gate[i] = x / (1.0f + exponential(factor * (x + 0.044715f * x * x * x))) * up[i];
   }
+}
+
+void cpu_gelu_mul(struct backend *be, size_t count, float *gate, const float *up) {
+  spread_elements(be, count, gelu_elements, (struct elements){.x = gate, .y = up});
 }

@@ -10,10 +10,11 @@
  * exact product by less than 2^-8 of the root sum of squares of its terms as a rule, by 2^-7 of the sum of their magnitudes at
  * most; tests/backend/test_products.c holds it to that.
  *
- * oneDNN works in OpenMP's threads, as everything here does: their number is set for the duration of a call, because oneDNN
- * takes it from the runtime when it plans and when it works. Plans (primitives) are expensive to make and are kept by shape.
+ * oneDNN works in OpenMP's threads: their number is set for the duration of a call, because oneDNN takes it from the runtime when
+ * it plans and when it works. Plans (primitives) are expensive to make and are kept by shape.
  */
 #include "backend/cpu/cpu.h"
+#include "base/team.h"
 
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
@@ -216,43 +217,68 @@ size_t panels_scratch(const struct cpu_backend *cpu, const struct weight *w, int
   return panel_bytes(&layout, rows, w->cols) + results + (layout.bf16 ? (size_t)n * (size_t)w->cols * sizeof(uint16_t) : 0);
 }
 
-static void expand_f32_panel(const struct cpu_backend *cpu, const struct weight *w, int64_t first, int64_t last) {
-  float *panel = cpu->panels->panel.data;
-#pragma omp parallel num_threads(cpu->threads)
-  {
-    int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-    int64_t from = first + (last - first) * thread / threads, to = first + (last - first) * (thread + 1) / threads;
-    cpu->kernels->f32[w->type](w, from, to, panel + (from - first) * w->cols);
-  }
+/* What a loop over a panel needs. */
+struct expansion {
+  const struct cpu_backend *cpu;
+  const struct weight *w;
+  int64_t first, last; /* rows of the panel */
+};
+
+/* Stripes from..to - 1 of a float panel. */
+static void expand_f32_stripes(void *arg, int64_t from, int64_t to) {
+  const struct expansion *e = arg;
+  float *panel = e->cpu->panels->panel.data;
+  int64_t first = e->first + from * STRIPE_ROWS, last = e->first + to * STRIPE_ROWS;
+  if (last > e->last) last = e->last;
+  expand_f32 *expand = e->w->packed ? e->cpu->packed->f32[e->w->type] : e->cpu->kernels->f32[e->w->type];
+  expand(e->w, first, last, panel + from * STRIPE_ROWS * e->w->cols);
 }
 
-static void expand_bf16_panel(const struct cpu_backend *cpu, const struct weight *w, int64_t first, int64_t last) {
-  uint16_t *panel = cpu->panels->panel.data;
+static void expand_bf16_stripes(void *arg, int64_t from, int64_t to) {
+  const struct expansion *e = arg;
+  uint16_t *panel = e->cpu->panels->panel.data;
   const int64_t in_group = PANEL_ROWS / STRIPE_ROWS;
-  int64_t stripes = (last - first + PANEL_ROWS - 1) / PANEL_ROWS * in_group;
-  int64_t group_elements = (int64_t)round_up((size_t)w->cols, PANEL_COLS) * PANEL_ROWS;
-#pragma omp parallel for num_threads(cpu->threads) schedule(static)
-  for (int64_t s = 0; s < stripes; s++) {
-    int64_t row = first + s * STRIPE_ROWS, left = last - row;
+  int64_t group_elements = (int64_t)round_up((size_t)e->w->cols, PANEL_COLS) * PANEL_ROWS;
+  expand_stripe *expand = e->w->packed ? e->cpu->packed->stripe[e->w->type] : e->cpu->kernels->stripe[e->w->type];
+  for (int64_t s = from; s < to; s++) {
+    int64_t row = e->first + s * STRIPE_ROWS, left = e->last - row;
     int count = left >= STRIPE_ROWS ? STRIPE_ROWS : left > 0 ? (int)left : 0;
-    cpu->kernels->stripe[w->type](w, row, count, panel + s / in_group * group_elements + s % in_group * STRIPE_ROWS * 2);
+    expand(e->w, row, count, panel + s / in_group * group_elements + s % in_group * STRIPE_ROWS * 2);
   }
 }
 
-static void round_tokens(const struct cpu_backend *cpu, int n, int64_t cols, const float *x, uint16_t *out) {
-#pragma omp parallel for num_threads(cpu->threads) schedule(static)
-  for (int t = 0; t < n; t++) cpu->kernels->round_bf16(x + t * cols, (size_t)cols, out + t * cols);
+static void expand_panel(const struct cpu_backend *cpu, const struct weight *w, int64_t first, int64_t last) {
+  struct expansion e = {cpu, w, first, last};
+  int64_t unit = cpu->panels->bf16 ? PANEL_ROWS : STRIPE_ROWS, stripes = (last - first + unit - 1) / unit * (unit / STRIPE_ROWS);
+  team_split(cpu->base.context, cpu->threads, stripes, cpu->panels->bf16 ? expand_bf16_stripes : expand_f32_stripes, &e);
+}
+
+struct rounding {
+  const struct cpu_backend *cpu;
+  int64_t cols;
+  const float *x;
+  uint16_t *out;
+};
+
+static void round_tokens(void *arg, int64_t first, int64_t last) {
+  const struct rounding *r = arg;
+  for (int64_t t = first; t < last; t++) r->cpu->kernels->round_bf16(r->x + t * r->cols, (size_t)r->cols, r->out + t * r->cols);
 }
 
 /* to [n][to_stride] = from [n][rows] + bias; in place where they are the same. */
-static void place_results(const struct cpu_backend *cpu, int64_t n, int64_t rows, const float *from, const float *bias, float *to,
-                          int64_t to_stride) {
-#pragma omp parallel for num_threads(cpu->threads) schedule(static)
-  for (int64_t t = 0; t < n; t++) {
-    const float *in = from + t * rows;
-    float *out = to + t * to_stride;
-    if (in != out) memcpy(out, in, (size_t)rows * sizeof *out);
-    for (int64_t r = 0; bias && r < rows; r++) out[r] += bias[r];
+struct placing {
+  int64_t rows, to_stride;
+  const float *from, *bias;
+  float *to;
+};
+
+static void place_results(void *arg, int64_t first, int64_t last) {
+  const struct placing *p = arg;
+  for (int64_t t = first; t < last; t++) {
+    const float *in = p->from + t * p->rows;
+    float *out = p->to + t * p->to_stride;
+    if (in != out) memcpy(out, in, (size_t)p->rows * sizeof *out);
+    for (int64_t r = 0; p->bias && r < p->rows; r++) out[r] += p->bias[r];
   }
 }
 
@@ -268,16 +294,13 @@ static oscar_status multiply_weight(struct cpu_backend *cpu, const struct weight
     status = scratch_reserve(panels->context, &panels->results, (size_t)(part * step), sizeof *y);
   for (int64_t first = 0; first < w->rows && status == OSCAR_OK; first += step) {
     int64_t rows = w->rows - first < step ? w->rows - first : step;
-    if (panels->bf16)
-      expand_bf16_panel(cpu, w, first, first + rows);
-    else
-      expand_f32_panel(cpu, w, first, first + rows);
+    expand_panel(cpu, w, first, first + rows);
     for (int64_t t = 0; t < n && status == OSCAR_OK; t += part) {
       int64_t here = n - t < part ? n - t : part;
       float *to = y + t * w->rows + first, *results = in_place ? to : panels->results.data;
       status = multiply(panels, &(struct shape){here, rows, w->cols}, (const uint8_t *)x + (size_t)t * token_bytes, results);
-      if (status == OSCAR_OK && (bias || !in_place))
-        place_results(cpu, here, rows, results, bias ? bias + first : NULL, to, w->rows);
+      struct placing placing = {rows, w->rows, results, bias ? bias + first : NULL, to};
+      if (status == OSCAR_OK && (bias || !in_place)) team_split(panels->context, cpu->threads, here, place_results, &placing);
     }
   }
   return status;
@@ -293,7 +316,8 @@ oscar_status panels_matmul(struct cpu_backend *cpu, int count, const struct weig
   if (panels->bf16) {
     status = scratch_reserve(panels->context, &panels->tokens, (size_t)n * (size_t)cols, sizeof(uint16_t));
     if (status != OSCAR_OK) return status;
-    round_tokens(cpu, n, cols, x, panels->tokens.data);
+    struct rounding rounding = {cpu, cols, x, panels->tokens.data};
+    team_split(panels->context, cpu->threads, n, round_tokens, &rounding);
     tokens = panels->tokens.data;
   }
   int before = omp_get_max_threads();

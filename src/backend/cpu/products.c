@@ -1,18 +1,23 @@
 /*
  * products.c - products with weights: few tokens through the integer kernels here, many through panels.c; embedding rows.
  *
- * All weights of a call are one run of bytes that the threads divide into equal stretches of whole rows: reading them is what a
- * product with few tokens costs. Which thread computes a row does not change it, so results do not depend on their number.
+ * All weights of a call are one run of bytes that the threads divide into equal stretches of whole rows, or whole groups of
+ * packed rows: reading them is what a product with few tokens costs. Which thread computes a row does not change it, so results
+ * do not depend on their number.
  */
 #include "backend/cpu/cpu.h"
+#include "base/team.h"
 
 #include <limits.h>
-#include <omp.h>
 
 #define ACTIVATION_BYTES ((size_t)1 << 20) /* of quantized activations that meet all rows of a thread at a time */
 
 /* Products smaller than this are done before a second thread has woken up. */
 #define THREADED_BYTES 32768
+
+/* So many chunks of activations are quantized by the calling thread before the others begin: that is faster than one more
+ * meeting of all. */
+#define FEW_CHUNKS 16
 
 oscar_status cpu_weight_check(struct backend *be, const struct weight *w) {
   int elements;
@@ -41,11 +46,13 @@ oscar_status cpu_embed(struct backend *be, const struct weight *w, int n, const 
   return OSCAR_OK;
 }
 
-/* First row of this weight, which begins at byte `offset` of the call, at or after byte `at`. */
+/* First row of this weight, which begins at byte `offset` of the call, at or after byte `at`; of packed ones, first of a group.
+ */
 static int64_t row_at(const struct weight *w, size_t offset, size_t at) {
   size_t row_bytes = weight_row_bytes(w);
   if (at <= offset) return 0;
   size_t row = (at - offset + row_bytes - 1) / row_bytes;
+  if (w->packed) row = round_up(row, GROUP_ROWS);
   return row < (size_t)w->rows ? (int64_t)row : w->rows;
 }
 
@@ -73,19 +80,48 @@ static void dot_range(dot_rows *rows, const struct weight *w, int64_t first, int
   }
 }
 
+struct few {
+  const struct cpu_backend *cpu;
+  int count;
+  const struct weight *const *w;
+  const float *const *bias;
+  const struct dot_input *in;
+  struct act_chunk *activations;
+  float *const *y;
+};
+
+static void quantize_chunks(const struct few *f, int64_t first, int64_t last) {
+  const struct dot_input *in = f->in;
+  for (int64_t c = first; c < last; c++) {
+    int64_t token = c / in->chunks_per_token, at = c % in->chunks_per_token * CHUNK;
+    int here = in->cols - at < CHUNK ? (int)(in->cols - at) : CHUNK;
+    f->cpu->kernels->quantize(in->x + token * in->cols + at, here, f->activations + c);
+  }
+}
+
 /* The stretch `part` of `parts` of all weights. */
-static void dot_part(const struct cpu_backend *cpu, int count, const struct weight *const *w, const float *const *bias,
-                     const struct dot_input *in, float *const *y, int part, int parts) {
-  size_t total = all_bytes(count, w), offset = 0;
+static void dot_part(const struct few *f, int part, int parts) {
+  size_t total = all_bytes(f->count, f->w), offset = 0;
   size_t share = total / (size_t)parts;
   size_t begin = share * (size_t)part, end = part == parts - 1 ? total : begin + share;
-  for (int i = 0; i < count; i++) {
-    int64_t first = row_at(w[i], offset, begin), last = row_at(w[i], offset, end);
-    offset += (size_t)w[i]->rows * weight_row_bytes(w[i]);
+  for (int i = 0; i < f->count; i++) {
+    const struct weight *w = f->w[i];
+    int64_t first = row_at(w, offset, begin), last = row_at(w, offset, end);
+    offset += (size_t)w->rows * weight_row_bytes(w);
     if (first >= last) continue;
-    dot_range(cpu->kernels->rows[w[i]->type], w[i], first, last, in, y[i]);
-    if (bias && bias[i]) add_bias(bias[i], w[i]->rows, first, last, in->n, y[i]);
+    dot_range(rows_kernel(f->cpu, w), w, first, last, f->in, f->y[i]);
+    if (f->bias && f->bias[i]) add_bias(f->bias[i], w->rows, first, last, f->in->n, f->y[i]);
   }
+}
+
+static void few_part(void *arg, int member, int members) {
+  const struct few *f = arg;
+  int64_t chunks = f->activations ? f->in->n * f->in->chunks_per_token : 0;
+  if (chunks > FEW_CHUNKS) {
+    quantize_chunks(f, chunks * member / members, chunks * (member + 1) / members);
+    team_barrier(f->cpu->base.context, member);
+  }
+  dot_part(f, member, members);
 }
 
 static oscar_status few_tokens(struct cpu_backend *cpu, int count, const struct weight *const *w, const float *const *bias, int n,
@@ -96,18 +132,10 @@ static oscar_status few_tokens(struct cpu_backend *cpu, int count, const struct 
   int64_t chunks = quantized ? n * in.chunks_per_token : 0;
   oscar_status status = scratch_reserve(cpu->base.context, &cpu->activations, (size_t)chunks, sizeof(struct act_chunk));
   if (status != OSCAR_OK) return status;
-  struct act_chunk *activations = cpu->activations.data;
-  in.chunks = activations;
-#pragma omp parallel num_threads(cpu->threads) if (all_bytes(count, w) >= THREADED_BYTES)
-  {
-#pragma omp for schedule(static)
-    for (int64_t c = 0; c < chunks; c++) {
-      int64_t token = c / in.chunks_per_token, at = c % in.chunks_per_token * CHUNK;
-      int here = in.cols - at < CHUNK ? (int)(in.cols - at) : CHUNK;
-      cpu->kernels->quantize(x + token * in.cols + at, here, activations + c);
-    }
-    dot_part(cpu, count, w, bias, &in, y, omp_get_thread_num(), omp_get_num_threads());
-  }
+  in.chunks = cpu->activations.data;
+  struct few few = {cpu, count, w, bias, &in, quantized ? cpu->activations.data : NULL, y};
+  if (chunks <= FEW_CHUNKS) quantize_chunks(&few, 0, chunks);
+  team_run(cpu->base.context, all_bytes(count, w) >= THREADED_BYTES ? cpu->threads : 1, few_part, &few);
   return OSCAR_OK;
 }
 

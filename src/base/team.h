@@ -1,0 +1,42 @@
+/*
+ * base/team.h - the threads of a context, for the short parallel stretches of a forward pass. Private.
+ *
+ * A decode step is a few hundred stretches of some microseconds each. Threads that sleep between them spend more time waking up
+ * than working; threads that never sleep ruin a machine they share. So a waiting thread spins first, for as long as its patience
+ * allows, and sleeps then; patience grows with every wait that spinning ended and halves with every one it did not. On a quiet
+ * machine decoding spins through, and where other programs have taken a CPU away, or work comes rarely, nearly all waits sleep.
+ *
+ * The team belongs to the context, which one thread at a time uses: that thread is member 0 of every run. The others are made at
+ * the first run that has use for them; if they cannot be, runs have fewer members. Long loops (calibration, evaluation) and
+ * oneDNN use OpenMP, whose waits need no such care there.
+ */
+#ifndef OSCAR_TEAM_H
+#define OSCAR_TEAM_H
+
+#include "base/base.h"
+
+/* What every member of a run does. It must not start another run of the same context. */
+typedef void team_work(void *arg, int member, int members);
+
+/* Runs `work` on min(most, the context's threads) members, and returns when all have finished. */
+void team_run(oscar_context *context, int most, team_work *work, void *arg);
+
+/* Inside a run: returns when all members have arrived. What they wrote before is seen by all. */
+void team_barrier(oscar_context *context, int member);
+
+/* Inside a run: the next piece of work, counted from 0. Starts at 0 and is shared by the members. */
+typedef struct {
+  _Alignas(64) _Atomic int64_t next;
+} team_counter;
+int64_t team_take(team_counter *counter);
+
+/* Calls body(arg, first, last) on equal stretches of 0 .. n - 1, one for each of min(most, threads, n) members. */
+typedef void team_body(void *arg, int64_t first, int64_t last);
+void team_split(oscar_context *context, int most, int64_t n, team_body *body, void *arg);
+
+/* For the context: a team in memory of team_bytes, 64-byte aligned; it has no threads yet. Stopped, it has none any more. */
+size_t team_bytes(int threads);
+struct team *team_make(int threads, void *memory);
+void team_stop(struct team *team);
+
+#endif
