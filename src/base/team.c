@@ -94,28 +94,27 @@ static inline void relax(void) {
 #endif
 }
 
-static bool spin_while(const struct word *w, uint32_t old, int64_t patience) {
-  int64_t begun = time_ns();
+static bool spin_while(const struct word *w, uint32_t old, int64_t until) {
   do
     for (int i = 0; i < SPINS; i++) {
       if (atomic_load_explicit(&w->value, memory_order_acquire) != old) return true;
       relax();
     }
-  while (time_ns() - begun < patience);
+  while (time_ns() < until);
   return false;
 }
 
-/* Returns when the word is no longer `old`. Waits that fail to end while spinning make the next ones shorter. */
+/* Returns when the word is no longer `old`. What decides over the patience of the next wait is whether spinning could have ended
+ * this one, not whether it did: a patience that is too short would never grow again otherwise. */
 static void wait_while(struct word *w, uint32_t old, bool crowded, int64_t *patience) {
   if (atomic_load_explicit(&w->value, memory_order_acquire) != old) return;
-  if (!crowded && spin_while(w, old, *patience)) {
-    *patience += *patience / 8;
-    if (*patience > MOST_PATIENCE) *patience = MOST_PATIENCE;
-    return;
-  }
-  *patience /= 2;
-  if (*patience < LEAST_PATIENCE) *patience = LEAST_PATIENCE;
+  const int64_t begun = time_ns();
+  if (!crowded && spin_while(w, old, begun + *patience)) return;
   sleep_while(w, old);
+  const bool short_wait = time_ns() - begun < MOST_PATIENCE;
+  *patience = short_wait ? *patience * 2 : *patience / 2;
+  if (*patience < LEAST_PATIENCE) *patience = LEAST_PATIENCE;
+  if (*patience > MOST_PATIENCE) *patience = MOST_PATIENCE;
 }
 
 /* ---- members ---- */

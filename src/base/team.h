@@ -3,8 +3,9 @@
  *
  * A decode step is a few hundred stretches of some microseconds each. Threads that sleep between them spend more time waking up
  * than working; threads that never sleep ruin a machine they share. So a waiting thread spins first, for as long as its patience
- * allows, and sleeps then; patience grows with every wait that spinning ended and halves with every one it did not. On a quiet
- * machine decoding spins through, and where other programs have taken a CPU away, or work comes rarely, nearly all waits sleep.
+ * allows, and sleeps then; patience halves after a wait that was too long for any spinning, and doubles after a short one that
+ * had to sleep. On a quiet machine decoding spins through, and where other programs have taken a CPU away, or work comes rarely,
+ * nearly all waits sleep.
  *
  * The team belongs to the context, which one thread at a time uses: that thread is member 0 of every run. The others are made at
  * the first run that has use for them; if they cannot be, runs have fewer members. Long loops (calibration, evaluation) and
