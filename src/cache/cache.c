@@ -75,6 +75,7 @@ static oscar_status allocate(oscar_cache *c) {
   c->scratch = mem_alloc(context, (size_t)c->plan.threads, c->plan.scratch_bytes);
   if (!c->scratch) return OSCAR_NO_MEMORY;
   c->memory = mem_alloc(context, (size_t)a->units, c->plan.page_bytes);
+  if (c->memory) mem_advise_large_pages(c->memory, (size_t)a->units * c->plan.page_bytes);
   if (!c->memory) return OSCAR_NO_MEMORY;
   arena_init(a);
   return OSCAR_OK;

@@ -115,9 +115,11 @@ VEC vec_load_log_gains(const void *p, int group) {
   vec high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(log_gain_table + 8), words);
   return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(words, 28)));
 }
+/* The lowest byte of every lane. */
 static inline void ivec_store_bytes(void *p, ivec a) {
-  __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-  _mm_storel_epi64(p, _mm_packs_epi16(words, words));
+  ivec bytes = _mm256_and_si256(a, _mm256_set1_epi32(255));
+  __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+  _mm_storel_epi64(p, _mm_packus_epi16(words, words));
 }
 
 #include "attention/cpu/coded_kernels.h"

@@ -25,13 +25,12 @@
 
 INLINE vec join(ivec high, ivec low) { return ivec_to_float(ivec_add(ivec_shift_left(high, 8), low)); }
 
-/* Writes LANES numbers as two bytes each and returns the integers they stand for. */
-INLINE vec split(vec x, int8_t *high, int8_t *low) {
+/* Rounds LANES numbers, writes them as two signed bytes each, 256 high + low, and returns them. */
+INLINE ivec split(vec x, int8_t *high, int8_t *low) {
   ivec whole = ivec_nearest(x);
-  ivec h = ivec_shift_right(ivec_add(whole, ivec_set(128)), 8);
-  ivec_store_bytes(high, h);
-  ivec_store_bytes(low, ivec_sub(whole, ivec_shift_left(h, 8)));
-  return ivec_to_float(whole);
+  ivec_store_bytes(high, ivec_shift_right(ivec_add(whole, ivec_set(128)), 8));
+  ivec_store_bytes(low, whole); /* the lowest byte, of which the signed high part knows */
+  return whole;
 }
 
 INLINE void unpack(const uint8_t *codes, ivec crumbs[4]) {
@@ -58,7 +57,7 @@ INLINE const float *load_meta(const struct side_form *f, const uint8_t *side, fl
 /* Of the LANES tokens of vector v. */
 INLINE vec gain_vec(const float *meta, int group, int v) { return vec_load(meta + group * PAGE_TOKENS + v * LANES); }
 INLINE vec zero_vec(const struct side_form *f, const float *meta, int group, int v) {
-  return f->meta_values == 2 ? vec_load(meta + (f->groups + group) * PAGE_TOKENS + v * LANES) : vec_set(1);
+  return vec_load(meta + (f->groups + group) * PAGE_TOKENS + v * LANES);
 }
 
 /* Rows are cut into blocks of equal size as far as that goes: 5 are 3 and 2, not 4 and 1. */
@@ -69,7 +68,7 @@ static inline int next_block(int rows) {
 
 /* ---- keys ---- */
 
-/* A prepared row: [C] high bytes, [C] low bytes, then per group the step and the shift. */
+/* A prepared row: [C] high bytes, [C] low bytes, then per group the step and what is added to a sum in steps. */
 static inline size_t row_bytes(const struct side_form *keys) {
   return round_up((size_t)(2 * keys->crumbs) + 2 * sizeof(float) * (size_t)keys->groups, 64);
 }
@@ -92,11 +91,12 @@ static inline void prepare_queries(const struct query_rows *queries, const struc
       for (int c = begin; c < end; c += LANES) largest = vec_max(largest, vec_abs(vec_load(q + c)));
       float max = vec_highest(largest), inverse = max < NEGLIGIBLE ? 0 : LARGEST / max, step = max / LARGEST;
       for (int c = begin; c < end; c += LANES) {
-        vec x = vec_load(q + c), whole = split(vec_mul(x, vec_set(inverse)), high + c, low + c);
+        vec x = vec_load(q + c), whole = ivec_to_float(split(vec_mul(x, vec_set(inverse)), high + c, low + c));
         error = vec_add(error, vec_sub(vec_mul(whole, vec_set(step)), x));
       }
       steps[group] = step;
       shifts[group] = -1.5f * vec_total(error);
+      if (keys->meta_values != 2) shifts[group] -= q[keys->crumbs + group]; /* what z would be multiplied with, and is 1 */
     }
   }
 }
@@ -137,12 +137,13 @@ INLINE void score_block(int rows, const struct side_form *f, const float *mapped
       }
 #pragma GCC unroll 4
       for (int i = 0; i < CODED_VECS; i++) {
-        vec s = gain_vec(meta, group, v + i), z = zero_vec(f, meta, group, v + i);
+        vec s = gain_vec(meta, group, v + i);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
           const float *steps = (const float *)(const void *)(prepared + (size_t)r * stride + 2 * f->crumbs);
           vec dot = vec_fma(join(high[r][i], low[r][i]), vec_set(steps[group]), vec_set(steps[f->groups + group]));
-          dot = vec_fma(z, vec_set(-mapped[r * width + f->crumbs + group]), dot);
+          if (f->meta_values == 2)
+            dot = vec_fma(zero_vec(f, meta, group, v + i), vec_set(-mapped[r * width + f->crumbs + group]), dot);
           total[r][i] = vec_fma(s, dot, total[r][i]);
         }
       }
@@ -173,27 +174,37 @@ struct weights { /* of one row and one group: p s of 64 tokens */
   int8_t high[PAGE_TOKENS], low[PAGE_TOKENS];
 };
 
-/* The step of a row's weights, the same for all groups. */
-INLINE float weight_step(const struct side_form *f, const float *meta, const float *p) {
-  vec largest = vec_zero();
-  for (int v = 0; v < VECS; v++) {
-    vec gain = gain_vec(meta, 0, v);
-    for (int group = 1; group < f->groups; group++) gain = vec_max(gain, gain_vec(meta, group, v));
-    largest = vec_max(largest, vec_mul(vec_load(p + v * LANES), gain));
-  }
-  return vec_highest(largest) / LARGEST;
+INLINE float largest_gain(const struct side_form *f, const float *meta) {
+  vec largest = vec_load(meta);
+  for (int i = LANES; i < f->groups * PAGE_TOKENS; i += LANES) largest = vec_max(largest, vec_load(meta + i));
+  return vec_highest(largest);
 }
 
-/* Returns Z, the sum of the rounded weights times z, in steps. */
-INLINE float prepare_weights(const struct side_form *f, const float *meta, int group, const float *p, float inverse,
-                             struct weights *weights) {
-  vec offset = vec_zero();
+INLINE float largest_weight(const float *p) {
+  vec largest = vec_load(p);
+  for (int t = LANES; t < PAGE_TOKENS; t += LANES) largest = vec_max(largest, vec_load(p + t));
+  return vec_highest(largest);
+}
+
+/* Lanes add up to Z, the sum of the rounded weights times z, in steps. */
+INLINE vec prepare_weights(const struct side_form *f, const float *meta, int group, const float *p, float inverse,
+                           struct weights *weights) {
+  if (f->meta_values == 2) {
+    vec offset = vec_zero();
+    for (int v = 0; v < VECS; v++) {
+      vec w = vec_mul(vec_mul(vec_load(p + v * LANES), vec_set(inverse)), gain_vec(meta, group, v));
+      vec whole = ivec_to_float(split(w, weights->high + v * LANES, weights->low + v * LANES));
+      offset = vec_fma(whole, zero_vec(f, meta, group, v), offset);
+    }
+    return offset;
+  }
+  ivec offset = ivec_set(0);
+#pragma GCC unroll 4
   for (int v = 0; v < VECS; v++) {
     vec w = vec_mul(vec_mul(vec_load(p + v * LANES), vec_set(inverse)), gain_vec(meta, group, v));
-    vec whole = split(w, weights->high + v * LANES, weights->low + v * LANES);
-    offset = f->meta_values == 2 ? vec_fma(whole, zero_vec(f, meta, group, v), offset) : vec_add(whole, offset);
+    offset = ivec_add(offset, split(w, weights->high + v * LANES, weights->low + v * LANES));
   }
-  return vec_total(offset);
+  return ivec_to_float(offset);
 }
 
 /* out [rows][n * LANES crumbs] += weights times crumbs; `codes` is the first of n vectors in tile 0. */
@@ -225,37 +236,55 @@ INLINE void value_block(int rows, int n, int tile_bytes, const uint8_t *codes, c
     }
 }
 
+/* Groups whose vectors are added up across lanes together. */
+#define JOINT_GROUPS 4
+#define JOINT_SUMS   round_up((size_t)(CODED_ROWS * (JOINT_GROUPS + 1)), LANES)
+
+/* totals[i] = sum of the lanes of sums[i], i < n; sums up to a multiple of LANES are written. */
+INLINE void add_up(int n, vec sums[], float *totals) {
+  for (int i = n; i % LANES != 0; i++) sums[i] = vec_zero();
+  for (int i = 0; i < n; i += LANES) vec_store(totals + i, vec_sums(sums + i));
+}
+
 INLINE void accumulate_block(int rows, const struct side_form *f, const float *p, const uint8_t *values, const float *meta,
-                             float *out, int stride) {
+                             float gain, float *out, int stride) {
   int tile_bytes = f->crumbs * 4;
-  float steps[CODED_ROWS], inverses[CODED_ROWS];
+  float steps[CODED_ROWS], inverses[CODED_ROWS], totals[JOINT_SUMS];
+  vec sums[JOINT_SUMS]; /* of p of every row; then Z in steps, [groups at a time][rows] */
   for (int r = 0; r < rows; r++) {
-    steps[r] = weight_step(f, meta, p + r * PAGE_TOKENS);
+    steps[r] = largest_weight(p + r * PAGE_TOKENS) * gain / LARGEST;
     inverses[r] = steps[r] < NEGLIGIBLE ? 0 : 1 / steps[r];
+    sums[r] = vec_load(p + r * PAGE_TOKENS);
+    for (int t = LANES; t < PAGE_TOKENS; t += LANES) sums[r] = vec_add(sums[r], vec_load(p + r * PAGE_TOKENS + t));
   }
+  int n = rows;
   for (int group = 0; group < f->groups; group++) {
     struct weights weights[CODED_ROWS];
-    for (int r = 0; r < rows; r++)
-      out[r * stride + f->crumbs + group] -=
-          steps[r] * prepare_weights(f, meta, group, p + r * PAGE_TOKENS, inverses[r], weights + r);
+    for (int r = 0; r < rows; r++) sums[n++] = prepare_weights(f, meta, group, p + r * PAGE_TOKENS, inverses[r], weights + r);
     int c = form_group_begin(f, group), end = form_group_begin(f, group + 1);
     for (; c + CODED_VECS * LANES <= end; c += CODED_VECS * LANES)
       value_block(rows, CODED_VECS, tile_bytes, values + c * 4, weights, steps, out + c, stride);
     for (; c < end; c += LANES) value_block(rows, 1, tile_bytes, values + c * 4, weights, steps, out + c, stride);
-  }
-  for (int r = 0; r < rows; r++) {
-    vec sum = vec_load(p + r * PAGE_TOKENS);
-    for (int t = LANES; t < PAGE_TOKENS; t += LANES) sum = vec_add(sum, vec_load(p + r * PAGE_TOKENS + t));
-    out[r * stride + f->crumbs + f->groups] += vec_total(sum);
+    if (group % JOINT_GROUPS != JOINT_GROUPS - 1 && group + 1 < f->groups) continue;
+    add_up(n, sums, totals);
+    const bool with_p = group < JOINT_GROUPS;
+    for (int r = 0; r < rows; r++) {
+      const float *total = totals + (with_p ? rows : 0);
+      float *to = out + r * stride + f->crumbs;
+      for (int g = group / JOINT_GROUPS * JOINT_GROUPS; g <= group; g++, total += rows) to[g] -= steps[r] * total[r];
+      if (with_p) to[f->groups] += totals[r];
+    }
+    n = 0;
   }
 }
 
 static inline void accumulate_coded(int rows, const struct side_form *form, const float *p, const uint8_t *values, float *out,
                                     int stride, float *panel) {
   const float *meta = load_meta(form, values, panel);
+  const float gain = largest_gain(form, meta);
   for (int r = 0, n; r < rows; r += n) {
     n = next_block(rows - r);
-    WITH_CONSTANT(n, CODED_ROWS, accumulate_block(ROWS, form, p + r * PAGE_TOKENS, values, meta, out + r * stride, stride));
+    WITH_CONSTANT(n, CODED_ROWS, accumulate_block(ROWS, form, p + r * PAGE_TOKENS, values, meta, gain, out + r * stride, stride));
   }
 }
 
