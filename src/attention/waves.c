@@ -16,7 +16,7 @@ static size_t tile_elements(int curves) { return (size_t)wave_tile_blocks(curves
 
 size_t wave_basis_bytes(const oscar_codec_spec *spec) {
   int fast = count_fast(spec), curves = WAVE_TERMS + 2 * fast;
-  size_t floats = (size_t)(spec->rotating_pairs - fast + wave_padded_pairs(spec->rotating_pairs)) * WAVE_TERMS;
+  size_t floats = (size_t)(2 * (spec->rotating_pairs - fast) + 1) * WAVE_TERMS;
   floats += (size_t)curves * PAGE_TOKENS;
   return round_up(floats * sizeof(float) + 2 * tile_elements(curves) * sizeof(uint16_t), 64);
 }
@@ -76,9 +76,8 @@ struct wave_basis wave_basis_make(const oscar_codec_spec *spec, void *memory) {
   w.tiles = memory;
   w.curve = (float *)(void *)(w.tiles + 2 * tile_elements(w.curves));
   w.terms = w.curve + w.curves * PAGE_TOKENS;
-  int padded = wave_padded_pairs(w.pairs);
-  w.series = w.terms + WAVE_TERMS * padded;
-  memset(w.terms, 0, sizeof *w.terms * (size_t)(WAVE_TERMS * padded));
+  w.series = w.terms + WAVE_TERMS * wave_term_rows(&w);
+  memset(w.terms, 0, sizeof *w.terms * (size_t)(WAVE_TERMS * wave_term_rows(&w)));
   make_polynomials(w.curve);
   double nodes[WAVE_TERMS][NODES];
   make_nodes(nodes);
@@ -87,7 +86,8 @@ struct wave_basis wave_basis_make(const oscar_codec_spec *spec, void *memory) {
     if (k >= w.fast) {
       float *series = w.series + (k - w.fast) * WAVE_TERMS;
       make_series((double)spec->rope->spec.frequencies[pair] * ROPE_CENTRE, nodes, series);
-      for (int j = 0; j < WAVE_TERMS; j++) w.terms[j * padded + k] = series[j];
+      float *terms = w.terms + (k - w.fast) * WAVE_TERMS;
+      for (int j = 0; j < WAVE_TERMS; j++) terms[j % (WAVE_TERMS / 2) * 2 + j / (WAVE_TERMS / 2)] = series[j];
     } else {
       const float *table = rope_cosines(spec->rope, pair);
       memcpy(w.curve + (WAVE_TERMS + k) * PAGE_TOKENS, table, PAGE_TOKENS * sizeof *table);

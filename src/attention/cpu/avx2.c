@@ -38,6 +38,18 @@ VEC vec_sums(const vec x[LANES]) {
 }
 VEC vec_reverse(vec a) { return _mm256_permutevar8x32_ps(a, _mm256_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0)); }
 static inline void vec_store(float *p, vec a) { _mm256_storeu_ps(p, a); }
+/* Two floats, again and again. */
+VEC vec_load_pair(const float *p) {
+  double both;
+  memcpy(&both, p, sizeof both);
+  return _mm256_castpd_ps(_mm256_set1_pd(both));
+}
+/* p[2 i] = lane i of a, p[2 i + 1] = that of b */
+static inline void vec_store_pairs(float *p, vec a, vec b) {
+  vec low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+  vec_store(p, _mm256_permute2f128_ps(low, high, 0x20));
+  vec_store(p + LANES, _mm256_permute2f128_ps(low, high, 0x31));
+}
 static inline float vec_total(vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));

@@ -48,10 +48,22 @@ VEC vec_sums(const vec x[LANES]) {
     z[i] = _mm512_add_ps(_mm512_shuffle_f32x4(y[2 * i], y[2 * i + 1], 0x88), _mm512_shuffle_f32x4(y[2 * i], y[2 * i + 1], 0xDD));
   return _mm512_add_ps(_mm512_shuffle_f32x4(z[0], z[1], 0x88), _mm512_shuffle_f32x4(z[0], z[1], 0xDD));
 }
+/* Two floats, again and again. */
+VEC vec_load_pair(const float *p) {
+  double both;
+  memcpy(&both, p, sizeof both);
+  return _mm512_castpd_ps(_mm512_set1_pd(both));
+}
 VEC vec_reverse(vec a) {
   return _mm512_permutexvar_ps(_mm512_setr_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), a);
 }
 static inline void vec_store(float *p, vec a) { _mm512_storeu_ps(p, a); }
+/* p[2 i] = lane i of a, p[2 i + 1] = that of b */
+static inline __attribute__((always_inline)) void vec_store_pairs(float *p, vec a, vec b) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  vec_store(p, _mm512_permutex2var_ps(a, low, b));
+  vec_store(p + LANES, _mm512_permutex2var_ps(a, _mm512_add_epi32(low, _mm512_set1_epi32(8)), b));
+}
 static inline float vec_total(vec a) { return _mm512_reduce_add_ps(a); }
 static inline float vec_highest(vec a) { return _mm512_reduce_max_ps(a); }
 

@@ -40,6 +40,16 @@ VEC vec_reverse(vec a) {
   return vextq_f32(pairs, pairs, 2);
 }
 static inline void vec_store(float *p, vec a) { vst1q_f32(p, a); }
+/* Two floats, again and again. */
+VEC vec_load_pair(const float *p) {
+  float32x2_t both = vld1_f32(p);
+  return vcombine_f32(both, both);
+}
+/* p[2 i] = lane i of a, p[2 i + 1] = that of b */
+static inline void vec_store_pairs(float *p, vec a, vec b) {
+  float32x4x2_t both = {{a, b}};
+  vst2q_f32(p, both);
+}
 static inline float vec_total(vec a) { return vaddvq_f32(a); }
 static inline float vec_highest(vec a) { return vmaxnmvq_f32(a); }
 

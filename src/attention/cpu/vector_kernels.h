@@ -152,8 +152,10 @@ static inline void accumulate_exact(int rows, int head_dim, int tokens, const fl
 
 /* ---- the rotating mean ---- */
 
-/* Floats per row that score_waves works in: the weight of every curve; and once, padded, the amplitudes at the page's centre. */
-static inline int wave_floats(const struct side_form *keys) { return 4 * wave_padded_pairs(keys->rotating_pairs) + WAVE_TERMS; }
+/* Floats that score_waves works in, per row of a block: the amplitudes at the page's centre, and the weight of every curve. */
+static inline int wave_floats(const struct side_form *keys) {
+  return 4 * wave_padded_pairs(keys->rotating_pairs) + 2 + WAVE_TERMS;
+}
 
 static inline size_t panel_bytes(int head_dim, const struct side_form *keys, const struct side_form *values) {
   int width = head_dim; /* floats for each of 64 rows or tokens: a page as floats, the waves of rows, gains and zeros of groups */
@@ -163,47 +165,54 @@ static inline size_t panel_bytes(int head_dim, const struct side_form *keys, con
   return sizeof(float) * PAGE_TOKENS * (size_t)width;
 }
 
-/* Amplitudes of one row at an angle of zero -> at the angle: [padded] of cos and [padded] of sin, of which padding is not
- * written. */
-INLINE void turn_waves(int pairs, int padded, const float *angle, const float *from, float *waves) {
+/* Amplitudes of one row at an angle of zero -> at the angle: (cos, sin) of every pair in turn. */
+INLINE void turn_waves(int pairs, const float *angle, const float *from, float *waves) {
   const float *restrict c = angle, *restrict s = angle + pairs;
   int k = 0;
   for (; k + LANES <= pairs; k += LANES) {
     vec a = vec_load(from + k), b = vec_load(from + pairs + k), cosine = vec_load(c + k), sine = vec_load(s + k);
-    vec_store(waves + k, vec_fma(a, cosine, vec_mul(b, sine)));
-    vec_store(waves + padded + k, vec_sub(vec_mul(b, cosine), vec_mul(a, sine)));
+    vec_store_pairs(waves + 2 * k, vec_fma(a, cosine, vec_mul(b, sine)), vec_sub(vec_mul(b, cosine), vec_mul(a, sine)));
   }
   for (; k < pairs; k++) {
     float a = from[k], b = from[pairs + k];
-    waves[k] = a * c[k] + b * s[k];
-    waves[padded + k] = b * c[k] - a * s[k];
+    waves[2 * k] = a * c[k] + b * s[k];
+    waves[2 * k + 1] = b * c[k] - a * s[k];
   }
 }
 
-/* The weights of the polynomials: sums over pairs of their amplitudes times the pair's terms. Even terms take the amplitudes of
- * cos, odd ones those of sin. */
-INLINE void project_waves(const struct wave_basis *basis, int padded, const float *waves, float *weights) {
-  for (int first = 0; first < WAVE_TERMS; first += LANES) {
-    vec sum[LANES];
-#pragma GCC unroll 16
-    for (int j = 0; j < LANES; j++) sum[j] = vec_zero();
-    for (int k = 0; k < padded; k += LANES) {
-      vec x[2] = {vec_load(waves + k), vec_load(waves + padded + k)};
-#pragma GCC unroll 16
-      for (int j = 0; j < LANES; j++) {
-        int term = first + j;
-        sum[j] = vec_fma(x[term >= WAVE_TERMS / 2], vec_load(basis->terms + term * padded + k), sum[j]);
+/* The weights of the polynomials, even and odd in turn: sums over slow pairs of their amplitudes times the pair's terms. Even
+ * terms take the amplitudes of cos, odd ones those of sin, which lie beside each other in the same order. */
+INLINE void project_waves(int rows, const struct wave_basis *basis, const float *waves, int waves_stride, float *weights,
+                          int weights_stride) {
+  enum { PER_TERM = WAVE_TERMS / LANES };
+  vec sum[2][BLOCK_ROWS][PER_TERM]; /* of every other pair, so that additions need not wait for each other */
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int i = 0; i < PER_TERM; i++) sum[0][r][i] = sum[1][r][i] = vec_zero();
+  const float *slow = waves + 2 * basis->fast;
+  for (int k = 0; k < wave_term_rows(basis); k += 2)
+#pragma GCC unroll 2
+    for (int odd = 0; odd < 2; odd++)
+#pragma GCC unroll 4
+      for (int i = 0; i < PER_TERM; i++) {
+        vec terms = vec_load(basis->terms + (k + odd) * WAVE_TERMS + i * LANES);
+        int set = rows <= 3 ? odd : 0; /* that of more rows are enough */
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+          sum[set][r][i] = vec_fma(vec_load_pair(slow + r * waves_stride + 2 * (k + odd)), terms, sum[set][r][i]);
       }
-    }
-    vec_store(weights + first, vec_sums(sum));
-  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int i = 0; i < PER_TERM; i++) vec_store(weights + r * weights_stride + i * LANES, vec_add(sum[0][r][i], sum[1][r][i]));
 }
 
 /* Sums over n curves, those of cos and even polynomials in `even`, those of sin and odd ones in `odd`, of WAVE_VECS vectors from
  * the centre of the page on. */
 #define WAVE_VECS (BLOCK_VECS / 2)
-INLINE void wave_steps(int rows, int n, const float *even_weights, const float *odd_weights, int stride, const float *even_curves,
-                       const float *odd_curves, vec even[BLOCK_ROWS][WAVE_VECS], vec odd[BLOCK_ROWS][WAVE_VECS]) {
+INLINE void wave_steps(int rows, int n, const float *weights, int stride, const float *even_curves, const float *odd_curves,
+                       vec even[BLOCK_ROWS][WAVE_VECS], vec odd[BLOCK_ROWS][WAVE_VECS]) {
   for (int k = 0; k < n; k++) {
     vec x[WAVE_VECS], y[WAVE_VECS];
 #pragma GCC unroll 4
@@ -213,7 +222,7 @@ INLINE void wave_steps(int rows, int n, const float *even_weights, const float *
     }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
-      vec a = vec_set(even_weights[r * stride + k]), b = vec_set(odd_weights[r * stride + k]);
+      vec a = vec_set(weights[r * stride + 2 * k]), b = vec_set(weights[r * stride + 2 * k + 1]);
 #pragma GCC unroll 4
       for (int v = 0; v < WAVE_VECS; v++) {
         even[r][v] = vec_fma(a, x[v], even[r][v]);
@@ -235,9 +244,8 @@ INLINE void wave_block(int rows, const struct wave_basis *basis, const float *we
 #pragma GCC unroll 4
       for (int v = 0; v < WAVE_VECS; v++) even[r][v] = odd[r][v] = vec_zero();
     const float *curve = basis->curve + HALF + t, *fast = curve + WAVE_TERMS * PAGE_TOKENS;
-    wave_steps(rows, TERMS, weights, weights + TERMS, stride, curve, curve + TERMS * PAGE_TOKENS, even, odd);
-    wave_steps(rows, basis->fast, weights + WAVE_TERMS, weights + WAVE_TERMS + basis->fast, stride, fast,
-               fast + basis->fast * PAGE_TOKENS, even, odd);
+    wave_steps(rows, TERMS, weights, stride, curve, curve + TERMS * PAGE_TOKENS, even, odd);
+    wave_steps(rows, basis->fast, weights + WAVE_TERMS, stride, fast, fast + basis->fast * PAGE_TOKENS, even, odd);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -250,23 +258,28 @@ INLINE void wave_block(int rows, const struct wave_basis *basis, const float *we
   }
 }
 
+INLINE void score_waves_block(int rows, const struct wave_basis *basis, const float *amplitudes, int amplitudes_stride,
+                              const float *angle, float *scores, float *panel) {
+  const int stride = 2 * wave_padded_pairs(basis->pairs) + 2; /* a pair of zeros may follow the last */
+  float *waves = panel, *weights = panel + BLOCK_ROWS * stride;
+  for (int r = 0; r < rows; r++) {
+    float *to = waves + r * stride;
+    turn_waves(basis->pairs, angle, amplitudes + r * amplitudes_stride, to);
+    to[2 * basis->pairs] = to[2 * basis->pairs + 1] = 0;
+    memcpy(weights + r * basis->curves + WAVE_TERMS, to, sizeof *to * (size_t)(2 * basis->fast));
+  }
+  project_waves(rows, basis, waves, stride, weights, basis->curves);
+  wave_block(rows, basis, weights, scores);
+}
+
 static inline void score_waves(const struct query_rows *queries, const struct side_form *form, const struct wave_basis *basis,
                                const float *angle, float *scores, float *panel) {
-  int rows = queries->rows, pairs = basis->pairs, fast = basis->fast, curves = basis->curves, padded = wave_padded_pairs(pairs);
-  float *waves = panel, *weights = panel + 2 * padded;
-  memset(waves, 0, sizeof *waves * (size_t)(2 * padded));
-  for (int r = 0; r < rows; r++) {
-    float *to = weights + r * curves;
-    turn_waves(pairs, padded, angle, queries->mapped + r * form_rows(form) + form_rotating_row(form), waves);
-    project_waves(basis, padded, waves, to);
-    memcpy(to + WAVE_TERMS, waves, sizeof *to * (size_t)fast);
-    memcpy(to + WAVE_TERMS + fast, waves + padded, sizeof *to * (size_t)fast);
-  }
+  int stride = form_rows(form), rows = queries->rows;
   for (int r = 0, n; r < rows; r += n) {
     n = rows - r < BLOCK_ROWS ? rows - r : BLOCK_ROWS;
-    const float *of = weights + r * curves;
+    const float *of = queries->mapped + r * stride + form_rotating_row(form);
     float *to = scores + r * PAGE_TOKENS;
-    WITH_CONSTANT(n, BLOCK_ROWS, wave_block(ROWS, basis, of, to));
+    WITH_CONSTANT(n, BLOCK_ROWS, score_waves_block(ROWS, basis, of, stride, angle, to, panel));
   }
 }
 
