@@ -1,8 +1,8 @@
 /*
  * bench/products.c - how fast the CPU backend multiplies weights, beside what the machine can do.
  *
- *   bench_products [--rows R] [--cols C] [--type T] [--n N] [--isa portable|avx2|avx512] [--threads T] [--megabytes M] [--repeat
- * K]
+ *   bench_products [--rows R] [--cols C] [--type T] [--n N] [--isa portable|avx2|avx512|neon-dot] [--threads T]
+ *     [--megabytes M] [--repeat K]
  *
  * One CSV line per type, number of tokens and layout of the weights: as in the file, and packed where the backend would rather
  * have that; without --n, 1 and 512 tokens. Weights of every line are `megabytes` of distinct

@@ -10,7 +10,11 @@
 static const struct level {
   oscar_isa isa;
   bool packed;
-} all_levels[] = {{OSCAR_ISA_PORTABLE, false}, {OSCAR_ISA_AVX2, false}, {OSCAR_ISA_AVX512, false}, {OSCAR_ISA_AVX512, true}};
+} all_levels[] = {{OSCAR_ISA_PORTABLE, false},
+                  {OSCAR_ISA_AVX2, false},
+                  {OSCAR_ISA_AVX512, false},
+                  {OSCAR_ISA_AVX512, true},
+                  {OSCAR_ISA_NEON_DOT, false}};
 static const struct level best_level = {OSCAR_ISA_AUTO, true};
 
 struct bench {
@@ -56,6 +60,8 @@ static void prepared_free(struct prepared *p) {
   if (p->mapping) assert_int_equal(munmap(p->mapping, p->mapped_bytes), 0);
 }
 
+static const struct dot_kernels *kernels_of(const struct bench *b) { return cpu_of(b->be)->kernels; }
+
 static float *product(struct bench *b, const struct weight *w, const float *bias, int n, const float *x) {
   float *y = malloc((size_t)(n * w->rows) * sizeof *y);
   assert_non_null(y);
@@ -67,25 +73,29 @@ static float *product(struct bench *b, const struct weight *w, const float *bias
   return y;
 }
 
-/*
- * What the integer kernels may differ by from the exact product: half a step of the activations (the peak that shares their scale
- * / 16256) for each weight, and float roundings (2^-24 each) of a sum whose terms are below largest_term * |x| and of which each
- * meets at most cols/16 + 40 additions.
- */
-static double few_tokens_bound(const struct weight *w, const double *row, const float *x) {
-  double steps = 0, magnitude = 0;
+/* Float roundings (2^-24 each) of a sum whose terms are below largest_term * |x| and of which each meets at most cols/16 + 40
+ * additions. */
+static double rounding_bound(const struct weight *w, const double *row, const float *x) {
+  double magnitude = 0;
   bool exact = weight_is_float(w->type);
-  for (int64_t k = 0; k < w->cols; k += SCALED) {
+  for (int64_t k = 0; k < w->cols; k++) magnitude += fabs((double)x[k]) * (exact ? fabs(row[k]) : largest_term(w->type));
+  return magnitude * 0x1p-24 * ((double)w->cols / 16 + 40);
+}
+
+/* What the integer kernels may differ by from the exact product: half a step of the activations (the peak that shares their scale
+ * / 16256) for each weight, and float roundings. */
+static double few_tokens_bound(const struct weight *w, const double *row, const float *x) {
+  double steps = 0;
+  for (int64_t k = 0; k < w->cols && !weight_is_float(w->type); k += SCALED) {
     int64_t count = w->cols - k < SCALED ? w->cols - k : SCALED;
     double peak = 0, weights = 0;
     for (int64_t i = 0; i < count; i++) {
       peak = fmax(peak, fabs((double)x[k + i]));
       weights += fabs(row[k + i]);
-      magnitude += fabs((double)x[k + i]) * (exact ? fabs(row[k + i]) : largest_term(w->type));
     }
-    if (!exact) steps += weights * peak / LARGEST_ACTIVE * 0.5001;
+    steps += weights * peak / LARGEST_ACTIVE * 0.5001;
   }
-  return steps + magnitude * 0x1p-24 * ((double)w->cols / 16 + 40);
+  return steps + rounding_bound(w, row, x);
 }
 
 static void check_few_tokens(struct bench *b, enum weight_type type, int64_t rows, int64_t cols, int n) {
@@ -111,10 +121,13 @@ static void check_few_tokens(struct bench *b, enum weight_type type, int64_t row
 
 static void every_kernel_agrees_with_double_precision(void **state) {
   (void)state;
-  static const int tokens[] = {1, 2, 3, 4, 7, 8, 9};
+  static const int tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
   for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
     struct bench b;
     if (!bench_open(&b, all_levels[i], 2)) continue;
+    char text[256];
+    b.be->ops->describe(b.be, text, sizeof text);
+    printf("%s\n", text);
     for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
       enum weight_type type = all_types[k];
       int elements;
@@ -132,6 +145,55 @@ static void every_kernel_agrees_with_double_precision(void **state) {
       check_few_tokens(&b, type, 67, 1536, 1);
       check_few_tokens(&b, type, 3, 16384, 30); /* activations in several rounds */
     }
+    bench_close(&b);
+  }
+}
+
+/* Kernels that are given the same quantized activations differ by roundings alone. Rows that are not asked for stay as they are.
+ */
+static void check_against_portable(struct bench *b, enum weight_type type, int64_t cols, int n) {
+  enum { ROWS = 7, FIRST = 1, LAST = 6 };
+  struct random_weight w = random_weight(type, ROWS, cols, (uint64_t)cols);
+  float *x = random_floats((size_t)(n * cols), (uint64_t)n), y[2][9 * ROWS];
+  double *exact = dequantized(&w.weight);
+  struct dot_input in = {.cols = cols, .n = n, .x = x, .chunks_per_token = (cols + CHUNK - 1) / CHUNK};
+  struct act_chunk *chunks = aligned_alloc(64, (size_t)(n * in.chunks_per_token) * sizeof *chunks);
+  assert_non_null(chunks);
+  for (int t = 0; t < n; t++)
+    for (int64_t k = 0; k < cols; k += CHUNK)
+      dot_portable.quantize(x + t * cols + k, cols - k < CHUNK ? (int)(cols - k) : CHUNK,
+                            chunks + t * in.chunks_per_token + k / CHUNK);
+  in.chunks = chunks;
+  for (int i = 0; i < 2 * n * ROWS; i++) y[i / (n * ROWS)][i % (n * ROWS)] = NAN;
+  dot_portable.rows[type](&w.weight, FIRST, LAST, &in, y[0]);
+  kernels_of(b)->rows[type](&w.weight, FIRST, LAST, &in, y[1]);
+  for (int i = 0; i < n * ROWS; i++) {
+    int r = i % ROWS, t = i / ROWS;
+    if (r < FIRST || r >= LAST)
+      assert_true(isnan(y[1][i]));
+    else if (!(fabs((double)y[1][i] - (double)y[0][i]) <= 2 * rounding_bound(&w.weight, exact + r * cols, x + t * cols)))
+      fail_msg("%s %s, %lld columns, token %d of %d, row %d: %.9g, portable %.9g", kernels_of(b)->name,
+               weight_type_name((int)type), (long long)cols, t, n, r, (double)y[1][i], (double)y[0][i]);
+  }
+  free(chunks);
+  free(exact);
+  free(x);
+  random_weight_free(&w);
+}
+
+static void every_kernel_agrees_with_the_portable_one(void **state) {
+  (void)state;
+  for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
+    struct bench b;
+    if (!bench_open(&b, all_levels[i], 1)) continue;
+    for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++)
+      for (int n = 1; n <= 9; n++) {
+        int elements;
+        size_t bytes;
+        weight_block(all_types[k], &elements, &bytes);
+        check_against_portable(&b, all_types[k], elements == 1 ? 261 : elements * 11, n);
+        check_against_portable(&b, all_types[k], 768, n);
+      }
     bench_close(&b);
   }
 }
@@ -201,14 +263,28 @@ static void integer_products_are_exact_on_every_instruction_set(void **state) {
   }
 }
 
+static void check_quantized(struct level level, const float *x, int count, const struct act_chunk *plain) {
+  struct bench b;
+  if (!bench_open(&b, level, 1)) return;
+  struct act_chunk other;
+  kernels_of(&b)->quantize(x, count, &other);
+  assert_memory_equal(plain->high, other.high, sizeof other.high);
+  assert_memory_equal(plain->low, other.low, sizeof other.low);
+  for (int r = 0; r < CHUNK_RUNS; r++) {
+    assert_true(plain->scale[r] == other.scale[r] || (isnan(plain->scale[r]) && isnan(other.scale[r])));
+    assert_true(plain->sum[r] == other.sum[r] || (isnan(plain->sum[r]) && isnan(other.sum[r])));
+  }
+  bench_close(&b);
+}
+
 static void activations_are_quantized_to_the_same_bits_everywhere(void **state) {
   (void)state;
   float *x = random_floats(CHUNK, 5);
-  x[3] = 1e30f, x[40] = 0, x[70] = -1e-20f, x[90] = NAN, x[130] = -INFINITY;
+  x[3] = 1e30f, x[40] = 0, x[70] = -1e-20f, x[90] = nanf("0x12345"), x[130] = -INFINITY;
   for (int i = 160; i < 192; i++) x[i] = i % 2 ? 1e-40f : 0; /* below what is worth scaling */
   static const int counts[] = {1, 17, 100, 255, CHUNK};
   for (size_t i = 0; i < ARRAY_LENGTH(counts); i++) {
-    struct act_chunk plain, other;
+    struct act_chunk plain;
     dot_portable.quantize(x, counts[i], &plain);
     for (int k = 0; k < CHUNK; k++) {
       int v = 128 * plain.high[k] + plain.low[k];
@@ -221,23 +297,7 @@ static void activations_are_quantized_to_the_same_bits_everywhere(void **state) 
         assert_true(fabs((double)scale * v - (double)value) <= 0.5001 * (double)scale + 1e-30);
       }
     }
-#if defined(__x86_64__)
-    struct cpu_features cpu;
-    cpu_detect(&cpu);
-    const struct dot_kernels *vector[] = {cpu.avx2 && cpu.fma && cpu.f16c ? &dot_avx2 : NULL, cpu.avx512 ? &dot_avx512 : NULL};
-    for (size_t v = 0; v < ARRAY_LENGTH(vector); v++) {
-      if (!vector[v]) continue;
-      vector[v]->quantize(x, counts[i], &other);
-      assert_memory_equal(plain.high, other.high, sizeof plain.high);
-      assert_memory_equal(plain.low, other.low, sizeof plain.low);
-      for (int r = 0; r < CHUNK_RUNS; r++) {
-        assert_true(plain.scale[r] == other.scale[r] || (isnan(plain.scale[r]) && isnan(other.scale[r])));
-        assert_true(plain.sum[r] == other.sum[r] || (isnan(plain.sum[r]) && isnan(other.sum[r])));
-      }
-    }
-#else
-    (void)other;
-#endif
+    for (size_t k = 0; k < ARRAY_LENGTH(all_levels); k++) check_quantized(all_levels[k], x, counts[i], &plain);
   }
   free(x);
 }
@@ -467,19 +527,67 @@ static void results_do_not_depend_on_threads_or_neighbouring_tokens(void **state
   }
 }
 
-static void non_finite_activations_reach_the_result(void **state) {
+static const float not_finite[] = {NAN, INFINITY, -INFINITY};
+
+static bool is_finite(float x) { return !isnan(x) && !isinf(x); }
+
+static void non_finite_activations_reach_the_results_of_their_token(void **state) {
   (void)state;
-  static const float bad[] = {NAN, INFINITY, -INFINITY};
+  enum { N = 3, ROWS = 3, BAD_TOKEN = 1 };
   for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
     struct bench b;
     if (!bench_open(&b, all_levels[i], 1)) continue;
     for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++)
-      for (size_t j = 0; j < ARRAY_LENGTH(bad); j++) {
-        struct random_weight w = random_weight(all_types[k], 3, 256, k);
-        float *x = random_floats(256, 8);
-        x[100] = bad[j];
-        float *y = product(&b, &w.weight, NULL, 1, x);
-        for (int r = 0; r < 3; r++) assert_true(isnan(y[r]) || isinf(y[r]));
+      for (size_t j = 0; j < ARRAY_LENGTH(not_finite); j++) {
+        struct random_weight w = random_weight(all_types[k], ROWS, 256, k);
+        float *x = random_floats((size_t)N * 256, 8);
+        x[BAD_TOKEN * 256 + 100] = not_finite[j];
+        float *y = product(&b, &w.weight, NULL, N, x);
+        for (int t = 0; t < N; t++)
+          for (int r = 0; r < ROWS; r++) assert_true(is_finite(y[t * ROWS + r]) == (t != BAD_TOKEN));
+        free(y);
+        free(x);
+        random_weight_free(&w);
+      }
+    bench_close(&b);
+  }
+}
+
+/* The scale of the first block of a row, or its minimum; of float weights, the first element. */
+static void put_non_finite(struct random_weight *w, int64_t row, bool minimum, float value) {
+  int elements;
+  size_t bytes;
+  weight_block(w->weight.type, &elements, &bytes);
+  size_t last_page = (size_t)sysconf(_SC_PAGESIZE), row_bytes = (size_t)(w->weight.cols / elements) * bytes;
+  uint8_t *block = (uint8_t *)w->mapping + w->mapped_bytes - last_page - (size_t)(w->weight.rows - row) * row_bytes;
+  uint16_t brain = f32_to_bf16(value);
+  if (w->weight.type == WEIGHT_F32)
+    memcpy(block, &value, sizeof value);
+  else if (w->weight.type == WEIGHT_BF16)
+    memcpy(block, &brain, sizeof brain);
+  else
+    put_half(block + (w->weight.type == WEIGHT_Q6_K ? 208 : minimum ? 2 : 0), value);
+}
+
+static bool has_minimum(enum weight_type type) {
+  return type == WEIGHT_Q4_1 || type == WEIGHT_Q5_1 || type == WEIGHT_Q4_K || type == WEIGHT_Q5_K;
+}
+
+static void non_finite_weights_reach_the_results_of_their_row(void **state) {
+  (void)state;
+  enum { N = 3, ROWS = 5, BAD_ROW = 2 };
+  for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
+    struct bench b;
+    if (!bench_open(&b, all_levels[i], 1)) continue;
+    for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++)
+      for (size_t j = 0; j < ARRAY_LENGTH(not_finite) * (has_minimum(all_types[k]) ? 2 : 1); j++) {
+        int64_t cols = 512;
+        struct random_weight w = random_weight(all_types[k], ROWS, cols, k);
+        put_non_finite(&w, BAD_ROW, j >= ARRAY_LENGTH(not_finite), not_finite[j % ARRAY_LENGTH(not_finite)]);
+        float *x = random_floats((size_t)(N * cols), 8);
+        float *y = product(&b, &w.weight, NULL, N, x);
+        for (int t = 0; t < N; t++)
+          for (int r = 0; r < ROWS; r++) assert_true(is_finite(y[t * ROWS + r]) == (r != BAD_ROW));
         free(y);
         free(x);
         random_weight_free(&w);
@@ -622,6 +730,7 @@ static void running_out_of_memory_is_survived(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_kernel_agrees_with_double_precision),
+      cmocka_unit_test(every_kernel_agrees_with_the_portable_one),
       cmocka_unit_test(integer_products_are_exact_on_every_instruction_set),
       cmocka_unit_test(activations_are_quantized_to_the_same_bits_everywhere),
       cmocka_unit_test(expanded_weights_equal_the_definition_bit_for_bit),
@@ -630,7 +739,8 @@ int main(void) {
       cmocka_unit_test(weights_larger_than_a_panel_are_multiplied_in_parts),
       cmocka_unit_test(all_weights_of_a_call_share_the_input_and_take_their_own_bias),
       cmocka_unit_test(results_do_not_depend_on_threads_or_neighbouring_tokens),
-      cmocka_unit_test(non_finite_activations_reach_the_result),
+      cmocka_unit_test(non_finite_activations_reach_the_results_of_their_token),
+      cmocka_unit_test(non_finite_weights_reach_the_results_of_their_row),
       cmocka_unit_test(embedding_rows_are_dequantized),
       cmocka_unit_test(unusable_weights_are_refused_by_name),
       cmocka_unit_test(running_out_of_memory_is_survived),

@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct CMUnitTest {
   const char *name;
@@ -28,8 +29,16 @@ struct CMUnitTest {
   do {                                                                                                                           \
     if (!(condition)) fail_msg("%s", #condition);                                                                                \
   } while (0)
-#define assert_non_null(pointer) assert_true((pointer) != NULL)
-#define assert_int_equal(a, b)   assert_true((a) == (b))
+#define assert_non_null(pointer)         assert_true((pointer) != NULL)
+#define assert_int_equal(a, b)           assert_true((a) == (b))
+#define assert_memory_equal(a, b, bytes) assert_true(memcmp(a, b, bytes) == 0)
+
+/* In the function of a test itself, not in what that calls. */
+#define skip()                                                                                                                   \
+  do {                                                                                                                           \
+    puts("  skipped");                                                                                                           \
+    return;                                                                                                                      \
+  } while (0)
 
 #define cmocka_run_group_tests(tests, setup, teardown) run_tests(tests, sizeof(tests) / sizeof((tests)[0]), setup)
 static inline int run_tests(const struct CMUnitTest *tests, size_t count, int (*setup)(void **state)) {

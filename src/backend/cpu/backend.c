@@ -108,6 +108,8 @@ static const struct dot_kernels *choose_kernels(const struct cpu_features *cpu) 
 #if defined(__x86_64__)
   if (cpu_has(cpu, OSCAR_ISA_AVX512)) return &dot_avx512;
   if (cpu_has(cpu, OSCAR_ISA_AVX2)) return &dot_avx2;
+#elif defined(__aarch64__)
+  if (cpu_has(cpu, OSCAR_ISA_NEON_DOT)) return &dot_neon;
 #endif
   (void)cpu;
   return &dot_portable;

@@ -20,7 +20,6 @@
 
 #include "backend/backend.h"
 
-#include <float.h>
 #include <string.h>
 
 #define CHUNK          256 /* elements that a kernel handles at a time: a super-block, or eight small blocks */
@@ -75,7 +74,7 @@ struct dot_kernels {
   void (*round_bf16)(const float *x, size_t count, uint16_t *out);
 };
 
-extern const struct dot_kernels dot_portable, dot_avx2, dot_avx512;
+extern const struct dot_kernels dot_portable, dot_avx2, dot_avx512, dot_neon;
 
 /*
  * Asks for the bytes that a kernel will need a little later. Left alone, a core's prefetcher stays so close ahead that a product
@@ -103,50 +102,75 @@ static inline bool weight_is_float(enum weight_type type) {
  * The quantization itself, compiled once per instruction set; the operations are exact or correctly rounded, so all give the
  * same bits. Two runs, the 32 elements of a small block, share a scale. If a value is not finite they become NaN as a whole: it
  * must not disappear.
+ *
+ * A peak is known by its bits, because magnitudes of floats are ordered as their bits are.
  */
-static inline float peak_of(const float *x, int n) {
+static inline bool run_is_finite(uint32_t peak_bits) { return peak_bits < 0x7F800000u; }
+
+/* What values of a run are multiplied by. Below 2^-100 it would overflow, and nothing would be seen of the result. */
+static inline float run_inverse(uint32_t peak_bits) {
+  float peak;
+  memcpy(&peak, &peak_bits, sizeof peak);
+  return run_is_finite(peak_bits) && peak > 0x1p-100f ? (float)LARGEST_ACTIVE / peak : 0;
+}
+
+static inline float run_scale(uint32_t peak_bits, float inverse) {
+  float peak;
+  memcpy(&peak, &peak_bits, sizeof peak);
+  return run_is_finite(peak_bits) ? (inverse != 0 ? peak / (float)LARGEST_ACTIVE : 0) : peak - peak;
+}
+
+/* Added to a float, 1.5 * 2^23 rounds it to an integer (to even) in the low bits of the sum, whose other bits are these. */
+#define ROUNDING_SHIFT      12582912.0f
+#define ROUNDING_SHIFT_BITS 0x4B400000u
+
+static inline uint32_t peak_of(const float *x, int n) {
   uint32_t peak_bits = 0;
   for (int i = 0; i < n; i++) {
     uint32_t u;
     memcpy(&u, x + i, sizeof u);
-    u &= 0x7FFFFFFFu; /* magnitudes of floats are ordered as their bits are */
+    u &= 0x7FFFFFFFu;
     peak_bits = u > peak_bits ? u : peak_bits;
   }
-  float peak;
-  memcpy(&peak, &peak_bits, sizeof peak);
-  return peak;
+  return peak_bits;
 }
 
-static inline void quantize_run(const float *x, float peak, int8_t *high, int8_t *low, float *scale, float *sum) {
-  bool finite = peak <= FLT_MAX;
-  /* Below 2^-100 the inverse would overflow, and nothing would be seen of the result. */
-  float inverse = finite && peak > 0x1p-100f ? (float)LARGEST_ACTIVE / peak : 0;
+static inline void quantize_run(const float *x, uint32_t peak_bits, int8_t *high, int8_t *low, float *scale, float *sum) {
+  uint32_t kept = run_is_finite(peak_bits) ? UINT32_MAX : 0; /* as a mask, which compilers can keep in vectors */
+  float inverse = run_inverse(peak_bits);
   int32_t total = 0;
   for (int i = 0; i < RUN; i++) {
-    /* Adding 1.5 * 2^23 rounds to an integer (to even) in the low bits of the sum. */
-    float shifted = (finite ? x[i] : 0) * inverse + 12582912.0f;
     uint32_t u;
+    float value, shifted;
+    memcpy(&u, x + i, sizeof u);
+    u &= kept;
+    memcpy(&value, &u, sizeof value);
+    shifted = value * inverse + ROUNDING_SHIFT;
     memcpy(&u, &shifted, sizeof u);
-    int32_t v = (int32_t)(u - 0x4B400000u);
+    int32_t v = (int32_t)(u - ROUNDING_SHIFT_BITS);
     int32_t h = (v + 64) >> 7;
     high[i] = (int8_t)h;
     low[i] = (int8_t)(v - h * 128);
     total += v;
   }
-  *scale = finite ? (inverse != 0 ? peak / (float)LARGEST_ACTIVE : 0) : peak - peak;
+  *scale = run_scale(peak_bits, inverse);
   *sum = *scale * (float)total;
+}
+
+/* A whole chunk: x itself, or a copy followed by zeros. */
+static inline const float *pad_chunk(const float *x, int count, float padded[CHUNK]) {
+  if (count >= CHUNK) return x;
+  memset(padded, 0, CHUNK * sizeof *padded);
+  memcpy(padded, x, (size_t)count * sizeof *x);
+  return padded;
 }
 
 static inline void quantize_chunk_inline(const float *x, int count, struct act_chunk *chunk) {
   float padded[CHUNK];
-  if (count < CHUNK) {
-    memset(padded, 0, sizeof padded);
-    memcpy(padded, x, (size_t)count * sizeof *x);
-    x = padded;
-  }
+  x = pad_chunk(x, count, padded);
   for (int r = 0; r < CHUNK_RUNS; r++) {
-    float peak = peak_of(x + RUN * (r & ~1), SCALED);
-    quantize_run(x + RUN * r, peak, chunk->high + RUN * r, chunk->low + RUN * r, chunk->scale + r, chunk->sum + r);
+    uint32_t peak_bits = peak_of(x + RUN * r / SCALED * SCALED, SCALED);
+    quantize_run(x + RUN * r, peak_bits, chunk->high + RUN * r, chunk->low + RUN * r, chunk->scale + r, chunk->sum + r);
   }
 }
 
