@@ -190,7 +190,7 @@ int main(int argc, char **argv) {
     if (many && s.rows >= MANY_ROWS) measure(kernels, many, &s);
   }
   free(q), free(s.mapped), free(s.angle), free(s.scores), free(s.p), free(s.out), free(s.side), free(s.exact), free(s.states);
-  free(s.basis.tiles), free(mean);
+  free(s.basis.curve), free(mean);
   oscar_codec_release(codec);
   oscar_rope_release(rope);
   oscar_context_free(context);

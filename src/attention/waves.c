@@ -12,13 +12,10 @@ static int count_fast(const oscar_codec_spec *spec) {
   return fast;
 }
 
-static size_t tile_elements(int curves) { return (size_t)wave_tile_blocks(curves) * 4 * 512; }
-
 size_t wave_basis_bytes(const oscar_codec_spec *spec) {
   int fast = count_fast(spec), curves = WAVE_TERMS + 2 * fast;
-  size_t floats = (size_t)(2 * (spec->rotating_pairs - fast) + 1) * WAVE_TERMS;
-  floats += (size_t)curves * PAGE_TOKENS;
-  return round_up(floats * sizeof(float) + 2 * tile_elements(curves) * sizeof(uint16_t), 64);
+  size_t floats = (size_t)(spec->rotating_pairs - fast + 1) * WAVE_TERMS + (size_t)curves * PAGE_TOKENS;
+  return round_up(floats * sizeof(float), 64);
 }
 
 /* Coefficients of cos(angle x) at even places and of sin(angle x) at odd ones: discrete cosine sums over the zeros of T_NODES.
@@ -41,7 +38,7 @@ static void make_series(double angle, double nodes[WAVE_TERMS][NODES], float *se
   for (int j = 0; j < WAVE_TERMS; j++) {
     double sum = 0;
     for (int i = 0; i < NODES; i++) sum += curve[j % 2][i] * nodes[j][i];
-    series[j % 2 * (WAVE_TERMS / 2) + j / 2] = (float)(sum * (j ? 2 : 1) / NODES);
+    series[j] = (float)(sum * (j ? 2 : 1) / NODES);
   }
 }
 
@@ -57,26 +54,11 @@ static void make_polynomials(float *curve) {
   }
 }
 
-/* Curve k at token t is element (k % 32) / 2 * 32 + t % 16 * 2 + k % 2 of tile (k / 32, t / 16). */
-static void make_tiles(const float *curve, int curves, uint16_t *tiles) {
-  uint16_t *low = tiles + tile_elements(curves);
-  memset(tiles, 0, 2 * tile_elements(curves) * sizeof *tiles);
-  for (int k = 0; k < curves; k++)
-    for (int t = 0; t < PAGE_TOKENS; t++) {
-      float x = curve[k * PAGE_TOKENS + t];
-      size_t at = (size_t)((k / 32 * 4 + t / 16) * 512 + k % 32 / 2 * 32 + t % 16 * 2 + k % 2);
-      tiles[at] = f32_to_bf16(x);
-      low[at] = f32_to_bf16(x - bf16_to_f32(tiles[at]));
-    }
-}
-
 struct wave_basis wave_basis_make(const oscar_codec_spec *spec, void *memory) {
   struct wave_basis w = {.pairs = spec->rotating_pairs, .fast = count_fast(spec)};
   w.curves = WAVE_TERMS + 2 * w.fast;
-  w.tiles = memory;
-  w.curve = (float *)(void *)(w.tiles + 2 * tile_elements(w.curves));
+  w.curve = memory;
   w.terms = w.curve + w.curves * PAGE_TOKENS;
-  w.series = w.terms + WAVE_TERMS * wave_term_rows(&w);
   memset(w.terms, 0, sizeof *w.terms * (size_t)(WAVE_TERMS * wave_term_rows(&w)));
   make_polynomials(w.curve);
   double nodes[WAVE_TERMS][NODES];
@@ -84,16 +66,12 @@ struct wave_basis wave_basis_make(const oscar_codec_spec *spec, void *memory) {
   for (int k = 0; k < w.pairs; k++) {
     int pair = spec->rotating_pair[k];
     if (k >= w.fast) {
-      float *series = w.series + (k - w.fast) * WAVE_TERMS;
-      make_series((double)spec->rope->spec.frequencies[pair] * ROPE_CENTRE, nodes, series);
-      float *terms = w.terms + (k - w.fast) * WAVE_TERMS;
-      for (int j = 0; j < WAVE_TERMS; j++) terms[j % (WAVE_TERMS / 2) * 2 + j / (WAVE_TERMS / 2)] = series[j];
+      make_series((double)spec->rope->spec.frequencies[pair] * ROPE_CENTRE, nodes, w.terms + (k - w.fast) * WAVE_TERMS);
     } else {
       const float *table = rope_cosines(spec->rope, pair);
       memcpy(w.curve + (WAVE_TERMS + k) * PAGE_TOKENS, table, PAGE_TOKENS * sizeof *table);
       memcpy(w.curve + (WAVE_TERMS + w.fast + k) * PAGE_TOKENS, table + PAGE_TOKENS, PAGE_TOKENS * sizeof *table);
     }
   }
-  make_tiles(w.curve, w.curves, w.tiles);
   return w;
 }

@@ -20,10 +20,8 @@
 struct wave_basis { /* of one head's keys */
   int pairs, fast;  /* the first `fast` pairs of the codec have curves of their own */
   int curves;       /* WAVE_TERMS + 2 fast */
-  float *series;    /* [pairs - fast][WAVE_TERMS] */
   float *terms; /* [slow pairs, an even number][WAVE_TERMS]: the same, even and odd terms in turn, with a row of 0 at the end */
   float *curve; /* [curves][64]: the polynomials, then the cos of every fast pair, then the sin */
-  uint16_t *tiles; /* the curves as tiles (matrix_kernels.h): [high, low][blocks of 32 curves][4 blocks of 16 tokens][512] */
 };
 
 /* Bytes of the arrays of one basis, a multiple of 64. */
@@ -33,6 +31,5 @@ struct wave_basis wave_basis_make(const oscar_codec_spec *spec, void *memory);
 
 static inline int wave_term_rows(const struct wave_basis *w) { return (w->pairs - w->fast + 1) / 2 * 2; }
 static inline int wave_padded_pairs(int pairs) { return (pairs + 15) / 16 * 16; }
-static inline int wave_tile_blocks(int curves) { return (curves + 31) / 32; }
 
 #endif

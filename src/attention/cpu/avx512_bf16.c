@@ -46,15 +46,10 @@ INLINE void product(int row_blocks, int col_blocks, int chunks, const struct ter
   }
 }
 
-static size_t mixed_panel_bytes(int head_dim, const struct side_form *keys, const struct side_form *values) {
-  size_t vectors = panel_bytes(head_dim, keys, values), tiles = matrix_panel_bytes(head_dim, keys, values);
-  return vectors > tiles ? vectors : tiles;
-}
-
 const struct page_kernels page_kernels_avx512_bf16 = {
     .name = "AVX512-BF16",
     .row_block = 16,
-    .panel_bytes = mixed_panel_bytes,
+    .panel_bytes = matrix_panel_bytes,
     .prepared_bytes = prepared_bytes,
     .prepare_queries = prepare_queries,
     .score_exact = score_exact,

@@ -6,10 +6,10 @@
  *   - An exact page is laid out anew: keys by transposing pairs of channels, values by interleaving tokens.
  *   - Codes need no arithmetic: a crumb, counted from the middle where z is not stored (-1.5 .. 1.5), is one of four BF16
  * numbers. Gains are not part of a product: scores are made per group and then multiplied, probabilities are multiplied before.
- *   - The rotating mean (waves.h) is two products: the weights of the curves from the amplitudes at position 0, by a matrix that
- *     depends on the page only; and the scores from the weights.
- * Queries, amplitudes, weights and curves are sums of two BF16 numbers, high and low, which keeps 16 bits of them. Probabilities
- * are one BF16 number: what their rounding adds is far below what codes, or BF16 values, already cost.
+ * The rotating mean stays with the vector kernels: as two products it took 1.6 times as long with head dimension 64 and as long
+ * with 128 (Sapphire Rapids, AMX).
+ * Queries are sums of two BF16 numbers, high and low, which keeps 16 bits of them. Probabilities are one BF16 number: what their
+ * rounding adds is far below what codes, or BF16 values, already cost.
  *
  * The including file defines
  *   product(row_blocks, col_blocks, chunks, terms, n, a_stride, b_stride, c, c_stride, add)
@@ -19,15 +19,10 @@
 #ifndef OSCAR_ATTENTION_MATRIX_KERNELS_H
 #define OSCAR_ATTENTION_MATRIX_KERNELS_H
 
-#include "attention/kernels.h"
-#include "base/transpose16.h"
+#include "attention/cpu/avx512_vectors.h"
 
-#include <immintrin.h>
-#include <string.h>
+#include "attention/cpu/vector_kernels.h"
 
-#ifndef INLINE
-#define INLINE static inline __attribute__((always_inline))
-#endif
 #define TILE         512 /* elements of a tile on the right */
 #define GROUP_BATCH  4   /* groups whose scores are kept at a time */
 #define TOKEN_BLOCKS (PAGE_TOKENS / 16)
@@ -65,8 +60,8 @@ static inline int blocks_of_32(int n) { return (n + 31) / 32; }
 /* ---- where things are: a prepared row, in elements, and the panel, in bytes ---- */
 
 struct prepared_row {
-  int q, crumbs, waves; /* of the high parts; the low ones follow after the sizes below */
-  int q_size, crumbs_size, waves_size;
+  int q, crumbs; /* of the high parts; the low ones follow after the sizes below */
+  int q_size, crumbs_size;
 };
 
 static inline struct prepared_row prepared_row(int head_dim, const struct side_form *keys) {
@@ -74,14 +69,12 @@ static inline struct prepared_row prepared_row(int head_dim, const struct side_f
   p.crumbs = 2 * p.q_size;
   /* The last block of a group may reach 16 elements into what follows it, where tiles are zero. */
   p.crumbs_size = keys ? blocks_of_32(keys->crumbs + 16) * 32 : 0;
-  p.waves = p.crumbs + 2 * p.crumbs_size;
-  p.waves_size = keys ? blocks_of_32(2 * keys->rotating_pairs) * 32 : 0;
   return p;
 }
 
 static inline size_t matrix_prepared_bytes(int head_dim, const struct side_form *keys) {
   struct prepared_row p = prepared_row(head_dim, keys);
-  return sizeof(uint16_t) * (size_t)(p.waves + 2 * p.waves_size);
+  return sizeof(uint16_t) * (size_t)(p.crumbs + 2 * p.crumbs_size);
 }
 
 /* Blocks of 32 that the groups of a side take, each group starting a new one. */
@@ -92,30 +85,25 @@ static inline int group_chunks(const struct side_form *f) {
 }
 
 struct panel {
-  uint16_t *tiles;   /* of a page's keys or values, or of the matrix from amplitudes to weights */
-  float *sums;       /* [GROUP_BATCH][32][32]; or [64][curves], the weights of curves */
+  uint16_t *tiles;   /* of a page's keys or values */
+  float *sums;       /* [GROUP_BATCH][32][32] */
   float *gains;      /* [groups][64] */
-  uint16_t *weights; /* [64][64] probabilities; or [high, low][64][curves], the weights of curves */
+  uint16_t *weights; /* [64][64] probabilities */
 };
 
 static inline size_t divide_panel(int head_dim, const struct side_form *keys, const struct side_form *values, uint8_t *memory,
                                   struct panel *panel) {
-  size_t tiles = (size_t)blocks_of_32(head_dim) * TOKEN_BLOCKS, groups = 1, curves = 0;
+  size_t tiles = (size_t)blocks_of_32(head_dim) * TOKEN_BLOCKS, groups = 1;
   size_t value_tiles = (size_t)blocks_of_16(head_dim) * 2;
   if (keys) {
     size_t coded = (size_t)group_chunks(keys) * TOKEN_BLOCKS;
-    curves = round_up((size_t)(WAVE_TERMS + 2 * keys->rotating_pairs), 32);
-    size_t matrix = (size_t)blocks_of_32(2 * keys->rotating_pairs) * (curves / 16) * 2;
     if (coded > tiles) tiles = coded;
-    if (matrix > tiles) tiles = matrix;
     groups = (size_t)keys->groups;
   }
   if (values && (size_t)(2 * values->crumbs / 16) > value_tiles) value_tiles = (size_t)(2 * values->crumbs / 16);
   if (value_tiles > tiles) tiles = value_tiles;
   if (values && (size_t)values->groups > groups) groups = (size_t)values->groups;
   size_t sums = sizeof(float) * GROUP_BATCH * 32 * 32, weights = sizeof(uint16_t) * MAX_ROWS * PAGE_TOKENS;
-  if (sizeof(float) * MAX_ROWS * curves > sums) sums = sizeof(float) * MAX_ROWS * curves;
-  if (sizeof(uint16_t) * 2 * MAX_ROWS * curves > weights) weights = sizeof(uint16_t) * 2 * MAX_ROWS * curves;
   size_t tile_bytes = sizeof(uint16_t) * TILE * tiles, gain_bytes = sizeof(float) * PAGE_TOKENS * groups;
   if (panel) {
     panel->tiles = (uint16_t *)(void *)memory;
@@ -126,8 +114,10 @@ static inline size_t divide_panel(int head_dim, const struct side_form *keys, co
   return tile_bytes + sums + gain_bytes + weights;
 }
 
+/* The kernels here take turns with vector kernels in the same panel. */
 static inline size_t matrix_panel_bytes(int head_dim, const struct side_form *keys, const struct side_form *values) {
-  return divide_panel(head_dim, keys, values, NULL, NULL);
+  size_t vectors = panel_bytes(head_dim, keys, values), tiles = divide_panel(head_dim, keys, values, NULL, NULL);
+  return vectors > tiles ? vectors : tiles;
 }
 
 static inline struct panel panel_at(int head_dim, const struct side_form *keys, const struct side_form *values, float *memory) {
@@ -159,15 +149,7 @@ static inline void matrix_prepare_queries(const struct query_rows *queries, cons
     uint16_t *row = (uint16_t *)(void *)prepared;
     split_row(d, queries->q + r * d, row + at.q, at.q_size);
     if (!queries->mapped) continue;
-    const float *mapped = queries->mapped + r * form_rows(keys), *a = mapped + form_rotating_row(keys);
-    split_row(keys->crumbs, mapped, row + at.crumbs, at.crumbs_size);
-    for (int k = 0; k < keys->rotating_pairs; k++)
-      for (int i = 0; i < 2; i++) { /* amplitudes of cos and sin beside each other */
-        float x = a[k + i * keys->rotating_pairs];
-        uint16_t *high = row + at.waves + 2 * k + i;
-        *high = f32_to_bf16(x);
-        high[at.waves_size] = f32_to_bf16(x - bf16_to_f32(*high));
-      }
+    split_row(keys->crumbs, queries->mapped + r * form_rows(keys), row + at.crumbs, at.crumbs_size);
   }
 }
 
@@ -363,71 +345,12 @@ static inline void matrix_accumulate_coded(int rows, const struct side_form *f, 
   }
 }
 
-/* ---- the rotating mean ---- */
-
-/* Rows 2 i and 2 i + 1 of a right matrix, 16 columns, as two BF16 each: cut to the upper half, and what that leaves, rounded. */
-INLINE void store_pair(__m512 x, __m512 y, uint16_t *high, uint16_t *low) {
-  const __m512i upper = _mm512_set1_epi32((int)0xFFFF0000u);
-  __m512i a = _mm512_castps_si512(x), b = _mm512_castps_si512(y);
-  _mm512_store_si512(high, _mm512_or_si512(_mm512_srli_epi32(a, 16), _mm512_and_si512(b, upper)));
-  __m512 rest_x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_and_si512(a, upper)));
-  __m512 rest_y = _mm512_sub_ps(y, _mm512_castsi512_ps(_mm512_and_si512(b, upper)));
-  _mm512_store_si512(low, _mm512_or_si512(_mm512_cvtepu16_epi32(to_bf16(rest_x)),
-                                          _mm512_slli_epi32(_mm512_cvtepu16_epi32(to_bf16(rest_y)), 16)));
-}
-
-/* The matrix [2 pairs][curves] from amplitudes at position 0, cos and sin of a pair beside each other, to the weights of curves
- * on the page with these angles. Its first block of columns are the polynomials; a fast pair has two columns of its own. */
-static inline void make_matrix(const struct wave_basis *basis, const float *angle, int col_blocks, uint16_t *high,
-                               uint16_t *low) {
-  int pairs = basis->pairs, fast = basis->fast;
-  memset(high, 0, sizeof *high * (size_t)(blocks_of_32(2 * pairs) * col_blocks) * TILE);
-  memset(low, 0, sizeof *low * (size_t)(blocks_of_32(2 * pairs) * col_blocks) * TILE);
-  for (int k = 0; k < pairs; k++) {
-    float c = angle[k], s = angle[pairs + k];
-    int at = k / 16 * col_blocks * TILE + k % 16 * 32;
-    if (k >= fast) {
-      __m512 series = _mm512_loadu_ps(basis->series + (k - fast) * WAVE_TERMS);
-      __m512 x = _mm512_mask_blend_ps(0xFF00, _mm512_set1_ps(c), _mm512_set1_ps(-s));
-      __m512 y = _mm512_mask_blend_ps(0xFF00, _mm512_set1_ps(s), _mm512_set1_ps(c));
-      store_pair(_mm512_mul_ps(series, x), _mm512_mul_ps(series, y), high + at, low + at);
-      continue;
-    }
-    const float column[2][2] = {{c, s}, {-s, c}}; /* of the curve of cos, of that of sin: what either amplitude gives */
-    for (int i = 0; i < 2; i++)
-      for (int j = 0; j < 2; j++) {
-        int curve = WAVE_TERMS + k + i * fast, place = at + curve / 16 * TILE + curve % 16 * 2 + j;
-        high[place] = f32_to_bf16(column[i][j]);
-        low[place] = f32_to_bf16(column[i][j] - bf16_to_f32(high[place]));
-      }
-  }
-}
-
-static inline void matrix_score_waves(const struct query_rows *queries, const struct side_form *form,
-                                      const struct wave_basis *basis, const float *angle, float *scores, float *memory) {
-  struct panel panel = panel_at(queries->head_dim, form, NULL, memory);
-  struct prepared_row at = prepared_row(queries->head_dim, form);
-  int rows = queries->rows, row_blocks = blocks_of_16(rows), stride = (int)(queries->prepared_stride / sizeof(uint16_t));
-  int chunks = blocks_of_32(2 * basis->pairs), curve_chunks = wave_tile_blocks(basis->curves), curves = 32 * curve_chunks;
-  uint16_t *matrix = panel.tiles, *matrix_low = matrix + chunks * (curves / 16) * TILE;
-  make_matrix(basis, angle, curves / 16, matrix, matrix_low);
-  const uint16_t *a = (const uint16_t *)(const void *)queries->prepared + at.waves;
-  const struct term to_weights[] = {{a, matrix}, {a + at.waves_size, matrix}, {a, matrix_low}};
-  multiply(row_blocks, curves / 16, chunks, to_weights, 3, stride, curves / 16 * TILE, panel.sums, curves, false);
-
-  uint16_t *weights = panel.weights;
-  for (int r = 0; r < 16 * row_blocks; r++) split_row(curves, panel.sums + r * curves, weights + r * curves, MAX_ROWS * curves);
-  const uint16_t *curve_low = basis->tiles + curve_chunks * TOKEN_BLOCKS * TILE;
-  const struct term to_scores[] = {{weights, basis->tiles}, {weights + MAX_ROWS * curves, basis->tiles}, {weights, curve_low}};
-  multiply(row_blocks, TOKEN_BLOCKS, curve_chunks, to_scores, 3, curves, TOKEN_BLOCKS * TILE, scores, PAGE_TOKENS, true);
-}
-
 /* Their table; `before` and `after` are what a thread calls around them, or NULL. */
 #define MATRIX_KERNELS(label, before, after)                                                                                     \
   {                                                                                                                              \
     .name = (label), .row_block = 16, .begin = (before), .end = (after), .panel_bytes = matrix_panel_bytes,                      \
     .prepared_bytes = matrix_prepared_bytes, .prepare_queries = matrix_prepare_queries, .score_exact = matrix_score_exact,       \
-    .score_coded = matrix_score_coded, .score_waves = matrix_score_waves, .accumulate_exact = matrix_accumulate_exact,           \
+    .score_coded = matrix_score_coded, .score_waves = score_waves, .accumulate_exact = matrix_accumulate_exact,                  \
     .accumulate_coded = matrix_accumulate_coded                                                                                  \
   }
 

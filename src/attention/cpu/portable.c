@@ -130,8 +130,8 @@ static void score_waves(const struct query_rows *queries, const struct side_form
         weights[WAVE_TERMS + fast + k] = b;
         continue;
       }
-      const float *series = basis->series + (k - fast) * WAVE_TERMS;
-      for (int j = 0; j < WAVE_TERMS; j++) weights[j] += (j < WAVE_TERMS / 2 ? a : b) * series[j];
+      const float *terms = basis->terms + (k - fast) * WAVE_TERMS;
+      for (int j = 0; j < WAVE_TERMS; j++) weights[j % 2 * (WAVE_TERMS / 2) + j / 2] += (j % 2 ? b : a) * terms[j];
     }
     multiply_add(1, PAGE_TOKENS, basis->curves, weights, basis->curves, basis->curve, scores + r * PAGE_TOKENS, PAGE_TOKENS);
   }
