@@ -48,8 +48,8 @@ struct model_report {
   const struct model_geometry *geometry;
   const char *fingerprint;
   char backend[256];
-  double weight_bytes, file_bytes, scratch_bytes, program_bytes, available_bytes; /* file: of it, in memory */
-  struct engine_options options;                                                  /* effective */
+  double weight_bytes, model_bytes, scratch_bytes, program_bytes, available_bytes; /* model: in memory */
+  struct engine_options options;                                                   /* effective */
   int count;
   struct kv_report kv[MOST_TYPES];
 };
@@ -175,7 +175,7 @@ static oscar_status report_kv(const struct loaded_model *loaded, const struct kv
   report->token_bytes = set ? coded_token_bytes(set) : 2 * elements;
   report->bits_per_element = 8 * report->token_bytes / elements;
   report->cache_bytes = (double)oscar_cache_bytes_for(&cache, model->options.context, 1, model->options.chunk);
-  double fixed = model->file_bytes + model->scratch_bytes + model->program_bytes;
+  double fixed = model->model_bytes + model->scratch_bytes + model->program_bytes;
   fixed += attention_bytes(set, model, oscar_context_threads(loaded->context));
   if (set) report->codec_bytes = codec_table_bytes(set, report->fitted_later);
   fixed += report->codec_bytes;
@@ -188,7 +188,7 @@ static oscar_status report_kv(const struct loaded_model *loaded, const struct kv
 
 /* What fitting takes at its end, when all sets are there. */
 static void report_first_runs(const struct loaded_model *loaded, struct model_report *r) {
-  double fitting = r->file_bytes + r->program_bytes + (double)model_scratch_bytes(loaded->model, r->options.chunk, 0) +
+  double fitting = r->model_bytes + r->program_bytes + (double)model_scratch_bytes(loaded->model, r->options.chunk, 0) +
                    (double)calibrate_bytes(loaded->model);
   for (int i = 0; i < r->count; i++) fitting += kv_type_find(r->kv[i].name)->kind == KV_FITTED ? r->kv[i].codec_bytes : 0;
   for (int i = 0; i < r->count; i++) {
@@ -205,8 +205,8 @@ static oscar_status report_model(const struct loaded_model *loaded, const struct
   if (o->context < o->chunk) o->chunk = (int)o->context;
   report->fingerprint = model_fingerprint(loaded->model);
   report->weight_bytes = (double)model_weight_bytes(loaded->model);
-  report->file_bytes = (double)model_resident_bytes(loaded->model);
-  report->program_bytes = memory_besides(options->model_path) + LIBRARY_BYTES;
+  report->model_bytes = (double)model_resident_bytes(loaded->model);
+  report->program_bytes = memory_besides(options->model_path) - (double)model_packed_bytes(loaded->model) + LIBRARY_BYTES;
   report->scratch_bytes =
       (double)model_scratch_bytes(loaded->model, o->chunk, 0) + (double)session_bytes(loaded->model, o->context);
   report->available_bytes = memory_available();
@@ -242,7 +242,7 @@ static void print_model(const struct loaded_model *loaded, const struct model_re
   printf("Settings     --ctx %lld --sink %d --recent %d --chunk %d\n", (long long)o->context, o->sink_tokens, o->recent_tokens,
          o->chunk);
   printf("Memory       %s available now\n", format_bytes(r->available_bytes, a, sizeof a));
-  printf("             in all = cache and its codecs, %s of the model's file, ", format_bytes(r->file_bytes, a, sizeof a));
+  printf("             in all = cache and its codecs, %s of the model, ", format_bytes(r->model_bytes, a, sizeof a));
   printf("%s of buffers, ", format_bytes(r->scratch_bytes, a, sizeof a));
   printf("%s of program and tokenizer\n\n", format_bytes(r->program_bytes, a, sizeof a));
   printf("%-14s %9s %12s %12s %12s %14s\n", "--kv", "bits", "per token", "cache", "in all", "tokens that fit");
@@ -289,8 +289,8 @@ static int print_model_json(const struct loaded_model *loaded, const struct mode
       json_pack("{s:I, s:i, s:i, s:i, s:i, s:s, s:s}", "context", (json_int_t)r->options.context, "sink", r->options.sink_tokens,
                 "recent", r->options.recent_tokens, "chunk", r->options.chunk, "threads", oscar_context_threads(loaded->context),
                 "isa", oscar_isa_name(oscar_context_isa(loaded->context)), "backend", r->backend);
-  return print_json(json_pack("{s:o, s:o, s:I, s:I, s:I, s:I, s:o}", "model", model, "settings", settings, "file_bytes",
-                              (json_int_t)r->file_bytes, "scratch_bytes", (json_int_t)r->scratch_bytes, "program_bytes",
+  return print_json(json_pack("{s:o, s:o, s:I, s:I, s:I, s:I, s:o}", "model", model, "settings", settings, "model_bytes",
+                              (json_int_t)r->model_bytes, "scratch_bytes", (json_int_t)r->scratch_bytes, "program_bytes",
                               (json_int_t)r->program_bytes, "available_bytes", (json_int_t)r->available_bytes, "kv", types));
 }
 

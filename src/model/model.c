@@ -46,14 +46,20 @@ static size_t packed_bytes(const struct model *m, const struct weight *w) {
 
 static void count_packed(struct model *m, struct weight *w) { m->packed_bytes += packed_bytes(m, w); }
 
-/* The file's pages of a weight are let go as soon as it has been packed, so that a model is in memory once. */
+static size_t file_bytes(const struct weight *w) { return (size_t)w->rows * row_bytes(w); }
+
+void release_if_packed(const struct model *m, const struct weight *w) {
+  if (w->packed) gguf_release(m->file, w->data, file_bytes(w));
+}
+
+/* Each weight's pages in the file go as soon as it has been packed, so that a model is in memory once. */
 static void pack(struct model *m, struct weight *w) {
-  size_t bytes = packed_bytes(m, w), in_file = (size_t)w->rows * row_bytes(w);
+  size_t bytes = packed_bytes(m, w);
   if (bytes == 0) return;
   m->backend->ops->pack(m->backend, w, (uint8_t *)m->packed + m->packed_bytes);
   m->packed_bytes += bytes;
-  m->unpacked_bytes += in_file;
-  gguf_release(m->file, w->data, in_file);
+  m->unpacked_bytes += file_bytes(w);
+  release_if_packed(m, w);
 }
 
 static oscar_status pack_weights(struct model *m) {
@@ -117,7 +123,7 @@ const struct gguf *model_file(const struct model *m) { return m->file; }
 const char *model_fingerprint(const struct model *m) { return m->fingerprint; }
 size_t model_weight_bytes(const struct model *m) { return m->weight_bytes; }
 
-size_t embedding_bytes(const struct model *m) { return (size_t)m->weights.embedding.rows * row_bytes(&m->weights.embedding); }
+size_t embedding_bytes(const struct model *m) { return file_bytes(&m->weights.embedding); }
 
 size_t model_read_bytes_per_token(const struct model *m) {
   return embedding_is_apart(m) ? m->weight_bytes - embedding_bytes(m) + row_bytes(&m->weights.embedding) : m->weight_bytes;
@@ -130,6 +136,8 @@ size_t model_resident_bytes(const struct model *m) {
   if (embedding_is_read_by_rows(m)) file += table < rows ? table : rows;
   return file + m->packed_bytes;
 }
+
+size_t model_packed_bytes(const struct model *m) { return m->packed_bytes; }
 
 void model_cache_options(const struct model *m, oscar_cache_options *options) {
   const struct model_geometry *g = &m->parameters.geometry;

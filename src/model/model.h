@@ -37,6 +37,8 @@ size_t model_read_bytes_per_token(const struct model *model);
 /* Bytes of weights and of the rest of the file that are in memory while the model runs: of an embedding that is read by rows, a
  * few pages. */
 size_t model_resident_bytes(const struct model *model);
+/* Of them in memory of our own, in the backend's layout; the rest is the file's mapping. */
+size_t model_packed_bytes(const struct model *model);
 /* Bytes the forward pass allocates for chunks of n tokens and `outputs` rows of logits (scratch, excluding attention's and the
  * cache's). */
 size_t model_scratch_bytes(const struct model *model, int n, int outputs);

@@ -31,5 +31,7 @@ struct model {
 static inline bool embedding_is_apart(const struct model *m) { return m->weights.output.data != m->weights.embedding.data; }
 static inline bool embedding_is_read_by_rows(const struct model *m) { return embedding_is_apart(m) || m->weights.output.packed; }
 size_t embedding_bytes(const struct model *m);
+/* Lets the file's pages of a weight go again that products do not read there. */
+void release_if_packed(const struct model *m, const struct weight *w);
 
 #endif
