@@ -134,31 +134,15 @@ static int64_t encode_jobs(const oscar_sequence *s) {
   return (s->demoted_end - s->demoted_first) * s->cache->geometry.kv_heads * 2;
 }
 
-struct scratch {
-  float *x, *y;
-  uint8_t *rows;
-};
-
-static struct scratch scratch_of(const oscar_cache *c, int thread) {
+static struct encode_scratch scratch_of(const oscar_cache *c, int thread) {
   uint8_t *base = c->scratch + (size_t)thread * c->plan.scratch_bytes;
-  return (struct scratch){(float *)(void *)base, (float *)(void *)(base + c->plan.scratch_y), base + c->plan.scratch_rows};
+  return (struct encode_scratch){(float *)(void *)base, (float *)(void *)(base + c->plan.scratch_y), base + c->plan.scratch_rows};
 }
 
-/* One side of one head of a page. Returns the row that cannot be encoded, or PAGE_TOKENS. */
-static int encode_side(const oscar_codec *codec, const struct side_form *form, oscar_side side, int64_t page,
-                       const uint16_t *exact, struct scratch t, uint8_t *packed) {
-  const size_t d = (size_t)codec->spec.head_dim, channels = (size_t)codec->spec.channels;
-  for (size_t i = 0; i < PAGE_TOKENS * d; i++) t.x[i] = bf16_to_f32(exact[i]);
-  codec_project(codec, page * PAGE_TOKENS, PAGE_TOKENS, t.x, d, t.y);
-  for (int row = 0; row < PAGE_TOKENS; row++)
-    if (!codec_quantize_row(codec, t.y + (size_t)row * channels, t.rows + (size_t)row * codec->row_bytes)) return row;
-  page_pack(form, side, t.rows, packed);
-  return PAGE_TOKENS;
-}
-
-/* The same for a cache with a filter, whose coded form is BF16. */
+/* Encodes one side of one head of a page in a cache with a filter, whose coded form is BF16. Returns the row that cannot be
+ * encoded, or PAGE_TOKENS. */
 static int filter_side(const struct cache_geometry *g, int layer, int head, oscar_side side, const uint16_t *exact,
-                       struct scratch t, uint16_t *out) {
+                       struct encode_scratch t, uint16_t *out) {
   const int d = g->head_dim;
   for (int i = 0; i < PAGE_TOKENS * d; i++) t.x[i] = bf16_to_f32(exact[i]);
   const int refused = g->filter->apply(g->filter->user, layer, head, side, d, t.x, t.y);
@@ -174,9 +158,8 @@ static void encode_pages(void *arg, int member, int members) {
   const oscar_sequence *s = w->s;
   const oscar_cache *c = s->cache;
   const struct cache_geometry *g = &c->geometry;
-  const struct layer_part *part = &c->layers[w->layer];
   const int heads = g->kv_heads;
-  const struct scratch scratch = scratch_of(c, member);
+  const struct encode_scratch scratch = scratch_of(c, member);
   for (int64_t i; (i = team_take(&w->jobs)) < encode_jobs(s);) {
     oscar_side side = (oscar_side)(i % 2);
     int head = (int)(i / 2 % heads);
@@ -187,8 +170,7 @@ static void encode_pages(void *arg, int member, int members) {
     if (side == OSCAR_VALUES) exact += PAGE_TOKENS * g->head_dim;
     uint8_t *coded = coded_memory(c, w->layer, entry->coded, head, side);
     int row = g->filter ? filter_side(g, w->layer, head, side, exact, scratch, (uint16_t *)(void *)coded)
-                        : encode_side(oscar_codec_set_get(g->codecs, w->layer, head, side), &part->form[side], side, page, exact,
-                                      scratch, coded);
+                        : page_encode(oscar_codec_set_get(g->codecs, w->layer, head, side), side, page, exact, &scratch, coded);
     if (row < PAGE_TOKENS) note_bad(w, 2 * ((page * PAGE_TOKENS + row) * heads + head) + side);
   }
 }

@@ -24,6 +24,10 @@ float codec_gaussian_error(int crumbs) {
 const float log_gain_table[16] = {0.25f, 0.29730178f, 0.35355339f, 0.42044821f, 0.5f, 0.59460356f, 0.70710678f, 0.84089642f,
                                   1.0f,  1.18920712f, 1.41421356f, 1.68179283f, 2.0f, 2.37841423f, 2.82842712f, 3.36358566f};
 
+const float inverse_log_gain_table[16] = {4.0f,        3.36358566f, 2.82842712f, 2.37841423f, 2.0f,        1.68179283f,
+                                          1.41421356f, 1.18920712f, 1.0f,        0.84089642f, 0.70710678f, 0.59460356f,
+                                          0.5f,        0.42044821f, 0.35355339f, 0.29730178f};
+
 /* ---- validation ---- */
 
 static oscar_status check_finite(oscar_context *context, const char *name, const float *values, size_t n) {
@@ -128,6 +132,7 @@ static void *take(void *block, size_t *offset, size_t bytes) {
 struct arrays {
   uint8_t *crumbs;
   float *steps, *mean, *encode, *decode, *map, *levels, *inverse_sigma, *rotating_mean;
+  float *inverse_steps, *weights, *outer_levels, *unit_steps;
   int *group_channel, *rotating_channel;
   uint16_t *rotating_pair;
 };
@@ -142,6 +147,10 @@ static size_t lay_out(const oscar_codec *codec, void *block, struct arrays *a) {
   a->map = take(block, &offset, (size_t)codec->map_rows * d * sizeof(float));
   a->levels = take(block, &offset, m * sizeof(float));
   a->inverse_sigma = take(block, &offset, m * sizeof(float));
+  a->inverse_steps = take(block, &offset, m * sizeof(float));
+  a->weights = take(block, &offset, m * sizeof(float));
+  a->outer_levels = take(block, &offset, m * sizeof(float));
+  a->unit_steps = take(block, &offset, m * sizeof(float));
   a->group_channel = take(block, &offset, ((size_t)codec->spec.groups + 1) * sizeof(int));
   size_t rotating = (size_t)codec->spec.rotating_pairs;
   a->rotating_pair = take(block, &offset, rotating * sizeof *a->rotating_pair);
@@ -156,6 +165,11 @@ static void fill_arrays(const oscar_codec_spec *from, struct arrays *a) {
   for (size_t i = 0; i < m; i++) a->steps[i] = from->steps ? from->steps[i] : 1.0f;
   for (size_t i = 0; i < m; i++) a->levels[i] = (float)(1 << 2 * a->crumbs[i]);
   for (size_t i = 0; i < m; i++) a->inverse_sigma[i] = codec_gaussian_step(a->crumbs[i]) / a->steps[i];
+  for (size_t i = 0; i < m; i++) {
+    a->inverse_steps[i] = fminf(1 / a->steps[i], FLT_MAX);
+    a->outer_levels[i] = a->crumbs[i] ? a->levels[i] / 2 - 1 : 0;
+    a->unit_steps[i] = codec_gaussian_step(a->crumbs[i]);
+  }
   for (size_t k = 0; k < d; k++) a->mean[k] = from->mean ? from->mean[k] : 0.0f;
   for (size_t k = 0; k < d; k++)
     for (size_t i = 0; i < m; i++) a->encode[k * m + i] = from->encode ? from->encode[k * m + i] : k == i ? 1.0f : 0.0f;
@@ -181,6 +195,17 @@ static bool find_groups(const oscar_codec_spec *spec, int total, int *group_chan
   group_channel[0] = 0;
   group_channel[spec->groups] = spec->channels;
   return true;
+}
+
+/* The steps of each group's coded channels over the same power of two, so that squares of errors stay in the range of floats. */
+static void fill_weights(const oscar_codec *codec, const struct arrays *a) {
+  for (int p = 0; p < codec->spec.groups; p++) {
+    int first = a->group_channel[p], last = a->group_channel[p + 1], exponent;
+    float largest = 0;
+    for (int i = first; i < last; i++) largest = a->crumbs[i] ? fmaxf(largest, a->steps[i]) : largest;
+    frexpf(largest, &exponent);
+    for (int i = first; i < last; i++) a->weights[i] = a->crumbs[i] ? ldexpf(a->steps[i], 1 - exponent) : 0;
+  }
 }
 
 /* ---- the map ---- */
@@ -259,6 +284,7 @@ oscar_status oscar_codec_create(oscar_context *context, const oscar_codec_spec *
                        total / spec->groups);
     goto failed;
   }
+  fill_weights(c, &a);
   c->spec.crumbs = a.crumbs;
   c->spec.steps = a.steps;
   c->spec.mean = a.mean;
@@ -267,6 +293,10 @@ oscar_status oscar_codec_create(oscar_context *context, const oscar_codec_spec *
   c->map = a.map;
   c->levels = a.levels;
   c->inverse_sigma = a.inverse_sigma;
+  c->inverse_steps = a.inverse_steps;
+  c->weights = a.weights;
+  c->outer_levels = a.outer_levels;
+  c->unit_steps = a.unit_steps;
   c->group_channel = a.group_channel;
   c->spec.rotating_pair = a.rotating_pair;
   c->spec.rotating_mean = a.rotating_mean;

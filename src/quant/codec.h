@@ -20,11 +20,14 @@
 /* The inner loops of one instruction set; all give the same numbers (quant/rows_body.h). */
 struct row_kernels {
   void (*project)(const oscar_codec *codec, int64_t position, int n, const float *x, size_t x_stride, float *y);
-  bool (*quantize_row)(const oscar_codec *codec, float *y, uint8_t *row);
+  int (*quantize)(const oscar_codec *codec, int n, float *y, uint8_t *rows);
+  /* Form LOG_GAINS: page_encode (quant/page_form.h) of keys, and of values but for the order of their crumbs, which is that of
+   * keys. x, y: [head_dim][16] floats. */
+  int (*encode_page)(const oscar_codec *codec, int64_t page, const uint16_t *exact, float *x, float *y, uint8_t *packed);
   void (*decode_row)(const oscar_codec *codec, const uint8_t *row, float *y);
   void (*decode)(const oscar_codec *codec, int64_t position, int n, const uint8_t *rows, float *x, size_t x_stride);
 };
-extern const struct row_kernels row_kernels_portable, row_kernels_avx2, row_kernels_avx512; /* the last two on x86-64 */
+extern const struct row_kernels row_kernels_portable, row_kernels_avx2, row_kernels_avx512, row_kernels_neon; /* where built */
 const struct row_kernels *row_kernels_for(const struct cpu_features *cpu);
 
 struct oscar_codec {
@@ -35,10 +38,15 @@ struct oscar_codec {
   int crumbs;            /* C */
   int map_rows;
   size_t row_bytes;
-  float *map;            /* [map_rows][head_dim], 64-byte aligned, in storage */
-  int *group_channel;    /* [groups + 1]: group p is channels group_channel[p] .. group_channel[p + 1] - 1; in storage */
-  float *levels;         /* [channels] 4^n_i; in storage */
-  float *inverse_sigma;  /* [channels] codec_gaussian_step(n_i) / step_i: 0 without crumbs; in storage */
+  float *map;           /* [map_rows][head_dim], 64-byte aligned, in storage */
+  int *group_channel;   /* [groups + 1]: group p is channels group_channel[p] .. group_channel[p + 1] - 1; in storage */
+  float *levels;        /* [channels] 4^n_i; in storage */
+  float *inverse_sigma; /* [channels] codec_gaussian_step(n_i) / step_i: 0 without crumbs; in storage */
+  /* What trying gains takes (quant/rows_gains.h), [channels] each, in storage. Without crumbs the last three are 0. */
+  float *inverse_steps;  /* 1 / step_i, at most FLT_MAX */
+  float *weights;        /* step_i over the power of two that makes the largest of its group 1 .. 2 */
+  float *outer_levels;   /* 4^n_i / 2 - 1: the code of the outermost level counted from the middle */
+  float *unit_steps;     /* codec_gaussian_step(n_i) */
   int *rotating_channel; /* [rotating_pairs][2]; in storage */
   void *storage;         /* one block for all arrays */
 };
@@ -61,15 +69,16 @@ static inline int group_begin(int crumbs, int groups, int p) { return p * (crumb
 
 /* The gain that the 4 bits of group p in a row's word of log gains stand for. */
 #define LOG_GAIN_BIAS 8
-extern const float log_gain_table[16]; /* 2^((i - LOG_GAIN_BIAS)/4) */
+extern const float log_gain_table[16], inverse_log_gain_table[16]; /* 2^((i - LOG_GAIN_BIAS)/4), and 1 over that */
 static inline float log_gain(uint16_t word, int p) { return log_gain_table[word >> 4 * p & 15]; }
 
 /* Parts of encoding, exposed so that tests can hold each against its definition. */
 /* y [n][channels] = (x - mean) E, the mean with its rotating part at the row's position, blocked for speed, accumulated in float
  * in the order of the inputs: a row's y does not depend on the rows beside it nor on the instruction set. */
 void codec_project(const oscar_codec *codec, int64_t position, int n, const float *x, size_t x_stride, float *y);
-/* One projected row -> canonical row. y is clobbered (clipped). false: non-finite y, or metadata out of fp16 range. Needs no
- * memory and touches no shared state: fit for parallel regions.
+/* n projected rows [n][channels] -> canonical rows. y is clobbered (clipped). Returns the number of the first row with a
+ * non-finite y or metadata out of fp16 range (`rows` is unspecified then), or n. Needs no memory and touches no shared state: fit
+ * for parallel regions.
  *
  * SCALE_ZERO. With t_i = y_i / step_i after the clip, low and high their extremes in a group, in fp32 (the reference's formulas):
  *     s = max(high - low, 1e-8) / (4^n - 1),  z = -low / s,  both rounded to fp16
@@ -78,8 +87,12 @@ void codec_project(const oscar_codec *codec, int64_t position, int n, const floa
  * and z = -low / (s as stored): the group then decodes with fp16 relative accuracy of its largest value.
  * GAIN. s starts as the RMS of y_i / sigma_i, sigma_i = step_i / codec_gaussian_step(n_i), and is refitted twice to the codes it
  * gives, by least squares of y. A group whose s rounds to 0 gets the codes 4^n_i / 2 and decodes to zero.
- * LOG_GAINS. Of the sixteen gains, per group, the one whose codes have the least squared error in y; the smallest on ties. */
-bool codec_quantize_row(const oscar_codec *codec, float *y, uint8_t *row);
+ * LOG_GAINS. Of the sixteen gains, per group, the one whose codes have the least squared error in y; the smallest on ties. Errors
+ * are summed in fp32 over the channels in ascending order; codes are those of y_i (1/step_i) (1/s) in place of quotients. */
+int codec_quantize(const oscar_codec *codec, int n, float *y, uint8_t *rows);
+static inline bool codec_quantize_row(const oscar_codec *codec, float *y, uint8_t *row) {
+  return codec_quantize(codec, 1, y, row) == 1;
+}
 
 /* Canonical row -> the y [channels] its codes stand for. */
 void codec_decode_row(const oscar_codec *codec, const uint8_t *row, float *y);

@@ -5,12 +5,15 @@
 
 #include <math.h>
 
-#define BLOCK_ROWS 8 /* rows projected together: 32 KiB of stack at the largest head_dim */
+#define BLOCK_ROWS 16 /* rows projected together: 64 KiB of stack at the largest head_dim */
 
 const struct row_kernels *row_kernels_for(const struct cpu_features *cpu) {
 #ifdef __x86_64__
   if (cpu->avx512) return &row_kernels_avx512;
   if (cpu->avx2) return &row_kernels_avx2;
+#endif
+#ifdef __aarch64__
+  if (cpu->neon_dot) return &row_kernels_neon;
 #endif
   (void)cpu;
   return &row_kernels_portable;
@@ -20,7 +23,9 @@ void codec_project(const oscar_codec *codec, int64_t position, int n, const floa
   codec->kernels->project(codec, position, n, x, x_stride, y);
 }
 
-bool codec_quantize_row(const oscar_codec *codec, float *y, uint8_t *row) { return codec->kernels->quantize_row(codec, y, row); }
+int codec_quantize(const oscar_codec *codec, int n, float *y, uint8_t *rows) {
+  return codec->kernels->quantize(codec, n, y, rows);
+}
 
 void codec_decode_row(const oscar_codec *codec, const uint8_t *row, float *y) { codec->kernels->decode_row(codec, row, y); }
 
@@ -38,13 +43,14 @@ oscar_status oscar_codec_encode(const oscar_codec *codec, int64_t position, int 
                      "encode: %d rows from position %lld with a stride of %zu floats (head_dim is %d)", n, (long long)position,
                      x_stride, spec->head_dim);
   float y[BLOCK_ROWS * OSCAR_MAX_HEAD_DIM];
-  for (int t = 0; t < n; t++, rows += codec->row_bytes) {
-    if (t % BLOCK_ROWS == 0)
-      codec_project(codec, position + t, n - t < BLOCK_ROWS ? n - t : BLOCK_ROWS, x + (size_t)t * x_stride, x_stride, y);
-    if (codec_quantize_row(codec, y + (size_t)(t % BLOCK_ROWS) * (size_t)spec->channels, rows)) continue;
-    if (!all_finite(x + (size_t)t * x_stride, spec->head_dim))
-      return set_error(codec->context, OSCAR_NUMERIC, "encode: row %d holds a number that is not finite", t);
-    return set_error(codec->context, OSCAR_NUMERIC, "encode: the values of row %d are too large for 16-bit metadata", t);
+  for (int first = 0; first < n; first += BLOCK_ROWS) {
+    int block = n - first < BLOCK_ROWS ? n - first : BLOCK_ROWS;
+    codec_project(codec, position + first, block, x + (size_t)first * x_stride, x_stride, y);
+    int done = codec_quantize(codec, block, y, rows + (size_t)first * codec->row_bytes), bad = first + done;
+    if (done == block) continue;
+    if (!all_finite(x + (size_t)bad * x_stride, spec->head_dim))
+      return set_error(codec->context, OSCAR_NUMERIC, "encode: row %d holds a number that is not finite", bad);
+    return set_error(codec->context, OSCAR_NUMERIC, "encode: the values of row %d are too large for 16-bit metadata", bad);
   }
   return OSCAR_OK;
 }

@@ -1,103 +1,108 @@
 /*
  * page_form.c - canonical rows <-> the packed form of a page (quant/page_form.h).
  *
- * Both forms hold the same crumbs; only their order differs. Packing goes through a block of 16 tokens x 16 crumbs, one byte
- * each, which is a 64-byte vector of either side: a key vector takes a token's 16 crumbs per lane, a value vector a crumb's 16
- * tokens.
+ * Both forms hold the same crumbs; only their order differs. Four crumbs c .. c + 3, c a multiple of four, are the same two bits
+ * of four consecutive bytes both in a canonical row and in a lane of packed keys, so a row and its lanes of keys are exchanged
+ * four crumbs at a time. A vector of values is that of keys transposed: 16 lanes of 16 crumbs each.
  */
 #include "quant/page_form.h"
+
+#include <string.h>
 
 #define TILE_TOKENS 16
 #define TILES       (PAGE_TOKENS / TILE_TOKENS)
 
-typedef uint8_t block[16][16]; /* [token in tile][crumb in group of 16] */
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "byte k of a lane is bits 8k .. 8k + 7 here");
 
 static size_t row_bytes_of(const struct side_form *f) { return (size_t)f->crumbs / 4 + (size_t)2 * (size_t)side_meta_words(f); }
 
-static void read_rows(const uint8_t *rows, size_t row_bytes, int quarter, int first_crumb, block b) {
-  for (int c = 0; c < 16; c++) {
-    int byte = (first_crumb + c) % quarter, shift = (first_crumb + c) / quarter * 2;
-    for (int t = 0; t < 16; t++) b[t][c] = rows[(size_t)t * row_bytes + (size_t)byte] >> shift & 3;
-  }
-}
-
-/* The crumb bytes of the rows are zero before the first block. */
-static void write_rows(uint8_t *rows, size_t row_bytes, int quarter, int first_crumb, block b) {
-  for (int c = 0; c < 16; c++) {
-    int byte = (first_crumb + c) % quarter, shift = (first_crumb + c) / quarter * 2;
-    for (int t = 0; t < 16; t++) {
-      uint8_t *to = rows + (size_t)t * row_bytes + byte;
-      *to = (uint8_t)(*to | b[t][c] << shift);
+static void row_to_lane(int blocks, const uint8_t *row, uint32_t *lane) {
+  for (int g = 0; g < blocks; g++) {
+    uint32_t word, out = 0;
+    for (int j = 0; j < 4; j++) {
+      int four = 4 * g + j;
+      memcpy(&word, row + (size_t)(four % blocks) * 4, sizeof word);
+      out |= (word >> four / blocks * 2 & 0x03030303) << 2 * j;
     }
+    lane[g * TILE_TOKENS] = out;
   }
 }
 
-static uint8_t four(uint8_t a, uint8_t b, uint8_t c, uint8_t d) { return (uint8_t)(a | b << 2 | c << 4 | d << 6); }
-
-static void pack_keys(block b, uint8_t *vector) {
-  for (int t = 0; t < 16; t++)
-    for (int k = 0; k < 4; k++) vector[4 * t + k] = four(b[t][k], b[t][4 + k], b[t][8 + k], b[t][12 + k]);
+void lane_to_row(int blocks, const uint32_t *lane, uint8_t *row) {
+  for (int b = 0; b < blocks; b++) {
+    uint32_t word = 0;
+    for (int j = 0; j < 4; j++) {
+      int four = b + j * blocks;
+      word |= (lane[four / 4 * TILE_TOKENS] >> four % 4 * 2 & 0x03030303) << 2 * j;
+    }
+    memcpy(row + (size_t)b * 4, &word, sizeof word);
+  }
 }
 
-static void pack_values(block b, uint8_t *vector) {
-  for (int c = 0; c < 16; c++)
-    for (int k = 0; k < 4; k++) vector[4 * c + k] = four(b[k][c], b[4 + k][c], b[8 + k][c], b[12 + k][c]);
+/* Lanes whose numbers differ by `distance` alone exchange the crumbs that `mask` and `mask << shift` choose. */
+static void exchange(uint32_t v[16], int distance, int shift, uint32_t mask) {
+  for (int lane = 0; lane < 16; lane++) {
+    if (lane & distance) continue;
+    uint32_t *a = v + lane, *b = v + lane + distance, differ = (*a >> shift ^ *b) & mask;
+    *a ^= differ << shift;
+    *b ^= differ;
+  }
 }
 
-static void unpack_keys(const uint8_t *vector, block b) {
-  for (int t = 0; t < 16; t++)
-    for (int c = 0; c < 16; c++) b[t][c] = vector[4 * t + c % 4] >> c / 4 * 2 & 3;
+/* Keys <-> values: crumb c of lane t becomes crumb t of lane c, one bit of their numbers at a time. Crumb 4 j + k lies in bits
+ * 8 k + 2 j, so bits 0 and 1 of its number move it by 8 and 16, bits 2 and 3 by 2 and 4. */
+static void transpose_crumbs(uint32_t v[16]) {
+  exchange(v, 1, 8, 0x00FF00FF);
+  exchange(v, 2, 16, 0x0000FFFF);
+  exchange(v, 4, 2, 0x33333333);
+  exchange(v, 8, 4, 0x0F0F0F0F);
 }
 
-static void unpack_values(const uint8_t *vector, block b) {
-  for (int t = 0; t < 16; t++)
-    for (int c = 0; c < 16; c++) b[t][c] = vector[4 * c + t % 4] >> t / 4 * 2 & 3;
+static void transpose_side(const struct side_form *f, uint32_t *codes) {
+  for (int v = 0; v < TILES * f->crumbs / 16; v++) transpose_crumbs(codes + (size_t)v * 16);
 }
 
 void page_pack(const struct side_form *f, oscar_side side, const uint8_t *canonical, uint8_t *packed) {
   size_t row_bytes = row_bytes_of(f);
-  int quarter = f->crumbs / 4, words = side_meta_words(f);
+  int blocks = f->crumbs / 16, words = side_meta_words(f);
+  uint32_t *codes = (uint32_t *)(void *)packed;
   uint8_t *meta = packed + side_code_bytes(f);
-  for (int tile = 0; tile < TILES; tile++) {
-    const uint8_t *rows = canonical + (size_t)tile * TILE_TOKENS * row_bytes;
-    for (int c = 0; c < f->crumbs; c += 16, packed += 64) {
-      block b;
-      read_rows(rows, row_bytes, quarter, c, b);
-      if (side == OSCAR_KEYS)
-        pack_keys(b, packed);
-      else
-        pack_values(b, packed);
-    }
+  for (int t = 0; t < PAGE_TOKENS; t++)
+    row_to_lane(blocks, canonical + (size_t)t * row_bytes, codes + (size_t)(t / 16 * blocks * 16 + t % 16));
+  if (side == OSCAR_VALUES) transpose_side(f, codes);
+  for (int tile = 0; tile < TILES; tile++)
     for (int v = 0; v < words; v++)
-      for (int t = 0; t < TILE_TOKENS; t++) {
-        const uint8_t *from = rows + (size_t)t * row_bytes + quarter + 2 * v;
-        *meta++ = from[0];
-        *meta++ = from[1];
-      }
-  }
+      for (int t = 0; t < TILE_TOKENS; t++, meta += 2)
+        memcpy(meta, canonical + (size_t)(tile * TILE_TOKENS + t) * row_bytes + 4 * blocks + 2 * v, 2);
 }
 
 void page_unpack(const struct side_form *f, oscar_side side, const uint8_t *packed, uint8_t *canonical) {
   size_t row_bytes = row_bytes_of(f);
-  int quarter = f->crumbs / 4, words = side_meta_words(f);
+  int blocks = f->crumbs / 16, words = side_meta_words(f);
   const uint8_t *meta = packed + side_code_bytes(f);
+  uint32_t vectors[OSCAR_MAX_HEAD_DIM * OSCAR_MAX_CRUMBS_PER_CHANNEL]; /* one tile */
   for (int tile = 0; tile < TILES; tile++) {
+    memcpy(vectors, packed + (size_t)tile * (size_t)blocks * 64, (size_t)blocks * 64);
+    for (int g = 0; g < blocks && side == OSCAR_VALUES; g++) transpose_crumbs(vectors + (size_t)g * 16);
     uint8_t *rows = canonical + (size_t)tile * TILE_TOKENS * row_bytes;
-    for (int t = 0; t < TILE_TOKENS; t++)
-      for (int i = 0; i < quarter; i++) rows[(size_t)t * row_bytes + (size_t)i] = 0;
-    for (int c = 0; c < f->crumbs; c += 16, packed += 64) {
-      block b;
-      if (side == OSCAR_KEYS)
-        unpack_keys(packed, b);
-      else
-        unpack_values(packed, b);
-      write_rows(rows, row_bytes, quarter, c, b);
-    }
+    for (int t = 0; t < TILE_TOKENS; t++) lane_to_row(blocks, vectors + t, rows + (size_t)t * row_bytes);
     for (int v = 0; v < words; v++)
-      for (int t = 0; t < TILE_TOKENS; t++) {
-        uint8_t *to = rows + (size_t)t * row_bytes + quarter + 2 * v;
-        to[0] = *meta++;
-        to[1] = *meta++;
-      }
+      for (int t = 0; t < TILE_TOKENS; t++, meta += 2) memcpy(rows + (size_t)t * row_bytes + 4 * blocks + 2 * v, meta, 2);
   }
+}
+
+int page_encode(const oscar_codec *codec, oscar_side side, int64_t page, const uint16_t *exact,
+                const struct encode_scratch *scratch, uint8_t *packed) {
+  const struct side_form form = side_form_of(codec);
+  const size_t d = (size_t)codec->spec.head_dim;
+  if (codec->spec.form == OSCAR_ROW_LOG_GAINS) {
+    int done = codec->kernels->encode_page(codec, page, exact, scratch->x, scratch->y, packed);
+    if (side == OSCAR_VALUES && done == PAGE_TOKENS) transpose_side(&form, (uint32_t *)(void *)packed);
+    return done;
+  }
+  for (size_t i = 0; i < PAGE_TOKENS * d; i++) scratch->x[i] = bf16_to_f32(exact[i]);
+  codec_project(codec, page * PAGE_TOKENS, PAGE_TOKENS, scratch->x, d, scratch->y);
+  int done = codec_quantize(codec, PAGE_TOKENS, scratch->y, scratch->rows);
+  if (done == PAGE_TOKENS) page_pack(&form, side, scratch->rows, packed);
+  return done;
 }

@@ -33,4 +33,16 @@ static inline size_t side_bytes(const struct side_form *f) { return side_code_by
 void page_pack(const struct side_form *f, oscar_side side, const uint8_t *canonical, uint8_t *packed);
 void page_unpack(const struct side_form *f, oscar_side side, const uint8_t *packed, uint8_t *canonical);
 
+/* A lane of packed keys, a dword in each of `blocks` vectors, 16 dwords apart -> the crumb bytes of its row, `blocks` dwords. */
+void lane_to_row(int blocks, const uint32_t *lane, uint8_t *row);
+
+/* Encodes a page: exact [64][head_dim] BF16, its first row at position 64 `page` -> packed. The same as oscar_codec_encode and
+ * page_pack. Returns the first row that cannot be encoded, or 64. Fit for parallel regions. */
+struct encode_scratch {
+  float *x, *y;  /* [64][head_dim], [64][channels] */
+  uint8_t *rows; /* [64][row_bytes] */
+};
+int page_encode(const oscar_codec *codec, oscar_side side, int64_t page, const uint16_t *exact,
+                const struct encode_scratch *scratch, uint8_t *packed);
+
 #endif

@@ -77,15 +77,28 @@ bool rope_equal(const oscar_rope *a, const oscar_rope *b) {
   return memcmp(a->spec.frequencies, b->spec.frequencies, (size_t)a->spec.rotary_dim / 2 * sizeof(float)) == 0;
 }
 
-void rope_page_angle(const oscar_rope *rope, int pair, int64_t page, float *cosine, float *sine) {
-  double c = rope->centres[2 * pair], s = rope->centres[2 * pair + 1];
-  const double *at = rope->pages + 2 * (size_t)pair;
-  for (; page > 0; page >>= 1, at += rope->spec.rotary_dim) {
-    if (!(page & 1)) continue;
-    double turned = c * at[0] - s * at[1];
-    s = c * at[1] + s * at[0];
-    c = turned;
+void rope_page_angles(const oscar_rope *rope, int n, const uint16_t *pairs, int64_t page, float *cosines, float *sines) {
+  double c[OSCAR_MAX_HEAD_DIM / 2], s[OSCAR_MAX_HEAD_DIM / 2];
+  for (int i = 0; i < n; i++) {
+    c[i] = rope->centres[2 * pairs[i]];
+    s[i] = rope->centres[2 * pairs[i] + 1];
   }
-  *cosine = (float)c;
-  *sine = (float)s;
+  /* Powers of two outside, pairs inside: the turns of one pair wait for each other, those of different pairs do not. */
+  for (const double *at = rope->pages; page > 0; page >>= 1, at += rope->spec.rotary_dim) {
+    if (!(page & 1)) continue;
+    for (int i = 0; i < n; i++) {
+      const double *turn = at + 2 * (size_t)pairs[i];
+      double turned = c[i] * turn[0] - s[i] * turn[1];
+      s[i] = c[i] * turn[1] + s[i] * turn[0];
+      c[i] = turned;
+    }
+  }
+  for (int i = 0; i < n; i++) {
+    cosines[i] = (float)c[i];
+    sines[i] = (float)s[i];
+  }
+}
+
+void rope_page_angle(const oscar_rope *rope, int pair, int64_t page, float *cosine, float *sine) {
+  rope_page_angles(rope, 1, &(uint16_t){(uint16_t)pair}, page, cosine, sine);
 }

@@ -26,6 +26,8 @@ static inline int rope_second(const oscar_rope_spec *r, int pair) {
 static inline const float *rope_cosines(const oscar_rope *rope, int pair) { return rope->table + (size_t)pair * 2 * PAGE_TOKENS; }
 /* Of the angle at the centre of a page. */
 void rope_page_angle(const oscar_rope *rope, int pair, int64_t page, float *cosine, float *sine);
+/* The same of n pairs: the same numbers sooner. */
+void rope_page_angles(const oscar_rope *rope, int n, const uint16_t *pairs, int64_t page, float *cosines, float *sines);
 /* Of the angle from one page to the next. */
 static inline void rope_page_turn(const oscar_rope *rope, int pair, float *cosine, float *sine) {
   *cosine = (float)rope->pages[2 * pair];

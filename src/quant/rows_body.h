@@ -1,102 +1,29 @@
 /*
- * rows_body.h - rows to codes and back: the one source that rows_portable.c, rows_avx2.c and rows_avx512.c compile, each for its
- * instruction set. It defines the kernels named by ROWS_KERNELS, with strips of STRIP_ROWS rows (what the registers hold).
- * Private.
+ * rows_body.h - rows to codes and back: the one source that rows_portable.c, rows_avx2.c, rows_avx512.c and rows_neon.c compile,
+ * each for its instruction set. It defines the kernels named by ROWS_KERNELS from vectors of LANES numbers (vec_..., ivec_...),
+ * with blocks of TILE_COLUMNS columns and strips of STRIP_ROWS rows (what the registers hold). Private.
  *
- * Encoding is a matrix product (project) and a quantizer (quantize_row). The product accumulates every output over the inputs in
- * ascending order, one multiplication and one addition each, and sums over a group use sixteen fixed partial sums: so the numbers
- * are the same whatever the blocking, the vector width and the compiler, and codes do not depend on the machine. The quantizer
- * rounds metadata to fp16 first and computes codes from what the decoder will read.
+ * Encoding is a matrix product and a quantizer. Both take tiles of 16 rows, transposed: a row is a lane of vectors. The product
+ * accumulates every output over the inputs in ascending order, one multiplication and one addition each; the quantizer of log
+ * gains (rows_gains.h) sums over a group in the same way, the others in sixteen fixed partial sums of a row: so the numbers are
+ * the same whatever the blocking, the vector width and the compiler, and codes do not depend on the machine. The quantizers round
+ * metadata first and compute codes from what the decoder will read.
  */
-#include "quant/codec.h"
+#include "quant/page_form.h"
 
 #include <float.h>
 #include <math.h>
 #include <string.h>
 
+#define TILE_ROWS  16
 #define MAX_CRUMBS (OSCAR_MAX_HEAD_DIM * OSCAR_MAX_CRUMBS_PER_CHANNEL)
-#define BLOCK_ROWS 8 /* rows sharing one pass over a matrix; a multiple of STRIP_ROWS */
-
-/* ---- products ---- */
-
-/* Sixteen floats as one value: operators on it are per lane, and the compiler splits it into what the instruction set has. */
-typedef float lanes16 __attribute__((vector_size(64)));
-
-/* STRIP_ROWS rows x 16 columns, kept in registers while the inputs go by: out [][16] += in [][n] * matrix [n][columns]. */
-static void strip(const float *in, size_t in_stride, int n, const float *matrix, size_t columns, float out[STRIP_ROWS][16]) {
-  lanes16 sums[STRIP_ROWS], row;
-  memcpy(sums, out, sizeof sums);
-  for (int k = 0; k < n; k++, matrix += columns) {
-    memcpy(&row, matrix, sizeof row);
-#pragma GCC unroll 8
-    for (int r = 0; r < STRIP_ROWS; r++) sums[r] += in[(size_t)r * in_stride + (size_t)k] * row;
-  }
-  memcpy(out, sums, sizeof sums);
-}
-
-static float column_sum(const float *in, int n, const float *matrix, size_t columns, float start) {
-  for (int k = 0; k < n; k++) start += in[k] * matrix[(size_t)k * columns];
-  return start;
-}
-
-/* out [BLOCK_ROWS][columns] = start [columns] + in [BLOCK_ROWS][n] * matrix [n][columns]; the first `rows` rows are stored. */
-static void multiply_block(int rows, const float *in, int n, const float *matrix, int columns, const float *start, float *out,
-                           size_t out_stride) {
-  size_t c = (size_t)columns;
-  int whole = columns / 16 * 16;
-  for (int j = 0; j < whole; j += 16) {
-    for (int r = 0; r < rows; r += STRIP_ROWS) {
-      float sums[STRIP_ROWS][16];
-      for (int i = 0; i < STRIP_ROWS; i++) memcpy(sums[i], start + j, sizeof sums[i]);
-      strip(in + (size_t)r * (size_t)n, (size_t)n, n, matrix + j, c, sums);
-      for (int i = 0; i < STRIP_ROWS && r + i < rows; i++)
-        memcpy(out + (size_t)(r + i) * out_stride + j, sums[i], sizeof sums[i]);
-    }
-  }
-  for (int j = whole; j < columns; j++)
-    for (int r = 0; r < rows; r++)
-      out[(size_t)r * out_stride + (size_t)j] = column_sum(in + (size_t)r * (size_t)n, n, matrix + j, c, start[j]);
-}
+#define BLOCK_ROWS 8 /* decoded rows sharing one pass over a matrix; a multiple of STRIP_ROWS */
 
 static int smaller(int a, int b) { return a < b ? a : b; }
 
-/* rows [n][stride] += sign * the rotating mean at positions position .. position + n - 1, n <= BLOCK_ROWS. The angle of a row is
- * that of its page plus that of its place in it (quant/rope.h). */
-static void add_rotating_mean(const oscar_codec *codec, int64_t position, int n, float sign, float *rows, size_t stride) {
-  const oscar_codec_spec *spec = &codec->spec;
-  for (int k = 0; k < spec->rotating_pairs; k++) {
-    const int *channel = codec->rotating_channel + 2 * k;
-    const float *b = spec->rotating_mean + 2 * k, *table = rope_cosines(spec->rope, spec->rotating_pair[k]);
-    float b1 = 0, b2 = 0, cosine, sine;
-    for (int r = 0; r < n; r++) {
-      int place = (int)((position + r) % PAGE_TOKENS);
-      if (r == 0 || place == 0) {
-        rope_page_angle(spec->rope, spec->rotating_pair[k], (position + r) / PAGE_TOKENS, &cosine, &sine);
-        b1 = sign * (b[0] * cosine - b[1] * sine);
-        b2 = sign * (b[0] * sine + b[1] * cosine);
-      }
-      float c = table[place], s = table[PAGE_TOKENS + place], *row = rows + (size_t)r * stride;
-      row[channel[0]] += b1 * c - b2 * s;
-      row[channel[1]] += b1 * s + b2 * c;
-    }
-  }
-}
+#include "quant/rows_tile.h"
 
-static void project(const oscar_codec *codec, int64_t position, int n, const float *x, size_t x_stride, float *y) {
-  static const float zeros[OSCAR_MAX_HEAD_DIM];
-  const oscar_codec_spec *spec = &codec->spec;
-  int d = spec->head_dim, m = spec->channels;
-  float centred[BLOCK_ROWS * OSCAR_MAX_HEAD_DIM] = {0};
-  for (int first = 0; first < n; first += BLOCK_ROWS) {
-    int rows = smaller(BLOCK_ROWS, n - first);
-    for (int r = 0; r < rows; r++) {
-      const float *from = x + (size_t)(first + r) * x_stride;
-      for (int k = 0; k < d; k++) centred[(size_t)r * (size_t)d + (size_t)k] = from[k] - spec->mean[k];
-    }
-    add_rotating_mean(codec, position + first, rows, -1, centred, (size_t)d);
-    multiply_block(rows, centred, d, spec->encode, m, zeros, y + (size_t)first * (size_t)m, (size_t)m);
-  }
-}
+#include "quant/rows_gains.h"
 
 /* ---- metadata ---- */
 
@@ -245,39 +172,43 @@ static bool quantize_gain(const oscar_codec *codec, int first, int last, const f
 
 /* ---- LOG_GAINS ---- */
 
-static double squared_error(const struct group *g, float s, const uint8_t *codes) {
-  float e[OSCAR_MAX_HEAD_DIM];
-  for (int i = 0; i < g->n; i++) e[i] = g->y[i] - s * g->steps[i] * ((float)codes[i] - (g->levels[i] - 1) / 2);
-  return dot(e, e, g->n);
-}
-
-/* All sixteen gains are tried: that costs about as much as the projection, once per row. */
-static void quantize_log_gain(const oscar_codec *codec, int p, const float *y, uint8_t *codes, uint16_t *word) {
-  int first = codec->group_channel[p];
-  struct group g;
-  g.n = codec->group_channel[p + 1] - first;
-  g.y = y + first;
-  g.steps = codec->spec.steps + first;
-  g.levels = codec->levels + first;
-  for (int i = 0; i < g.n; i++) g.t[i] = g.y[i] / g.steps[i];
-  uint8_t tried[OSCAR_MAX_HEAD_DIM];
-  double least = INFINITY;
-  unsigned best = 0;
-  for (unsigned k = 0; k < 16; k++) {
-    gain_codes(&g, log_gain_table[k], tried);
-    double error = squared_error(&g, log_gain_table[k], tried);
-    if (!(error < least)) continue;
-    least = error;
-    best = k;
-    memcpy(codes + first, tried, (size_t)g.n);
+static int quantize_log_gains(const oscar_codec *codec, int n, const float *y, uint8_t *rows) {
+  const int m = codec->spec.channels;
+  float tile[OSCAR_MAX_HEAD_DIM * TILE_ROWS], magnitudes[OSCAR_MAX_HEAD_DIM * TILE_ROWS];
+  uint32_t words[MAX_CRUMBS / 16 * TILE_ROWS], gains[TILE_ROWS];
+  for (int first = 0; first < n; first += TILE_ROWS) {
+    int block = smaller(TILE_ROWS, n - first);
+    gather_tile(m, block, y + (size_t)first * (size_t)m, tile);
+    int bad = first_bad_row(m, tile);
+    if (bad < block) return first + bad;
+    quantize_tile(codec, block, tile, magnitudes, words, gains);
+    for (int r = 0; r < block; r++, rows += codec->row_bytes) {
+      lane_to_row(codec->crumbs / 16, words + r, rows);
+      store_word(rows + codec->crumbs / 4, (uint16_t)gains[r]);
+    }
   }
-  *word = (uint16_t)(*word | best << 4 * p);
+  return n;
 }
 
-static void quantize_log_gains(const oscar_codec *codec, const float *y, uint8_t *codes, uint8_t *meta) {
-  uint16_t word = 0;
-  for (int p = 0; p < codec->spec.groups; p++) quantize_log_gain(codec, p, y, codes, &word);
-  store_word(meta, word);
+/* A page, in the order of packed keys. */
+static int encode_page(const oscar_codec *codec, int64_t page, const uint16_t *exact, float *x, float *y, uint8_t *packed) {
+  const oscar_codec_spec *spec = &codec->spec;
+  const struct side_form form = side_form_of(codec);
+  const size_t words = (size_t)codec->crumbs / 16 * TILE_ROWS;
+  struct turned_mean turned;
+  turn_mean(codec, page, &turned);
+  for (int row = 0; row < PAGE_TOKENS; row += TILE_ROWS) {
+    uint32_t gains[TILE_ROWS], *tile = (uint32_t *)(void *)packed + (size_t)(row / TILE_ROWS) * words;
+    uint8_t *meta = packed + side_code_bytes(&form) + 2 * row;
+    load_exact_tile(spec->head_dim, exact + (size_t)row * (size_t)spec->head_dim, spec->mean, x);
+    subtract_turned(codec, &turned, row, x);
+    multiply_tile(x, spec->head_dim, spec->encode, spec->channels, y);
+    int bad = first_bad_row(spec->channels, y);
+    if (bad < TILE_ROWS) return row + bad;
+    quantize_tile(codec, TILE_ROWS, y, x, tile, gains);
+    for (int r = 0; r < TILE_ROWS; r++) store_word(meta + 2 * r, (uint16_t)gains[r]);
+  }
+  return PAGE_TOKENS;
 }
 
 /* ---- a row ---- */
@@ -312,21 +243,89 @@ static bool all_finite(const float *x, int n) {
 static bool quantize_row(const oscar_codec *codec, float *y, uint8_t *row) {
   const oscar_codec_spec *spec = &codec->spec;
   if (!all_finite(y, spec->channels)) return false;
-  bool (*quantize)(const oscar_codec *, int, int, const float *, uint8_t *, uint8_t *) = quantize_gain;
+  bool (*quantize_group)(const oscar_codec *, int, int, const float *, uint8_t *, uint8_t *) = quantize_gain;
   if (spec->form == OSCAR_ROW_SCALE_ZERO) {
     clip(y, spec->channels, spec->clip_ratio);
-    quantize = quantize_scale_zero;
+    quantize_group = quantize_scale_zero;
   }
   uint8_t codes[OSCAR_MAX_HEAD_DIM];
   uint8_t *meta = row + codec->crumbs / 4;
-  if (spec->form == OSCAR_ROW_LOG_GAINS) quantize_log_gains(codec, y, codes, meta);
-  for (int p = 0; p < spec->groups && spec->form != OSCAR_ROW_LOG_GAINS; p++, meta += 2 * codec_meta_values(codec))
-    if (!quantize(codec, codec->group_channel[p], codec->group_channel[p + 1], y, codes, meta)) return false;
+  for (int p = 0; p < spec->groups; p++, meta += 2 * codec_meta_values(codec))
+    if (!quantize_group(codec, codec->group_channel[p], codec->group_channel[p + 1], y, codes, meta)) return false;
   write_crumbs(codec, codes, row);
   return true;
 }
 
+static int quantize(const oscar_codec *codec, int n, float *y, uint8_t *rows) {
+  if (codec->spec.form == OSCAR_ROW_LOG_GAINS) return quantize_log_gains(codec, n, y, rows);
+  int done = 0;
+  while (done < n && quantize_row(codec, y + (size_t)done * (size_t)codec->spec.channels, rows + (size_t)done * codec->row_bytes))
+    done++;
+  return done;
+}
+
 /* ---- decoding ---- */
+
+/* Sixteen floats as one value: operators on it are per lane, and the compiler splits it into what the instruction set has. */
+typedef float lanes16 __attribute__((vector_size(64)));
+
+/* STRIP_ROWS rows x 16 columns, kept in registers while the inputs go by: out [][16] += in [][n] * matrix [n][columns]. */
+static void strip(const float *in, size_t in_stride, int n, const float *matrix, size_t columns, float out[STRIP_ROWS][16]) {
+  lanes16 sums[STRIP_ROWS], row;
+  memcpy(sums, out, sizeof sums);
+  for (int k = 0; k < n; k++, matrix += columns) {
+    memcpy(&row, matrix, sizeof row);
+#pragma GCC unroll 8
+    for (int r = 0; r < STRIP_ROWS; r++) sums[r] += in[(size_t)r * in_stride + (size_t)k] * row;
+  }
+  memcpy(out, sums, sizeof sums);
+}
+
+static float column_sum(const float *in, int n, const float *matrix, size_t columns, float start) {
+  for (int k = 0; k < n; k++) start += in[k] * matrix[(size_t)k * columns];
+  return start;
+}
+
+/* out [BLOCK_ROWS][columns] = start [columns] + in [BLOCK_ROWS][n] * matrix [n][columns]; the first `rows` rows are stored. */
+static void multiply_block(int rows, const float *in, int n, const float *matrix, int columns, const float *start, float *out,
+                           size_t out_stride) {
+  size_t c = (size_t)columns;
+  int whole = columns / 16 * 16;
+  for (int j = 0; j < whole; j += 16) {
+    for (int r = 0; r < rows; r += STRIP_ROWS) {
+      float sums[STRIP_ROWS][16];
+      for (int i = 0; i < STRIP_ROWS; i++) memcpy(sums[i], start + j, sizeof sums[i]);
+      strip(in + (size_t)r * (size_t)n, (size_t)n, n, matrix + j, c, sums);
+      for (int i = 0; i < STRIP_ROWS && r + i < rows; i++)
+        memcpy(out + (size_t)(r + i) * out_stride + j, sums[i], sizeof sums[i]);
+    }
+  }
+  for (int j = whole; j < columns; j++)
+    for (int r = 0; r < rows; r++)
+      out[(size_t)r * out_stride + (size_t)j] = column_sum(in + (size_t)r * (size_t)n, n, matrix + j, c, start[j]);
+}
+
+/* rows [n][stride] += the rotating mean at positions position .. position + n - 1, n <= BLOCK_ROWS. The angle of a row is
+ * that of its page plus that of its place in it (quant/rope.h). */
+static void add_rotating_mean(const oscar_codec *codec, int64_t position, int n, float *rows, size_t stride) {
+  const oscar_codec_spec *spec = &codec->spec;
+  for (int k = 0; k < spec->rotating_pairs; k++) {
+    const int *channel = codec->rotating_channel + 2 * k;
+    const float *b = spec->rotating_mean + 2 * k, *table = rope_cosines(spec->rope, spec->rotating_pair[k]);
+    float b1 = 0, b2 = 0, cosine, sine;
+    for (int r = 0; r < n; r++) {
+      int place = (int)((position + r) % PAGE_TOKENS);
+      if (r == 0 || place == 0) {
+        rope_page_angle(spec->rope, spec->rotating_pair[k], (position + r) / PAGE_TOKENS, &cosine, &sine);
+        b1 = b[0] * cosine - b[1] * sine;
+        b2 = b[0] * sine + b[1] * cosine;
+      }
+      float c = table[place], s = table[PAGE_TOKENS + place], *row = rows + (size_t)r * stride;
+      row[channel[0]] += b1 * c - b2 * s;
+      row[channel[1]] += b1 * s + b2 * c;
+    }
+  }
+}
 
 /* Scale and offset factor of group p; the offset is in units of the steps where it is one for all channels. */
 static float scale_of_group(const oscar_codec *codec, const uint8_t *meta, int p) {
@@ -358,8 +357,8 @@ static void decode(const oscar_codec *codec, int64_t position, int n, const uint
     float *out = x + (size_t)first * x_stride;
     for (int r = 0; r < block; r++, rows += codec->row_bytes) decode_row(codec, rows, y + (size_t)r * m);
     multiply_block(block, y, spec->channels, spec->decode, spec->head_dim, spec->mean, out, x_stride);
-    add_rotating_mean(codec, position + first, block, 1, out, x_stride);
+    add_rotating_mean(codec, position + first, block, out, x_stride);
   }
 }
 
-const struct row_kernels ROWS_KERNELS = {project, quantize_row, decode_row, decode};
+const struct row_kernels ROWS_KERNELS = {project, quantize, encode_page, decode_row, decode};

@@ -4,7 +4,9 @@
  */
 #include "support.h"
 
-#include "quant/codec.h"
+#include "quant/page_form.h"
+
+#include <float.h>
 
 /* ---- slow definitions ---- */
 
@@ -138,9 +140,10 @@ static double error_of_gain(const oscar_codec_spec *spec, const int *group, int 
   double sum = 0;
   for (int i = 0; i < spec->channels; i++) {
     if (group[i] != p) continue;
-    double levels = pow(4, spec->crumbs[i]), step = (double)spec->steps[i];
+    double levels = 1 << 2 * spec->crumbs[i], step = (double)spec->steps[i];
     double code = fmax(0, fmin(levels - 1, floor(y[i] / (s * step) + levels / 2)));
-    sum += pow(y[i] - (spec->crumbs[i] ? s * step * (code - (levels - 1) / 2) : 0), 2);
+    double error = y[i] - (spec->crumbs[i] ? s * step * (code - (levels - 1) / 2) : 0);
+    sum += error * error;
   }
   return sum;
 }
@@ -219,10 +222,17 @@ static void mixed_crumbs(uint8_t *crumbs, int m, int groups, uint64_t *seed) {
   }
 }
 
+/* One crumb each, and one more from the first channel on, round and round, until C is a multiple of 16. */
+static void filled_crumbs(uint8_t *crumbs, int m) {
+  memset(crumbs, 1, (size_t)m);
+  for (int c = m; c % 16; c++) crumbs[(c - m) % m]++;
+}
+
+enum { FILLED = 9 };
 struct variant {
   int d, m;
   oscar_row_form form;
-  int groups, crumbs; /* crumbs 0: mixed, C = m */
+  int groups, crumbs; /* crumbs 0: mixed, C = m; FILLED: filled_crumbs */
   float clip;
   int pairs, rotary_dim; /* of a rotating mean; a layout each */
 };
@@ -256,6 +266,9 @@ static const struct variant variants[] = {
     {128, 128, OSCAR_ROW_LOG_GAINS, 4, 0, 0, 64, 128},
     {128, 96, OSCAR_ROW_LOG_GAINS, 3, 0, 0, 1, 32},
     {128, 128, OSCAR_ROW_LOG_GAINS, 4, 2, 0, 0, 0},
+    {64, 5, OSCAR_ROW_LOG_GAINS, 1, FILLED, 0, 0, 0},
+    {256, 250, OSCAR_ROW_LOG_GAINS, 2, FILLED, 0, 0, 0},
+    {512, 512, OSCAR_ROW_LOG_GAINS, 1, 4, 0, 0, 0},
     {64, 64, OSCAR_ROW_GAIN, 1, 0, 0, 20, 48},
     {64, 64, OSCAR_ROW_SCALE_ZERO, 1, 1, 0.96f, 32, 64},
 };
@@ -267,6 +280,7 @@ static oscar_codec *make_variant(oscar_context *c, const struct variant *v, uint
   float steps[OSCAR_MAX_HEAD_DIM];
   memset(crumbs, v->crumbs, sizeof crumbs);
   if (!v->crumbs) mixed_crumbs(crumbs, v->m, v->groups, seed);
+  if (v->crumbs == FILLED) filled_crumbs(crumbs, v->m);
   for (int i = 0; i < v->m; i++)
     steps[i] = (crumbs[i] ? codec_gaussian_step(crumbs[i]) : 1) * (float)(0.9 + 0.2 * test_uniform(seed));
   uint16_t pair[OSCAR_MAX_HEAD_DIM / 2];
@@ -416,18 +430,24 @@ static void the_map_gives_scores_and_sums_of_decoded_rows(void **state) {
   for_each_variant(3, 17, check_map);
 }
 
+/* NULL where this CPU has not got it. */
+static oscar_context *context_with(oscar_isa isa) {
+  oscar_context_options options;
+  oscar_context_options_default(&options);
+  options.isa = isa;
+  options.threads = 1;
+  oscar_context *context = NULL;
+  if (oscar_context_create(&options, &context) == OSCAR_OK) return context;
+  print_message("skipped: this CPU has no %s\n", oscar_isa_name(isa));
+  return NULL;
+}
+
 static void codes_do_not_depend_on_the_instruction_set(void **state) {
   (void)state;
-  for (oscar_isa isa = OSCAR_ISA_AVX2; isa <= OSCAR_ISA_AVX512; isa++) {
-    oscar_context *portable = test_context(OSCAR_ISA_PORTABLE, 1), *best = test_context(OSCAR_ISA_AUTO, 1);
-    if (oscar_context_isa(best) < isa) {
-      print_message("skipped: this CPU has no %s\n", oscar_isa_name(isa));
-      oscar_context_free(portable);
-      oscar_context_free(best);
-      continue;
-    }
-    oscar_context *wide = test_context(isa, 1);
-    for (size_t n = 0; n < ARRAY_LENGTH(variants); n++) {
+  oscar_context *portable = test_context(OSCAR_ISA_PORTABLE, 1);
+  for (oscar_isa isa = OSCAR_ISA_AVX2; isa <= OSCAR_ISA_NEON_DOT; isa++) {
+    oscar_context *wide = context_with(isa);
+    for (size_t n = 0; wide && n < ARRAY_LENGTH(variants); n++) {
       uint64_t seed = n, same = n;
       oscar_codec *a = make_variant(portable, &variants[n], &seed), *b = make_variant(wide, &variants[n], &same);
       assert_ptr_not_equal(a->kernels, b->kernels);
@@ -447,9 +467,184 @@ static void codes_do_not_depend_on_the_instruction_set(void **state) {
       oscar_codec_release(a);
       oscar_codec_release(b);
     }
+    if (wide) print_message("compared with portable C: %s\n", oscar_isa_name(isa));
     oscar_context_free(wide);
-    oscar_context_free(best);
-    oscar_context_free(portable);
+  }
+  oscar_context_free(portable);
+}
+
+/* A page of BF16 rows against its rows one by one, packed; and the first of two rows that are not finite is named. */
+static void check_page(const oscar_codec *codec, uint64_t *seed) {
+  const oscar_codec_spec *spec = oscar_codec_describe(codec);
+  const struct side_form form = side_form_of(codec);
+  const int d = spec->head_dim;
+  const size_t count = (size_t)(PAGE_TOKENS * d), row_bytes = oscar_codec_row_bytes(codec);
+  float *x = malloc(count * sizeof *x);
+  uint16_t *exact = malloc(count * sizeof *exact);
+  uint8_t *rows = malloc(PAGE_TOKENS * row_bytes), *expected = aligned_alloc(64, round_up(side_bytes(&form), 64)),
+          *packed = aligned_alloc(64, round_up(side_bytes(&form), 64));
+  struct encode_scratch scratch = {malloc(count * sizeof(float)), malloc((size_t)(PAGE_TOKENS * spec->channels) * sizeof(float)),
+                                   malloc(PAGE_TOKENS * row_bytes)};
+  for (int t = 0; t < PAGE_TOKENS; t++) {
+    float size = exp2f((float)(6 * test_uniform(seed)) - 3);
+    for (int k = t * d; k < (t + 1) * d; k++) {
+      exact[k] = f32_to_bf16(size * test_normal(seed));
+      x[k] = bf16_to_f32(exact[k]);
+    }
+  }
+  assert_ok(codec->context, oscar_codec_encode(codec, (int64_t)77 * PAGE_TOKENS, PAGE_TOKENS, x, (size_t)d, rows));
+  for (int side = OSCAR_KEYS; side <= OSCAR_VALUES; side++) {
+    page_pack(&form, (oscar_side)side, rows, expected);
+    memset(packed, 0xA5, side_bytes(&form));
+    assert_int_equal(page_encode(codec, (oscar_side)side, 77, exact, &scratch, packed), PAGE_TOKENS);
+    assert_memory_equal(packed, expected, side_bytes(&form));
+  }
+  exact[50 * d + 3] = f32_to_bf16(INFINITY);
+  exact[37 * d + d - 1] = f32_to_bf16(NAN);
+  assert_int_equal(page_encode(codec, OSCAR_KEYS, 77, exact, &scratch, packed), 37);
+  free(x), free(exact), free(rows), free(expected), free(packed);
+  free(scratch.x), free(scratch.y), free(scratch.rows);
+}
+
+static void a_page_is_encoded_as_its_rows_are(void **state) {
+  (void)state;
+  for (oscar_isa isa = OSCAR_ISA_PORTABLE; isa <= OSCAR_ISA_NEON_DOT; isa++) {
+    oscar_context *c = context_with(isa);
+    uint64_t seed = 9;
+    for (size_t n = 0; c && n < ARRAY_LENGTH(variants); n++) {
+      oscar_codec *codec = make_variant(c, &variants[n], &seed);
+      check_page(codec, &seed);
+      oscar_codec_release(codec);
+    }
+    oscar_context_free(c);
+  }
+}
+
+/* ---- log gains: all sixteen tried, in float as the header says ---- */
+
+static float code_of(const oscar_codec_spec *spec, int i, float t, int gain) {
+  float levels = (float)(1 << 2 * spec->crumbs[i]), u = floorf(t * inverse_log_gain_table[gain] + levels / 2);
+  return fmaxf(0, fminf(levels - 1, u));
+}
+
+/* The power of two at or below the largest step of a group. */
+static float unit_of_group(const oscar_codec_spec *spec, const int *group, int p) {
+  float unit = 0;
+  for (int i = 0; i < spec->channels; i++)
+    if (group[i] == p && spec->crumbs[i] > 0 && spec->steps[i] > unit) unit = spec->steps[i];
+  return exp2f(floorf(log2f(unit)));
+}
+
+/* The squared error of a group over its unit's square. The magnitude's code is counted from the middle, so that a number on the
+ * border of two codes has the error that both have. */
+static float float_error(const oscar_codec_spec *spec, const int *group, int p, const float *y, int gain, float unit) {
+  float sum = 0;
+  for (int i = 0; i < spec->channels; i++) {
+    if (group[i] != p || !spec->crumbs[i]) continue;
+    float inverse = fminf(1 / spec->steps[i], FLT_MAX), magnitude = fminf(fabsf(y[i] * inverse), 0x1p40f);
+    float a = magnitude * inverse_log_gain_table[gain], outermost = (float)(1 << 2 * spec->crumbs[i]) / 2 - 1;
+    float e = (a - floorf(fminf(a, outermost)) - 0.5f) * (spec->steps[i] / unit);
+    sum += e * e;
+  }
+  return sum * (log_gain_table[gain] * log_gain_table[gain]);
+}
+
+static void check_gains(const oscar_codec *codec, const float *y, const uint8_t *bytes) {
+  const oscar_codec_spec *spec = oscar_codec_describe(codec);
+  const int total = oscar_codec_crumbs(codec);
+  const unsigned word = bytes[total / 4] | (unsigned)bytes[total / 4 + 1] << 8;
+  int group[OSCAR_MAX_HEAD_DIM];
+  double exact[OSCAR_MAX_HEAD_DIM];
+  struct row row;
+  read_row(codec, bytes, &row);
+  groups_of(spec, total, group);
+  for (int i = 0; i < spec->channels; i++) exact[i] = (double)y[i];
+  for (int p = 0; p < spec->groups; p++) {
+    float least = INFINITY, unit = unit_of_group(spec, group, p);
+    int best = 0, stored = (int)(word >> 4 * p & 15);
+    for (int gain = 0; gain < 16; gain++) {
+      float error = float_error(spec, group, p, y, gain, unit);
+      if (error >= least) continue;
+      least = error;
+      best = gain;
+    }
+    assert_int_equal(stored, best);
+    check_log_gain(spec, group, p, exact, row.s[p]);
+    for (int i = 0; i < spec->channels; i++) {
+      if (group[i] != p || !spec->crumbs[i]) continue;
+      float t = y[i] * fminf(1 / spec->steps[i], FLT_MAX);
+      assert_int_equal(row.codes[i], (int)code_of(spec, i, t, best));
+    }
+  }
+}
+
+/* Row r of many kinds, so that a vector of rows holds several: gains from below the table to above it, tails, spikes, rows on
+ * levels and on borders, zero, next to nothing and next to infinity. */
+static void odd_row(const oscar_codec_spec *spec, int r, float *y, uint64_t *seed) {
+  float size = exp2f((float)(12 * test_uniform(seed)) - 6), gain = log_gain_table[test_random(seed) % 16];
+  for (int i = 0; i < spec->channels; i++) {
+    float z = test_normal(seed), step = spec->steps[i], sign = z < 0 ? -1.0f : 1.0f;
+    switch (r % 11) {
+    case 0:
+      y[i] = size * z;
+      break;
+    case 1:
+      y[i] = size * z * z * z;
+      break;
+    case 2:
+      y[i] = test_random(seed) % 16 ? 0 : size * sign;
+      break;
+    case 3:
+      y[i] = gain * step * ((float)(test_random(seed) % 4) - 1.5f);
+      break;
+    case 4:
+      y[i] = gain * step * ((float)(test_random(seed) % 5) - 2);
+      break;
+    case 5:
+      y[i] = 0;
+      break;
+    case 6:
+      y[i] = 1e-30f * z;
+      break;
+    case 7:
+      y[i] = 1e30f * z;
+      break;
+    case 8:
+      y[i] = FLT_MAX * sign;
+      break;
+    case 9:
+      y[i] = i % 5 ? step * z : 40 * step * z;
+      break;
+    default:
+      y[i] = size * sign;
+    }
+  }
+}
+
+static void the_gain_is_the_best_of_all_sixteen(void **state) {
+  (void)state;
+  enum { ROWS = 110 };
+  for (oscar_isa isa = OSCAR_ISA_PORTABLE; isa <= OSCAR_ISA_NEON_DOT; isa++) {
+    oscar_context *c = context_with(isa);
+    uint64_t seed = 10;
+    for (size_t n = 0; c && n < ARRAY_LENGTH(variants); n++) {
+      if (variants[n].form != OSCAR_ROW_LOG_GAINS) continue;
+      oscar_codec *codec = make_variant(c, &variants[n], &seed);
+      const oscar_codec_spec *spec = oscar_codec_describe(codec);
+      size_t m = (size_t)spec->channels, row_bytes = oscar_codec_row_bytes(codec);
+      float *y = malloc(ROWS * m * sizeof *y);
+      uint8_t *rows = malloc(ROWS * row_bytes);
+      for (int round = 0; round < 2; round++) {
+        for (int r = 0; r < ROWS; r++) odd_row(spec, r, y + (size_t)r * m, &seed);
+        assert_int_equal(codec_quantize(codec, ROWS, y, rows), ROWS);
+        for (size_t r = 0; r < ROWS; r++) check_gains(codec, y + r * m, rows + r * row_bytes);
+        y[70 * m + m / 2] = -INFINITY;
+        assert_int_equal(codec_quantize(codec, ROWS, y, rows), 70);
+      }
+      free(y), free(rows);
+      oscar_codec_release(codec);
+    }
+    oscar_context_free(c);
   }
 }
 
@@ -844,6 +1039,8 @@ int main(void) {
       cmocka_unit_test(decoding_follows_the_formula_with_stored_metadata),
       cmocka_unit_test(the_map_gives_scores_and_sums_of_decoded_rows),
       cmocka_unit_test(codes_do_not_depend_on_the_instruction_set),
+      cmocka_unit_test(a_page_is_encoded_as_its_rows_are),
+      cmocka_unit_test(the_gain_is_the_best_of_all_sixteen),
       cmocka_unit_test(a_row_does_not_depend_on_the_rows_beside_it),
       cmocka_unit_test(a_row_worked_by_hand),
       cmocka_unit_test(the_clip_is_exact),
