@@ -215,7 +215,11 @@ INLINE void value_block(int rows, int n, int tile_bytes, const uint8_t *codes, c
   for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
     for (int i = 0; i < n; i++) high[r][i] = low[r][i] = ivec_set(0);
+#pragma GCC unroll 4
   for (int tile = 0; tile < 4; tile++) {
+    /* Broadcasting weights from memory costs nothing here. Compilers would rather take them apart in registers, or broadcast all
+     * of them ahead and store that. */
+    __asm__ volatile("" : : "r"(weights) : "memory");
     ivec crumbs[CODED_VECS][4];
 #pragma GCC unroll 4
     for (int i = 0; i < n; i++) unpack(codes + tile * tile_bytes + i * LANES * 4, crumbs[i]);
