@@ -15,6 +15,11 @@
 /* Products smaller than this are done before a second thread has woken up. */
 #define THREADED_BYTES 32768
 
+/* Threads share out pieces of at least so many bytes, up to so many pieces a thread: one that is slowed down, by another program
+ * or by memory, does fewer. */
+#define PIECE_BYTES       65536
+#define PIECES_PER_THREAD 16
+
 /* So many chunks of activations are quantized by the calling thread before the others begin: that is faster than one more
  * meeting of all. */
 #define FEW_CHUNKS 16
@@ -88,6 +93,8 @@ struct few {
   const struct dot_input *in;
   struct act_chunk *activations;
   float *const *y;
+  int pieces;
+  team_counter next;
 };
 
 static void quantize_chunks(const struct few *f, int64_t first, int64_t last) {
@@ -99,7 +106,7 @@ static void quantize_chunks(const struct few *f, int64_t first, int64_t last) {
   }
 }
 
-/* The stretch `part` of `parts` of all weights. */
+/* Piece `part` of `parts` of all weights. */
 static void dot_part(const struct few *f, int part, int parts) {
   size_t total = all_bytes(f->count, f->w), offset = 0;
   size_t share = total / (size_t)parts;
@@ -115,13 +122,13 @@ static void dot_part(const struct few *f, int part, int parts) {
 }
 
 static void few_part(void *arg, int member, int members) {
-  const struct few *f = arg;
+  struct few *f = arg;
   int64_t chunks = f->activations ? f->in->n * f->in->chunks_per_token : 0;
   if (chunks > FEW_CHUNKS) {
     quantize_chunks(f, chunks * member / members, chunks * (member + 1) / members);
     team_barrier(f->cpu->base.context, member);
   }
-  dot_part(f, member, members);
+  for (int64_t piece; (piece = team_take(&f->next)) < f->pieces;) dot_part(f, (int)piece, f->pieces);
 }
 
 static oscar_status few_tokens(struct cpu_backend *cpu, int count, const struct weight *const *w, const float *const *bias, int n,
@@ -133,9 +140,21 @@ static oscar_status few_tokens(struct cpu_backend *cpu, int count, const struct 
   oscar_status status = scratch_reserve(cpu->base.context, &cpu->activations, (size_t)chunks, sizeof(struct act_chunk));
   if (status != OSCAR_OK) return status;
   in.chunks = cpu->activations.data;
-  struct few few = {cpu, count, w, bias, &in, quantized ? cpu->activations.data : NULL, y};
+  const size_t bytes = all_bytes(count, w), pieces = bytes / PIECE_BYTES, most = (size_t)cpu->threads * PIECES_PER_THREAD;
+  const int threads = bytes >= THREADED_BYTES ? cpu->threads : 1;
+  struct few few = {.cpu = cpu,
+                    .count = count,
+                    .w = w,
+                    .bias = bias,
+                    .in = &in,
+                    .activations = quantized ? cpu->activations.data : NULL,
+                    .y = y,
+                    .pieces = threads == 1               ? 1
+                              : pieces > most            ? (int)most
+                              : pieces > (size_t)threads ? (int)pieces
+                                                         : threads};
   if (chunks <= FEW_CHUNKS) quantize_chunks(&few, 0, chunks);
-  team_run(cpu->base.context, all_bytes(count, w) >= THREADED_BYTES ? cpu->threads : 1, few_part, &few);
+  team_run(cpu->base.context, threads, few_part, &few);
   return OSCAR_OK;
 }
 
