@@ -72,9 +72,9 @@ static int dispatch(int argc, char **argv) {
 }
 
 /*
- * GCC's OpenMP runtime lets waiting threads spin for milliseconds. With another busy program on the machine that costs a
- * hundredfold (measured: 0.6 instead of 97 tokens/s), so short waits spin and longer ones sleep. The runtime reads its setting
- * before main, hence the second start; whoever set one of its variables keeps his setting.
+ * GCC's OpenMP runtime, in whose threads oneDNN works, lets them spin for milliseconds after every product. With another busy
+ * program on the machine that costs a hundredfold (docs/performance.md), so short waits spin and longer ones sleep. The runtime
+ * reads its setting before main, hence the second start; whoever set one of its variables keeps his setting.
  */
 static void limit_spinning(char **argv) {
   if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
