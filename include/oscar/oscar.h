@@ -67,7 +67,7 @@ typedef enum oscar_isa {
 OSCAR_API const char *oscar_isa_name(oscar_isa isa);
 
 typedef struct oscar_context_options {
-  int threads;   /* 0: one per CPU this process may run on */
+  int threads;   /* 0: one per core this process may run on */
   oscar_isa isa; /* AUTO, or a level to force; forcing one the CPU lacks is OSCAR_UNSUPPORTED */
 
   /* Receives log lines without a newline; NULL: errors and warnings go to stderr. */

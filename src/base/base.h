@@ -43,6 +43,10 @@ char *mem_strdup(oscar_context *context, const char *text);
 
 void cpu_detect(struct cpu_features *features);
 int cpu_available(void); /* CPUs this process may run on */
+int cpu_cores(void);     /* cores that these belong to: CPUs that share one share its arithmetic */
+/* The same of the CPUs 0 .. count - 1 that are allowed, as Linux tells under `folder` (/sys/devices/system/cpu); of what it does
+ * not tell, each is a core. */
+int cpu_count_cores(const char *folder, const bool *allowed, int count);
 
 int64_t time_ns(void); /* monotonic */
 

@@ -70,7 +70,7 @@ oscar_status oscar_context_create(const oscar_context_options *options, oscar_co
     o.free = libc_free;
   }
   if (!o.log) o.log = log_to_stderr;
-  if (o.threads == 0) o.threads = cpu_available();
+  if (o.threads == 0) o.threads = cpu_cores();
 
   struct cpu_features cpu;
   cpu_detect(&cpu);

@@ -2,6 +2,8 @@
 #include "base/base.h"
 
 #include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -93,4 +95,40 @@ int cpu_available(void) {
   if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
   long n = sysconf(_SC_NPROCESSORS_ONLN);
   return n > 0 ? (int)n : 1;
+}
+
+/* Whether a list of CPUs, "0,8" or "4-5", has one below `cpu` that may be used. */
+static bool has_earlier(const char *list, const bool *allowed, int cpu) {
+  for (char *end; *list; list = *end == ',' ? end + 1 : end) {
+    long first = strtol(list, &end, 10), last = first;
+    if (end == list) return false;
+    if (*end == '-') last = strtol(end + 1, &end, 10);
+    for (long i = first < 0 ? 0 : first; i <= last && i < cpu; i++)
+      if (allowed[i]) return true;
+    if (*end != ',') return false;
+  }
+  return false;
+}
+
+int cpu_count_cores(const char *folder, const bool *allowed, int count) {
+  int cores = 0;
+  for (int cpu = 0; cpu < count; cpu++) {
+    char path[4200], list[256] = "";
+    if (!allowed[cpu]) continue;
+    snprintf(path, sizeof path, "%s/cpu%d/topology/thread_siblings_list", folder, cpu);
+    FILE *file = fopen(path, "re");
+    if (file && !fgets(list, sizeof list, file)) list[0] = '\0';
+    if (file) fclose(file);
+    cores += !has_earlier(list, allowed, cpu);
+  }
+  return cores;
+}
+
+int cpu_cores(void) {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return cpu_available();
+  bool allowed[CPU_SETSIZE];
+  for (int i = 0; i < CPU_SETSIZE; i++) allowed[i] = CPU_ISSET((size_t)i, &set);
+  int cores = cpu_count_cores("/sys/devices/system/cpu", allowed, CPU_SETSIZE);
+  return cores > 0 ? cores : 1;
 }

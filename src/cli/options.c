@@ -13,7 +13,7 @@ static const char *kv_name(int i) {
 static const struct option_spec model_options[] = {
     {"model", 'm', OPTION_TEXT, ENGINE(model_path), "NAME|FILE", .help = "a fetched model ('oscar fetch --list') or a GGUF file",
      .default_text = ""},
-    {"threads", 't', OPTION_INT, ENGINE(threads), "N", .help = "threads", 0, 4096, .default_text = "one per CPU"},
+    {"threads", 't', OPTION_INT, ENGINE(threads), "N", .help = "threads", 0, 4096, .default_text = "one per core"},
 };
 
 /* What the cache is made of, then how large it is; window_group is the second half. */

@@ -49,6 +49,38 @@ static void halves_round_to_nearest_even(void **state) {
   assert_int_equal(f32_to_bf16(1.01171875f), 0x3F82);
 }
 
+static void put_siblings(const char *folder, int cpu, const char *list) {
+  char path[512];
+  snprintf(path, sizeof path, "mkdir -p %s/cpu%d/topology && printf '%s\\n' >%s/cpu%d/topology/thread_siblings_list", folder, cpu,
+           list, folder, cpu);
+  assert_int_equal(system(path), 0);
+}
+
+/* Two cores of two CPUs each, numbered side by side; two more, numbered far apart; one CPU that nothing is told of. */
+static void cpus_that_share_a_core_count_once(void **state) {
+  (void)state;
+  char folder[] = "/tmp/oscar-cpus-XXXXXX", command[64];
+  assert_non_null(mkdtemp(folder));
+  put_siblings(folder, 0, "0-1");
+  put_siblings(folder, 1, "0-1");
+  put_siblings(folder, 2, "2-3");
+  put_siblings(folder, 3, "2-3");
+  put_siblings(folder, 4, "4,6");
+  put_siblings(folder, 5, "5,7");
+  put_siblings(folder, 6, "4,6");
+  put_siblings(folder, 7, "5,7");
+  const bool all[9] = {1, 1, 1, 1, 1, 1, 1, 1, 1}, some[9] = {0, 1, 1, 1, 0, 1, 1, 1, 0}, none[9] = {0};
+  assert_int_equal(cpu_count_cores(folder, all, 9), 5);
+  assert_int_equal(cpu_count_cores(folder, some, 9), 4); /* 1; 2 with 3; 6; 5 with 7 */
+  assert_int_equal(cpu_count_cores(folder, none, 9), 0);
+  assert_int_equal(cpu_count_cores("/nowhere", all, 9), 9);
+  put_siblings(folder, 1, "nonsense");
+  assert_int_equal(cpu_count_cores(folder, all, 9), 6);
+  snprintf(command, sizeof command, "rm -r %s", folder);
+  assert_int_equal(system(command), 0);
+  assert_true(cpu_cores() >= 1 && cpu_cores() <= cpu_available());
+}
+
 static void wrong_context_options_are_refused(void **state) {
   (void)state;
   oscar_context_options o;
@@ -194,10 +226,15 @@ static void a_full_disk_is_reported_and_changes_nothing(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(every_half_survives_a_round_trip),   cmocka_unit_test(halves_round_to_nearest_even),
-      cmocka_unit_test(wrong_context_options_are_refused),  cmocka_unit_test(errors_nest_and_never_overflow),
-      cmocka_unit_test(impossible_sizes_are_out_of_memory), cmocka_unit_test(an_aborted_write_leaves_the_old_file),
-      cmocka_unit_test(released_pages_leave_and_come_back), cmocka_unit_test(a_full_disk_is_reported_and_changes_nothing),
+      cmocka_unit_test(every_half_survives_a_round_trip),
+      cmocka_unit_test(halves_round_to_nearest_even),
+      cmocka_unit_test(cpus_that_share_a_core_count_once),
+      cmocka_unit_test(wrong_context_options_are_refused),
+      cmocka_unit_test(errors_nest_and_never_overflow),
+      cmocka_unit_test(impossible_sizes_are_out_of_memory),
+      cmocka_unit_test(an_aborted_write_leaves_the_old_file),
+      cmocka_unit_test(released_pages_leave_and_come_back),
+      cmocka_unit_test(a_full_disk_is_reported_and_changes_nothing),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
