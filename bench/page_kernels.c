@@ -1,7 +1,7 @@
 /*
  * bench/page_kernels.c - the arithmetic of attention on one page that lies in the CPU's caches, kernel by kernel.
  *
- *   bench_page_kernels [--head-dim D] [--rows R,R,...] [--groups G]
+ *   bench_page_kernels [--head-dim D] [--rows R,R,...] [--groups G] [--isa portable|avx2|avx512|neon-dot]
  *
  * One CSV line per table of kernels, number of rows and kernel: ns for the page, and what that is per row and token. The codec is
  * a fitted one's form: D crumbs, G log gains, every pair of the keys turning. `exact` is scores, softmax and sums of an exact
@@ -105,9 +105,18 @@ static int number(const char *text) {
   return *text && !*end && value >= 0 && value <= 4096 ? (int)value : -1;
 }
 
+/* -1: none of that name */
+static int isa_named(const char *name) {
+  for (int isa = OSCAR_ISA_AUTO; isa <= OSCAR_ISA_NEON_DOT; isa++)
+    if (strcmp(name, oscar_isa_name((oscar_isa)isa)) == 0) return isa;
+  return -1;
+}
+
 int main(int argc, char **argv) {
   int d = 128, groups = 4;
   const char *rows = "1,6,48,64";
+  oscar_context_options options;
+  oscar_context_options_default(&options);
   for (int i = 1; i < argc; i += 2) {
     const char *value = i + 1 < argc ? argv[i + 1] : "";
     if (!strcmp(argv[i], "--head-dim"))
@@ -116,8 +125,10 @@ int main(int argc, char **argv) {
       groups = number(value);
     else if (!strcmp(argv[i], "--rows"))
       rows = value;
+    else if (!strcmp(argv[i], "--isa") && isa_named(value) >= 0)
+      options.isa = (oscar_isa)isa_named(value);
     else {
-      fprintf(stderr, "usage: bench_page_kernels [--head-dim D] [--rows R,R,...] [--groups 1..4]\n");
+      fprintf(stderr, "usage: bench_page_kernels [--head-dim D] [--rows R,R,...] [--groups 1..4] [--isa NAME]\n");
       return 1;
     }
   }
@@ -126,7 +137,10 @@ int main(int argc, char **argv) {
     return 1;
   }
   oscar_context *context = NULL;
-  if (oscar_context_create(NULL, &context) != OSCAR_OK) return 1;
+  if (oscar_context_create(&options, &context) != OSCAR_OK) {
+    fprintf(stderr, "this CPU lacks %s\n", oscar_isa_name(options.isa));
+    return 1;
+  }
   float frequencies[256], *mean = need(sizeof(float) * (size_t)d);
   uint16_t pair[256];
   for (int i = 0; i < d / 2; i++) {

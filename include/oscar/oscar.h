@@ -58,7 +58,7 @@ typedef enum oscar_log_level { OSCAR_LOG_ERROR, OSCAR_LOG_WARNING, OSCAR_LOG_INF
 typedef enum oscar_isa {
   OSCAR_ISA_AUTO = 0, /* the best the CPU offers */
   OSCAR_ISA_PORTABLE, /* C only */
-  OSCAR_ISA_AVX2,     /* AVX2, FMA, F16C */
+  OSCAR_ISA_AVX2,     /* AVX2, FMA, F16C; where the CPU has it, AVX-VNNI */
   OSCAR_ISA_AVX512,   /* AVX-512 F, BW, DQ, VL and VNNI */
   OSCAR_ISA_NEON_DOT  /* ARM: NEON with the dot products of ARMv8.2 */
 } oscar_isa;

@@ -6,7 +6,7 @@
 const struct attention_kernels *attention_kernels_for(const struct cpu_features *cpu) {
 #if defined(__x86_64__)
   if (cpu_has(cpu, OSCAR_ISA_AVX512)) return &attention_kernels_avx512;
-  if (cpu_has(cpu, OSCAR_ISA_AVX2)) return &attention_kernels_avx2;
+  if (cpu_has(cpu, OSCAR_ISA_AVX2)) return cpu->avx_vnni ? &attention_kernels_avx_vnni : &attention_kernels_avx2;
 #elif defined(__aarch64__)
   if (cpu_has(cpu, OSCAR_ISA_NEON_DOT)) return &attention_kernels_neon_dot;
 #endif

@@ -117,6 +117,7 @@ static inline int form_group_begin(const struct side_form *f, int group) { retur
 extern const struct attention_kernels attention_kernels_portable;
 #if defined(__x86_64__)
 extern const struct attention_kernels attention_kernels_avx2;
+extern const struct attention_kernels attention_kernels_avx_vnni; /* for CPUs with AVX2 too */
 extern const struct attention_kernels attention_kernels_avx512;
 extern const struct page_kernels page_kernels_amx;
 extern const struct page_kernels page_kernels_avx512_bf16;

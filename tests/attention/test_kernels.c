@@ -3,10 +3,21 @@
 
 #include "attention/kernels.h"
 
-static const struct attention_kernels *tables[3];
+static const struct attention_kernels *tables[5];
 static int table_count;
-static const struct page_kernels *pages[6];
+static const struct page_kernels *pages[8];
 static int page_count;
+
+#if defined(__x86_64__)
+extern const struct attention_kernels attention_kernels_emulated_avx_vnni;
+#endif
+
+static void add_table(const struct attention_kernels *table) {
+  for (int i = 0; i < table_count; i++)
+    if (tables[i] == table) return;
+  tables[table_count++] = table;
+  pages[page_count++] = &table->pages;
+}
 
 /* The tables this CPU can run. */
 static int find_tables(void **state) {
@@ -17,13 +28,14 @@ static int find_tables(void **state) {
     options.isa = (oscar_isa)isa;
     oscar_context *context;
     if (oscar_context_create(&options, &context) != OSCAR_OK) continue;
-    tables[table_count] = attention_kernels_for(&context->cpu);
-    pages[page_count++] = &tables[table_count++]->pages;
+    add_table(attention_kernels_for(&context->cpu));
     oscar_context_free(context);
   }
 #if defined(__x86_64__)
   struct cpu_features cpu;
   cpu_detect(&cpu);
+  if (cpu_has(&cpu, OSCAR_ISA_AVX2)) add_table(&attention_kernels_avx2); /* where AVX-VNNI is preferred too */
+  if (cpu_has(&cpu, OSCAR_ISA_AVX512)) add_table(&attention_kernels_emulated_avx_vnni);
   if (cpu.avx512_bf16 && cpu.avx512_vbmi) {
     pages[page_count++] = &page_kernels_avx512_bf16;
     pages[page_count++] = &page_kernels_vector_tiles;
@@ -466,12 +478,28 @@ static void softmax_carries_max_and_sum_over_pages(void **state) {
     }
 }
 
+static void tables_are_chosen_by_what_the_cpu_has(void **state) {
+  (void)state;
+  struct cpu_features cpu = {0};
+  assert_true(attention_kernels_for(&cpu) == &attention_kernels_portable);
+#if defined(__x86_64__)
+  cpu.avx_vnni = true;
+  assert_true(attention_kernels_for(&cpu) == &attention_kernels_portable);
+  cpu.avx2 = cpu.fma = cpu.f16c = true;
+  assert_true(attention_kernels_for(&cpu) == &attention_kernels_avx_vnni);
+  cpu.avx_vnni = false;
+  assert_true(attention_kernels_for(&cpu) == &attention_kernels_avx2);
+  cpu.avx512 = cpu.avx_vnni = true;
+  assert_true(attention_kernels_for(&cpu) == &attention_kernels_avx512);
+#endif
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(coded_scores_follow_their_definition),    cmocka_unit_test(coded_values_follow_their_definition),
       cmocka_unit_test(waves_follow_their_definition),           cmocka_unit_test(exact_pages_follow_their_definition),
       cmocka_unit_test(matrix_products_follow_their_definition), cmocka_unit_test(exponentials_are_within_two_units_of_libm),
-      cmocka_unit_test(softmax_carries_max_and_sum_over_pages),
+      cmocka_unit_test(softmax_carries_max_and_sum_over_pages),  cmocka_unit_test(tables_are_chosen_by_what_the_cpu_has),
   };
   return cmocka_run_group_tests(tests, find_tables, NULL);
 }

@@ -6,16 +6,27 @@
 
 #include "backend/cpu/cpu.h"
 
+#if defined(__x86_64__)
+extern const struct packed_kernels packed_emulated_avx_vnni;
+#endif
+
 /* Instruction sets, and the layouts of weights that each has kernels for. */
 static const struct level {
   oscar_isa isa;
   bool packed;
-} all_levels[] = {{OSCAR_ISA_PORTABLE, false},
-                  {OSCAR_ISA_AVX2, false},
-                  {OSCAR_ISA_AVX512, false},
-                  {OSCAR_ISA_AVX512, true},
-                  {OSCAR_ISA_NEON_DOT, false}};
-static const struct level best_level = {OSCAR_ISA_AUTO, true};
+  const struct packed_kernels *kernels; /* in place of those that the backend chose */
+  bool vnni, vnni512;                   /* what they need beside the level: AVX-VNNI, or AVX-512 */
+} all_levels[] = {{.isa = OSCAR_ISA_PORTABLE},
+                  {.isa = OSCAR_ISA_AVX2},
+#if defined(__x86_64__)
+                  {.isa = OSCAR_ISA_AVX2, .packed = true, .kernels = &packed_avx2},
+                  {.isa = OSCAR_ISA_AVX2, .packed = true, .kernels = &packed_avx_vnni, .vnni = true},
+                  {.isa = OSCAR_ISA_AVX2, .packed = true, .kernels = &packed_emulated_avx_vnni, .vnni512 = true},
+#endif
+                  {.isa = OSCAR_ISA_AVX512},
+                  {.isa = OSCAR_ISA_AVX512, .packed = true},
+                  {.isa = OSCAR_ISA_NEON_DOT}};
+static const struct level best_level = {.isa = OSCAR_ISA_AUTO, .packed = true};
 
 struct bench {
   oscar_context *context;
@@ -24,6 +35,9 @@ struct bench {
 };
 
 static bool bench_open(struct bench *b, struct level level, int threads) {
+  struct cpu_features cpu;
+  cpu_detect(&cpu);
+  if ((level.vnni && !cpu.avx_vnni) || (level.vnni512 && !cpu_has(&cpu, OSCAR_ISA_AVX512))) return false;
   oscar_context_options options;
   oscar_context_options_default(&options);
   options.isa = level.isa;
@@ -31,6 +45,7 @@ static bool bench_open(struct bench *b, struct level level, int threads) {
   options.threads = threads;
   if (oscar_context_create(&options, &b->context) != OSCAR_OK) return false; /* the CPU lacks it */
   assert_ok(b->context, backend_create_cpu(b->context, &b->be));
+  if (level.kernels) cpu_of(b->be)->packed = level.kernels;
   return true;
 }
 
@@ -261,6 +276,64 @@ static void integer_products_are_exact_on_every_instruction_set(void **state) {
     free(exact);
     random_weight_free(&w);
   }
+}
+
+/* All products of a run at their largest, with one sign: integers that are added up in too few bits would saturate or wrap. */
+static void the_largest_codes_and_activations_fit(void **state) {
+  (void)state;
+  enum { ROWS = 9, N = 4, COLS = 2 * CHUNK };
+  static const uint8_t bytes[] = {0xFF, 0x80, 0x7F};
+  static const float tokens[N][2] = {{1, 1}, {-1, -1}, {-1, -16192.f / 16256}, {16319.f / 16384, 1}}; /* low bytes 0, -64, 63 */
+  float x[N * COLS];
+  for (int i = 0; i < N * COLS; i++) x[i] = tokens[i / COLS][i % 2];
+  for (size_t k = 3; k < ARRAY_LENGTH(all_types); k++)
+    for (size_t j = 0; j < ARRAY_LENGTH(bytes); j++) {
+      struct random_weight w = random_weight(all_types[k], ROWS, COLS, k);
+      memset((uint8_t *)(uintptr_t)w.weight.data, bytes[j], (size_t)ROWS * weight_row_bytes(&w.weight));
+      make_integer_blocks(&w);
+      double *exact = dequantized(&w.weight);
+      for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
+        struct bench b;
+        if (!bench_open(&b, all_levels[i], 1)) continue;
+        float *y = product(&b, &w.weight, NULL, N, x);
+        for (int t = 0; t < N; t++)
+          for (int r = 0; r < ROWS; r++) {
+            double sum = 0, magnitude = 0;
+            for (int c = 0; c < COLS; c++) {
+              double term = exact[r * COLS + c] * (double)x[t * COLS + c];
+              sum += term;
+              magnitude += fabs(term);
+            }
+            if (!(fabs((double)y[t * ROWS + r] - sum) <= 1e-4 * magnitude))
+              fail_msg("%s %s, codes of %#x: %.9g instead of %.9g", oscar_isa_name(all_levels[i].isa),
+                       weight_type_name((int)all_types[k]), bytes[j], (double)y[t * ROWS + r], sum);
+          }
+        free(y);
+        bench_close(&b);
+      }
+      free(exact);
+      random_weight_free(&w);
+    }
+}
+
+static void kernels_are_chosen_by_what_the_cpu_has(void **state) {
+  (void)state;
+#if defined(__x86_64__)
+  struct bench b;
+  if (!bench_open(&b, (struct level){.isa = OSCAR_ISA_AVX2}, 1)) skip();
+  const struct packed_kernels *chosen[] = {&packed_avx2, &packed_avx_vnni};
+  for (int vnni = 0; vnni < 2; vnni++) {
+    struct backend *be;
+    char text[256];
+    b.context->cpu.avx_vnni = vnni;
+    assert_ok(b.context, backend_create_cpu(b.context, &be));
+    assert_true(cpu_of(be)->packed == chosen[vnni]);
+    be->ops->describe(be, text, sizeof text);
+    assert_non_null(strstr(text, vnni ? "AVX-VNNI kernels" : "AVX2 kernels"));
+    be->ops->free(be);
+  }
+  bench_close(&b);
+#endif
 }
 
 static void check_quantized(struct level level, const float *x, int count, const struct act_chunk *plain) {
@@ -732,6 +805,8 @@ int main(void) {
       cmocka_unit_test(every_kernel_agrees_with_double_precision),
       cmocka_unit_test(every_kernel_agrees_with_the_portable_one),
       cmocka_unit_test(integer_products_are_exact_on_every_instruction_set),
+      cmocka_unit_test(the_largest_codes_and_activations_fit),
+      cmocka_unit_test(kernels_are_chosen_by_what_the_cpu_has),
       cmocka_unit_test(activations_are_quantized_to_the_same_bits_everywhere),
       cmocka_unit_test(expanded_weights_equal_the_definition_bit_for_bit),
       cmocka_unit_test(many_tokens_agree_with_double_precision),

@@ -40,8 +40,9 @@ static void cpu_describe(const struct backend *be, char *text, size_t bytes) {
   const struct cpu_backend *cpu = (const struct cpu_backend *)(const void *)be;
   char library[32];
   panels_library(library, sizeof library);
-  snprintf(text, bytes, "cpu: %s kernels, %d thread%s; %s in %s for many tokens", cpu->kernels->name, cpu->threads,
-           cpu->threads == 1 ? "" : "s", library, panels_use_bf16(cpu) ? "BF16" : "F32");
+  snprintf(text, bytes, "cpu: %s kernels, %d thread%s; %s in %s for many tokens",
+           cpu->packed ? cpu->packed->name : cpu->kernels->name, cpu->threads, cpu->threads == 1 ? "" : "s", library,
+           panels_use_bf16(cpu) ? "BF16" : "F32");
 }
 
 static size_t cpu_product_scratch(const struct backend *be, const struct weight *w, int n) {
@@ -115,6 +116,16 @@ static const struct dot_kernels *choose_kernels(const struct cpu_features *cpu) 
   return &dot_portable;
 }
 
+/* NULL: weights are read as the file has them. */
+static const struct packed_kernels *choose_packed(const struct cpu_features *cpu) {
+#if defined(__x86_64__)
+  if (cpu_has(cpu, OSCAR_ISA_AVX512)) return &packed_avx512;
+  if (cpu_has(cpu, OSCAR_ISA_AVX2)) return cpu->avx_vnni ? &packed_avx_vnni : &packed_avx2;
+#endif
+  (void)cpu;
+  return NULL;
+}
+
 oscar_status backend_create_cpu(oscar_context *context, struct backend **backend) {
   *backend = NULL;
   struct cpu_backend *cpu = mem_zalloc(context, 1, sizeof *cpu);
@@ -122,9 +133,7 @@ oscar_status backend_create_cpu(oscar_context *context, struct backend **backend
   cpu->base = (struct backend){&cpu_ops, context};
   cpu->threads = context->options.threads;
   cpu->kernels = choose_kernels(&context->cpu);
-#if defined(__x86_64__)
-  if (cpu->kernels == &dot_avx512) cpu->packed = &packed_avx512;
-#endif
+  cpu->packed = choose_packed(&context->cpu);
   *backend = &cpu->base;
   return OSCAR_OK;
 }

@@ -73,12 +73,13 @@ size_t packed_bytes(const struct weight *w);
 /* Groups first .. last - 1 of w->data to their places in `packed`. */
 void pack_groups(const struct weight *w, int64_t first, int64_t last, uint8_t *packed);
 
-/* Kernels on w->packed, for every type that is packed. Rows begin and end at a group, or end at the last row. */
+/* Kernels on w->packed. Rows begin and end at a group, or end at the last row. */
 struct packed_kernels {
+  const char *name;
   dot_rows *rows[WEIGHT_TYPES];
   expand_f32 *f32[WEIGHT_TYPES];
   expand_stripe *stripe[WEIGHT_TYPES]; /* as in struct dot_kernels */
 };
-extern const struct packed_kernels packed_avx512;
+extern const struct packed_kernels packed_avx2, packed_avx_vnni, packed_avx512;
 
 #endif
