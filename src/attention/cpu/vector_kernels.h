@@ -8,11 +8,10 @@
 #define OSCAR_ATTENTION_VECTOR_KERNELS_H
 
 #include "attention/kernels.h"
+#include "base/inline.h"
 
 #include <math.h>
 #include <string.h>
-
-#define INLINE static inline __attribute__((always_inline))
 
 #define BLOCK_ROWS 6
 /* Up to this many rows a BF16 page is converted while it is read, beyond that once into the panel. */

@@ -11,10 +11,9 @@
 #include "backend/cpu/dot.h"
 
 #include "backend/blocks.h"
+#include "base/inline.h"
 
 #include <immintrin.h>
-
-#define INLINE static inline __attribute__((always_inline))
 
 struct scales {
   __m256 a[2], m[2];

@@ -10,11 +10,10 @@
  */
 #include "backend/cpu/dot.h"
 
+#include "base/inline.h"
 #include "base/transpose16.h"
 
 #include <immintrin.h>
-
-#define INLINE static inline __attribute__((always_inline))
 
 struct chunk {
   __m512i q[4];

@@ -14,10 +14,9 @@
 #include "backend/cpu/dot.h"
 
 #include "backend/blocks.h"
+#include "base/inline.h"
 
 #include <arm_neon.h>
-
-#define INLINE static inline __attribute__((always_inline))
 
 #define GROUP        64 /* elements whose runs' sums fill a register */
 #define GROUP_RUNS   (GROUP / RUN)

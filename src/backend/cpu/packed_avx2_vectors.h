@@ -7,11 +7,11 @@
 
 #include "backend/cpu/packed.h"
 
+#include "base/inline.h"
 #include "base/transpose8.h"
 
 #include <immintrin.h>
 
-#define INLINE    static inline __attribute__((always_inline))
 #define LANES     8
 #define MOST_SUMS 8 /* of 16 registers, beside codes, their masks and the products */
 typedef __m256 vec;

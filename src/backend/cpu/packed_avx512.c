@@ -6,11 +6,11 @@
  */
 #include "backend/cpu/packed.h"
 
+#include "base/inline.h"
 #include "base/transpose16.h"
 
 #include <immintrin.h>
 
-#define INLINE    static inline __attribute__((always_inline))
 #define LANES     16
 #define SUM_VECS  2
 #define MOST_SUMS 32
