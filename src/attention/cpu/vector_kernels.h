@@ -190,7 +190,7 @@ INLINE void project_waves(int rows, const struct wave_basis *basis, const float 
 #pragma GCC unroll 4
     for (int i = 0; i < PER_TERM; i++) sum[0][r][i] = sum[1][r][i] = vec_zero();
   const float *slow = waves + 2 * basis->fast;
-  for (int k = 0; k < wave_term_rows(basis); k += 2)
+  for (int k = 0; k < wave_term_rows(basis); k += 2) {
 #pragma GCC unroll 8
     for (int j = 0; j < 2 * PER_TERM; j++) {
       int odd = j % 2, i = j / 2, set = rows <= 3 ? odd : 0; /* one set of many rows is enough */
@@ -199,6 +199,7 @@ INLINE void project_waves(int rows, const struct wave_basis *basis, const float 
       for (int r = 0; r < rows; r++)
         sum[set][r][i] = vec_fma(vec_load_pair(slow + r * waves_stride + 2 * (k + odd)), terms, sum[set][r][i]);
     }
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4

@@ -34,8 +34,8 @@ INLINE void store_rows(float *p, int rows, vec x) { _mm512_mask_storeu_ps(p, (__
 INLINE ivec ivec_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE void ivec_store(void *p, ivec x) { _mm512_storeu_si512(p, x); }
 INLINE ivec bits_of(vec x) { return _mm512_castps_si512(x); }
-INLINE ivec shift_left(ivec x, int n) { return _mm512_slli_epi16(x, n); }
-INLINE ivec shift_right(ivec x, int n) { return _mm512_srli_epi16(x, n); }
+INLINE ivec shift_left(ivec x, int n) { return _mm512_slli_epi16(x, (uint8_t)n); }
+INLINE ivec shift_right(ivec x, int n) { return _mm512_srli_epi16(x, (uint8_t)n); }
 INLINE ivec low_halves(ivec x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 INLINE ivec high_halves(ivec x) { return low_halves(shift_right(x, 4)); }
 /* Sets bit 4 where the word has a one. */
