@@ -25,6 +25,9 @@ enum weight_type {
   WEIGHT_BF16 = 30
 };
 
+/* Rows of a weight that any backend's layout keeps together, or a part of them. */
+#define PACKED_ROWS 64
+
 /* y = x W^T: W has `rows` output features of `cols` input features each, blocks of a row contiguous. */
 struct weight {
   const char *name;
@@ -64,7 +67,8 @@ struct backend_ops {
   /* Whether every product with this weight can be done (type known, cols a multiple of the block). Names the tensor if not. */
   oscar_status (*weight_check)(struct backend *be, const struct weight *w);
   /* The bytes that a weight takes in the layout this backend would rather read; 0: `data` is fine. pack fills them (64-byte
-   * aligned, owned by the caller) and points the weight at them. */
+   * aligned, owned by the caller) and points the weight at them. A weight may be packed in parts of PACKED_ROWS rows or
+   * multiples, one after the other. */
   size_t (*packed_bytes)(const struct backend *be, const struct weight *w);
   void (*pack)(struct backend *be, struct weight *w, void *memory);
   /* y [n][w->cols] = rows `ids` of w, dequantized; reads `data` */

@@ -52,14 +52,26 @@ void release_if_packed(const struct model *m, const struct weight *w) {
   if (w->packed) gguf_release(m->file, w->data, file_bytes(w));
 }
 
-/* Each weight's pages in the file go as soon as it has been packed, so that a model is in memory once. */
+/* Rows that are packed at a time: the file's pages of them go before the next come, so that a model is in memory once. */
+static int64_t packed_rows_at_a_time(const struct weight *w) {
+  const size_t bytes = (size_t)4 << 20, rows = bytes / (row_bytes(w) * PACKED_ROWS) * PACKED_ROWS;
+  return rows > 0 ? (int64_t)rows : PACKED_ROWS;
+}
+
 static void pack(struct model *m, struct weight *w) {
-  size_t bytes = packed_bytes(m, w);
-  if (bytes == 0) return;
-  m->backend->ops->pack(m->backend, w, (uint8_t *)m->packed + m->packed_bytes);
-  m->packed_bytes += bytes;
+  if (packed_bytes(m, w) == 0) return;
+  uint8_t *memory = (uint8_t *)m->packed + m->packed_bytes, *at = memory;
+  struct weight part = *w;
+  for (int64_t left = w->rows, step = packed_rows_at_a_time(w); left > 0; left -= part.rows) {
+    part.rows = left < step ? left : step;
+    m->backend->ops->pack(m->backend, &part, at);
+    release_if_packed(m, &part);
+    at += m->backend->ops->packed_bytes(m->backend, &part);
+    part.data = (const uint8_t *)part.data + file_bytes(&part);
+  }
+  w->packed = memory;
+  m->packed_bytes += packed_bytes(m, w);
   m->unpacked_bytes += file_bytes(w);
-  release_if_packed(m, w);
 }
 
 static oscar_status pack_weights(struct model *m) {
