@@ -30,6 +30,5 @@ size_t wave_basis_bytes(const oscar_codec_spec *spec);
 struct wave_basis wave_basis_make(const oscar_codec_spec *spec, void *memory);
 
 static inline int wave_term_rows(const struct wave_basis *w) { return (w->pairs - w->fast + 1) / 2 * 2; }
-static inline int wave_padded_pairs(int pairs) { return (pairs + 15) / 16 * 16; }
 
 #endif

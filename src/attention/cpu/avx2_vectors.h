@@ -91,7 +91,6 @@ IVEC ivec_dword(const void *p, int i) {
 }
 IVEC ivec_load(const void *p) { return _mm256_loadu_si256(p); }
 IVEC ivec_add(ivec a, ivec b) { return _mm256_add_epi32(a, b); }
-IVEC ivec_sub(ivec a, ivec b) { return _mm256_sub_epi32(a, b); }
 IVEC ivec_nearest(vec a) { return _mm256_cvtps_epi32(a); }
 IVEC ivec_shift_left(ivec a, int n) { return _mm256_slli_epi32(a, n); }
 IVEC ivec_shift_right(ivec a, int n) { return _mm256_srai_epi32(a, n); }

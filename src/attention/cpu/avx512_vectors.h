@@ -94,7 +94,6 @@ IVEC ivec_dword(const void *p, int i) {
 }
 IVEC ivec_load(const void *p) { return _mm512_loadu_si512(p); }
 IVEC ivec_add(ivec a, ivec b) { return _mm512_add_epi32(a, b); }
-IVEC ivec_sub(ivec a, ivec b) { return _mm512_sub_epi32(a, b); }
 IVEC ivec_nearest(vec a) { return _mm512_cvtps_epi32(a); }
 IVEC ivec_shift_left(ivec a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
 IVEC ivec_shift_right(ivec a, int n) { return _mm512_srai_epi32(a, (unsigned)n); }

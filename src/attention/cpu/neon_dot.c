@@ -80,7 +80,6 @@ IVEC ivec_dword(const void *p, int i) {
 }
 IVEC ivec_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
 IVEC ivec_add(ivec a, ivec b) { return vaddq_s32(a, b); }
-IVEC ivec_sub(ivec a, ivec b) { return vsubq_s32(a, b); }
 IVEC ivec_nearest(vec a) { return vcvtnq_s32_f32(a); }
 IVEC ivec_shift_left(ivec a, int n) { return vshlq_s32(a, vdupq_n_s32(n)); }
 IVEC ivec_shift_right(ivec a, int n) { return vshlq_s32(a, vdupq_n_s32(-n)); }

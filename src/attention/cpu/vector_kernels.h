@@ -152,9 +152,7 @@ static inline void accumulate_exact(int rows, int head_dim, int tokens, const fl
 /* ---- the rotating mean ---- */
 
 /* Floats that score_waves works in, per row of a block: the amplitudes at the page's centre, and the weight of every curve. */
-static inline int wave_floats(const struct side_form *keys) {
-  return 4 * wave_padded_pairs(keys->rotating_pairs) + 2 + WAVE_TERMS;
-}
+static inline int wave_floats(const struct side_form *keys) { return 4 * keys->rotating_pairs + 2 + WAVE_TERMS; }
 
 static inline size_t panel_bytes(int head_dim, const struct side_form *keys, const struct side_form *values) {
   int width = head_dim; /* floats for each of 64 rows or tokens: a page as floats, the waves of rows, gains and zeros of groups */
@@ -258,7 +256,7 @@ INLINE void wave_block(int rows, const struct wave_basis *basis, const float *we
 
 INLINE void score_waves_block(int rows, const struct wave_basis *basis, const float *amplitudes, int amplitudes_stride,
                               const float *angle, float *scores, float *panel) {
-  const int stride = 2 * wave_padded_pairs(basis->pairs) + 2; /* a pair of zeros may follow the last */
+  const int stride = 2 * basis->pairs + 2; /* a pair of zeros may follow the last */
   float *waves = panel, *weights = panel + BLOCK_ROWS * stride;
   for (int r = 0; r < rows; r++) {
     float *to = waves + r * stride;

@@ -36,6 +36,12 @@ static inline struct cpu_backend *cpu_of(struct backend *be) { return (struct cp
 static inline dot_rows *rows_kernel(const struct cpu_backend *cpu, const struct weight *w) {
   return w->packed ? cpu->packed->rows[w->type] : cpu->kernels->rows[w->type];
 }
+static inline expand_f32 *f32_kernel(const struct cpu_backend *cpu, const struct weight *w) {
+  return w->packed ? cpu->packed->f32[w->type] : cpu->kernels->f32[w->type];
+}
+static inline expand_stripe *stripe_kernel(const struct cpu_backend *cpu, const struct weight *w) {
+  return w->packed ? cpu->packed->stripe[w->type] : cpu->kernels->stripe[w->type];
+}
 
 /* products.c */
 oscar_status cpu_weight_check(struct backend *be, const struct weight *w);

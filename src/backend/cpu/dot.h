@@ -169,9 +169,10 @@ static inline const float *pad_chunk(const float *x, int count, float padded[CHU
 static inline void quantize_chunk_inline(const float *x, int count, struct act_chunk *chunk) {
   float padded[CHUNK];
   x = pad_chunk(x, count, padded);
-  for (int r = 0; r < CHUNK_RUNS; r++) {
-    uint32_t peak_bits = peak_of(x + RUN * r / SCALED * SCALED, SCALED);
-    quantize_run(x + RUN * r, peak_bits, chunk->high + RUN * r, chunk->low + RUN * r, chunk->scale + r, chunk->sum + r);
+  for (int k = 0; k < CHUNK; k += SCALED) {
+    uint32_t peak_bits = peak_of(x + k, SCALED);
+    for (int i = k; i < k + SCALED; i += RUN)
+      quantize_run(x + i, peak_bits, chunk->high + i, chunk->low + i, chunk->scale + i / RUN, chunk->sum + i / RUN);
   }
 }
 

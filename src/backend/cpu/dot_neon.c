@@ -407,7 +407,7 @@ INLINE int8x16_t narrow(const int32x4_t v[4]) {
   return vmovn_high_s16(vmovn_s16(low), high);
 }
 
-/* quantize_run of dot.h by hand: compilers leave its loop, whose values are loaded under a condition, in scalars. */
+/* quantize_run of dot.h by hand. */
 INLINE void quantize_vectors(const float *x, uint32_t peak_bits, int8_t *high, int8_t *low, float *scale, float *sum) {
   int32x4_t h[4], l[4], total = vdupq_n_s32(0);
   uint32x4_t kept = vdupq_n_u32(run_is_finite(peak_bits) ? UINT32_MAX : 0);
@@ -429,9 +429,10 @@ INLINE void quantize_vectors(const float *x, uint32_t peak_bits, int8_t *high, i
 static void quantize(const float *x, int count, struct act_chunk *chunk) {
   float padded[CHUNK];
   x = pad_chunk(x, count, padded);
-  for (int r = 0; r < CHUNK_RUNS; r++) {
-    uint32_t peak_bits = peak_of(x + RUN * r / SCALED * SCALED, SCALED);
-    quantize_vectors(x + RUN * r, peak_bits, chunk->high + RUN * r, chunk->low + RUN * r, chunk->scale + r, chunk->sum + r);
+  for (int k = 0; k < CHUNK; k += SCALED) {
+    uint32_t peak_bits = peak_of(x + k, SCALED);
+    for (int i = k; i < k + SCALED; i += RUN)
+      quantize_vectors(x + i, peak_bits, chunk->high + i, chunk->low + i, chunk->scale + i / RUN, chunk->sum + i / RUN);
   }
 }
 

@@ -230,7 +230,7 @@ static void expand_f32_stripes(void *arg, int64_t from, int64_t to) {
   float *panel = e->cpu->panels->panel.data;
   int64_t first = e->first + from * STRIPE_ROWS, last = e->first + to * STRIPE_ROWS;
   if (last > e->last) last = e->last;
-  expand_f32 *expand = e->w->packed ? e->cpu->packed->f32[e->w->type] : e->cpu->kernels->f32[e->w->type];
+  expand_f32 *expand = f32_kernel(e->cpu, e->w);
   expand(e->w, first, last, panel + from * STRIPE_ROWS * e->w->cols);
 }
 
@@ -239,7 +239,7 @@ static void expand_bf16_stripes(void *arg, int64_t from, int64_t to) {
   uint16_t *panel = e->cpu->panels->panel.data;
   const int64_t in_group = PANEL_ROWS / STRIPE_ROWS;
   int64_t group_elements = (int64_t)round_up((size_t)e->w->cols, PANEL_COLS) * PANEL_ROWS;
-  expand_stripe *expand = e->w->packed ? e->cpu->packed->stripe[e->w->type] : e->cpu->kernels->stripe[e->w->type];
+  expand_stripe *expand = stripe_kernel(e->cpu, e->w);
   for (int64_t s = from; s < to; s++) {
     int64_t row = e->first + s * STRIPE_ROWS, left = e->last - row;
     int count = left >= STRIPE_ROWS ? STRIPE_ROWS : left > 0 ? (int)left : 0;

@@ -53,8 +53,7 @@ oscar_status cpu_embed(struct backend *be, const struct weight *w, int n, const 
 
 /* First row of this weight, which begins at byte `offset` of the call, at or after byte `at`; of packed ones, first of a group.
  */
-static int64_t row_at(const struct weight *w, size_t offset, size_t at) {
-  size_t row_bytes = weight_row_bytes(w);
+static int64_t row_at(const struct weight *w, size_t row_bytes, size_t offset, size_t at) {
   if (at <= offset) return 0;
   size_t row = (at - offset + row_bytes - 1) / row_bytes;
   if (w->packed) row = round_up(row, GROUP_ROWS);
@@ -93,6 +92,7 @@ struct few {
   const struct dot_input *in;
   struct act_chunk *activations;
   float *const *y;
+  size_t bytes; /* of all weights */
   int pieces;
   team_counter next;
 };
@@ -108,13 +108,13 @@ static void quantize_chunks(const struct few *f, int64_t first, int64_t last) {
 
 /* Piece `part` of `parts` of all weights. */
 static void dot_part(const struct few *f, int part, int parts) {
-  size_t total = all_bytes(f->count, f->w), offset = 0;
-  size_t share = total / (size_t)parts;
-  size_t begin = share * (size_t)part, end = part == parts - 1 ? total : begin + share;
+  size_t share = f->bytes / (size_t)parts, offset = 0;
+  size_t begin = share * (size_t)part, end = part == parts - 1 ? f->bytes : begin + share;
   for (int i = 0; i < f->count; i++) {
     const struct weight *w = f->w[i];
-    int64_t first = row_at(w, offset, begin), last = row_at(w, offset, end);
-    offset += (size_t)w->rows * weight_row_bytes(w);
+    size_t row_bytes = weight_row_bytes(w);
+    int64_t first = row_at(w, row_bytes, offset, begin), last = row_at(w, row_bytes, offset, end);
+    offset += (size_t)w->rows * row_bytes;
     if (first >= last) continue;
     dot_range(rows_kernel(f->cpu, w), w, first, last, f->in, f->y[i]);
     if (f->bias && f->bias[i]) add_bias(f->bias[i], w->rows, first, last, f->in->n, f->y[i]);
@@ -149,6 +149,7 @@ static oscar_status few_tokens(struct cpu_backend *cpu, int count, const struct 
                     .in = &in,
                     .activations = quantized ? cpu->activations.data : NULL,
                     .y = y,
+                    .bytes = bytes,
                     .pieces = threads == 1               ? 1
                               : pieces > most            ? (int)most
                               : pieces > (size_t)threads ? (int)pieces
