@@ -4,8 +4,10 @@ set(OSCAR_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-proto
 function(oscar_configure target)
   target_compile_features(${target} PUBLIC c_std_17)
   # -ffp-contract=off: the same source gives the same numbers on every compiler; kernels use FMA explicitly.
-  target_compile_options(${target} PRIVATE ${OSCAR_WARNINGS} -ffp-contract=off -fno-math-errno)
-  target_compile_definitions(${target} PRIVATE _GNU_SOURCE $<$<CONFIG:Debug>:OSCAR_DEBUG>)
+  target_compile_options(
+    ${target} PRIVATE "$<$<COMPILE_LANGUAGE:C>:${OSCAR_WARNINGS};-ffp-contract=off;-fno-math-errno>"
+                      "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-fno-exceptions;-lineinfo;--threads=0>")
+  target_compile_definitions(${target} PRIVATE $<$<COMPILE_LANGUAGE:C>:_GNU_SOURCE> $<$<CONFIG:Debug>:OSCAR_DEBUG>)
   target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR}/include PRIVATE ${PROJECT_SOURCE_DIR}/src)
   if(OSCAR_SANITIZE)
     # What a sanitizer adds to every access makes a large unrolled kernel minutes of compilation: loops stay loops there, which clang

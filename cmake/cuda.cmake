@@ -1,11 +1,20 @@
-# CUDA is used when a compiler is there (AUTO), required (ON) or left out (OFF); what was decided is printed.
+# CUDA is used when a compiler is there (AUTO), required (ON) or left out (OFF); what was decided is printed. The CUDA runtime is
+# linked statically, so a program that was built with CUDA runs on machines without a GPU or a driver too.
 set(OSCAR_HAVE_CUDA OFF)
 if(NOT OSCAR_CUDA STREQUAL "OFF")
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
     set(OSCAR_HAVE_CUDA ON)
-    message(STATUS "CUDA compiler: ${CMAKE_CUDA_COMPILER} (found; this version has no CUDA kernels yet, so nothing is built with it)")
+    if(NOT CMAKE_CUDA_ARCHITECTURES)
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 89-real 90a-real 100-real 100-virtual)
+    endif()
+    set(CMAKE_CUDA_STANDARD 17)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+    enable_language(CUDA)
+    find_package(CUDAToolkit REQUIRED)
+    message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION}, for ${CMAKE_CUDA_ARCHITECTURES}")
   elseif(OSCAR_CUDA STREQUAL "ON")
     message(FATAL_ERROR "OSCAR_CUDA=ON but no CUDA compiler was found. Put nvcc on PATH or set CMAKE_CUDA_COMPILER.")
   else()

@@ -9,6 +9,9 @@ pkg_check_modules(BLAS REQUIRED IMPORTED_TARGET blas)
 add_library(oscar_library_dependencies INTERFACE)
 target_link_libraries(oscar_library_dependencies INTERFACE OpenMP::OpenMP_C PkgConfig::JANSSON PkgConfig::LIBZIP PkgConfig::LAPACKE
                                                            PkgConfig::BLAS m)
+if(OSCAR_HAVE_CUDA)
+  target_link_libraries(oscar_library_dependencies INTERFACE CUDA::cudart_static)
+endif()
 
 # Debian's CMake package of oneDNN asks for OpenCL headers that a CPU build does not use, so the library is found directly.
 find_path(DNNL_INCLUDE_DIR oneapi/dnnl/dnnl.h REQUIRED)

@@ -4,6 +4,9 @@ set(OSCAR_PC_REQUIRES "jansson libzip lapacke blas") # of oscar_library_dependen
 list(TRANSFORM OpenMP_C_LIB_NAMES PREPEND -l OUTPUT_VARIABLE openmp_libraries)
 list(JOIN openmp_libraries " " openmp_libraries)
 set(OSCAR_PC_LIBS "${openmp_libraries} -lm")
+if(OSCAR_HAVE_CUDA)
+  string(APPEND OSCAR_PC_LIBS " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt -lpthread")
+endif()
 file(RELATIVE_PATH OSCAR_PC_PREFIX ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
 configure_file(cmake/oscar.pc.in oscar.pc @ONLY)
 

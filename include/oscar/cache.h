@@ -24,6 +24,7 @@
 #define OSCAR_CACHE_H
 
 #include <oscar/codec.h>
+#include <oscar/cuda.h>
 #include <oscar/oscar.h>
 
 #ifdef __cplusplus
@@ -54,6 +55,10 @@ typedef struct oscar_cache_options {
   size_t budget_bytes;             /* everything the cache holds; see oscar_cache_bytes_for */
   const oscar_codec_set *codecs;   /* borrowed, must outlive the cache; NULL: BF16 */
   const oscar_page_filter *filter; /* in the place of codecs, for evaluation; borrowed likewise; NULL: none */
+  /* NULL: pages are in host memory. Else in the memory of this GPU (borrowed likewise), and so are k and v of
+   * oscar_sequence_write and q and out of oscar_attention_run; the context must be that of the handle, and there can be no
+   * filter. */
+  oscar_cuda *cuda;
 } oscar_cache_options;
 
 OSCAR_API void oscar_cache_options_default(oscar_cache_options *options);

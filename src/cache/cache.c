@@ -6,6 +6,7 @@
  * one question to cache_has_room, which is pure counting (arena.c says why that is enough).
  */
 #include "cache/state.h"
+#include "cuda/device.h"
 
 #include <string.h>
 
@@ -94,10 +95,17 @@ static void cut_into_layers(oscar_cache *c, const oscar_cache_options *options) 
   }
 }
 
+static oscar_status check_cuda(oscar_context *context, const oscar_cache_options *options) {
+  if (options->cuda->context != context)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "the handle of the GPU belongs to another context");
+  return set_error(context, OSCAR_UNSUPPORTED, "this version keeps pages in host memory only");
+}
+
 oscar_status oscar_cache_create(oscar_context *context, const oscar_cache_options *options, oscar_cache **cache) {
   *cache = NULL;
   struct cache_plan plan;
   oscar_status status = plan_make(context, options, &plan);
+  if (status == OSCAR_OK && options->cuda) status = check_cuda(context, options);
   if (status != OSCAR_OK) return prefix_error(context, status, "cache");
   size_t least = oscar_cache_bytes_for(options, 1, 1, 1);
   if (options->budget_bytes < least)

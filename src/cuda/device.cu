@@ -1,0 +1,153 @@
+/* device.cu - opening a GPU, its memory and copies, the driver's errors as ours (cuda/device.h). */
+#include "cuda/device.h"
+
+#include <cuda_runtime.h>
+#include <stdio.h>
+#include <string.h>
+
+#define LEAST_CAPABILITY 80
+
+static cudaStream_t stream_of(const struct oscar_cuda *cuda) { return (cudaStream_t)cuda->stream; }
+
+static int capability_of(int ordinal) {
+  int major = 0, minor = 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal) != cudaSuccess) return 0;
+  if (cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal) != cudaSuccess) return 0;
+  return 10 * major + minor;
+}
+
+static int count_all(void) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    (void)cudaGetLastError(); /* no driver is no error of a later call */
+    return 0;
+  }
+  return count;
+}
+
+int oscar_cuda_count(void) {
+  int usable = 0;
+  for (int i = 0, all = count_all(); i < all; i++) usable += capability_of(i) >= LEAST_CAPABILITY;
+  return usable;
+}
+
+oscar_status cuda_result(struct oscar_cuda *cuda, int error, const char *what) {
+  if (error == cudaSuccess) return OSCAR_OK;
+  return set_error(cuda->context, error == cudaErrorMemoryAllocation ? OSCAR_NO_MEMORY : OSCAR_UNSUPPORTED, "GPU %d: %s: %s",
+                   cuda->info.ordinal, what, cudaGetErrorString((cudaError_t)error));
+}
+
+oscar_status cuda_launched(struct oscar_cuda *cuda, const char *what) { return cuda_result(cuda, cudaGetLastError(), what); }
+
+static oscar_status open_device(struct oscar_cuda *cuda) {
+  oscar_cuda_info *info = &cuda->info;
+  cudaDeviceProp properties;
+  oscar_status status = cuda_result(cuda, cudaSetDevice(info->ordinal), "opening it");
+  if (status == OSCAR_OK) status = cuda_result(cuda, cudaGetDeviceProperties(&properties, info->ordinal), "asking what it is");
+  if (status != OSCAR_OK) return status;
+  snprintf(cuda->name, sizeof cuda->name, "%s", properties.name);
+  info->name = cuda->name;
+  info->capability = 10 * properties.major + properties.minor;
+  info->multiprocessors = properties.multiProcessorCount;
+  info->memory_bytes = properties.totalGlobalMem;
+  cuda->shared_bytes = properties.sharedMemPerBlockOptin;
+  if (info->capability < LEAST_CAPABILITY)
+    return set_error(cuda->context, OSCAR_UNSUPPORTED, "GPU %d: %s has compute capability %d.%d; at least 8.0 is needed",
+                     info->ordinal, info->name, properties.major, properties.minor);
+  if (cuda->stream) return OSCAR_OK;
+  cudaStream_t stream;
+  status = cuda_result(cuda, cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+  if (status != OSCAR_OK) return status;
+  cuda->stream = stream;
+  cuda->owns_stream = true;
+  return OSCAR_OK;
+}
+
+oscar_status oscar_cuda_create(oscar_context *context, const oscar_cuda_options *options, oscar_cuda **cuda) {
+  if (!context || !cuda) return OSCAR_INVALID_ARGUMENT;
+  *cuda = NULL;
+  const oscar_cuda_options defaults = {0, NULL}, *o = options ? options : &defaults;
+  const int all = count_all();
+  if (all == 0)
+    return set_error(context, OSCAR_UNSUPPORTED,
+                     "no NVIDIA GPU was found: the driver is missing, too old for this build, or has none");
+  if (o->ordinal < 0 || o->ordinal >= all)
+    return set_error(context, OSCAR_UNSUPPORTED, "GPU %d was asked for; there %s %d, counted from 0", o->ordinal,
+                     all == 1 ? "is" : "are", all);
+  struct oscar_cuda *c = (struct oscar_cuda *)mem_zalloc(context, 1, sizeof *c);
+  if (!c) return OSCAR_NO_MEMORY;
+  c->context = context;
+  c->info.ordinal = o->ordinal;
+  c->stream = o->stream;
+  oscar_status status = open_device(c);
+  if (status != OSCAR_OK) {
+    oscar_cuda_free(c);
+    return status;
+  }
+  *cuda = c;
+  return OSCAR_OK;
+}
+
+void oscar_cuda_free(oscar_cuda *cuda) {
+  if (!cuda) return;
+  if (cuda->owns_stream) {
+    (void)cudaStreamSynchronize(stream_of(cuda));
+    (void)cudaStreamDestroy(stream_of(cuda));
+  }
+  mem_free(cuda->context, cuda);
+}
+
+void *oscar_cuda_stream(const oscar_cuda *cuda) { return cuda->stream; }
+void oscar_cuda_describe(const oscar_cuda *cuda, oscar_cuda_info *info) { *info = cuda->info; }
+
+oscar_status oscar_cuda_wait(oscar_cuda *cuda) {
+  return cuda_result(cuda, cudaStreamSynchronize(stream_of(cuda)), "waiting for its work");
+}
+
+oscar_status cuda_alloc(struct oscar_cuda *cuda, size_t bytes, void **memory) {
+  *memory = NULL;
+  cudaError_t error = cudaMalloc(memory, bytes ? bytes : 1);
+  if (error == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();
+    size_t free_bytes = 0, total = 0;
+    (void)cudaMemGetInfo(&free_bytes, &total);
+    return set_error(cuda->context, OSCAR_NO_MEMORY, "GPU %d: %zu bytes were asked for, %zu of its %zu are free",
+                     cuda->info.ordinal, bytes, free_bytes, total);
+  }
+  if (error == cudaSuccess) cuda->info.allocated_bytes += bytes;
+  return cuda_result(cuda, error, "taking memory");
+}
+
+void cuda_release(struct oscar_cuda *cuda, void *memory, size_t bytes) {
+  if (!memory) return;
+  (void)cudaFree(memory);
+  cuda->info.allocated_bytes -= bytes;
+}
+
+oscar_status cuda_alloc_host(struct oscar_cuda *cuda, size_t bytes, void **memory) {
+  *memory = NULL;
+  return cuda_result(cuda, cudaMallocHost(memory, bytes ? bytes : 1), "taking memory of the host");
+}
+
+void cuda_release_host(struct oscar_cuda *cuda, void *memory) {
+  (void)cuda;
+  if (memory) (void)cudaFreeHost(memory);
+}
+
+oscar_status cuda_upload(struct oscar_cuda *cuda, void *to, const void *from_host, size_t bytes) {
+  return cuda_result(cuda, cudaMemcpyAsync(to, from_host, bytes, cudaMemcpyHostToDevice, stream_of(cuda)), "copying to it");
+}
+
+oscar_status cuda_download(struct oscar_cuda *cuda, void *to_host, const void *from, size_t bytes) {
+  oscar_status status =
+      cuda_result(cuda, cudaMemcpyAsync(to_host, from, bytes, cudaMemcpyDeviceToHost, stream_of(cuda)), "copying from it");
+  return status == OSCAR_OK ? oscar_cuda_wait(cuda) : status;
+}
+
+oscar_status cuda_copy(struct oscar_cuda *cuda, void *to, const void *from, size_t bytes) {
+  return cuda_result(cuda, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_of(cuda)), "copying on it");
+}
+
+oscar_status cuda_clear(struct oscar_cuda *cuda, void *memory, size_t bytes) {
+  return cuda_result(cuda, cudaMemsetAsync(memory, 0, bytes, stream_of(cuda)), "clearing memory");
+}
