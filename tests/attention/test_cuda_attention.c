@@ -8,7 +8,10 @@
 
 #include <oscar/attention.h>
 
-#define TOLERANCE 5e-4 /* of the norm of an output */
+/* Probabilities times gains are fp16 numbers. All outputs together, as relative errors are quoted; and a single one, which may
+ * come out small where its values cancel. */
+#define TOLERANCE     5e-4
+#define ROW_TOLERANCE 3e-3
 
 struct form {
   oscar_row_form form;
@@ -169,12 +172,16 @@ static void compare_pages(const oscar_sequence *host, const oscar_sequence *devi
 }
 
 /* Several sequences of different lengths, then steps of different sizes for all of them in one call. */
-static double compare(const struct setup *s, const int *lengths, int sequences, const int *steps, int n_steps) {
+struct errors {
+  double all, row;
+};
+
+static struct errors compare(const struct setup *s, const int *lengths, int sequences, const int *steps, int n_steps) {
   uint64_t seed = 7;
   const size_t kv = (size_t)(s->kv_heads * s->head_dim), q_width = kv * (size_t)s->group;
   struct side_of_test sides[2] = {open_side(s, false, (size_t)256 << 20), open_side(s, true, (size_t)256 << 20)};
   oscar_sequence *sequence[2][64];
-  double worst = 0;
+  double worst = 0, all_error = 0, all_norm = 0;
   for (int i = 0; i < sequences; i++)
     for (int side = 0; side < 2; side++)
       assert_ok(sides[side].context, oscar_sequence_create(sides[side].cache, &sequence[side][i]));
@@ -216,7 +223,10 @@ static double compare(const struct setup *s, const int *lengths, int sequences, 
         norm += pow((double)out[0][x], 2);
       }
       const double relative = sqrt(error / norm);
-      if (!(relative <= worst)) worst = relative;
+      all_error += error;
+      all_norm += norm;
+      if (isnan(relative)) fail_msg("row %zu of step %d was not computed", row, step);
+      if (relative > worst) worst = relative;
     }
     cuda_release(gpu, dk, 4 * total * kv), cuda_release(gpu, dv, 4 * total * kv);
     cuda_release(gpu, dq, 4 * total * q_width), cuda_release(gpu, dout, 4 * total * q_width);
@@ -224,16 +234,16 @@ static double compare(const struct setup *s, const int *lengths, int sequences, 
   }
   for (int i = 0; i < sequences; i++) compare_pages(sequence[0][i], sequence[1][i], s);
   for (int side = 0; side < 2; side++) close_side(&sides[side]);
-  return worst;
+  return (struct errors){sqrt(all_error / all_norm), worst};
 }
 
 static void expect_close(const char *what, const struct setup *s, const int *lengths, int sequences, const int *steps,
                          int n_steps) {
-  const double worst = compare(s, lengths, sequences, steps, n_steps);
-  print_message("%-28s heads %d x %2d, d %3d, crumbs %3d/%3d, form %d groups %d%s: worst relative error of a row %.2e\n", what,
-                s->kv_heads, s->group, s->head_dim, s->form.key_crumbs, s->form.value_crumbs, (int)s->form.form, s->form.groups,
-                s->form.turns ? ", turning" : "", worst);
-  if (!(worst < TOLERANCE)) too_far++;
+  const struct errors errors = compare(s, lengths, sequences, steps, n_steps);
+  print_message("%-28s heads %d x %2d, d %3d, crumbs %3d/%3d, form %d groups %d%s: relative error %.2e, of a row at most %.2e\n",
+                what, s->kv_heads, s->group, s->head_dim, s->form.key_crumbs, s->form.value_crumbs, (int)s->form.form,
+                s->form.groups, s->form.turns ? ", turning" : "", errors.all, errors.row);
+  if (!(errors.all < TOLERANCE && errors.row < ROW_TOLERANCE)) too_far++;
 }
 
 #define LOG OSCAR_ROW_LOG_GAINS

@@ -64,7 +64,8 @@ bool groups_fit(const struct decode_side *side) {
 
 } // namespace
 
-oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer) {
+oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
+                          int *rows) {
   const variant *v = variant_of(shape->head_dim, layer->values.crumbs / 16);
   if (!v)
     return set_error(
@@ -72,6 +73,7 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
         "attention on a GPU: head dimension %d with %d crumbs of values; there are kernels for 64, 96, 128 and 256, and up "
         "to 512 crumbs",
         shape->head_dim, layer->values.crumbs);
+  *rows = DECODE_ROWS;
   if (layer->values.crumbs == 0) return OSCAR_OK;
   if (layer->keys.crumbs > 1024)
     return set_error(cuda->context, OSCAR_UNSUPPORTED, "attention on a GPU: keys of %d crumbs; at most 1024", layer->keys.crumbs);
@@ -82,7 +84,9 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
   const decode::arguments a = arguments_of(shape, layer);
   for (int row_tiles = 1; row_tiles <= 2; row_tiles++) {
     const int bytes = decode::shared_layout_of(a, decode::warps_of(v->blocks, row_tiles), row_tiles).bytes;
-    if ((size_t)bytes + 64 > cuda->shared_bytes)
+    if ((size_t)bytes + 1024 <= cuda->shared_bytes)
+      *rows = 4 * row_tiles;
+    else if (row_tiles == 1)
       return set_error(
           cuda->context, OSCAR_UNSUPPORTED,
           "attention on a GPU: a page of %d bytes and a rotating mean of %d pairs need %d bytes of shared memory, %zu are there",

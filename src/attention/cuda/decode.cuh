@@ -54,7 +54,7 @@ __host__ __device__ inline int finish_floats(int head_dim, int value_crumbs, int
 struct shared_layout {
   int barriers, log_gains, key_gains, value_gains, operands, constants, curves, mixing, weights, sums, bytes;
 };
-__host__ __device__ constexpr int warps_of(int blocks, int row_tiles) { return row_tiles == 1 && blocks <= 8 ? 12 : 8; }
+__host__ __device__ constexpr int warps_of(int blocks, int row_tiles) { return blocks > 8 ? 6 : row_tiles == 1 ? 12 : 8; }
 
 __host__ __device__ inline int sums_stride(int head_dim, int value_crumbs) { return max(head_dim, value_crumbs + GAIN_CLASSES); }
 
@@ -900,8 +900,11 @@ __global__ void __launch_bounds__(warps_of(BLOCKS, NT) * 32, 1) kernel(const __g
   __syncthreads();
   float *shared = (float *)(memory + layout.sums);
 
-  int unit = (int)((long long)a.total_units * blockIdx.x / gridDim.x);
-  const int end = (int)((long long)a.total_units * (blockIdx.x + 1) / gridDim.x);
+  const int units = a.total_units,
+            blocks = min((int)gridDim.x, units); /* each has at least one unit, or parts would be missing */
+  if ((int)blockIdx.x >= blocks) return;
+  int unit = (int)((long long)units * blockIdx.x / blocks);
+  const int end = (int)((long long)units * (blockIdx.x + 1) / blocks);
   while (unit < end) {
     int low = 0, high = a.tile_count - 1;
     while (low < high) {
@@ -927,7 +930,6 @@ __global__ void __launch_bounds__(warps_of(BLOCKS, NT) * 32, 1) kernel(const __g
       store_part<NT, WARPS>(a, shared, a.value_crumbs + GAIN_CLASSES,
                             a.parts + (size_t)(2 * item + 1 + blockIdx.x) * part_floats(a));
     }
-    const int units = a.total_units, blocks = gridDim.x;
     part_range exact = {2 * item, block_of_unit(begin, units, blocks), -1}, coded = {2 * item + 1, 0, -1};
     if (exact_units > 0) exact.last = block_of_unit(begin + exact_units - 1, units, blocks);
     if (tile.units > exact_units) {

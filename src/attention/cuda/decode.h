@@ -95,8 +95,9 @@ struct decode_space {
   uint32_t *done; /* [tiles][kv_heads], zero before a launch and after it */
 };
 
-/* Whether kernels exist for a layer of this form. The reason, where not, is recorded. */
-oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer);
+/* Whether kernels exist for a layer of this form. The reason, where not, is recorded. *rows: how many a tile may have, at most
+ * DECODE_ROWS. */
+oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer, int *rows);
 size_t decode_prepared_bytes(const struct decode_layer *layer);
 size_t decode_part_bytes(const struct decode_shape *shape, const struct decode_layer *layer);
 int decode_blocks(const struct oscar_cuda *cuda); /* of a launch */

@@ -37,6 +37,7 @@ struct device_attention {
   oscar_cache *cache;
   const struct cache_geometry *geometry;
   int group;
+  int most_rows; /* of a tile, that the kernels of all layers take */
   float scale;
   struct decode_layer *layers; /* [layers] */
   int *rope_of_layer;          /* [layers] index of its rope; -1: none */
@@ -231,7 +232,9 @@ static oscar_status describe_layers(struct device_attention *a) {
     }
     if (a->rope_of_layer[layer] >= 0) l->rope = &a->ropes[a->rope_of_layer[layer]].tables;
     const struct decode_shape shape = {.kv_heads = g->kv_heads, .group = a->group, .head_dim = g->head_dim, .scale = a->scale};
-    if (status == OSCAR_OK) status = decode_check(a->cuda, &shape, l);
+    int rows = DECODE_ROWS;
+    if (status == OSCAR_OK) status = decode_check(a->cuda, &shape, l, &rows);
+    if (rows < a->most_rows) a->most_rows = rows;
   }
   return status;
 }
@@ -246,6 +249,7 @@ oscar_status device_attention_create(oscar_cache *cache, int query_heads, float 
   a->geometry = g;
   a->group = query_heads / g->kv_heads;
   a->scale = scale;
+  a->most_rows = DECODE_ROWS;
   a->layers = mem_zalloc(g->context, (size_t)g->layers, sizeof *a->layers);
   a->rope_of_layer = a->layers ? mem_zalloc(g->context, (size_t)g->layers, sizeof *a->rope_of_layer) : NULL;
   a->ropes = a->rope_of_layer ? mem_zalloc(g->context, (size_t)g->layers, sizeof *a->ropes) : NULL;
@@ -311,7 +315,7 @@ static oscar_status reserve_host(struct device_attention *a, size_t bytes) {
 static oscar_status make_plan(struct device_attention *a, int layer, int window, const oscar_attention_job *jobs, int n_jobs) {
   const struct cache_geometry *g = a->geometry;
   a->key.valid = false;
-  const struct plan_bounds bound = plan_bound(g, a->group, layer, jobs, n_jobs);
+  const struct plan_bounds bound = plan_bound(a->group, a->most_rows, layer, jobs, n_jobs);
   const size_t tile_bytes = round_up(bound.tiles * sizeof(struct decode_tile), 256);
   const size_t bytes = tile_bytes + bound.pages * sizeof(struct decode_page);
   oscar_status status = reserve_host(a, bytes);
@@ -319,7 +323,7 @@ static oscar_status make_plan(struct device_attention *a, int layer, int window,
   if (status != OSCAR_OK) return status;
   struct decode_tile *tiles = a->host_plan;
   struct decode_page *pages = (struct decode_page *)(void *)((uint8_t *)a->host_plan + tile_bytes);
-  const struct plan_result r = plan_fill(g, a->group, layer, window, jobs, n_jobs, tiles, pages);
+  const struct plan_result r = plan_fill(g, a->group, a->most_rows, layer, window, jobs, n_jobs, tiles, pages);
   if (r.units > INT32_MAX / 2 || (size_t)r.tiles * (size_t)g->kv_heads > INT32_MAX / 4)
     return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: too many queries in one call");
   uint8_t *memory = a->plan.memory;

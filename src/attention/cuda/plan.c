@@ -2,18 +2,17 @@
  * plan.c - which pages each tile of queries reads, in which form, and how much work that is (plan.h).
  *
  * The positions of a job are cut at pages; the queries of one page share two lists. Their rows, position after position, are cut
- * into tiles of equal size, at most DECODE_ROWS.
+ * into tiles of equal size, at most so many as the kernels take.
  */
 #include "attention/cuda/plan.h"
 
 static int64_t window_begin(int window, int64_t position) { return window > 0 && position >= window ? position - window + 1 : 0; }
 
-struct plan_bounds plan_bound(const struct cache_geometry *g, int group, int layer, const oscar_attention_job *jobs, int n_jobs) {
-  (void)g;
+struct plan_bounds plan_bound(int group, int most_rows, int layer, const oscar_attention_job *jobs, int n_jobs) {
   struct plan_bounds bounds = {0, 0};
   for (int i = 0; i < n_jobs; i++) {
     const int64_t end = sequence_visible(jobs[i].sequence, layer), query_pages = (jobs[i].n - 1) / PAGE_TOKENS + 2;
-    bounds.tiles += (size_t)jobs[i].n * (size_t)group / DECODE_ROWS + (size_t)query_pages;
+    bounds.tiles += (size_t)jobs[i].n * (size_t)group / (size_t)most_rows + (size_t)query_pages;
     bounds.pages += (size_t)query_pages * (size_t)(end / PAGE_TOKENS + 1);
   }
   return bounds;
@@ -36,8 +35,8 @@ static int list_pages(const struct cache_geometry *g, const oscar_sequence *s, i
   return count;
 }
 
-struct plan_result plan_fill(const struct cache_geometry *g, int group, int layer, int window, const oscar_attention_job *jobs,
-                             int n_jobs, struct decode_tile *tiles, struct decode_page *pages) {
+struct plan_result plan_fill(const struct cache_geometry *g, int group, int most_rows, int layer, int window,
+                             const oscar_attention_job *jobs, int n_jobs, struct decode_tile *tiles, struct decode_page *pages) {
   struct plan_result r = {.last_page = -1};
   int token = 0;
   for (int j = 0; j < n_jobs; j++) {
@@ -50,7 +49,7 @@ struct plan_result plan_fill(const struct cache_geometry *g, int group, int laye
           list_pages(g, jobs[j].sequence, layer, window_begin(window, first) / PAGE_TOKENS, page, pages + r.pages, &exact);
       if (count > exact) r.coded = true;
       if (page > r.last_page) r.last_page = page;
-      const int rows = (int)(next - first) * group, cuts = (rows + DECODE_ROWS - 1) / DECODE_ROWS;
+      const int rows = (int)(next - first) * group, cuts = (rows + most_rows - 1) / most_rows;
       for (int i = 0; i < cuts; i++) {
         const int from = rows * i / cuts, to = rows * (i + 1) / cuts;
         const int64_t last = first + (to - 1) / group;

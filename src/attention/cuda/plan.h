@@ -13,8 +13,7 @@
 struct plan_bounds {
   size_t tiles, pages;
 };
-struct plan_bounds plan_bound(const struct cache_geometry *geometry, int group, int layer, const oscar_attention_job *jobs,
-                              int n_jobs);
+struct plan_bounds plan_bound(int group, int most_rows, int layer, const oscar_attention_job *jobs, int n_jobs);
 
 struct plan_result {
   int tiles, pages;  /* how many were written */
@@ -23,8 +22,8 @@ struct plan_result {
   int64_t last_page; /* the largest number in the lists; -1: none */
   bool coded;        /* a page is read as codes */
 };
-/* The jobs have been checked; query i of job j is row `tokens before j` + i of q. */
-struct plan_result plan_fill(const struct cache_geometry *geometry, int group, int layer, int window,
+/* Tiles have at most `most_rows` rows. The jobs have been checked; query i of job j is row `tokens before j` + i of q. */
+struct plan_result plan_fill(const struct cache_geometry *geometry, int group, int most_rows, int layer, int window,
                              const oscar_attention_job *jobs, int n_jobs, struct decode_tile *tiles, struct decode_page *pages);
 
 #endif
