@@ -17,6 +17,7 @@ struct form {
   oscar_row_form form;
   int groups, key_crumbs, value_crumbs; /* crumbs: of a row; 0 groups: BF16 */
   bool turns;
+  int value_groups; /* 0: as keys */
 };
 
 struct setup {
@@ -78,7 +79,7 @@ static oscar_codec *make_codec(oscar_context *context, uint64_t *seed, int d, co
   oscar_codec_spec spec = {.head_dim = d,
                            .channels = d,
                            .form = form->form,
-                           .groups = form->groups,
+                           .groups = side == OSCAR_VALUES && form->value_groups ? form->value_groups : form->groups,
                            .clip_ratio = .96f,
                            .crumbs = crumbs,
                            .steps = steps,
@@ -277,9 +278,11 @@ static void head_dimensions_and_layouts_agree(void **state) {
       {128, {LOG, 4, 80, 128, true}},
       {128, {LOG, 4, 112, 128, false}},
       {128, {LOG, 4, 64, 128, true}},
-      {128, {LOG, 2, 32, 128, false}},
-      {128, {LOG, 3, 48, 128, false}},
-      {128, {LOG, 1, 16, 128, false}},
+      {128, {LOG, 2, 32, 128, false, 4}},
+      {128, {LOG, 3, 48, 128, false, 4}},
+      {128, {LOG, 1, 16, 128, false, 4}},
+      {128, {LOG, 2, 128, 128, false}},
+      {128, {LOG, 4, 128, 128, false, 2}},
       {128, {LOG, 4, 144, 160, true}},
       {128, {LOG, 4, 160, 128, true}},
       {128, {LOG, 4, 176, 144, true}},

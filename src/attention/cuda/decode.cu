@@ -5,27 +5,48 @@ namespace {
 
 typedef void decode_kernel(const decode::arguments);
 
+/* Kernels for a head dimension: those for what fits usually are, without and with a mean that turns, and those for any form. */
 struct variant {
-  int head_dim, blocks; /* of values; any: at most so many */
-  bool any;
-  const void *kernels[2];
+  int head_dim, blocks;             /* of keys and of values that the former are for */
+  const void *usual[2][2], *any[2]; /* [turning][tiles of 4 rows - 1] */
+  int any_blocks;                   /* of values, at most */
 };
 
-#define VARIANT(d, blocks, any)                                                                                                  \
+#define KERNEL(d, keys, values, row_tiles, any, waves)                                                                           \
+  ((const void *)&decode::kernel<decode::traits<d, keys, values, row_tiles, any, waves>>)
+#define VARIANT(d, blocks)                                                                                                       \
   {                                                                                                                              \
-    d, blocks, any, { (const void *)&decode::kernel<d, blocks, any, 1>, (const void *)&decode::kernel<d, blocks, any, 2> }       \
+    d, blocks,                                                                                                                   \
+        {{KERNEL(d, blocks, blocks, 1, false, false), KERNEL(d, blocks, blocks, 2, false, false)},                               \
+         {KERNEL(d, blocks, blocks, 1, false, true), KERNEL(d, blocks, blocks, 2, false, true)}},                                \
+        {KERNEL(d, 0, 32, 1, true, true), KERNEL(d, 0, 32, 2, true, true)}, 32                                                   \
   }
 
-const variant variants[] = {
-    VARIANT(64, 4, false), VARIANT(96, 6, false), VARIANT(128, 8, false), VARIANT(256, 16, false),
-    VARIANT(64, 32, true), VARIANT(96, 32, true), VARIANT(128, 32, true), VARIANT(256, 32, true),
+const variant variants[] = {VARIANT(64, 4), VARIANT(96, 6), VARIANT(128, 8), VARIANT(256, 16)};
+
+const variant *variant_of(int head_dim) {
+  for (const variant &v : variants)
+    if (v.head_dim == head_dim) return &v;
+  return nullptr;
+}
+
+bool plain_gains(const struct decode_side &side) { return (side.form == OSCAR_ROW_LOG_GAINS && side.groups == GAIN_CLASSES); }
+
+/* Whether the usual kernels do. Those of the head dimension serve caches without codes too. */
+bool is_usual(const variant &v, const struct decode_layer *layer, int window) {
+  if (layer->values.crumbs == 0) return true;
+  return !window && layer->keys.crumbs == 16 * v.blocks && layer->values.crumbs == 16 * v.blocks && plain_gains(layer->keys) &&
+         plain_gains(layer->values);
+}
+
+struct choice {
+  const void *kernel;
+  int warps;
 };
 
-/* Without codes the kernel of the head dimension does: it has nothing to unpack. */
-const variant *variant_of(int head_dim, int blocks) {
-  for (const variant &v : variants)
-    if (v.head_dim == head_dim && (blocks == 0 || (v.any ? blocks <= v.blocks : blocks == v.blocks))) return &v;
-  return nullptr;
+choice choose(const variant &v, const struct decode_layer *layer, int window, int row_tiles) {
+  if (is_usual(v, layer, window)) return {v.usual[layer->rope != nullptr][row_tiles - 1], decode::warps_of(v.blocks, row_tiles)};
+  return {v.any[row_tiles - 1], decode::warps_of(v.any_blocks, row_tiles)};
 }
 
 decode::arguments arguments_of(const struct decode_shape *shape, const struct decode_layer *layer) {
@@ -55,7 +76,8 @@ bool groups_fit(const struct decode_side *side) {
   if (side->form == OSCAR_ROW_SCALE_ZERO) return side->groups == 1;
   if (side->groups > GAIN_CLASSES) return false;
   for (int p = 0; p < GAIN_CLASSES; p++) { /* a class lies in one group */
-    const int group = p * side->groups / GAIN_CLASSES, first = class_begin(blocks, p), last = class_begin(blocks, p + 1);
+    const int group = side->groups == GAIN_CLASSES ? p : p * side->groups / GAIN_CLASSES, first = class_begin(blocks, p),
+              last = class_begin(blocks, p + 1);
     if (first == last) continue;
     if (first < group * blocks / side->groups || last > (group + 1) * blocks / side->groups) return false;
   }
@@ -66,8 +88,8 @@ bool groups_fit(const struct decode_side *side) {
 
 oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                           int *rows) {
-  const variant *v = variant_of(shape->head_dim, layer->values.crumbs / 16);
-  if (!v)
+  const variant *v = variant_of(shape->head_dim);
+  if (!v || layer->values.crumbs > 16 * v->any_blocks)
     return set_error(
         cuda->context, OSCAR_UNSUPPORTED,
         "attention on a GPU: head dimension %d with %d crumbs of values; there are kernels for 64, 96, 128 and 256, and up "
@@ -83,7 +105,7 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
                      layer->keys.groups, layer->values.groups);
   const decode::arguments a = arguments_of(shape, layer);
   for (int row_tiles = 1; row_tiles <= 2; row_tiles++) {
-    const int bytes = decode::shared_layout_of(a, decode::warps_of(v->blocks, row_tiles), row_tiles).bytes;
+    const int bytes = decode::shared_layout_of(a, choose(*v, layer, shape->window, row_tiles).warps, row_tiles).bytes;
     if ((size_t)bytes + 1024 <= cuda->shared_bytes)
       *rows = 4 * row_tiles;
     else if (row_tiles == 1)
@@ -103,8 +125,8 @@ int decode_blocks(const struct oscar_cuda *cuda) { return cuda->info.multiproces
 
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                         const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out) {
-  const variant *v = variant_of(shape->head_dim, layer->values.crumbs / 16);
-  const int row_tiles = plan->rows > 4 ? 2 : 1, warps = decode::warps_of(v->blocks, row_tiles);
+  const int row_tiles = plan->rows > 4 ? 2 : 1;
+  const choice chosen = choose(*variant_of(shape->head_dim), layer, shape->window, row_tiles);
   decode::arguments a = arguments_of(shape, layer);
   a.tiles = plan->tiles;
   a.pages = plan->pages;
@@ -115,14 +137,13 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
   a.prepared = (const uint8_t *)space->prepared;
   a.parts = space->parts;
   a.done = space->done;
-  const int bytes = decode::shared_layout_of(a, warps, row_tiles).bytes;
-  oscar_status status =
-      cuda_result(cuda, cudaFuncSetAttribute(v->kernels[row_tiles - 1], cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-                  "asking for shared memory");
+  const int bytes = decode::shared_layout_of(a, chosen.warps, row_tiles).bytes;
+  oscar_status status = cuda_result(cuda, cudaFuncSetAttribute(chosen.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                                    "asking for shared memory");
   if (status != OSCAR_OK) return status;
   void *arguments[] = {&a};
   return cuda_result(cuda,
-                     cudaLaunchKernel(v->kernels[row_tiles - 1], dim3((unsigned)decode_blocks(cuda)),
-                                      dim3((unsigned)(warps * 32)), arguments, (size_t)bytes, (cudaStream_t)cuda->stream),
+                     cudaLaunchKernel(chosen.kernel, dim3((unsigned)decode_blocks(cuda)), dim3((unsigned)(chosen.warps * 32)),
+                                      arguments, (size_t)bytes, (cudaStream_t)cuda->stream),
                      "attention");
 }

@@ -21,6 +21,8 @@ namespace decode {
 
 constexpr int STAGES = 2;
 constexpr int WAVE_PAGES = 8; /* whose curves' weights are computed together */
+/* Steps of 16 curves: polynomials, then at least one of fast pairs. */
+constexpr int LEAST_STEPS = 2, MOST_STEPS = 4;
 constexpr float NONE = -INFINITY;
 /* Probabilities are kept 2^12 times as large as they are relative to the maximum, so that small ones stay normal fp16 numbers
  * even after division by 16 (see sum_values). */
@@ -47,7 +49,7 @@ struct arguments {
 
 /* The memory that finish_tile takes, in floats. */
 __host__ __device__ inline int finish_floats(int head_dim, int value_crumbs, int threads) {
-  return DECODE_ROWS * (3 + head_dim + value_crumbs + GAIN_CLASSES + 1 + threads);
+  return DECODE_ROWS * (3 + head_dim + value_crumbs + GAIN_CLASSES + 1 + (threads > head_dim ? threads : head_dim));
 }
 
 /* Shared memory of a block, in bytes from its start. */
@@ -122,7 +124,7 @@ __device__ inline int list_unit(page_list &list, int i, int lane) {
 struct page_gains {
   float *keys;        /* [64][class] */
   float *key_zeros;   /* [64] s z; SCALE_ZERO only */
-  __half *values;     /* [tile][q][class][token 2q, 2q + 1, 8 + 2q, 8 + 2q + 1]; the last two over 16 */
+  __half *values;     /* [tile][q][tokens 2q, 2q + 1 | 8 + 2q, 8 + 2q + 1][class][2]; those of the latter over 16 */
   const float *table; /* 2^((i - 8)/4) */
 };
 
@@ -132,11 +134,12 @@ __device__ inline float gain_of(const page_gains &to, int form, int groups, cons
   return __half2float(__ushort_as_half(meta[(form == OSCAR_ROW_SCALE_ZERO ? 2 * p : p) * 64 + token]));
 }
 
-__device__ inline void expand_key_gains(const arguments &a, const page_gains &to, const uint8_t *page, int lane) {
+/* A lane has tokens 2 lane and 2 lane + 1. */
+__device__ __forceinline__ void expand_key_gains(const arguments &a, const page_gains &to, const uint8_t *page, int lane) {
   const uint16_t *meta = (const uint16_t *)(page + 16 * a.key_crumbs);
 #pragma unroll
   for (int i = 0; i < 2; i++) {
-    const int token = lane + 32 * i;
+    const int token = 2 * lane + i;
     float4 gains;
     gains.x = gain_of(to, a.key_form, a.key_groups, meta, token, 0);
     gains.y = gain_of(to, a.key_form, a.key_groups, meta, token, 1);
@@ -145,6 +148,33 @@ __device__ inline void expand_key_gains(const arguments &a, const page_gains &to
     *(float4 *)(to.keys + 4 * token) = gains;
     if (a.key_form == OSCAR_ROW_SCALE_ZERO) to.key_zeros[token] = gains.x * __half2float(__ushort_as_half(meta[64 + token]));
   }
+}
+
+/* The same of log gains in four groups. */
+__device__ __forceinline__ void expand_key_log_gains(const page_gains &to, const uint8_t *meta, int lane) {
+  const uint32_t words = *(const uint32_t *)(meta + 4 * lane); /* of both tokens */
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    float4 gains;
+    gains.x = *(const float *)((const uint8_t *)to.table + (16 * i >= 2 ? words >> (16 * i - 2) & 60 : words << 2 & 60));
+    gains.y = *(const float *)((const uint8_t *)to.table + (words >> (16 * i + 2) & 60));
+    gains.z = *(const float *)((const uint8_t *)to.table + (words >> (16 * i + 6) & 60));
+    gains.w = *(const float *)((const uint8_t *)to.table + (words >> (16 * i + 10) & 60));
+    *(float4 *)(to.keys + 4 * (2 * lane + i)) = gains;
+  }
+}
+
+/* fp16 2^(k/4) of four 4-bit k + 8, in the order of the nibbles: bytes are looked up by nibbles, as permutation does it. With k +
+ * 8 = 4 e + f, the number is 2^(e - 2) 2^(f/4): the low byte depends on f, the high byte on f and e. `less` is subtracted from
+ * the exponent. */
+__device__ __forceinline__ uint2 log_gains_fp16(uint32_t word, int less) {
+  /* 2^(f/4) - 1 in 2^-10: 0, 194, 424, 698 */
+  constexpr uint32_t LOW = 0xBAA8C200u, HIGH = 0x02010000u;
+  const uint32_t eights = permute_bytes(0x80u, 0, word & 0x8888u) & 0x08080808u; /* 8 where k >= 0: an exponent larger by 2 */
+  const uint32_t select = word & 0x7777u, down = (uint32_t)less * 0x04040404u;
+  const uint32_t low = __byte_perm(LOW, LOW, select);
+  const uint32_t high = __byte_perm(HIGH + 0x34343434u - down, HIGH + 0x38383838u - down, select) + eights;
+  return make_uint2(__byte_perm(low, high, 0x5140), __byte_perm(low, high, 0x7362));
 }
 
 __device__ inline float largest_of_warp(float x) {
@@ -161,7 +191,7 @@ __device__ inline void expand_value_gains(const arguments &a, const page_gains &
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll
-    for (int p = 0; p < GAIN_CLASSES; p++) gains[i][p] = gain_of(to, a.value_form, a.value_groups, meta, lane + 32 * i, p);
+    for (int p = 0; p < GAIN_CLASSES; p++) gains[i][p] = gain_of(to, a.value_form, a.value_groups, meta, 2 * lane + i, p);
   if (a.value_form != OSCAR_ROW_LOG_GAINS) {
     float largest = 0;
 #pragma unroll
@@ -173,28 +203,55 @@ __device__ inline void expand_value_gains(const arguments &a, const page_gains &
   }
 #pragma unroll
   for (int i = 0; i < 2; i++) {
-    const int token = lane + 32 * i, tile = token / 16, upper = token % 16 / 8, q = token % 8 / 2;
+    const int token = 2 * lane + i, tile = token / 16, upper = token % 16 / 8, q = token % 8 / 2;
     const float scale = upper ? factor * 0.0625f : factor;
 #pragma unroll
     for (int p = 0; p < GAIN_CLASSES; p++)
-      to.values[((tile * 4 + q) * GAIN_CLASSES + p) * 4 + upper * 2 + token % 2] = __float2half_rn(gains[i][p] * scale);
+      to.values[((tile * 4 + q) * 2 + upper) * 2 * GAIN_CLASSES + p * 2 + i] = __float2half_rn(gains[i][p] * scale);
   }
 }
 
-/* Scores of 16 tokens: token g in s[.][0], token g + 8 in s[.][1]. */
-template <int NT>
-__device__ inline void score_tile(const arguments &a, const uint32_t *words, int tile, const uint32_t *operands,
-                                  const int (&start)[NT][GAIN_CLASSES][2], const float (&unit)[NT][GAIN_CLASSES],
-                                  const float *key_gains, int lane, float (&s)[NT][2]) {
-  const int blocks = a.key_crumbs / 16, full = blocks / GAIN_CLASSES, over = blocks % GAIN_CLASSES;
-  int sums[NT][GAIN_CLASSES][4];
+/* The same of log gains in four groups, which need no exponent. */
+__device__ __forceinline__ void expand_value_log_gains(const page_gains &to, const uint8_t *meta, int lane) {
+  const uint32_t words = *(const uint32_t *)(meta + 4 * lane);
+  const int upper = lane / 4 % 2;
+  const uint2 a = log_gains_fp16(words, 4 * upper), b = log_gains_fp16(words >> 16, 4 * upper); /* classes 0, 1 and 2, 3 */
+  *(uint4 *)((uint8_t *)to.values + ((lane / 8 * 4 + lane % 4) * 2 + upper) * 16) = make_uint4(
+      __byte_perm(a.x, b.x, 0x5410), __byte_perm(a.x, b.x, 0x7632), __byte_perm(a.y, b.y, 0x5410), __byte_perm(a.y, b.y, 0x7632));
+}
+
+/* Operands of a tile's queries: in registers where the number of blocks is known, else in shared memory. */
+template <int KEY_BLOCKS, int NT> struct query_operands {
+  uint32_t words[NT][KEY_BLOCKS ? KEY_BLOCKS : 1];
+  const uint32_t *shared; /* of this lane */
+  __device__ __forceinline__ void load(const uint32_t *operands, int lane) {
+    shared = operands + lane;
 #pragma unroll
-  for (int n = 0; n < NT; n++)
+    for (int n = 0; n < NT; n++)
 #pragma unroll
-    for (int p = 0; p < GAIN_CLASSES; p++) {
-      sums[n][p][0] = sums[n][p][2] = start[n][p][0];
-      sums[n][p][1] = sums[n][p][3] = start[n][p][1];
-    }
+      for (int i = 0; i < KEY_BLOCKS; i++) words[n][i] = shared[(n * KEY_BLOCKS + i) * 32];
+  }
+  __device__ __forceinline__ uint32_t get(int blocks, int n, int i) const {
+    return KEY_BLOCKS ? words[n][KEY_BLOCKS ? i : 0] : shared[(n * blocks + i) * 32];
+  }
+};
+
+/* Sums of bytes of 16 tokens, by class: token g in [0] and [1], high and low, token g + 8 in [2] and [3]. */
+template <int KEY_BLOCKS, int NT>
+__device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words, int tile,
+                                         const query_operands<KEY_BLOCKS, NT> &operands, const int (&start)[NT][GAIN_CLASSES][2],
+                                         int lane, int (&sums)[NT][GAIN_CLASSES][4]) {
+  const int blocks = KEY_BLOCKS ? KEY_BLOCKS : some_blocks, full = blocks / GAIN_CLASSES, over = blocks % GAIN_CLASSES;
+  if (KEY_BLOCKS < 8) { /* else the first product brings them */
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int p = 0; p < GAIN_CLASSES; p++) {
+        sums[n][p][0] = sums[n][p][2] = start[n][p][0];
+        sums[n][p][1] = sums[n][p][3] = start[n][p][1];
+      }
+  }
+#pragma unroll
   for (int pair = 0; pair < full / 2; pair++) {
     const uint4 w = *(const uint4 *)(words + pair * 512 + tile * 128 + lane * 4);
 #pragma unroll
@@ -202,8 +259,11 @@ __device__ inline void score_tile(const arguments &a, const uint32_t *words, int
       const uint32_t mask = 0x03030303u << 2 * p;
 #pragma unroll
       for (int n = 0; n < NT; n++) {
-        const uint32_t *b = operands + (n * blocks + pair * 8 + p * 2) * 32 + lane;
-        mma_bytes(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b[0], b[32]);
+        const uint32_t b0 = operands.get(blocks, n, pair * 8 + p * 2), b1 = operands.get(blocks, n, pair * 8 + p * 2 + 1);
+        if (KEY_BLOCKS >= 8 && pair == 0)
+          mma_bytes_from(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1, start[n][p][0], start[n][p][1]);
+        else
+          mma_bytes(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1);
       }
     }
   }
@@ -213,8 +273,7 @@ __device__ inline void score_tile(const arguments &a, const uint32_t *words, int
     for (int p = 0; p < GAIN_CLASSES; p++) {
       const uint32_t mask = 0x03030303u << 2 * p;
 #pragma unroll
-      for (int n = 0; n < NT; n++)
-        mma_bytes_half(sums[n][p], w.x & mask, w.y & mask, operands[(n * blocks + full / 2 * 8 + p) * 32 + lane]);
+      for (int n = 0; n < NT; n++) mma_bytes_half(sums[n][p], w.x & mask, w.y & mask, operands.get(blocks, n, full / 2 * 8 + p));
     }
   }
   if (over >= 2) { /* one more block in classes 1 and 3, token g + 8 two bits below its place */
@@ -224,8 +283,7 @@ __device__ inline void score_tile(const arguments &a, const uint32_t *words, int
       const int p = 2 * i + 1;
       const uint32_t mask = 0x03030303u << 2 * p;
 #pragma unroll
-      for (int n = 0; n < NT; n++)
-        mma_bytes_half(sums[n][p], w & mask, w << 2 & mask, operands[(n * blocks + full * 4 + i) * 32 + lane]);
+      for (int n = 0; n < NT; n++) mma_bytes_half(sums[n][p], w & mask, w << 2 & mask, operands.get(blocks, n, full * 4 + i));
     }
   }
   if (over % 2) { /* one more block in class 3 or 2, tokens of two tiles in a word */
@@ -233,13 +291,23 @@ __device__ inline void score_tile(const arguments &a, const uint32_t *words, int
     if (over == 1) {
 #pragma unroll
       for (int n = 0; n < NT; n++)
-        mma_bytes_half(sums[n][3], w << 6 & 0xC0C0C0C0u, w << 4 & 0xC0C0C0C0u, operands[(n * blocks + full * 4) * 32 + lane]);
+        mma_bytes_half(sums[n][3], w << 6 & 0xC0C0C0C0u, w << 4 & 0xC0C0C0C0u, operands.get(blocks, n, full * 4));
     } else {
 #pragma unroll
       for (int n = 0; n < NT; n++)
-        mma_bytes_half(sums[n][2], w << 4 & 0x30303030u, w << 2 & 0x30303030u, operands[(n * blocks + full * 4 + 2) * 32 + lane]);
+        mma_bytes_half(sums[n][2], w << 4 & 0x30303030u, w << 2 & 0x30303030u, operands.get(blocks, n, full * 4 + 2));
     }
   }
+}
+
+/* Scores of 16 tokens: token g in s[.][0], token g + 8 in s[.][1]. */
+template <int KEY_BLOCKS, int NT>
+__device__ __forceinline__ void score_tile(int blocks, const uint32_t *words, int tile,
+                                           const query_operands<KEY_BLOCKS, NT> &operands,
+                                           const int (&start)[NT][GAIN_CLASSES][2], const float (&unit)[NT][GAIN_CLASSES],
+                                           const float *key_gains, int lane, float (&s)[NT][2]) {
+  int sums[NT][GAIN_CLASSES][4];
+  sum_keys<KEY_BLOCKS, NT>(blocks, words, tile, operands, start, lane, sums);
   const float4 low = *(const float4 *)(key_gains + (tile * 16 + lane / 4) * 4);
   const float4 high = *(const float4 *)(key_gains + (tile * 16 + 8 + lane / 4) * 4);
   const float gains[2][GAIN_CLASSES] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
@@ -257,17 +325,19 @@ __device__ inline void score_tile(const arguments &a, const uint32_t *words, int
     }
 }
 
-/* What the turning mean adds to the scores of 16 tokens. */
+/* What the turning mean adds to the scores of 16 tokens. `weights`: of this page and lane. */
 template <int NT>
-__device__ inline void score_curves(const uint8_t *curves, int steps, int tile, const uint32_t *weights, int lane,
-                                    float (&s)[NT][2]) {
+__device__ __forceinline__ void score_curves(const uint8_t *curves, int steps, int tile, const uint32_t *weights, int lane,
+                                             float (&s)[NT][2]) {
   float sums[NT][4] = {};
-  for (int k = 0; k < steps; k++) {
+#pragma unroll
+  for (int k = 0; k < MOST_STEPS; k++) {
+    if (k >= LEAST_STEPS && k >= steps) continue;
     const uint4 value = *(const uint4 *)(curves + ((k * 4 + tile) * 2 * 32 + lane) * 16);
     const uint4 rest = *(const uint4 *)(curves + (((k * 4 + tile) * 2 + 1) * 32 + lane) * 16);
 #pragma unroll
     for (int n = 0; n < NT; n++) {
-      const uint2 b = *(const uint2 *)(weights + ((n * 32 + lane) * steps + k) * 2);
+      const uint2 b = *(const uint2 *)(weights + (n * 32 * steps + k) * 2);
       mma_fp16(sums[n], value.x, value.y, value.z, value.w, b.x, b.y);
       mma_fp16(sums[n], rest.x, rest.y, rest.z, rest.w, b.x, b.y);
     }
@@ -386,10 +456,10 @@ __device__ inline void sum_values(const arguments &a, const uint32_t *words, con
     uint32_t weighted[GAIN_CLASSES][2];
     const uint4 *gains = (const uint4 *)(value_gains + (tile * 4 + q) * 16);
     const uint4 one = gains[0], two = gains[1];
-    weighted[0][0] = multiply_half2(p[tile][0], one.x), weighted[0][1] = multiply_half2(p[tile][1], one.y);
-    weighted[1][0] = multiply_half2(p[tile][0], one.z), weighted[1][1] = multiply_half2(p[tile][1], one.w);
-    weighted[2][0] = multiply_half2(p[tile][0], two.x), weighted[2][1] = multiply_half2(p[tile][1], two.y);
-    weighted[3][0] = multiply_half2(p[tile][0], two.z), weighted[3][1] = multiply_half2(p[tile][1], two.w);
+    weighted[0][0] = multiply_half2(p[tile][0], one.x), weighted[0][1] = multiply_half2(p[tile][1], two.x);
+    weighted[1][0] = multiply_half2(p[tile][0], one.y), weighted[1][1] = multiply_half2(p[tile][1], two.y);
+    weighted[2][0] = multiply_half2(p[tile][0], one.z), weighted[2][1] = multiply_half2(p[tile][1], two.z);
+    weighted[3][0] = multiply_half2(p[tile][0], one.w), weighted[3][1] = multiply_half2(p[tile][1], two.w);
 #pragma unroll
     for (int c = 0; c < GAIN_CLASSES; c++)
       mma_fp16(middle, g == c ? ONES : 0, 0, g == c ? SIXTEENS : 0, 0, weighted[c][0], weighted[c][1]);
@@ -477,27 +547,26 @@ struct part_range {
 template <int WARPS>
 __device__ inline void finish_tile(const arguments &a, const struct decode_tile &tile, int head, const part_range &exact,
                                    const part_range &coded, float *shared) {
-  constexpr int THREADS = WARPS * 32;
-  const int rows = tile.rows, d = a.head_dim, crumbs = a.value_crumbs, width = crumbs + a.value_groups + 1;
-  const int stride = sums_stride(d, crumbs);
+  constexpr int THREADS = WARPS * 32, TOGETHER = 8; /* loads under way at once */
+  const int rows = tile.rows, d = a.head_dim, crumbs = a.value_crumbs;
+  const int stride = sums_stride(d, crumbs), exact_parts = exact.last - exact.first + 1,
+            coded_parts = max(coded.last - coded.first + 1, 0);
+  const int width = coded_parts ? crumbs + a.value_groups + 1 : 0;
   float *largest = shared, *total = largest + DECODE_ROWS, *coded_total = total + DECODE_ROWS;
   float *exact_sums = coded_total + DECODE_ROWS, *inputs = exact_sums + DECODE_ROWS * d; /* [width][DECODE_ROWS] */
   float *products = inputs + DECODE_ROWS * (crumbs + GAIN_CLASSES + 1);                  /* [splits][DECODE_ROWS][d] */
-  const float *parts = a.parts;
   const size_t floats = part_floats(a);
-  /* a warp for each row */
-  for (int row = threadIdx.x / 32; row < rows; row += WARPS) {
+  const float *exact_from = a.parts + (size_t)(exact.slot + exact.first) * floats;
+  const float *coded_from = a.parts + (size_t)(coded.slot + coded.first) * floats;
+  for (int row = threadIdx.x / 32; row < rows; row += WARPS) { /* a warp for each row */
     const int lane = threadIdx.x % 32;
     float m = NONE, l[2] = {0, 0};
-    for (int block = exact.first + lane; block <= exact.last; block += 32)
-      m = fmaxf(m, __ldcg(parts + (size_t)(exact.slot + block) * floats + 2 * row));
-    for (int block = coded.first + lane; block <= coded.last; block += 32)
-      m = fmaxf(m, __ldcg(parts + (size_t)(coded.slot + block) * floats + 2 * row));
+    for (int i = lane; i < exact_parts; i += 32) m = fmaxf(m, __ldcg(exact_from + i * floats + 2 * row));
+    for (int i = lane; i < coded_parts; i += 32) m = fmaxf(m, __ldcg(coded_from + i * floats + 2 * row));
     m = largest_of_warp(m);
     for (int kind = 0; kind < 2; kind++) {
-      const part_range &range = kind ? coded : exact;
-      for (int block = range.first + lane; block <= range.last; block += 32) {
-        const float2 from = __ldcg((const float2 *)(parts + (size_t)(range.slot + block) * floats) + row);
+      for (int i = lane; i < (kind ? coded_parts : exact_parts); i += 32) {
+        const float2 from = __ldcg((const float2 *)((kind ? coded_from : exact_from) + i * floats) + row);
         if (from.x > NONE) l[kind] += from.y * exp2_fast(from.x - m);
       }
 #pragma unroll
@@ -506,47 +575,51 @@ __device__ inline void finish_tile(const arguments &a, const struct decode_tile 
     if (lane == 0) largest[row] = m, total[row] = l[0] + l[1], coded_total[row] = l[1];
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < DECODE_ROWS * d; i += THREADS) {
-    const int row = i / d, column = i % d;
+  const int coded_width = coded_parts ? crumbs + a.value_groups : 0, elements = DECODE_ROWS * (d + coded_width);
+  for (int i = threadIdx.x; i < elements; i += THREADS) {
+    const bool in_codes = i >= DECODE_ROWS * d;
+    const int j = in_codes ? i - DECODE_ROWS * d : i, row = in_codes ? j / coded_width : j / d,
+              column = in_codes ? j % coded_width : j % d;
+    const int parts = row < rows ? in_codes ? coded_parts : exact_parts : 0;
+    const float *from = (in_codes ? coded_from : exact_from), m = row < rows ? largest[row] : 0;
     float sum = 0;
-    if (row < rows)
-#pragma unroll 4
-      for (int block = exact.first; block <= exact.last; block++) {
-        const float *part = parts + (size_t)(exact.slot + block) * floats;
-        const float m = __ldcg(part + 2 * row), x = __ldcg(part + 2 * DECODE_ROWS + row * stride + column);
-        if (m > NONE) sum += x * exp2_fast(m - largest[row]);
+    for (int first = 0; first < parts; first += TOGETHER) {
+      float x[TOGETHER], other[TOGETHER];
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++) {
+        const bool there = first + k < parts;
+        const float *part = from + (size_t)(first + k) * floats;
+        other[k] = there ? __ldcg(part + 2 * row) : NONE;
+        x[k] = there ? __ldcg(part + 2 * DECODE_ROWS + row * stride + column) : 0;
       }
-    exact_sums[i] = sum;
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++)
+        if (other[k] > NONE) sum += x[k] * exp2_fast(other[k] - m);
+    }
+    if (in_codes)
+      inputs[column * DECODE_ROWS + row] = column < crumbs ? sum : -sum;
+    else
+      exact_sums[j] = sum;
   }
-  const int item_coded = coded.last >= coded.first;
-  const int used = item_coded ? width : 0;
-  for (int i = threadIdx.x; i < DECODE_ROWS * (crumbs + GAIN_CLASSES) * item_coded; i += THREADS) {
-    const int row = i / (crumbs + GAIN_CLASSES), column = i % (crumbs + GAIN_CLASSES);
-    if (column > crumbs && column - crumbs >= a.value_groups) continue;
-    float sum = 0;
-    if (row < rows)
-#pragma unroll 4
-      for (int block = coded.first; block <= coded.last; block++) {
-        const float *part = parts + (size_t)(coded.slot + block) * floats;
-        const float m = __ldcg(part + 2 * row);
-        float x = __ldcg(part + 2 * DECODE_ROWS + row * stride + column);
-        if (m > NONE) sum += x * exp2_fast(m - largest[row]);
-      }
-    inputs[column * DECODE_ROWS + row] = column < crumbs ? sum : -sum;
-  }
-  if (threadIdx.x < DECODE_ROWS && item_coded)
-    inputs[(crumbs + a.value_groups) * DECODE_ROWS + threadIdx.x] = threadIdx.x < rows ? coded_total[threadIdx.x] : 0;
+  if (threadIdx.x < DECODE_ROWS && coded_parts)
+    inputs[coded_width * DECODE_ROWS + threadIdx.x] = threadIdx.x < rows ? coded_total[threadIdx.x] : 0;
   __syncthreads();
-  const int splits = THREADS / d, split = threadIdx.x / d, column = threadIdx.x % d;
-  if (split < splits) {
+  const int splits = max(THREADS / d, 1);
+  for (int of = threadIdx.x; of < splits * d; of += THREADS) {
+    const int split = of / d, column = of % d;
     const float *map = a.value_map + (size_t)head * a.value_rows * d + column;
     float sum[DECODE_ROWS] = {};
-#pragma unroll 8
-    for (int k = split; k < used; k += splits) {
-      const float m = __ldg(map + (size_t)k * d);
-      const float4 x = *(const float4 *)(inputs + k * DECODE_ROWS), y = *(const float4 *)(inputs + k * DECODE_ROWS + 4);
-      sum[0] += x.x * m, sum[1] += x.y * m, sum[2] += x.z * m, sum[3] += x.w * m;
-      sum[4] += y.x * m, sum[5] += y.y * m, sum[6] += y.z * m, sum[7] += y.w * m;
+    for (int first = split; first < width; first += splits * TOGETHER) {
+      float m[TOGETHER];
+#pragma unroll
+      for (int i = 0; i < TOGETHER; i++) m[i] = first + i * splits < width ? __ldg(map + (size_t)(first + i * splits) * d) : 0;
+#pragma unroll
+      for (int i = 0; i < TOGETHER; i++) {
+        const int k = min(first + i * splits, width - 1);
+        const float4 x = *(const float4 *)(inputs + k * DECODE_ROWS), y = *(const float4 *)(inputs + k * DECODE_ROWS + 4);
+        sum[0] += x.x * m[i], sum[1] += x.y * m[i], sum[2] += x.z * m[i], sum[3] += x.w * m[i];
+        sum[4] += y.x * m[i], sum[5] += y.y * m[i], sum[6] += y.z * m[i], sum[7] += y.w * m[i];
+      }
     }
 #pragma unroll
     for (int row = 0; row < DECODE_ROWS; row++) products[(split * DECODE_ROWS + row) * d + column] = sum[row];
@@ -606,6 +679,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
       const uint16_t *values = keys + 64 * D;
       const int64_t position = (int64_t)page.number * 64 + i % 4 * 16;
       float s[NT][4] = {};
+      uint4 v[CHUNKS][4];
       {
         uint4 low[STEPS], high[STEPS];
 #pragma unroll
@@ -613,6 +687,15 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
           low[j] = *(const uint4 *)(keys + g * D + 32 * j + 8 * q);
           high[j] = *(const uint4 *)(keys + (g + 8) * D + 32 * j + 8 * q);
         }
+#pragma unroll
+        for (int chunk = 0; chunk < CHUNKS; chunk++)
+#pragma unroll
+          for (int j = 0; j < 4; j++) {
+            const int token = 2 * q + j % 2 + j / 2 * 8, channel = 8 * (g + 8 * chunk);
+            v[chunk][j] = make_uint4(0, 0, 0, 0); /* what lies behind the last position may be anything */
+            if (position + token <= last && (D % 64 == 0 || channel < D))
+              v[chunk][j] = *(const uint4 *)(values + token * D + channel);
+          }
 #pragma unroll
         for (int j = 0; j < STEPS; j++)
 #pragma unroll
@@ -652,15 +735,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
         }
 #pragma unroll
       for (int chunk = 0; chunk < CHUNKS; chunk++) {
-        const int channel = 8 * (g + 8 * chunk);
-        uint4 v[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-          const int token = 2 * q + j % 2 + j / 2 * 8;
-          v[j] = make_uint4(0, 0, 0, 0); /* what lies behind the last position may be anything */
-          if (position + token <= last && (D % 64 == 0 || channel < D)) v[j] = *(const uint4 *)(values + token * D + channel);
-        }
-        const uint32_t *v0 = &v[0].x, *v1 = &v[1].x, *v2 = &v[2].x, *v3 = &v[3].x;
+        const uint32_t *v0 = &v[chunk][0].x, *v1 = &v[chunk][1].x, *v2 = &v[chunk][2].x, *v3 = &v[chunk][3].x;
 #pragma unroll
         for (int b = 0; b < 4; b++)
 #pragma unroll
@@ -687,52 +762,83 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
     }
 }
 
-/* ---- coded pages ---- */
+/* ---- coded pages, a stretch of a tile's list ---- */
 
-template <int BLOCKS, bool ANY, int NT, int WARPS>
-__device__ inline void read_coded(const arguments &a, const struct decode_tile &tile, int index, int head, int begin, int end,
-                                  uint8_t *memory, const shared_layout &layout, ring &ring) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const int count = end - begin, from = begin + count * warp / WARPS, mine = begin + count * (warp + 1) / WARPS - from;
-  const struct decode_page *pages = a.pages + tile.coded_first + from;
-  const uint8_t *base = a.memory + (size_t)head * a.head_bytes;
+/* What is known when a kernel is compiled. */
+template <int D_, int KEY_BLOCKS_, int VALUE_BLOCKS_, int NT_, bool ANY_, bool WAVES_> struct traits {
+  static constexpr int D = D_, KEY_BLOCKS = KEY_BLOCKS_, VALUE_BLOCKS = VALUE_BLOCKS_, NT = NT_;
+  static constexpr bool ANY = ANY_;     /* any number of blocks (of values, up to VALUE_BLOCKS), any form, a window, or waves */
+  static constexpr bool WAVES = WAVES_; /* a mean turns; ANY: perhaps */
+  static constexpr int WARPS = warps_of(VALUE_BLOCKS_, NT_);
+};
+
+/* The pages of this warp, begun while the block is busy with something else. */
+struct coded_stretch {
+  const struct decode_page *pages;
+  int count, next;
   page_list list;
-  list_start(list, pages, mine, lane);
-  int next = 0;
+};
+
+template <class T>
+__device__ inline coded_stretch begin_coded(const arguments &a, const struct decode_tile &tile, int head, int begin, int end,
+                                            ring &ring) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, count = end - begin;
+  coded_stretch c;
+  const int from = begin + count * warp / T::WARPS;
+  c.count = begin + count * (warp + 1) / T::WARPS - from;
+  c.pages = a.pages + tile.coded_first + from;
+  c.next = 0;
+  list_start(c.list, c.pages, c.count, lane);
+  const uint8_t *base = a.memory + (size_t)head * a.head_bytes;
 #pragma unroll
   for (int i = 0; i < STAGES; i++) {
-    if (next < mine) {
-      const int unit = list_unit(list, next, lane), slot = ring.issued % STAGES;
+    if (c.next < c.count) {
+      const int unit = list_unit(c.list, c.next, lane), slot = ring.issued % STAGES;
       copy_page(ring.pages + slot * a.page_bytes, base + (size_t)unit * a.unit_bytes, a.page_bytes, ring.barriers + slot, lane);
-      ring.issued++, next++;
+      ring.issued++, c.next++;
     } else {
       copy_none();
     }
   }
+  return c;
+}
+
+template <class T>
+__device__ inline void read_coded(const arguments &a, const struct decode_tile &tile, int index, int head, coded_stretch &c,
+                                  uint8_t *memory, const shared_layout &layout, ring &ring) {
+  constexpr int NT = T::NT, BLOCKS = T::VALUE_BLOCKS, WARPS = T::WARPS;
+  constexpr bool ANY = T::ANY;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, mine = c.count;
+  const uint8_t *base = a.memory + (size_t)head * a.head_bytes;
+  const bool waves = ANY ? a.waves : T::WAVES, log_gains = !ANY && a.key_form == OSCAR_ROW_LOG_GAINS;
 
   /* what belongs to the queries */
-  const int blocks = a.key_crumbs / 16, pairs = a.waves ? a.rope.pairs : 0, steps = a.waves ? a.rope.curves / 16 : 0;
+  const int blocks = ANY ? a.key_crumbs / 16 : T::KEY_BLOCKS, pairs = waves ? a.rope.pairs : 0,
+            steps = waves ? a.rope.curves / 16 : 0;
   const prepared_layout prepared = prepared_layout_of(blocks, pairs);
   const uint8_t *from_prepared = a.prepared + ((size_t)index * a.kv_heads + head) * prepared.bytes;
-  uint32_t *operands = (uint32_t *)(memory + layout.operands);
+  uint32_t *operand_words = (uint32_t *)(memory + layout.operands);
   struct row_constants *constants = (struct row_constants *)(memory + layout.constants);
   const float2 *amplitudes = (const float2 *)(from_prepared + prepared.amplitudes);
   uint32_t *mixing = (uint32_t *)(memory + layout.mixing);
-  for (int i = threadIdx.x; i < NT * blocks * 8; i += WARPS * 32) ((uint4 *)operands)[i] = ((const uint4 *)from_prepared)[i];
+  for (int i = threadIdx.x; i < NT * blocks * 8; i += WARPS * 32) ((uint4 *)operand_words)[i] = ((const uint4 *)from_prepared)[i];
   if (threadIdx.x < DECODE_ROWS * sizeof(struct row_constants) / 16)
     ((uint4 *)constants)[threadIdx.x] = ((const uint4 *)(from_prepared + prepared.constants))[threadIdx.x];
-  if (a.waves) make_mixing<NT>(a, amplitudes, mixing);
+  if (waves) make_mixing<NT>(a, amplitudes, mixing);
   __syncthreads();
 
+  query_operands<T::KEY_BLOCKS, NT> operands;
+  operands.load(operand_words, lane);
   int start[NT][GAIN_CLASSES][2];
   float unit[NT][GAIN_CLASSES], mean[NT], zero[NT];
   softmax<NT> state;
 #pragma unroll
   for (int n = 0; n < NT; n++) {
-    const struct row_constants &c = constants[n * 4 + q];
+    const struct row_constants &row = constants[n * 4 + q];
 #pragma unroll
-    for (int p = 0; p < GAIN_CLASSES; p++) start[n][p][0] = c.start[p][0], start[n][p][1] = c.start[p][1], unit[n][p] = c.unit[p];
-    mean[n] = c.mean, zero[n] = c.zero;
+    for (int p = 0; p < GAIN_CLASSES; p++)
+      start[n][p][0] = row.start[p][0], start[n][p][1] = row.start[p][1], unit[n][p] = row.unit[p];
+    mean[n] = row.mean, zero[n] = row.zero;
     state.m[n] = NONE, state.l[n] = 0;
   }
   float acc[BLOCKS][4] = {}, middle[4] = {}, zeros[NT] = {};
@@ -742,21 +848,28 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
                             (__half *)(memory + layout.value_gains) + warp * 256, (const float *)(memory + layout.log_gains)};
   const uint8_t *curves = memory + layout.curves;
   uint32_t *weights = (uint32_t *)(memory + layout.weights) + warp * WAVE_PAGES * NT * 32 * steps * 2;
-  const int64_t oldest = a.window ? tile.position + tile.first_row / a.group - a.window + 1 : 0; /* that any row sees */
+  const int64_t oldest = ANY && a.window ? tile.position + tile.first_row / a.group - a.window + 1 : 0; /* that any row sees */
 
+#pragma unroll 1
   for (int i = 0; i < mine; i++) {
-    if (a.waves && i % WAVE_PAGES == 0) {
+    if (waves && i % WAVE_PAGES == 0) {
       __syncwarp();
-      make_weights<NT>(a, amplitudes, mixing, pages + i, min(WAVE_PAGES, mine - i), weights, lane);
+      make_weights<NT>(a, amplitudes, mixing, c.pages + i, min(WAVE_PAGES, mine - i), weights, lane);
       __syncwarp();
     }
     const int slot = ring.taken % STAGES;
     copy_wait<STAGES - 1>(ring.barriers + slot, ring.taken / STAGES & 1);
     const uint8_t *page = ring.pages + slot * a.page_bytes;
-    const uint16_t *value_meta = (const uint16_t *)(page + a.value_offset + 16 * a.value_crumbs);
+    const int value_offset = ANY ? a.value_offset : 256 * T::KEY_BLOCKS + 128;
+    const uint16_t *value_meta = (const uint16_t *)(page + value_offset + (ANY ? 16 * a.value_crumbs : 256 * BLOCKS));
     const int before = exponent;
-    expand_key_gains(a, gains, page, lane);
-    expand_value_gains(a, gains, value_meta, exponent, lane);
+    if (log_gains) {
+      expand_key_log_gains(gains, page + 256 * T::KEY_BLOCKS, lane);
+      expand_value_log_gains(gains, (const uint8_t *)value_meta, lane);
+    } else {
+      expand_key_gains(a, gains, page, lane);
+      expand_value_gains(a, gains, value_meta, exponent, lane);
+    }
     __syncwarp();
     if (exponent != before) {
       const float factor = ldexpf(1, max(before - exponent, -126));
@@ -773,16 +886,16 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
     for (int t = 0; t < 4; t++) {
 #pragma unroll
       for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
-      score_tile<NT>(a, (const uint32_t *)page, t, operands, start, unit, gains.keys, lane, s[t]);
-      if (a.waves) score_curves<NT>(curves, steps, t, weights + i % WAVE_PAGES * NT * 32 * steps * 2, lane, s[t]);
-      if (a.key_form == OSCAR_ROW_SCALE_ZERO)
+      score_tile<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, start, unit, gains.keys, lane, s[t]);
+      if (waves) score_curves<NT>(curves, steps, t, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * 2, lane, s[t]);
+      if (ANY && a.key_form == OSCAR_ROW_SCALE_ZERO)
 #pragma unroll
         for (int n = 0; n < NT; n++)
 #pragma unroll
           for (int j = 0; j < 2; j++) s[t][n][j] -= gains.key_zeros[t * 16 + g + 8 * j] * zero[n];
     }
-    if (a.window) {
-      const int64_t first = (int64_t)pages[i].number * 64;
+    if (ANY && a.window) {
+      const int64_t first = (int64_t)c.pages[i].number * 64;
       if (first < oldest + tile.rows)
 #pragma unroll
         for (int t = 0; t < 4; t++)
@@ -812,7 +925,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
     uint32_t p[4][2];
     float shift[NT]; /* without a maximum all is masked, and exp2(-inf - 0) is 0 */
 #pragma unroll
-    for (int n = 0; n < NT; n++) shift[n] = state.m[n] > NONE ? PROBABILITY_SHIFT - state.m[n] : 0;
+    for (int n = 0; n < NT; n++) shift[n] = !ANY || state.m[n] > NONE ? PROBABILITY_SHIFT - state.m[n] : 0;
 #pragma unroll
     for (int t = 0; t < 4; t++)
 #pragma unroll
@@ -823,7 +936,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
           x[n] = exp2_fast(s[t][n][j] + shift[n]);
           state.l[n] += x[n];
         }
-        if (a.value_form == OSCAR_ROW_SCALE_ZERO) {
+        if (ANY && a.value_form == OSCAR_ROW_SCALE_ZERO) {
           const int token = t * 16 + g + 8 * j;
           const float sz =
               __half2float(__ushort_as_half(value_meta[token])) * __half2float(__ushort_as_half(value_meta[64 + token]));
@@ -832,19 +945,19 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         }
         p[t][j] = transpose_8x8(pack_half2(x[0], x[1]));
       }
-    sum_values<BLOCKS, ANY, NT>(a, (const uint32_t *)(page + a.value_offset), gains.values, p, lane, acc, middle);
+    sum_values<BLOCKS, ANY, NT>(a, (const uint32_t *)(page + value_offset), gains.values, p, lane, acc, middle);
     __syncwarp();
     ring.taken++;
-    if (next < mine) {
-      const int unit_next = list_unit(list, next, lane), slot_next = ring.issued % STAGES;
+    if (c.next < mine) {
+      const int unit_next = list_unit(c.list, c.next, lane), slot_next = ring.issued % STAGES;
       copy_page(ring.pages + slot_next * a.page_bytes, base + (size_t)unit_next * a.unit_bytes, a.page_bytes,
                 ring.barriers + slot_next, lane);
-      ring.issued++, next++;
+      ring.issued++, c.next++;
     } else {
       copy_none();
     }
   }
-  if (a.waves) __syncthreads(); /* sums and weights share memory */
+  if (waves) __syncthreads(); /* sums and weights share memory */
   float *shared = (float *)(memory + layout.sums);
   const warp_sums sums = sums_of_warp<NT>(a, shared, warp);
   store_states<NT>(state, sums, lane, PROBABILITY_SHIFT);
@@ -862,7 +975,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     float *to = sums.sums + (n * 4 + q) * stride + a.value_crumbs;
-    if (a.value_form == OSCAR_ROW_SCALE_ZERO) {
+    if (ANY && a.value_form == OSCAR_ROW_SCALE_ZERO) {
 #pragma unroll
       for (int step = 4; step < 32; step *= 2) zeros[n] += __shfl_xor_sync(~0u, zeros[n], step);
       if (g < GAIN_CLASSES) to[g] = g == 0 ? zeros[n] : 0;
@@ -881,9 +994,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
 
 /* ---- the line of work ---- */
 
-template <int D, int BLOCKS, bool ANY, int NT>
-__global__ void __launch_bounds__(warps_of(BLOCKS, NT) * 32, 1) kernel(const __grid_constant__ arguments a) {
-  constexpr int WARPS = warps_of(BLOCKS, NT);
+template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(const __grid_constant__ arguments a) {
+  constexpr int WARPS = T::WARPS, NT = T::NT;
   extern __shared__ __align__(128) uint8_t memory[];
   __shared__ int came_last;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -893,11 +1005,11 @@ __global__ void __launch_bounds__(warps_of(BLOCKS, NT) * 32, 1) kernel(const __g
 #pragma unroll
     for (int i = 0; i < STAGES; i++) copies_init(ring.barriers + i);
   copies_visible();
+  __syncwarp();
   if (threadIdx.x < 16) ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
   if (a.waves)
     for (int i = threadIdx.x; i < a.rope.curves / 16 * 256; i += WARPS * 32)
       ((uint4 *)(memory + layout.curves))[i] = ((const uint4 *)a.rope.curve_words)[i];
-  __syncthreads();
   float *shared = (float *)(memory + layout.sums);
 
   const int units = a.total_units,
@@ -918,15 +1030,20 @@ __global__ void __launch_bounds__(warps_of(BLOCKS, NT) * 32, 1) kernel(const __g
     const int head = (unit - tile.begin) / tile.units, item = low * a.kv_heads + head;
     const int begin = tile.begin + head * tile.units, exact_units = EXACT_WEIGHT * tile.exact_tiles;
     const int stop = min(end, begin + tile.units), first = unit - begin, last = stop - begin;
+    const bool coded_here = last > exact_units;
+    coded_stretch stretch;
+    if (coded_here) {
+      stretch = begin_coded<T>(a, tile, head, max(first, exact_units) - exact_units, last - exact_units, ring);
+      if (threadIdx.x == 0) prefetch_bulk(a.value_map + (size_t)head * a.value_rows * T::D, (uint32_t)(a.value_rows * T::D * 4));
+    }
     if (first < exact_units) {
       const int to = min(last, exact_units);
-      read_exact<D, NT, WARPS>(a, tile, head, (first + EXACT_WEIGHT - 1) / EXACT_WEIGHT, (to + EXACT_WEIGHT - 1) / EXACT_WEIGHT,
-                               shared);
-      store_part<NT, WARPS>(a, shared, D, a.parts + (size_t)(2 * item + blockIdx.x) * part_floats(a));
+      read_exact<T::D, NT, WARPS>(a, tile, head, (first + EXACT_WEIGHT - 1) / EXACT_WEIGHT,
+                                  (to + EXACT_WEIGHT - 1) / EXACT_WEIGHT, shared);
+      store_part<NT, WARPS>(a, shared, T::D, a.parts + (size_t)(2 * item + blockIdx.x) * part_floats(a));
     }
-    if (last > exact_units) {
-      read_coded<BLOCKS, ANY, NT, WARPS>(a, tile, low, head, max(first, exact_units) - exact_units, last - exact_units, memory,
-                                         layout, ring);
+    if (coded_here) {
+      read_coded<T>(a, tile, low, head, stretch, memory, layout, ring);
       store_part<NT, WARPS>(a, shared, a.value_crumbs + GAIN_CLASSES,
                             a.parts + (size_t)(2 * item + 1 + blockIdx.x) * part_floats(a));
     }
