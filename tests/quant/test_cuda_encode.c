@@ -68,7 +68,7 @@ static struct arena_case make_arena(const struct coder_case *k, uint64_t *seed) 
     a.host[layer] = malloc(a.bytes[layer]);
     memset(a.host[layer], 0xA5, a.bytes[layer]);
     for (int i = 0; i < PAGES * CASE_HEADS * 2; i++)
-      case_page(k->d, exact_side(&a, i / 2 / CASE_HEADS, layer, i / 2 % CASE_HEADS, i % 2), seed);
+      case_page(k, exact_side(&a, i / 2 / CASE_HEADS, layer, i / 2 % CASE_HEADS, i % 2), seed);
   }
   return a;
 }
@@ -179,9 +179,9 @@ static void the_first_bad_row_is_named_and_the_others_are_written(void **state) 
       uint16_t *exact = exact_side(&a, b->job, 0, b->head, b->side);
       memset(exact + b->row * k->d, 0, 2 * (size_t)k->d); /* for the CPU, which stops at a bad row */
       uint8_t *expected = malloc(l->side_bytes[b->side]);
-      assert_int_equal(
-          case_expected(oscar_codec_set_get(a.set, 0, b->head, b->side), b->side, a.jobs[b->job].page, exact, expected),
-          PAGE_TOKENS);
+      assert_int_equal(case_expected(oscar_codec_set_get(a.set, 0, b->head, (oscar_side)b->side), (oscar_side)b->side,
+                                     a.jobs[b->job].page, exact, expected),
+                       PAGE_TOKENS);
       uint8_t *want = rows_of(l, b->side, expected),
               *have = rows_of(l, b->side, got + coded_offset(&a, b->job, 0, b->head, b->side));
       const size_t row_bytes = l->side_bytes[b->side] / PAGE_TOKENS;
