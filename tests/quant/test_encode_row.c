@@ -21,12 +21,17 @@ static void centre(const struct coder *c, int64_t page, const uint16_t *exact, f
 
 /* [channels][64]; the rows with a number that is not finite are marked. */
 static void project(const struct coder *c, const float *x, float *y, bool *bad) {
+  memset(y, 0, (size_t)c->channels * PAGE_TOKENS * sizeof *y);
+  for (int k = 0; k < c->head_dim; k++)
+    for (int i = 0; i < c->channels; i++) {
+      const float factor = c->encode[k * c->columns + i], *in = x + k * PAGE_TOKENS;
+      float *sums = y + i * PAGE_TOKENS;
+      for (int t = 0; t < PAGE_TOKENS; t++) sums[t] = sums[t] + in[t] * factor;
+    }
   for (int i = 0; i < c->channels; i++)
     for (int t = 0; t < PAGE_TOKENS; t++) {
-      float sum = 0;
-      for (int k = 0; k < c->head_dim; k++) sum = sum + x[k * PAGE_TOKENS + t] * c->encode[k * c->columns + i];
-      if (!is_finite(sum)) bad[t] = true;
-      y[i * PAGE_TOKENS + t] = c->form == OSCAR_ROW_LOG_GAINS ? sum * c->channel[i].inverse_step : sum;
+      if (!is_finite(y[i * PAGE_TOKENS + t])) bad[t] = true;
+      if (c->form == OSCAR_ROW_LOG_GAINS) y[i * PAGE_TOKENS + t] = y[i * PAGE_TOKENS + t] * c->channel[i].inverse_step;
     }
 }
 
@@ -118,7 +123,7 @@ static void pages_have_the_bits_of_the_cpu(void **state) {
     void *block;
     const struct coders coders = fill(set, &block);
     uint16_t *exact = malloc((size_t)PAGE_TOKENS * (size_t)k->d * sizeof *exact);
-    for (int place = 0; place < (k->d > 256 ? 2 : CASE_LAYERS * CASE_HEADS * 2); place++) {
+    for (int place = 0; place < (k->d > 256 ? 1 + (k->d < 1024) : CASE_LAYERS * CASE_HEADS * 2); place++) {
       const int layer = place / 2 / CASE_HEADS, head = place / 2 % CASE_HEADS, side = place % 2;
       case_page(k, exact, &seed);
       check_page(oscar_codec_set_get(set, layer, head, (oscar_side)side), coder_at(&coders, layer, head, side), (oscar_side)side,
@@ -139,7 +144,7 @@ static void projections_have_the_bits_of_the_cpu(void **state) {
   uint64_t seed = 2;
   for (size_t n = 0; n < ARRAY_LENGTH(coder_cases) * 4; n++) {
     const struct coder_case *k = &coder_cases[n / 4];
-    if (k->d > 256) continue;
+    if (k->d > (n % 4 ? 64 : 256)) continue;
     const size_t d = (size_t)k->d, floats = PAGE_TOKENS * d * sizeof(float);
     oscar_codec_set *set = case_set(c, k, &seed);
     const oscar_codec *codec = oscar_codec_set_get(set, 0, 0, OSCAR_KEYS);
@@ -202,8 +207,8 @@ static void rows_on_borders_have_the_codes_of_the_cpu(void **state) {
   (void)state;
   oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
   uint64_t seed = 6;
-  for (size_t n = 0; n < ARRAY_LENGTH(coder_cases) * 20; n++) {
-    const struct coder_case *k = &coder_cases[n / 20];
+  for (size_t n = 0; n < ARRAY_LENGTH(coder_cases) * 5; n++) {
+    const struct coder_case *k = &coder_cases[n / 5];
     if (k->d > 128) continue;
     oscar_codec_set *set = case_set(c, k, &seed);
     const oscar_codec *codec = oscar_codec_set_get(set, 0, 0, OSCAR_KEYS);
@@ -302,7 +307,7 @@ static void rows_at_the_edges_have_the_bits_of_the_cpu(void **state) {
     void *block;
     const struct coders coders = fill(set, &block);
     uint16_t exact[PAGE_TOKENS * 64];
-    for (int exponent = -135; exponent < 128; exponent += 12)
+    for (int exponent = -135; exponent < 128; exponent += 24)
       for (int kind = 0; kind < 4; kind++) {
         for (int i = 0; i < PAGE_TOKENS * 64; i++) exact[i] = edge_number(kind, i % 64 == i / 64, exponent, &seed);
         refused += check_page(oscar_codec_set_get(set, 0, 0, OSCAR_KEYS), coders.coder, OSCAR_KEYS, 5, exact, 64) < PAGE_TOKENS;
@@ -310,7 +315,7 @@ static void rows_at_the_edges_have_the_bits_of_the_cpu(void **state) {
     free(block);
     oscar_codec_set_free(set);
   }
-  assert_in_range(refused, 60 * 22 * 4 / 20, 60 * 22 * 4 / 2);
+  assert_in_range(refused, 60 * 11 * 4 / 20, 60 * 11 * 4 / 2);
   oscar_context_free(c);
 }
 
@@ -350,7 +355,7 @@ static void halves_are_those_of_the_cpu(void **state) {
     if (!half_is_finite((uint16_t)h)) continue;
     assert_int_equal(float_bits(half_value((uint16_t)h)), float_bits(f16_to_f32((uint16_t)h)));
   }
-  for (uint64_t u = 0; u < (uint64_t)1 << 32; u += 4093) {
+  for (uint64_t u = 0; u < (uint64_t)1 << 32; u += 65521) {
     const float x = bits_float((uint32_t)u);
     assert_int_equal(half_bits(x), f32_to_f16(x));
   }
