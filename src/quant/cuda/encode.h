@@ -48,8 +48,7 @@ oscar_status cuda_encode(struct cuda_codecs *codecs, const struct cuda_layer *la
 
 /* A row: compared by layer, then job, then place in the page, then KV head, then keys before values. */
 struct cuda_bad_row {
-  int layer, job, row, head;
-  oscar_side side;
+  int layer, job, row, head, side;
 };
 #define CUDA_BAD_NONE      (~0ull)
 #define CUDA_MOST_LAYERS   (1 << 15)
@@ -61,7 +60,7 @@ static inline struct cuda_bad_row cuda_bad_row(unsigned long long bad) {
   row.job = (int)(bad >> 22 & (CUDA_MOST_JOBS - 1));
   row.row = (int)(bad >> 16 & (PAGE_TOKENS - 1));
   row.head = (int)(bad >> 1 & (CUDA_MOST_KV_HEADS - 1));
-  row.side = (oscar_side)(bad & 1);
+  row.side = (int)(bad & 1);
   return row;
 }
 
