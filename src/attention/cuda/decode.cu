@@ -5,21 +5,24 @@ namespace {
 
 typedef void decode_kernel(const decode::arguments);
 
-/* Kernels for a head dimension: those for what fits usually are, without and with a mean that turns, and those for any form. */
+/* Kernels for a head dimension: for what fits usually are, without and with a mean that turns; for any keys and forms; for any
+ * values besides. */
 struct variant {
-  int head_dim, blocks;             /* of keys and of values that the former are for */
-  const void *usual[2][2], *any[2]; /* [turning][tiles of 4 rows - 1] */
-  int any_blocks;                   /* of values, at most */
+  int head_dim, blocks;                           /* of keys and of values that are usual */
+  const void *usual[2][2], *any_keys[2], *any[2]; /* [turning][tiles of 4 rows - 1] */
 };
+constexpr int MOST_VALUE_BLOCKS = 32;
 
-#define KERNEL(d, keys, values, row_tiles, any, waves)                                                                           \
-  ((const void *)&decode::kernel<decode::traits<d, keys, values, row_tiles, any, waves>>)
+#define KERNEL(d, keys, values, row_tiles, any, any_values, waves)                                                               \
+  ((const void *)&decode::kernel<decode::traits<d, keys, values, row_tiles, any, any_values, waves>>)
 #define VARIANT(d, blocks)                                                                                                       \
   {                                                                                                                              \
     d, blocks,                                                                                                                   \
-        {{KERNEL(d, blocks, blocks, 1, false, false), KERNEL(d, blocks, blocks, 2, false, false)},                               \
-         {KERNEL(d, blocks, blocks, 1, false, true), KERNEL(d, blocks, blocks, 2, false, true)}},                                \
-        {KERNEL(d, 0, 32, 1, true, true), KERNEL(d, 0, 32, 2, true, true)}, 32                                                   \
+        {{KERNEL(d, blocks, blocks, 1, false, false, false), KERNEL(d, blocks, blocks, 2, false, false, false)},                 \
+         {KERNEL(d, blocks, blocks, 1, false, false, true), KERNEL(d, blocks, blocks, 2, false, false, true)}},                  \
+        {KERNEL(d, 0, blocks, 1, true, false, true), KERNEL(d, 0, blocks, 2, true, false, true)}, {                              \
+      KERNEL(d, 0, MOST_VALUE_BLOCKS, 1, true, true, true), KERNEL(d, 0, MOST_VALUE_BLOCKS, 2, true, true, true)                 \
+    }                                                                                                                            \
   }
 
 const variant variants[] = {VARIANT(64, 4), VARIANT(96, 6), VARIANT(128, 8), VARIANT(256, 16)};
@@ -30,13 +33,15 @@ const variant *variant_of(int head_dim) {
   return nullptr;
 }
 
-bool plain_gains(const struct decode_side &side) { return (side.form == OSCAR_ROW_LOG_GAINS && side.groups == GAIN_CLASSES); }
+bool plain_gains(const struct decode_side &side) {
+  return side.form == OSCAR_ROW_LOG_GAINS ? side.groups == GAIN_CLASSES : side.form == OSCAR_ROW_GAIN && side.groups == 1;
+}
 
 /* Whether the usual kernels do. Those of the head dimension serve caches without codes too. */
 bool is_usual(const variant &v, const struct decode_layer *layer, int window) {
   if (layer->values.crumbs == 0) return true;
   return !window && layer->keys.crumbs == 16 * v.blocks && layer->values.crumbs == 16 * v.blocks && plain_gains(layer->keys) &&
-         plain_gains(layer->values);
+         plain_gains(layer->values) && (!layer->rope || layer->rope->curves == 16 * decode::USUAL_STEPS);
 }
 
 struct choice {
@@ -45,8 +50,10 @@ struct choice {
 };
 
 choice choose(const variant &v, const struct decode_layer *layer, int window, int row_tiles) {
-  if (is_usual(v, layer, window)) return {v.usual[layer->rope != nullptr][row_tiles - 1], decode::warps_of(v.blocks, row_tiles)};
-  return {v.any[row_tiles - 1], decode::warps_of(v.any_blocks, row_tiles)};
+  const int warps = decode::warps_of(v.blocks, row_tiles);
+  if (is_usual(v, layer, window)) return {v.usual[layer->rope != nullptr][row_tiles - 1], warps};
+  if (layer->values.crumbs == 16 * v.blocks) return {v.any_keys[row_tiles - 1], warps};
+  return {v.any[row_tiles - 1], decode::warps_of(MOST_VALUE_BLOCKS, row_tiles)};
 }
 
 decode::arguments arguments_of(const struct decode_shape *shape, const struct decode_layer *layer) {
@@ -89,7 +96,7 @@ bool groups_fit(const struct decode_side *side) {
 oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                           int *rows) {
   const variant *v = variant_of(shape->head_dim);
-  if (!v || layer->values.crumbs > 16 * v->any_blocks)
+  if (!v || layer->values.crumbs > 16 * MOST_VALUE_BLOCKS)
     return set_error(
         cuda->context, OSCAR_UNSUPPORTED,
         "attention on a GPU: head dimension %d with %d crumbs of values; there are kernels for 64, 96, 128 and 256, and up "
@@ -121,7 +128,9 @@ size_t decode_part_bytes(const struct decode_shape *shape, const struct decode_l
   return decode::part_floats(arguments_of(shape, layer)) * sizeof(float);
 }
 
-int decode_blocks(const struct oscar_cuda *cuda) { return cuda->info.multiprocessors; }
+int decode_blocks(const struct oscar_cuda *cuda) {
+  return cuda->info.multiprocessors < decode::MOST_BLOCKS ? cuda->info.multiprocessors : decode::MOST_BLOCKS;
+}
 
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                         const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out) {

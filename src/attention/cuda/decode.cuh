@@ -20,9 +20,9 @@
 namespace decode {
 
 constexpr int STAGES = 2;
-constexpr int WAVE_PAGES = 8; /* whose curves' weights are computed together */
-/* Steps of 16 curves: polynomials, then at least one of fast pairs. */
-constexpr int LEAST_STEPS = 2, MOST_STEPS = 4;
+constexpr int MOST_BLOCKS = 190; /* of a launch */
+constexpr int WAVE_PAGES = 8;    /* whose curves' weights are computed together */
+constexpr int USUAL_STEPS = 2;   /* of 16 curves: the polynomials, and those of up to 8 fast pairs */
 constexpr float NONE = -INFINITY;
 /* Probabilities are kept 2^12 times as large as they are relative to the maximum, so that small ones stay normal fp16 numbers
  * even after division by 16 (see sum_values). */
@@ -48,8 +48,14 @@ struct arguments {
 };
 
 /* The memory that finish_tile takes, in floats. */
-__host__ __device__ inline int finish_floats(int head_dim, int value_crumbs, int threads) {
-  return DECODE_ROWS * (3 + head_dim + value_crumbs + GAIN_CLASSES + 1 + (threads > head_dim ? threads : head_dim));
+constexpr int FINISH_SPLITS = 12;             /* among how many threads the rows of a map go, at most */
+constexpr int FINISH_PARTS = MOST_BLOCKS + 2; /* of a tile: one of each block, and one more of the block that has both kinds */
+__host__ __device__ inline int finish_splits(int head_dim, int threads) {
+  const int quads = head_dim / 4;
+  return threads / quads < FINISH_SPLITS ? threads / quads : FINISH_SPLITS;
+}
+__host__ __device__ inline int finish_floats(int head_dim, int value_crumbs, int rows, int threads) {
+  return rows * (2 + FINISH_PARTS + head_dim + value_crumbs + GAIN_CLASSES + finish_splits(head_dim, threads) * head_dim);
 }
 
 /* Shared memory of a block, in bytes from its start. */
@@ -76,7 +82,7 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   const int weights = a.waves ? warps * WAVE_PAGES * row_tiles * a.rope.curves / 16 * 256 : 0;
   s.sums = at;
   int sums = warps * row_tiles * 4 * (sums_stride(a.head_dim, a.value_crumbs) + 2) * 4;
-  const int finish = 4 * finish_floats(a.head_dim, a.value_crumbs, warps * 32);
+  const int finish = 4 * finish_floats(a.head_dim, a.value_crumbs, 4 * row_tiles, warps * 32);
   if (finish > sums) sums = finish;
   at += weights > sums ? weights : sums;
   s.bytes = at;
@@ -239,17 +245,16 @@ template <int KEY_BLOCKS, int NT> struct query_operands {
 /* Sums of bytes of 16 tokens, by class: token g in [0] and [1], high and low, token g + 8 in [2] and [3]. */
 template <int KEY_BLOCKS, int NT>
 __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words, int tile,
-                                         const query_operands<KEY_BLOCKS, NT> &operands, const int (&start)[NT][GAIN_CLASSES][2],
-                                         int lane, int (&sums)[NT][GAIN_CLASSES][4]) {
+                                         const query_operands<KEY_BLOCKS, NT> &operands, const int (&whole)[4], int lane,
+                                         int (&sums)[NT][GAIN_CLASSES][4]) {
   const int blocks = KEY_BLOCKS ? KEY_BLOCKS : some_blocks, full = blocks / GAIN_CLASSES, over = blocks % GAIN_CLASSES;
-  if (KEY_BLOCKS < 8) { /* else the first product brings them */
+  if (KEY_BLOCKS < 8) { /* else the first product brings it */
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll
-      for (int p = 0; p < GAIN_CLASSES; p++) {
-        sums[n][p][0] = sums[n][p][2] = start[n][p][0];
-        sums[n][p][1] = sums[n][p][3] = start[n][p][1];
-      }
+      for (int p = 0; p < GAIN_CLASSES; p++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[n][p][i] = WHOLE_BITS;
   }
 #pragma unroll
   for (int pair = 0; pair < full / 2; pair++) {
@@ -261,7 +266,7 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
       for (int n = 0; n < NT; n++) {
         const uint32_t b0 = operands.get(blocks, n, pair * 8 + p * 2), b1 = operands.get(blocks, n, pair * 8 + p * 2 + 1);
         if (KEY_BLOCKS >= 8 && pair == 0)
-          mma_bytes_from(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1, start[n][p][0], start[n][p][1]);
+          mma_bytes_from(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1, whole);
         else
           mma_bytes(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1);
       }
@@ -300,39 +305,39 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
   }
 }
 
+/* What a lane's rows need to make scores of sums (struct row_constants). */
+template <int NT> struct score_scales { float unit[NT][GAIN_CLASSES], high[NT][GAIN_CLASSES], low[NT][GAIN_CLASSES]; };
+
 /* Scores of 16 tokens: token g in s[.][0], token g + 8 in s[.][1]. */
 template <int KEY_BLOCKS, int NT>
 __device__ __forceinline__ void score_tile(int blocks, const uint32_t *words, int tile,
-                                           const query_operands<KEY_BLOCKS, NT> &operands,
-                                           const int (&start)[NT][GAIN_CLASSES][2], const float (&unit)[NT][GAIN_CLASSES],
-                                           const float *key_gains, int lane, float (&s)[NT][2]) {
+                                           const query_operands<KEY_BLOCKS, NT> &operands, const int (&whole)[4],
+                                           const score_scales<NT> &scales, const float *key_gains, int lane, float (&s)[NT][2]) {
   int sums[NT][GAIN_CLASSES][4];
-  sum_keys<KEY_BLOCKS, NT>(blocks, words, tile, operands, start, lane, sums);
+  sum_keys<KEY_BLOCKS, NT>(blocks, words, tile, operands, whole, lane, sums);
   const float4 low = *(const float4 *)(key_gains + (tile * 16 + lane / 4) * 4);
   const float4 high = *(const float4 *)(key_gains + (tile * 16 + 8 + lane / 4) * 4);
   const float gains[2][GAIN_CLASSES] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
 #pragma unroll
   for (int n = 0; n < NT; n++)
 #pragma unroll
-    for (int p = 0; p < GAIN_CLASSES; p++) {
-      const float none = -WHOLE_FLOAT * unit[n][p]; /* exact: the unit is a power of two */
+    for (int p = 0; p < GAIN_CLASSES; p++)
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const float top = fmaf(__int_as_float(sums[n][p][2 * i]), unit[n][p], none);
-        const float rest = fmaf(__int_as_float(sums[n][p][2 * i + 1]), unit[n][p], none);
+        const float top = fmaf(__int_as_float(sums[n][p][2 * i]), scales.unit[n][p], scales.high[n][p]);
+        const float rest = fmaf(__int_as_float(sums[n][p][2 * i + 1]), scales.unit[n][p], scales.low[n][p]);
         s[n][i] = fmaf(fmaf(top, 128, rest), gains[i][p], s[n][i]);
       }
-    }
 }
 
-/* What the turning mean adds to the scores of 16 tokens. `weights`: of this page and lane. */
-template <int NT>
-__device__ __forceinline__ void score_curves(const uint8_t *curves, int steps, int tile, const uint32_t *weights, int lane,
+/* What the turning mean adds to the scores of 16 tokens. `weights`: of this page and lane. STEPS 0: as many as there are. */
+template <int STEPS, int NT>
+__device__ __forceinline__ void score_curves(const uint8_t *curves, int some_steps, int tile, const uint32_t *weights, int lane,
                                              float (&s)[NT][2]) {
+  const int steps = STEPS ? STEPS : some_steps;
   float sums[NT][4] = {};
 #pragma unroll
-  for (int k = 0; k < MOST_STEPS; k++) {
-    if (k >= LEAST_STEPS && k >= steps) continue;
+  for (int k = 0; k < steps; k++) {
     const uint4 value = *(const uint4 *)(curves + ((k * 4 + tile) * 2 * 32 + lane) * 16);
     const uint4 rest = *(const uint4 *)(curves + (((k * 4 + tile) * 2 + 1) * 32 + lane) * 16);
 #pragma unroll
@@ -349,73 +354,99 @@ __device__ __forceinline__ void score_curves(const uint8_t *curves, int steps, i
   }
 }
 
-/* How (cos, sin) of the pairs become weights of the polynomials, for all rows of the tile: operand B. By the whole block. */
-template <int NT> __device__ inline void make_mixing(const arguments &a, const float2 *amplitudes, uint32_t *mixing) {
-  const int pairs = a.rope.pairs, words = pairs / 8 * NT * 8 * 64;
-  for (int i = threadIdx.x; i < words; i += blockDim.x) {
-    const int reg = i % 2, lane = i / 2 % 32, column = i / 64 % (NT * 8), k = i / 64 / (NT * 8);
-    const int pair = 8 * k + 4 * reg + lane % 4, row = column / 2, odd = column % 2;
-    const float2 ab = amplitudes[row * pairs + pair];
-    const float s = a.rope.series[pair * 16 + odd * 8 + lane / 4];
-    const float c = odd ? s * ab.y : s * ab.x, d = odd ? -s * ab.x : s * ab.y;
-    const uint32_t value = pack_half2(c, d);
-    uint32_t *to = mixing + ((k * NT * 8 + column) * 2 * 32 + lane) * 2 + reg;
-    to[0] = value;
-    to[64] = rest_half2(c, d, value);
+/* How (cos, sin) of the pairs become weights of the polynomials, for all rows of the tile: operand B, words of values and of what
+ * they lost. By the whole block. */
+template <int NT, int THREADS> __device__ inline void make_mixing(const arguments &a, const float2 *amplitudes, uint4 *mixing) {
+  constexpr int TOGETHER = 4;
+  const int pairs = a.rope.pairs, count = pairs / 8 * NT * 8 * 32;
+  for (int first = threadIdx.x; first < count; first += THREADS * TOGETHER) {
+    float2 ab[TOGETHER][2];
+    float s[TOGETHER][2];
+#pragma unroll
+    for (int j = 0; j < TOGETHER; j++) {
+      const int i = min(first + j * THREADS, count - 1), lane = i % 32, column = i / 32 % (NT * 8), k = i / 32 / (NT * 8);
+#pragma unroll
+      for (int reg = 0; reg < 2; reg++) {
+        const int pair = 8 * k + 4 * reg + lane % 4;
+        ab[j][reg] = __ldcg(amplitudes + column / 2 * pairs + pair);
+        s[j][reg] = __ldg(a.rope.series + pair * 16 + column % 2 * 8 + lane / 4);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < TOGETHER; j++) {
+      const int i = first + j * THREADS, odd = i / 32 % 2;
+      if (i >= count) continue;
+      uint32_t value[2], rest[2];
+#pragma unroll
+      for (int reg = 0; reg < 2; reg++) {
+        const float c = s[j][reg] * (odd ? ab[j][reg].y : ab[j][reg].x), d = s[j][reg] * (odd ? -ab[j][reg].x : ab[j][reg].y);
+        value[reg] = pack_half2(c, d);
+        rest[reg] = rest_half2(c, d, value[reg]);
+      }
+      mixing[i] = make_uint4(value[0], value[1], rest[0], rest[1]);
+    }
   }
 }
 
 /* The curves' weights on WAVE_PAGES pages, as operand B of score_curves: [page][n][lane][steps][2]. */
-template <int NT>
-__device__ inline void make_weights(const arguments &a, const float2 *amplitudes, const uint32_t *mixing,
+template <int STEPS, int NT>
+__device__ inline void make_weights(const arguments &a, const float2 *amplitudes, const uint4 *mixing,
                                     const struct decode_page *pages, int count, uint32_t *weights, int lane) {
-  const int g = lane / 4, q = lane % 4, steps = a.rope.curves / 16, pairs = a.rope.pairs;
+  const int g = lane / 4, q = lane % 4, steps = STEPS ? STEPS : a.rope.curves / 16, pairs = a.rope.pairs;
   const size_t number = (size_t)pages[min(g, count - 1)].number;
   const uint4 *angles = (const uint4 *)a.rope.angles + number * (pairs / 8) * 4 + q;
-  uint32_t *mine = weights + g * NT * 32 * steps * 2;
+  uint32_t *mine = weights + g * NT * 32 * steps * 2 + q * steps * 2;
 #pragma unroll
-  for (int part = 0; part < 2 * NT; part++) {
-    float sums[4][4] = {};
+  for (int n = 0; n < NT; n++) {
+    float sums[8][4] = {};
     for (int k = 0; k < pairs / 8; k++) {
       const uint4 w = angles[k * 4]; /* rows g + 8 of the operand are what rows g lost */
+      const uint4 *b = mixing + ((k * NT + n) * 8) * 32 + lane;
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t *b = mixing + ((k * NT * 8 + part * 4 + i) * 2 * 32 + lane) * 2;
-        const uint2 value = *(const uint2 *)b, rest = *(const uint2 *)(b + 64);
-        mma_fp16(sums[i], w.x, w.y, w.z, w.w, value.x, value.y);
-        mma_fp16(sums[i], w.x, w.y, w.z, w.w, rest.x, rest.y);
+      for (int i = 0; i < 8; i++) {
+        const uint4 x = b[i * 32];
+        mma_fp16(sums[i], w.x, w.y, w.z, w.w, x.x, x.y);
+        mma_fp16(sums[i], w.x, w.y, w.z, w.w, x.z, x.w);
       }
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int row = part * 2 + i / 2;
+    for (int i = 0; i < 8; i++) {
       const float low = sums[i][0] + sums[i][2], high = sums[i][1] + sums[i][3];
       const uint32_t value = pack_half2(low, high);
-      uint32_t *to = mine + ((row / 4 * 32 + row % 4 * 8 + q) * steps) * 2 + i % 2;
+      uint32_t *to = mine + (n * 32 + i / 2 * 8) * steps * 2 + i % 2;
       to[0] = value;
       to[4 * steps * 2] = rest_half2(low, high, value);
     }
   }
   const float2 *turns = (const float2 *)a.rope.fast_angles + number * a.rope.fast;
   for (int k = 1; k < steps; k++)
-    for (int row = 0; row < 4 * NT; row++)
 #pragma unroll
-      for (int reg = 0; reg < 2; reg++) {
+    for (int reg = 0; reg < 2; reg++) {
+      float2 turn[2];
+      int pair[2];
+      bool cosine[2];
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int curve = 16 * (k - 1) + 8 * reg + 2 * q + i;
+        cosine[i] = curve < a.rope.fast;
+        pair[i] = cosine[i] ? curve : curve - a.rope.fast;
+        turn[i] = pair[i] < a.rope.fast ? turns[pair[i]] : make_float2(0, 0);
+        pair[i] = min(pair[i], pairs - 1);
+      }
+#pragma unroll
+      for (int row = 0; row < 4 * NT; row++) {
         float w[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          const int curve = 16 * (k - 1) + 8 * reg + 2 * q + i, f = curve < a.rope.fast ? curve : curve - a.rope.fast;
-          w[i] = 0;
-          if (f < a.rope.fast) {
-            const float2 ab = amplitudes[row * pairs + f], turn = turns[f];
-            w[i] = curve < a.rope.fast ? ab.x * turn.x + ab.y * turn.y : ab.y * turn.x - ab.x * turn.y;
-          }
+          const float2 ab = __ldcg(amplitudes + row * pairs + pair[i]);
+          w[i] = cosine[i] ? ab.x * turn[i].x + ab.y * turn[i].y : ab.y * turn[i].x - ab.x * turn[i].y;
         }
         const uint32_t value = pack_half2(w[0], w[1]);
-        uint32_t *to = mine + ((row / 4 * 32 + row % 4 * 8 + q) * steps + k) * 2 + reg;
+        uint32_t *to = mine + ((row / 4 * 32 + row % 4 * 8) * steps + k) * 2 + reg;
         to[0] = value;
         to[4 * steps * 2] = rest_half2(w[0], w[1], value);
       }
+    }
 }
 
 /* The new maxima of the rows, and what all sums have to be multiplied with; false: nothing changes. The same in the whole warp.
@@ -543,93 +574,105 @@ struct part_range {
   int slot, first, last;
 };
 
+/* sums [rows][width] (width a multiple of 4) of the parts at `from`, each times its factor [part][ROWS]. */
+template <int THREADS, int ROWS>
+__device__ inline void add_parts(const float *from, size_t floats, int parts, const float *factors, int rows, int width,
+                                 int stride, float *sums) {
+  constexpr int TOGETHER = 8; /* loads under way at once */
+  for (int i = threadIdx.x; i < rows * width / 4; i += THREADS) {
+    const int row = i / (width / 4), column = i % (width / 4) * 4;
+    const float *at = from + 2 * DECODE_ROWS + row * stride + column;
+    float4 sum = {};
+    for (int first = 0; first < parts; first += TOGETHER) {
+      float4 x[TOGETHER];
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++) x[k] = __ldcg((const float4 *)(at + (size_t)min(first + k, parts - 1) * floats));
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++) {
+        const float f = first + k < parts ? factors[(first + k) * ROWS + row] : 0;
+        if (f == 0) continue; /* a part that saw nothing holds anything */
+        sum.x += f * x[k].x, sum.y += f * x[k].y, sum.z += f * x[k].z, sum.w += f * x[k].w;
+      }
+    }
+    *(float4 *)(sums + row * width + column) = sum;
+  }
+}
+
 /* What the whole tile comes to: by the block that came last. */
-template <int WARPS>
+template <int WARPS, int ROWS>
 __device__ inline void finish_tile(const arguments &a, const struct decode_tile &tile, int head, const part_range &exact,
                                    const part_range &coded, float *shared) {
-  constexpr int THREADS = WARPS * 32, TOGETHER = 8; /* loads under way at once */
-  const int rows = tile.rows, d = a.head_dim, crumbs = a.value_crumbs;
-  const int stride = sums_stride(d, crumbs), exact_parts = exact.last - exact.first + 1,
-            coded_parts = max(coded.last - coded.first + 1, 0);
-  const int width = coded_parts ? crumbs + a.value_groups + 1 : 0;
-  float *largest = shared, *total = largest + DECODE_ROWS, *coded_total = total + DECODE_ROWS;
-  float *exact_sums = coded_total + DECODE_ROWS, *inputs = exact_sums + DECODE_ROWS * d; /* [width][DECODE_ROWS] */
-  float *products = inputs + DECODE_ROWS * (crumbs + GAIN_CLASSES + 1);                  /* [splits][DECODE_ROWS][d] */
+  constexpr int THREADS = WARPS * 32;
+  const int rows = tile.rows, d = a.head_dim, crumbs = a.value_crumbs, stride = sums_stride(d, crumbs);
+  const int exact_parts = exact.last - exact.first + 1, coded_parts = max(coded.last - coded.first + 1, 0);
+  const int coded_width = crumbs + GAIN_CLASSES, width = coded_parts ? crumbs + a.value_groups + 1 : 0;
   const size_t floats = part_floats(a);
   const float *exact_from = a.parts + (size_t)(exact.slot + exact.first) * floats;
   const float *coded_from = a.parts + (size_t)(coded.slot + coded.first) * floats;
-  for (int row = threadIdx.x / 32; row < rows; row += WARPS) { /* a warp for each row */
-    const int lane = threadIdx.x % 32;
+  float *total = shared, *coded_total = total + DECODE_ROWS, *factors = coded_total + DECODE_ROWS; /* [parts][DECODE_ROWS] */
+  float *exact_sums = factors + ROWS * FINISH_PARTS, *coded_sums = exact_sums + ROWS * d;          /* [rows][width] */
+  float *products = coded_sums + ROWS * coded_width;                                               /* [splits][rows][d] */
+  for (int row = threadIdx.x / 32; row < rows; row += WARPS) {                                     /* a warp for each row */
+    const int lane = threadIdx.x % 32, parts = exact_parts + coded_parts;
     float m = NONE, l[2] = {0, 0};
-    for (int i = lane; i < exact_parts; i += 32) m = fmaxf(m, __ldcg(exact_from + i * floats + 2 * row));
-    for (int i = lane; i < coded_parts; i += 32) m = fmaxf(m, __ldcg(coded_from + i * floats + 2 * row));
+    for (int i = lane; i < parts; i += 32)
+      m = fmaxf(m, __ldcg((i < exact_parts ? exact_from + i * floats : coded_from + (i - exact_parts) * floats) + 2 * row));
     m = largest_of_warp(m);
-    for (int kind = 0; kind < 2; kind++) {
-      for (int i = lane; i < (kind ? coded_parts : exact_parts); i += 32) {
-        const float2 from = __ldcg((const float2 *)((kind ? coded_from : exact_from) + i * floats) + row);
-        if (from.x > NONE) l[kind] += from.y * exp2_fast(from.x - m);
-      }
+    for (int i = lane; i < parts; i += 32) {
+      const float2 from =
+          __ldcg((const float2 *)(i < exact_parts ? exact_from + i * floats : coded_from + (i - exact_parts) * floats) + row);
+      const float factor = from.x > NONE ? exp2_fast(from.x - m) : 0;
+      factors[i * ROWS + row] = factor;
+      if (factor > 0) l[i >= exact_parts] += from.y * factor;
+    }
+#pragma unroll
+    for (int kind = 0; kind < 2; kind++)
 #pragma unroll
       for (int step = 16; step > 0; step /= 2) l[kind] += __shfl_xor_sync(~0u, l[kind], step);
-    }
-    if (lane == 0) largest[row] = m, total[row] = l[0] + l[1], coded_total[row] = l[1];
+    if (lane == 0) total[row] = l[0] + l[1], coded_total[row] = l[1];
   }
   __syncthreads();
-  const int coded_width = coded_parts ? crumbs + a.value_groups : 0, elements = DECODE_ROWS * (d + coded_width);
-  for (int i = threadIdx.x; i < elements; i += THREADS) {
-    const bool in_codes = i >= DECODE_ROWS * d;
-    const int j = in_codes ? i - DECODE_ROWS * d : i, row = in_codes ? j / coded_width : j / d,
-              column = in_codes ? j % coded_width : j % d;
-    const int parts = row < rows ? in_codes ? coded_parts : exact_parts : 0;
-    const float *from = (in_codes ? coded_from : exact_from), m = row < rows ? largest[row] : 0;
-    float sum = 0;
-    for (int first = 0; first < parts; first += TOGETHER) {
-      float x[TOGETHER], other[TOGETHER];
-#pragma unroll
-      for (int k = 0; k < TOGETHER; k++) {
-        const bool there = first + k < parts;
-        const float *part = from + (size_t)(first + k) * floats;
-        other[k] = there ? __ldcg(part + 2 * row) : NONE;
-        x[k] = there ? __ldcg(part + 2 * DECODE_ROWS + row * stride + column) : 0;
-      }
-#pragma unroll
-      for (int k = 0; k < TOGETHER; k++)
-        if (other[k] > NONE) sum += x[k] * exp2_fast(other[k] - m);
-    }
-    if (in_codes)
-      inputs[column * DECODE_ROWS + row] = column < crumbs ? sum : -sum;
-    else
-      exact_sums[j] = sum;
-  }
-  if (threadIdx.x < DECODE_ROWS && coded_parts)
-    inputs[coded_width * DECODE_ROWS + threadIdx.x] = threadIdx.x < rows ? coded_total[threadIdx.x] : 0;
+  add_parts<THREADS, ROWS>(exact_from, floats, exact_parts, factors, rows, d, stride, exact_sums);
+  if (coded_parts)
+    add_parts<THREADS, ROWS>(coded_from, floats, coded_parts, factors + exact_parts * ROWS, rows, coded_width, stride,
+                             coded_sums);
   __syncthreads();
-  const int splits = max(THREADS / d, 1);
-  for (int of = threadIdx.x; of < splits * d; of += THREADS) {
-    const int split = of / d, column = of % d;
+  /* a thread has four columns and every splits-th row of the map */
+  constexpr int TOGETHER = 12;
+  const int quads = d / 4, splits = finish_splits(d, THREADS);
+  for (int of = threadIdx.x; of < splits * quads; of += THREADS) {
+    const int split = of / quads, column = of % quads * 4;
     const float *map = a.value_map + (size_t)head * a.value_rows * d + column;
-    float sum[DECODE_ROWS] = {};
+    float4 sum[ROWS] = {};
     for (int first = split; first < width; first += splits * TOGETHER) {
-      float m[TOGETHER];
+      float4 m[TOGETHER];
 #pragma unroll
-      for (int i = 0; i < TOGETHER; i++) m[i] = first + i * splits < width ? __ldg(map + (size_t)(first + i * splits) * d) : 0;
+      for (int i = 0; i < TOGETHER; i++) m[i] = __ldg((const float4 *)(map + (size_t)min(first + i * splits, width - 1) * d));
 #pragma unroll
       for (int i = 0; i < TOGETHER; i++) {
-        const int k = min(first + i * splits, width - 1);
-        const float4 x = *(const float4 *)(inputs + k * DECODE_ROWS), y = *(const float4 *)(inputs + k * DECODE_ROWS + 4);
-        sum[0] += x.x * m[i], sum[1] += x.y * m[i], sum[2] += x.z * m[i], sum[3] += x.w * m[i];
-        sum[4] += y.x * m[i], sum[5] += y.y * m[i], sum[6] += y.z * m[i], sum[7] += y.w * m[i];
+        const int k = first + i * splits;
+        if (k >= width) continue;
+#pragma unroll
+        for (int row = 0; row < ROWS; row++) {
+          if (row >= rows) continue;
+          /* crumbs, then minus the sums of gains, then the sum of probabilities */
+          const float x = k == width - 1 ? coded_total[row]
+                          : k < crumbs   ? coded_sums[row * coded_width + k]
+                                         : -coded_sums[row * coded_width + k];
+          sum[row].x += x * m[i].x, sum[row].y += x * m[i].y, sum[row].z += x * m[i].z, sum[row].w += x * m[i].w;
+        }
       }
     }
 #pragma unroll
-    for (int row = 0; row < DECODE_ROWS; row++) products[(split * DECODE_ROWS + row) * d + column] = sum[row];
+    for (int row = 0; row < ROWS; row++)
+      if (row < rows) *(float4 *)(products + (split * rows + row) * d + column) = sum[row];
   }
   __syncthreads();
   for (int i = threadIdx.x; i < rows * d; i += THREADS) {
-    const int row = i / d, column_of = i % d;
+    const int row = i / d, column = i % d;
     float sum = exact_sums[i];
-    for (int k = 0; k < splits; k++) sum += products[(k * DECODE_ROWS + row) * d + column_of];
-    a.out[row_offset(tile, row, a.kv_heads, a.group, head, d) + column_of] = sum / total[row];
+    for (int k = 0; k < splits; k++) sum += products[(k * rows + row) * d + column];
+    a.out[row_offset(tile, row, a.kv_heads, a.group, head, d) + column] = sum / total[row];
   }
   __syncthreads();
 }
@@ -765,10 +808,11 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
 /* ---- coded pages, a stretch of a tile's list ---- */
 
 /* What is known when a kernel is compiled. */
-template <int D_, int KEY_BLOCKS_, int VALUE_BLOCKS_, int NT_, bool ANY_, bool WAVES_> struct traits {
+template <int D_, int KEY_BLOCKS_, int VALUE_BLOCKS_, int NT_, bool ANY_, bool ANY_VALUES_, bool WAVES_> struct traits {
   static constexpr int D = D_, KEY_BLOCKS = KEY_BLOCKS_, VALUE_BLOCKS = VALUE_BLOCKS_, NT = NT_;
-  static constexpr bool ANY = ANY_;     /* any number of blocks (of values, up to VALUE_BLOCKS), any form, a window, or waves */
-  static constexpr bool WAVES = WAVES_; /* a mean turns; ANY: perhaps */
+  static constexpr bool ANY = ANY_;               /* any number of blocks of keys, any form, a window, or waves */
+  static constexpr bool ANY_VALUES = ANY_VALUES_; /* any number of blocks of values, up to VALUE_BLOCKS */
+  static constexpr bool WAVES = WAVES_;           /* a mean turns; ANY: perhaps */
   static constexpr int WARPS = warps_of(VALUE_BLOCKS_, NT_);
 };
 
@@ -808,6 +852,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
                                   uint8_t *memory, const shared_layout &layout, ring &ring) {
   constexpr int NT = T::NT, BLOCKS = T::VALUE_BLOCKS, WARPS = T::WARPS;
   constexpr bool ANY = T::ANY;
+  constexpr int STEPS = ANY ? 0 : USUAL_STEPS; /* 0: as many as there are */
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, mine = c.count;
   const uint8_t *base = a.memory + (size_t)head * a.head_bytes;
   const bool waves = ANY ? a.waves : T::WAVES, log_gains = !ANY && a.key_form == OSCAR_ROW_LOG_GAINS;
@@ -820,24 +865,25 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   uint32_t *operand_words = (uint32_t *)(memory + layout.operands);
   struct row_constants *constants = (struct row_constants *)(memory + layout.constants);
   const float2 *amplitudes = (const float2 *)(from_prepared + prepared.amplitudes);
-  uint32_t *mixing = (uint32_t *)(memory + layout.mixing);
+  uint4 *mixing = (uint4 *)(memory + layout.mixing);
   for (int i = threadIdx.x; i < NT * blocks * 8; i += WARPS * 32) ((uint4 *)operand_words)[i] = ((const uint4 *)from_prepared)[i];
   if (threadIdx.x < DECODE_ROWS * sizeof(struct row_constants) / 16)
     ((uint4 *)constants)[threadIdx.x] = ((const uint4 *)(from_prepared + prepared.constants))[threadIdx.x];
-  if (waves) make_mixing<NT>(a, amplitudes, mixing);
+  if (waves) make_mixing<NT, WARPS * 32>(a, amplitudes, mixing);
   __syncthreads();
 
   query_operands<T::KEY_BLOCKS, NT> operands;
   operands.load(operand_words, lane);
-  int start[NT][GAIN_CLASSES][2];
-  float unit[NT][GAIN_CLASSES], mean[NT], zero[NT];
+  const int whole[4] = {WHOLE_BITS, WHOLE_BITS, WHOLE_BITS, WHOLE_BITS};
+  score_scales<NT> scales;
+  float mean[NT], zero[NT];
   softmax<NT> state;
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     const struct row_constants &row = constants[n * 4 + q];
 #pragma unroll
     for (int p = 0; p < GAIN_CLASSES; p++)
-      start[n][p][0] = row.start[p][0], start[n][p][1] = row.start[p][1], unit[n][p] = row.unit[p];
+      scales.unit[n][p] = row.unit[p], scales.high[n][p] = row.high_offset[p], scales.low[n][p] = row.low_offset[p];
     mean[n] = row.mean, zero[n] = row.zero;
     state.m[n] = NONE, state.l[n] = 0;
   }
@@ -854,7 +900,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   for (int i = 0; i < mine; i++) {
     if (waves && i % WAVE_PAGES == 0) {
       __syncwarp();
-      make_weights<NT>(a, amplitudes, mixing, c.pages + i, min(WAVE_PAGES, mine - i), weights, lane);
+      make_weights<STEPS, NT>(a, amplitudes, mixing, c.pages + i, min(WAVE_PAGES, mine - i), weights, lane);
       __syncwarp();
     }
     const int slot = ring.taken % STAGES;
@@ -886,8 +932,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
     for (int t = 0; t < 4; t++) {
 #pragma unroll
       for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
-      score_tile<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, start, unit, gains.keys, lane, s[t]);
-      if (waves) score_curves<NT>(curves, steps, t, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * 2, lane, s[t]);
+      score_tile<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, scales, gains.keys, lane, s[t]);
+      if (waves) score_curves<STEPS, NT>(curves, steps, t, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * 2, lane, s[t]);
       if (ANY && a.key_form == OSCAR_ROW_SCALE_ZERO)
 #pragma unroll
         for (int n = 0; n < NT; n++)
@@ -945,7 +991,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         }
         p[t][j] = transpose_8x8(pack_half2(x[0], x[1]));
       }
-    sum_values<BLOCKS, ANY, NT>(a, (const uint32_t *)(page + value_offset), gains.values, p, lane, acc, middle);
+    sum_values<BLOCKS, T::ANY_VALUES, NT>(a, (const uint32_t *)(page + value_offset), gains.values, p, lane, acc, middle);
     __syncwarp();
     ring.taken++;
     if (c.next < mine) {
@@ -965,13 +1011,13 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   const float low = ldexpf(1, 24 + exponent), high = ldexpf(1, 22 + exponent), one = ldexpf(1, exponent);
 #pragma unroll
   for (int b = 0; b < BLOCKS; b++) {
-    if (ANY && b >= a.value_crumbs / 16) continue;
+    if (T::ANY_VALUES && b >= a.value_crumbs / 16) continue;
     float *to = sums.sums + q * stride + b * 16 + g;
     to[0] = acc[b][0] * low;
     to[8] = acc[b][2] * high;
     if (NT == 2) to[4 * stride] = acc[b][1] * low, to[4 * stride + 8] = acc[b][3] * high;
   }
-  /* sums of gains, by group */
+  /* the sum of probabilities times gains of every group: that of any of its classes */
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     float *to = sums.sums + (n * 4 + q) * stride + a.value_crumbs;
@@ -985,7 +1031,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
 #pragma unroll
       for (int p = 0; p < GAIN_CLASSES; p++) {
         const float of_class = __shfl_sync(~0u, x, 4 * p + q);
-        if ((a.value_groups == GAIN_CLASSES ? p : p * a.value_groups / GAIN_CLASSES) == g) group += of_class;
+        if ((a.value_groups == GAIN_CLASSES ? p : p * a.value_groups / GAIN_CLASSES) == g) group = of_class;
       }
       if (g < GAIN_CLASSES) to[g] = group;
     }
@@ -1063,7 +1109,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
     __syncthreads();
     if (came_last) {
       __threadfence();
-      finish_tile<WARPS>(a, tile, head, exact, coded, shared);
+      finish_tile<WARPS, 4 * NT>(a, tile, head, exact, coded, shared);
     }
     unit = stop;
   }

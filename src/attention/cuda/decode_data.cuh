@@ -19,10 +19,11 @@
 #define LARGEST_WHOLE 16256.0f /* 127 * 128 */
 
 struct row_constants {
-  int start[GAIN_CLASSES][2]; /* sums of high and of low bytes start here: WHOLE_BITS less the middle of the codes */
-  float unit[GAIN_CLASSES];   /* of the sum of a class, whose crumbs were multiplied by 4^class */
-  float mean;                 /* added to every score */
-  float zero;                 /* SCALE_ZERO: scores lose s z times this */
+  /* Sums of bytes start at WHOLE_BITS, so that their bits are floats; times `unit` plus these they are scores, counted from the
+   * middle of the codes. All exact: units are powers of two. Crumbs of a class were multiplied by 4^class. */
+  float unit[GAIN_CLASSES], high_offset[GAIN_CLASSES], low_offset[GAIN_CLASSES];
+  float mean; /* added to every score */
+  float zero; /* SCALE_ZERO: scores lose s z times this */
   float unused[2];
 };
 

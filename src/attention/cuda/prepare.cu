@@ -59,8 +59,7 @@ __device__ int sum_of_warp(int x) {
 }
 
 /* A warp makes one row of a class into bytes. */
-__device__ void write_class(const arguments &a, uint8_t *prepared, int class_, int begin, int count,
-                            const float (*mapped)[DECODE_ROWS]) {
+__device__ void write_class(const arguments &a, uint8_t *prepared, int class_, int count, const float (*mapped)[DECODE_ROWS]) {
   const int row = threadIdx.x / 32, lane = threadIdx.x % 32, blocks = a.crumbs / 16;
   const struct prepared_layout layout = prepared_layout_of(blocks, a.pairs);
   float largest = 0;
@@ -90,10 +89,10 @@ __device__ void write_class(const arguments &a, uint8_t *prepared, int class_, i
   /* the middle of a crumb is 3/2 */
   const long long middle = a.stores_zero ? 0 : (3LL * sum << 2 * class_) >> 1;
   struct row_constants *constants = (struct row_constants *)(prepared + layout.constants) + row;
-  constants->start[class_][0] = WHOLE_BITS - (int)(middle >> 7);
-  constants->start[class_][1] = WHOLE_BITS - (int)(middle & 127);
-  constants->unit[class_] = ldexpf(unit, -2 * class_);
-  (void)begin;
+  const float scaled = ldexpf(unit, -2 * class_);
+  constants->unit[class_] = scaled;
+  constants->high_offset[class_] = -(WHOLE_FLOAT + (float)(middle >> 7)) * scaled;
+  constants->low_offset[class_] = -(WHOLE_FLOAT + (float)(middle & 127)) * scaled;
 }
 
 __global__ void __launch_bounds__(COLUMNS *SPLITS) prepare_kernel(const __grid_constant__ arguments a) {
@@ -120,7 +119,7 @@ __global__ void __launch_bounds__(COLUMNS *SPLITS) prepare_kernel(const __grid_c
       const int column = done + lane;
       multiply_columns(a, map, q, column < count ? first + column : -1, parts, mapped + done);
     }
-    write_class(a, prepared, class_, first, count, mapped);
+    write_class(a, prepared, class_, count, mapped);
     return;
   }
   /* column 0: the mean; 1: what zero points multiply; then (a, b) of every pair */
