@@ -52,6 +52,15 @@ int64_t time_ns(void); /* monotonic */
 
 /* IEEE half and bfloat16 bits <-> float, round to nearest even; NaN stays NaN. */
 uint16_t f32_to_f16(float x);
+/* Some of the CPUs, in the order in which threads get them. */
+enum { CPU_LIST_ROOM = 1024 }; /* of a cpu_set_t */
+struct cpu_list {
+  int count;
+  int cpu[CPU_LIST_ROOM];
+};
+bool cpu_is_allowed(int cpu);                          /* whether this process may run on it */
+const char *cpu_allowed_text(char *text, size_t room); /* all that it may run on, as in "0-3,6"; returns `text` */
+
 float f16_to_f32(uint16_t h);
 uint16_t f32_to_bf16(float x);
 static inline float bf16_to_f32(uint16_t h) {

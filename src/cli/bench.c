@@ -15,6 +15,7 @@
 
 #include <jansson.h>
 #include <limits.h>
+#include "base/team.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -90,6 +91,7 @@ static oscar_status measure_read_speed(struct bench *b) {
   for (size_t i = 0; i < words; i++) buffer[i] = i;
   volatile uint64_t sink = 0; /* keeps the reads */
   for (int r = 0; r < 3; r++) {
+  team_before_openmp(b->m->context);
     uint64_t sum = 0;
     int64_t begun = time_ns();
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : sum)
@@ -281,14 +283,14 @@ static oscar_status bench_all(struct bench *b, struct kv_list *list) {
   return status;
 }
 
-static int run_bench(const char *path, int threads, struct kv_list *list, struct bench *b) {
+static int run_bench(const struct engine_options *engine, struct kv_list *list, struct bench *b) {
   interrupt_watch();
   struct progress_line line;
   progress_begin(&line);
   b->progress = &line.progress;
   b->rows = b->format == JSON ? json_array() : NULL;
   struct loaded_model m;
-  int code = loaded_model_open(path, threads, &m);
+  int code = loaded_model_open(engine, &m);
   if (code == EXIT_DONE) {
     b->m = &m;
     oscar_status status = bench_all(b, list);
@@ -334,7 +336,7 @@ int command_bench(int argc, char **argv) {
   if (code == EXIT_DONE) code = parse_depths(a.depths, &b);
   if (code == EXIT_DONE) code = choose_format(a.format, output.json, &b.format);
   if (code == EXIT_DONE) code = engine_options_resolve("bench", &engine, path, sizeof path);
-  if (code == EXIT_DONE) code = run_bench(path, engine.threads, &list, &b);
+  if (code == EXIT_DONE) code = run_bench(&engine, &list, &b);
   kv_list_free(&list);
   return code;
 }
