@@ -175,6 +175,21 @@ static void impossible_sizes_are_out_of_memory(void **state) {
   oscar_context_free(c);
 }
 
+static void the_peak_of_memory_can_be_counted_anew(void **state) {
+  (void)state;
+  const size_t bytes = (size_t)64 << 20;
+  uint8_t *memory = malloc(bytes);
+  assert_non_null(memory);
+  for (size_t i = 0; i < bytes; i += 4096) ((volatile uint8_t *)memory)[i] = 1;
+  free(memory);
+  size_t before = mem_peak_bytes();
+  if (before == 0 || !mem_peak_restart()) skip();
+  assert_true(before > bytes);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* which keep what is freed */
+  assert_true(mem_peak_bytes() < before - bytes / 2);
+#endif
+}
+
 static void an_aborted_write_leaves_the_old_file(void **state) {
   (void)state;
   oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
@@ -282,7 +297,7 @@ int main(void) {
       cmocka_unit_test(wrong_context_options_are_refused),
       cmocka_unit_test(errors_nest_and_never_overflow),
       cmocka_unit_test(impossible_sizes_are_out_of_memory),
-
+      cmocka_unit_test(the_peak_of_memory_can_be_counted_anew),
       cmocka_unit_test(an_aborted_write_leaves_the_old_file),
       cmocka_unit_test(released_pages_leave_and_come_back),
       cmocka_unit_test(a_full_disk_is_reported_and_changes_nothing),
