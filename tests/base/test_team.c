@@ -195,6 +195,13 @@ static void look_where_it_runs(void *arg, int member, int members) {
   atomic_fetch_add(&p->runs, 1);
 }
 
+/* GCC's runtime leaves its threads where the one that makes them is; LLVM's moves them to where the process was at first. */
+#if defined(__clang__)
+#define OPENMP_INHERITS false
+#else
+#define OPENMP_INHERITS true
+#endif
+
 /* A run and a region of OpenMP, in turn, because OpenMP may make its threads anew whenever it likes. */
 static void *run_and_use_openmp(void *arg) {
   struct pinned *p = arg;
@@ -202,6 +209,8 @@ static void *run_and_use_openmp(void *arg) {
   for (int i = 0; i < 6; i++) {
     team_run(p->context, p->threads, look_where_it_runs, p);
     team_before_openmp(p->context);
+    atomic_fetch_add(&p->astray, !may_run_on(&all));
+    if (!OPENMP_INHERITS) continue;
     int astray = 0;
 #pragma omp parallel num_threads(1 + (p->threads + i) % 3) reduction(+ : astray)
     astray += !may_run_on(&all);
@@ -253,7 +262,8 @@ static void who_frees_a_context_is_where_he_was(void **state) {
   assert_true(may_run_on(&before));
 
   oscar_context *anywhere = context_with(2);
-  team_run(anywhere, 2, count_calls, &(_Atomic int){0});
+  _Atomic int calls = 0;
+  team_run(anywhere, 2, count_calls, &calls);
   team_before_openmp(anywhere);
   assert_true(may_run_on(&before));
   oscar_context_free(anywhere);
