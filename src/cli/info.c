@@ -297,7 +297,7 @@ static int print_model_json(const struct loaded_model *loaded, const struct mode
 static int info_model(const struct engine_options *options, bool json) {
   struct loaded_model loaded;
   struct model_report report;
-  int code = loaded_model_open(options->model_path, options->threads, &loaded);
+  int code = loaded_model_open(options, &loaded);
   if (code != EXIT_DONE) return code;
   oscar_status status = report_model(&loaded, options, &report);
   if (status != OSCAR_OK)

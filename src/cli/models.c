@@ -60,17 +60,19 @@ int model_locate(const char *given, char *path, size_t room) {
 int engine_options_resolve(const char *command, struct engine_options *options, char *path, size_t room) {
   if (!options->model_path)
     return wrong_use("%s: which model? -m NAME ('oscar fetch --list' shows names) or -m FILE.gguf", command);
+  if (options->cpus.count && options->threads > options->cpus.count)
+    return wrong_use("%s: %d threads, but --cpus names only %d to pin them to", command, options->threads, options->cpus.count);
   int code = model_locate(options->model_path, path, room);
   if (code == EXIT_DONE) options->model_path = path;
   return code;
 }
 
-int loaded_model_open(const char *path, int threads, struct loaded_model *loaded) {
+int loaded_model_open(const struct engine_options *options, struct loaded_model *loaded) {
   *loaded = (struct loaded_model){0};
-  const oscar_context_options options = {.threads = threads};
-  oscar_status status = oscar_context_create(&options, &loaded->context);
+  const oscar_context_options context = engine_context_options(options);
+  oscar_status status = oscar_context_create(&context, &loaded->context);
   if (status == OSCAR_OK) status = backend_create_cpu(loaded->context, &loaded->backend);
-  if (status == OSCAR_OK) status = model_load(loaded->context, loaded->backend, path, &loaded->model);
+  if (status == OSCAR_OK) status = model_load(loaded->context, loaded->backend, options->model_path, &loaded->model);
   if (status == OSCAR_OK) return EXIT_DONE;
   int code = failed_with(status, oscar_last_error(loaded->context));
   loaded_model_close(loaded);

@@ -8,6 +8,8 @@
  */
 #include "model/model_private.h"
 
+#include "base/team.h"
+
 #include <math.h>
 
 /* Rows of logits computed per product: enough for the product library, small enough that dequantized panels dominate. */
@@ -137,7 +139,10 @@ static oscar_status attention_block(const struct runner *r, oscar_sequence *sequ
   if (status != OSCAR_OK) return status;
   const oscar_attention_job job = {.sequence = sequence, .n = n, .q = r->q, .out = r->o};
   status = oscar_attention_run(r->attention, layer, window, &job, 1);
-  if (status == OSCAR_OK && observer) status = observer->attention(observer->user, layer, n, r->q, r->k, r->v, r->o);
+  if (status == OSCAR_OK && observer) {
+    team_before_openmp(m->context); /* which observers use */
+    status = observer->attention(observer->user, layer, n, r->q, r->k, r->v, r->o);
+  }
   if (status == OSCAR_OK) status = product(be, &w->output, n, r->o, r->h);
   if (status != OSCAR_OK) return status;
   if (w->post_attention_norm.data) be->ops->rms_norm(be, n, g->embedding, r->h, vector_of(&w->post_attention_norm), eps, r->h);
@@ -238,5 +243,6 @@ oscar_status runner_forward(struct runner *r, oscar_sequence *sequence, int n, c
   status = run_layers(r, sequence, n, ids, outputs, logits, observer);
   if (status == OSCAR_OK) status = oscar_sequence_commit(sequence);
   if (status != OSCAR_OK) oscar_sequence_abort(sequence);
+  team_before_openmp(context); /* with which callers look at the logits */
   return status;
 }

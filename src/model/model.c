@@ -4,6 +4,8 @@
  */
 #include "model/model_private.h"
 
+#include "backend/blocks.h"
+
 static oscar_status open_file(struct model *m, const char *path) {
   oscar_context *context = m->context;
   oscar_status status = gguf_open(context, path, &m->file);
@@ -23,12 +25,6 @@ static oscar_status open_file(struct model *m, const char *path) {
 
 /* ---- the backend's layout ---- */
 
-static size_t row_bytes(const struct weight *w) {
-  int elements;
-  size_t bytes;
-  return weight_block(w->type, &elements, &bytes) ? (size_t)(w->cols / elements) * bytes : 0;
-}
-
 typedef void visit_weight(struct model *m, struct weight *w);
 
 static void visit_products(struct model *m, visit_weight *visit) {
@@ -46,7 +42,7 @@ static size_t packed_bytes(const struct model *m, const struct weight *w) {
 
 static void count_packed(struct model *m, struct weight *w) { m->packed_bytes += packed_bytes(m, w); }
 
-static size_t file_bytes(const struct weight *w) { return (size_t)w->rows * row_bytes(w); }
+static size_t file_bytes(const struct weight *w) { return (size_t)w->rows * weight_row_bytes(w); }
 
 void release_if_packed(const struct model *m, const struct weight *w) {
   if (w->packed) gguf_release(m->file, w->data, file_bytes(w));
@@ -54,7 +50,7 @@ void release_if_packed(const struct model *m, const struct weight *w) {
 
 /* Rows that are packed at a time: the file's pages of them go before the next come, so that a model is in memory once. */
 static int64_t packed_rows_at_a_time(const struct weight *w) {
-  const size_t bytes = (size_t)4 << 20, rows = bytes / (row_bytes(w) * PACKED_ROWS) * PACKED_ROWS;
+  const size_t bytes = (size_t)4 << 20, rows = bytes / (weight_row_bytes(w) * PACKED_ROWS) * PACKED_ROWS;
   return rows > 0 ? (int64_t)rows : PACKED_ROWS;
 }
 
@@ -138,7 +134,7 @@ size_t model_weight_bytes(const struct model *m) { return m->weight_bytes; }
 size_t embedding_bytes(const struct model *m) { return file_bytes(&m->weights.embedding); }
 
 size_t model_read_bytes_per_token(const struct model *m) {
-  return embedding_is_apart(m) ? m->weight_bytes - embedding_bytes(m) + row_bytes(&m->weights.embedding) : m->weight_bytes;
+  return embedding_is_apart(m) ? m->weight_bytes - embedding_bytes(m) + weight_row_bytes(&m->weights.embedding) : m->weight_bytes;
 }
 
 size_t model_resident_bytes(const struct model *m) {
