@@ -298,22 +298,24 @@ struct bench {
     plan.total_units = begin;
     const size_t items = tiles.size() * o.kv_heads, width = (size_t)o.query_heads * o.head_dim * what.lengths.size();
     if (how.coded) space.prepared = keep_empty(items * decode_prepared_bytes(&layers[0]));
-    space.parts = (float *)keep_empty((2 * items + decode_blocks(cuda)) * decode_part_bytes(&shape, &layers[0]));
-    space.done = keep(std::vector<uint32_t>(items, 0));
+    space.parts = (float *)keep_empty((2 * items + decode_most_blocks(cuda)) * decode_part_bytes(&shape, &layers[0]));
     q = keep(normals(width, 1, 3));
     out = (float *)keep_empty(width * 4);
   }
 
   void attention() {
-    for (const decode_layer &l : layers) check(decode_run(cuda, &shape, &l, &plan, q, &space, out));
+    for (const decode_layer &l : layers) {
+      check(decode_run(cuda, &shape, &l, &plan, q, &space));
+      check(decode_merge(cuda, &shape, &l, &plan, &space, out));
+    }
   }
   void prepare() {
     for (const decode_layer &l : layers) check(decode_prepare(cuda, &shape, &l, &plan, q, &space));
   }
   void read() {
     for (int i = 0; i < o.layers; i++)
-      read_kernel<<<2 * decode_blocks(cuda), 512, 0, stream>>>((const uint4 *)(pages + layer_bytes * i), bytes / 16,
-                                                               (uint32_t *)out);
+      read_kernel<<<2 * decode_most_blocks(cuda), 512, 0, stream>>>((const uint4 *)(pages + layer_bytes * i), bytes / 16,
+                                                                    (uint32_t *)out);
     check(cudaGetLastError());
   }
 

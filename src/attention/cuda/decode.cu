@@ -3,7 +3,7 @@
 
 namespace {
 
-typedef void decode_kernel(const decode::arguments);
+constexpr int MOST_BLOCKS = 190; /* so that merging has room for all parts of an item */
 
 /* Kernels for a head dimension: for what fits usually are, without and with a mean that turns; for any keys and forms; for any
  * values besides. */
@@ -50,17 +50,16 @@ struct choice {
 };
 
 choice choose(const variant &v, const struct decode_layer *layer, int window, int row_tiles) {
-  const int warps = decode::warps_of(v.blocks, row_tiles);
-  if (is_usual(v, layer, window)) return {v.usual[layer->rope != nullptr][row_tiles - 1], warps};
-  if (layer->values.crumbs == 16 * v.blocks) return {v.any_keys[row_tiles - 1], warps};
-  return {v.any[row_tiles - 1], decode::warps_of(MOST_VALUE_BLOCKS, row_tiles)};
+  const bool turns = layer->rope != nullptr;
+  if (is_usual(v, layer, window)) return {v.usual[turns][row_tiles - 1], decode::warps_of(v.blocks, row_tiles, turns)};
+  if (layer->values.crumbs == 16 * v.blocks) return {v.any_keys[row_tiles - 1], decode::warps_of(v.blocks, row_tiles, true)};
+  return {v.any[row_tiles - 1], decode::warps_of(MOST_VALUE_BLOCKS, row_tiles, true)};
 }
 
 decode::arguments arguments_of(const struct decode_shape *shape, const struct decode_layer *layer) {
   decode::arguments a = {};
   a.memory = layer->memory;
   a.unit_bytes = layer->unit_bytes;
-  a.value_map = layer->values.map;
   a.kv_heads = shape->kv_heads;
   a.group = shape->group;
   a.head_dim = shape->head_dim;
@@ -69,9 +68,8 @@ decode::arguments arguments_of(const struct decode_shape *shape, const struct de
   a.value_offset = layer->value_offset;
   a.coded = layer->values.crumbs > 0;
   a.page_bytes = a.coded ? layer->head_bytes : 0;
-  a.key_crumbs = layer->keys.crumbs, a.key_groups = layer->keys.groups, a.key_form = layer->keys.form;
-  a.value_crumbs = layer->values.crumbs, a.value_groups = layer->values.groups, a.value_form = layer->values.form;
-  a.value_rows = layer->values.rows;
+  a.forms = {layer->keys.crumbs,   layer->keys.groups,   layer->keys.form,
+             layer->values.crumbs, layer->values.groups, layer->values.form};
   a.waves = layer->rope != nullptr;
   if (layer->rope) a.rope = *layer->rope;
   a.scale = shape->scale * 1.44269504088896341f;
@@ -113,7 +111,7 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
   const decode::arguments a = arguments_of(shape, layer);
   for (int row_tiles = 1; row_tiles <= 2; row_tiles++) {
     const int bytes = decode::shared_layout_of(a, choose(*v, layer, shape->window, row_tiles).warps, row_tiles).bytes;
-    if ((size_t)bytes + 1024 <= cuda->shared_bytes)
+    if ((size_t)bytes <= cuda->shared_bytes)
       *rows = 4 * row_tiles;
     else if (row_tiles == 1)
       return set_error(
@@ -125,15 +123,20 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
 }
 
 size_t decode_part_bytes(const struct decode_shape *shape, const struct decode_layer *layer) {
-  return decode::part_floats(arguments_of(shape, layer)) * sizeof(float);
+  return part_floats(shape->head_dim, layer->values.crumbs) * sizeof(float);
 }
 
-int decode_blocks(const struct oscar_cuda *cuda) {
-  return cuda->info.multiprocessors < decode::MOST_BLOCKS ? cuda->info.multiprocessors : decode::MOST_BLOCKS;
+int decode_most_blocks(const struct oscar_cuda *cuda) {
+  return cuda->info.multiprocessors < MOST_BLOCKS ? cuda->info.multiprocessors : MOST_BLOCKS;
+}
+
+int decode_blocks(const struct oscar_cuda *cuda, const struct decode_plan *plan) {
+  const int most = decode_most_blocks(cuda);
+  return plan->total_units < most ? plan->total_units : most;
 }
 
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
-                        const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out) {
+                        const struct decode_plan *plan, const float *q, const struct decode_space *space) {
   const int row_tiles = plan->rows > 4 ? 2 : 1;
   const choice chosen = choose(*variant_of(shape->head_dim), layer, shape->window, row_tiles);
   decode::arguments a = arguments_of(shape, layer);
@@ -141,18 +144,14 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
   a.pages = plan->pages;
   a.tile_count = plan->tile_count;
   a.total_units = plan->total_units;
+  a.blocks = decode_blocks(cuda, plan);
   a.q = q;
-  a.out = out;
   a.prepared = (const uint8_t *)space->prepared;
   a.parts = space->parts;
-  a.done = space->done;
   const int bytes = decode::shared_layout_of(a, chosen.warps, row_tiles).bytes;
   oscar_status status = cuda_result(cuda, cudaFuncSetAttribute(chosen.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                                     "asking for shared memory");
   if (status != OSCAR_OK) return status;
   void *arguments[] = {&a};
-  return cuda_result(cuda,
-                     cudaLaunchKernel(chosen.kernel, dim3((unsigned)decode_blocks(cuda)), dim3((unsigned)(chosen.warps * 32)),
-                                      arguments, (size_t)bytes, (cudaStream_t)cuda->stream),
-                     "attention");
+  return launch_early(cuda, chosen.kernel, dim3((unsigned)a.blocks), chosen.warps * 32, bytes, arguments, "attention");
 }

@@ -8,8 +8,7 @@
  *
  * The work of a launch is a line of units: tile after tile, KV head after KV head, first exact pages in tiles of 16 tokens
  * (EXACT_WEIGHT units each, about what they have in bytes), then coded pages (one unit each). Every block of threads takes an
- * equal stretch of the line, whatever tiles it touches. Stretches that end inside a tile leave their sums in memory, and whoever
- * finishes a (tile, head) last puts its parts together.
+ * equal stretch of the line, whatever tiles it touches, and leaves sums of each in memory; another launch puts them together.
  */
 #ifndef OSCAR_ATTENTION_CUDA_DECODE_H
 #define OSCAR_ATTENTION_CUDA_DECODE_H
@@ -92,7 +91,6 @@ struct decode_plan {
 struct decode_space {
   void *prepared; /* decode_prepared_bytes for each tile and KV head */
   float *parts;   /* decode_part_bytes for each of 2 tiles kv_heads + blocks */
-  uint32_t *done; /* [tiles][kv_heads], zero before a launch and after it */
 };
 
 /* Whether kernels exist for a layer of this form. The reason, where not, is recorded. *rows: how many a tile may have, at most
@@ -100,14 +98,19 @@ struct decode_space {
 oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer, int *rows);
 size_t decode_prepared_bytes(const struct decode_layer *layer);
 size_t decode_part_bytes(const struct decode_shape *shape, const struct decode_layer *layer);
-int decode_blocks(const struct oscar_cuda *cuda); /* of a launch */
+int decode_most_blocks(const struct oscar_cuda *cuda);                            /* of any launch */
+int decode_blocks(const struct oscar_cuda *cuda, const struct decode_plan *plan); /* each has at least one unit of the line */
 
 /* Maps the queries into the space of codes: q [tokens][query_heads][head_dim] -> prepared. Only where pages are coded. */
 oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                             const struct decode_plan *plan, const float *q, const struct decode_space *space);
-/* out [tokens][query_heads][head_dim] */
+/* Sums of all pages, in parts. Coded pages are read while the kernel enqueued before may still run: that must be one that does
+ * not write them, such as decode_prepare. */
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
-                        const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out);
+                        const struct decode_plan *plan, const float *q, const struct decode_space *space);
+/* The parts put together: out [tokens][query_heads][head_dim]. */
+oscar_status decode_merge(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
+                          const struct decode_plan *plan, const struct decode_space *space, float *out);
 
 #ifdef __cplusplus
 }

@@ -12,6 +12,8 @@
 #include "attention/cuda/decode.h"
 #include "quant/device_form.h"
 
+#include <cuda_runtime.h>
+
 /* An integer added to the bits of this float is added to the float, as long as it stays below 2^22. */
 #define WHOLE_BITS  0x4B400000
 #define WHOLE_FLOAT 12582912.0f
@@ -35,23 +37,61 @@ __host__ __device__ inline int operand_of_block(int blocks, int class_, int i) {
   return full * GAIN_CLASSES + (over == 1 ? 0 : class_ == 1 ? 0 : class_ == 3 ? 1 : 2);
 }
 
-/* A block of prepared memory: words [2][blocks][32 lanes], row_constants [DECODE_ROWS], amplitudes (a, b) [DECODE_ROWS][pairs] */
+/* A block of prepared memory, of a tile of `row_tiles` times 4 rows: words [row tile][blocks][32 lanes], row_constants [rows],
+ * amplitudes (a, b) [rows][fast pairs], and the way from (cos, sin) of the pairs to weights of polynomials, as operand B: [pairs
+ * / 8][8 row_tiles columns of 8][32 lanes] of words of values and of what fp16 lost of them. */
 struct prepared_layout {
-  int constants, amplitudes, bytes;
+  int constants, amplitudes, mixing, mixing_bytes, bytes;
 };
-__host__ __device__ inline struct prepared_layout prepared_layout_of(int blocks, int pairs) {
+__host__ __device__ inline struct prepared_layout prepared_layout_of(int blocks, int pairs, int fast, int row_tiles) {
   struct prepared_layout p;
-  p.constants = 2 * blocks * 32 * 4;
-  p.amplitudes = p.constants + DECODE_ROWS * (int)sizeof(struct row_constants);
-  p.bytes = p.amplitudes + DECODE_ROWS * pairs * 8;
+  p.constants = row_tiles * blocks * 32 * 4;
+  p.amplitudes = p.constants + 4 * row_tiles * (int)sizeof(struct row_constants);
+  p.mixing = (p.amplitudes + 4 * row_tiles * fast * 8 + 15) / 16 * 16;
+  p.mixing_bytes = pairs / 8 * row_tiles * 8 * 32 * 16;
+  p.bytes = p.mixing + p.mixing_bytes;
   return p;
 }
+
+/* Which block of threads has a unit of the line, when block i of N has units i U / N to (i + 1) U / N - 1. */
+__host__ __device__ inline int block_of_unit(int unit, int units, int blocks) {
+  return (int)((((long long)unit + 1) * blocks - 1) / units);
+}
+
+/* Sums of a stretch of a tile: (m, l) of DECODE_ROWS rows, then [DECODE_ROWS][stride]. Part number: that of the item, twice
+ * (tile, KV head) for exact pages and one more for coded ones, plus that of the block: no two are the same. */
+__host__ __device__ inline int part_stride(int head_dim, int value_crumbs) {
+  return head_dim > value_crumbs + GAIN_CLASSES ? head_dim : value_crumbs + GAIN_CLASSES;
+}
+__host__ __device__ inline size_t part_floats(int head_dim, int value_crumbs) {
+  return (size_t)DECODE_ROWS * (size_t)(2 + part_stride(head_dim, value_crumbs));
+}
+
+/* Probabilities of coded pages are kept 2^12 times as large as they are relative to the maximum, so that small ones stay normal
+ * fp16 numbers even after division by 16. */
+#define PROBABILITY_SHIFT 12.0f
 
 /* The rows of a tile: where they are in q and out. */
 __device__ inline size_t row_offset(const struct decode_tile &tile, int row, int kv_heads, int group, int kv_head, int head_dim) {
   const int r = tile.first_row + row;
   return ((size_t)(tile.token + r / group) * (size_t)(kv_heads * group) + (size_t)(kv_head * group + r % group)) *
          (size_t)head_dim;
+}
+
+/* Launches a kernel that may start while the one before it still runs (instructions.cuh, wait_for_kernel_before). */
+inline oscar_status launch_early(struct oscar_cuda *cuda, const void *kernel, dim3 grid, int threads, int shared_bytes,
+                                 void **arguments, const char *what) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t launch = {};
+  launch.gridDim = grid;
+  launch.blockDim = dim3((unsigned)threads);
+  launch.dynamicSmemBytes = (size_t)shared_bytes;
+  launch.stream = (cudaStream_t)cuda->stream;
+  launch.attrs = &early;
+  launch.numAttrs = 1;
+  return cuda_result(cuda, cudaLaunchKernelExC(&launch, kernel, arguments), what);
 }
 
 #endif

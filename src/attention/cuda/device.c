@@ -44,7 +44,7 @@ struct device_attention {
   struct rope_entry *ropes;
   int rope_count;
   struct space maps; /* all maps and rows of waves */
-  struct space plan, prepared, parts, done;
+  struct space plan, prepared, parts;
   void *host_plan; /* where it is made */
   size_t host_plan_bytes;
   struct plan_key key;
@@ -61,9 +61,7 @@ static void space_free(struct device_attention *a, struct space *space) {
   *space = (struct space){0};
 }
 
-/* *grew tells whether the memory is another one. */
-static oscar_status space_reserve(struct device_attention *a, struct space *space, size_t bytes, bool *grew) {
-  if (grew) *grew = false;
+static oscar_status space_reserve(struct device_attention *a, struct space *space, size_t bytes) {
   if (bytes <= space->bytes) return OSCAR_OK;
   const size_t wanted = bytes + bytes / 2;
   oscar_status status = oscar_cuda_wait(a->cuda); /* what is enqueued may still use the old one */
@@ -72,7 +70,6 @@ static oscar_status space_reserve(struct device_attention *a, struct space *spac
   status = cuda_alloc(a->cuda, wanted, &space->memory);
   if (status != OSCAR_OK) return status;
   space->bytes = wanted;
-  if (grew) *grew = true;
   return OSCAR_OK;
 }
 
@@ -265,7 +262,7 @@ oscar_status device_attention_create(oscar_cache *cache, int query_heads, float 
 
 void device_attention_free(struct device_attention *a) {
   if (!a) return;
-  struct space *const spaces[] = {&a->maps, &a->plan, &a->prepared, &a->parts, &a->done};
+  struct space *const spaces[] = {&a->maps, &a->plan, &a->prepared, &a->parts};
   for (size_t i = 0; i < ARRAY_LENGTH(spaces); i++) space_free(a, spaces[i]);
   for (int i = 0; a->ropes && i < a->rope_count; i++) {
     space_free(a, &a->ropes[i].fixed);
@@ -319,7 +316,7 @@ static oscar_status make_plan(struct device_attention *a, int layer, int window,
   const size_t tile_bytes = round_up(bound.tiles * sizeof(struct decode_tile), 256);
   const size_t bytes = tile_bytes + bound.pages * sizeof(struct decode_page);
   oscar_status status = reserve_host(a, bytes);
-  if (status == OSCAR_OK) status = space_reserve(a, &a->plan, bytes, NULL);
+  if (status == OSCAR_OK) status = space_reserve(a, &a->plan, bytes);
   if (status != OSCAR_OK) return status;
   struct decode_tile *tiles = a->host_plan;
   struct decode_page *pages = (struct decode_page *)(void *)((uint8_t *)a->host_plan + tile_bytes);
@@ -341,14 +338,11 @@ static oscar_status make_plan(struct device_attention *a, int layer, int window,
 static oscar_status reserve_space(struct device_attention *a, const struct decode_shape *shape, const struct decode_layer *layer,
                                   struct decode_space *space) {
   const size_t items = (size_t)a->result.tiles * (size_t)shape->kv_heads;
-  bool grew;
   oscar_status status = OSCAR_OK;
-  if (a->result.coded) status = space_reserve(a, &a->prepared, items * decode_prepared_bytes(layer), NULL);
+  if (a->result.coded) status = space_reserve(a, &a->prepared, items * decode_prepared_bytes(layer));
   if (status == OSCAR_OK)
-    status = space_reserve(a, &a->parts, (2 * items + (size_t)decode_blocks(a->cuda)) * decode_part_bytes(shape, layer), NULL);
-  if (status == OSCAR_OK) status = space_reserve(a, &a->done, items * sizeof(uint32_t), &grew);
-  if (status == OSCAR_OK && grew) status = cuda_clear(a->cuda, a->done.memory, a->done.bytes);
-  *space = (struct decode_space){a->prepared.memory, a->parts.memory, a->done.memory};
+    status = space_reserve(a, &a->parts, (2 * items + (size_t)decode_most_blocks(a->cuda)) * decode_part_bytes(shape, layer));
+  *space = (struct decode_space){a->prepared.memory, a->parts.memory};
   return status;
 }
 
@@ -364,6 +358,7 @@ oscar_status device_attention_run(struct device_attention *a, int layer, int win
   status = reserve_space(a, &shape, l, &space);
   if (status == OSCAR_OK && l->rope) status = extend_angles(a, &a->ropes[a->rope_of_layer[layer]], a->result.last_page);
   if (status == OSCAR_OK && a->result.coded) status = decode_prepare(a->cuda, &shape, l, &a->current, jobs[0].q, &space);
-  if (status == OSCAR_OK) status = decode_run(a->cuda, &shape, l, &a->current, jobs[0].q, &space, jobs[0].out);
+  if (status == OSCAR_OK) status = decode_run(a->cuda, &shape, l, &a->current, jobs[0].q, &space);
+  if (status == OSCAR_OK) status = decode_merge(a->cuda, &shape, l, &a->current, &space, jobs[0].out);
   return status;
 }

@@ -48,6 +48,18 @@ __device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
   asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
   return y;
 }
+/* A kernel may be started while the one before it still runs: it waits for the other's end where it needs what that leaves, and
+ * tells when the one after it may be started. Without the launch attribute neither does anything. */
+__device__ __forceinline__ void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void start_kernel_after() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 /* Bytes of x by the nibbles of `select`; the eighth bit of a nibble asks for its byte's sign, eight times. */
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t x, uint32_t y, uint32_t select) {
   uint32_t z;
@@ -111,6 +123,13 @@ __device__ __forceinline__ void copy_page(void *to, const void *from, int bytes,
   }
 }
 __device__ __forceinline__ void copy_none() {}
+/* Memory that was written or read by ordinary instructions is handed to the copy engine. */
+__device__ __forceinline__ void hand_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/* By the whole block: begun, and waited for. */
+__device__ __forceinline__ void begin_block_copy(void *to, const void *from, int bytes, uint64_t *barrier) {
+  if (threadIdx.x < 32) copy_page(to, from, bytes, barrier, (int)threadIdx.x);
+}
+__device__ __forceinline__ void end_block_copy(uint64_t *barrier, uint32_t parity);
 template <int PENDING> __device__ __forceinline__ void copy_wait(uint64_t *barrier, uint32_t parity) {
   asm volatile("{\n"
                ".reg .pred done;\n"
@@ -121,8 +140,15 @@ template <int PENDING> __device__ __forceinline__ void copy_wait(uint64_t *barri
                "r"(parity)
                : "memory");
 }
+__device__ __forceinline__ void end_block_copy(uint64_t *barrier, uint32_t parity) { copy_wait<0>(barrier, parity); }
 #else
 __device__ __forceinline__ void copies_init(uint64_t *) {}
+__device__ __forceinline__ void hand_to_copies() {}
+__device__ __forceinline__ void begin_block_copy(void *to, const void *from, int bytes, uint64_t *) {
+  for (int i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16)
+    *(uint4 *)((char *)to + i) = *(const uint4 *)((const char *)from + i);
+}
+__device__ __forceinline__ void end_block_copy(uint64_t *, uint32_t) { __syncthreads(); }
 __device__ __forceinline__ void copies_visible() {}
 __device__ __forceinline__ void copy_page(void *to, const void *from, int bytes, uint64_t *, int lane) {
   for (int i = lane * 16; i < bytes; i += 512)

@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int COLUMNS = 32, SPLITS = 8, MAX_CLASS_COLUMNS = 288; /* of 1024 crumbs, whole chunks */
+constexpr int COLUMNS = 32, SPLITS = 8, PAIRS = COLUMNS / 2, MAX_CLASS_COLUMNS = 288; /* of 1024 crumbs, whole chunks */
 
 struct arguments {
   const struct decode_tile *tiles;
@@ -17,7 +17,8 @@ struct arguments {
   const float *map; /* [kv_heads][head_dim][rows] */
   const uint16_t *wave_rows;
   uint8_t *prepared;
-  int kv_heads, group, head_dim, rows, crumbs, groups, pairs, rotating_pairs;
+  const float *series;
+  int kv_heads, group, head_dim, rows, crumbs, groups, pairs, fast, rotating_pairs, row_tiles;
   bool stores_zero;
   float scale;
 };
@@ -61,7 +62,8 @@ __device__ int sum_of_warp(int x) {
 /* A warp makes one row of a class into bytes. */
 __device__ void write_class(const arguments &a, uint8_t *prepared, int class_, int count, const float (*mapped)[DECODE_ROWS]) {
   const int row = threadIdx.x / 32, lane = threadIdx.x % 32, blocks = a.crumbs / 16;
-  const struct prepared_layout layout = prepared_layout_of(blocks, a.pairs);
+  const struct prepared_layout layout = prepared_layout_of(blocks, a.pairs, a.fast, a.row_tiles);
+  if (row >= 4 * a.row_tiles) return;
   float largest = 0;
   for (int i = lane; i < count; i += 32) largest = fmaxf(largest, fabsf(mapped[i][row]));
   largest = largest_of_warp(largest);
@@ -109,7 +111,7 @@ __global__ void __launch_bounds__(COLUMNS *SPLITS) prepare_kernel(const __grid_c
         row < tile.rows ? a.q[row_offset(tile, row, a.kv_heads, a.group, head, a.head_dim) + k] * a.scale : 0;
   }
   __syncthreads();
-  const struct prepared_layout layout = prepared_layout_of(blocks, a.pairs);
+  const struct prepared_layout layout = prepared_layout_of(blocks, a.pairs, a.fast, a.row_tiles);
   uint8_t *prepared = a.prepared + (size_t)blockIdx.x * layout.bytes;
   const float *map = a.map + (size_t)head * a.head_dim * a.rows;
   const int lane = threadIdx.x % COLUMNS;
@@ -122,28 +124,44 @@ __global__ void __launch_bounds__(COLUMNS *SPLITS) prepare_kernel(const __grid_c
     write_class(a, prepared, class_, count, mapped);
     return;
   }
-  /* column 0: the mean; 1: what zero points multiply; then (a, b) of every pair */
-  const int chunk = blockIdx.y - GAIN_CLASSES, column = chunk * COLUMNS + lane;
-  int from = -1;
-  if (column == 0) from = a.crumbs + a.groups;
-  if (column == 1 && a.stores_zero) from = a.crumbs;
-  if (column >= 2 && (column - 2) / 2 < a.pairs) {
-    const int wave = a.wave_rows[head * a.pairs + (column - 2) / 2];
-    if (wave != 0xFFFF) from = wave + (column - 2) % 2 * a.rotating_pairs;
+  const int of = threadIdx.x / DECODE_ROWS, row = threadIdx.x % DECODE_ROWS;
+  if (blockIdx.y == GAIN_CLASSES) { /* column 0: the mean; 1: what zero points multiply */
+    multiply_columns(a, map, q, lane == 0 ? a.crumbs + a.groups : lane == 1 && a.stores_zero ? a.crumbs : -1, parts, mapped);
+    if (row >= 4 * a.row_tiles) return;
+    struct row_constants *constants = (struct row_constants *)(prepared + layout.constants) + row;
+    if (of == 0) constants->mean = mapped[of][row];
+    if (of == 1) constants->zero = mapped[of][row];
+    return;
   }
-  multiply_columns(a, map, q, from, parts, mapped);
-  const int of = threadIdx.x / DECODE_ROWS, row = threadIdx.x % DECODE_ROWS, which = chunk * COLUMNS + of;
-  struct row_constants *constants = (struct row_constants *)(prepared + layout.constants) + row;
-  if (which == 0) constants->mean = mapped[of][row];
-  if (which == 1) constants->zero = mapped[of][row];
-  if (which >= 2 && (which - 2) / 2 < a.pairs)
-    ((float *)(prepared + layout.amplitudes))[row * a.pairs * 2 + which - 2] = mapped[of][row];
+  /* a, then b, of 16 pairs */
+  const int first = (blockIdx.y - GAIN_CLASSES - 1) * PAIRS, pair = first + lane % PAIRS;
+  const int wave = pair < a.pairs ? a.wave_rows[head * a.pairs + pair] : 0xFFFF;
+  multiply_columns(a, map, q, wave == 0xFFFF ? -1 : wave + lane / PAIRS * a.rotating_pairs, parts, mapped);
+  if (of < PAIRS && first + of < a.fast && row < 4 * a.row_tiles)
+    ((float2 *)(prepared + layout.amplitudes))[row * a.fast + first + of] = make_float2(mapped[of][row], mapped[PAIRS + of][row]);
+  const int columns = 8 * a.row_tiles;
+  for (int i = threadIdx.x; i < PAIRS / 8 * columns * 32; i += COLUMNS * SPLITS) {
+    const int k = i / 32 / columns, column = i / 32 % columns, operand_lane = i % 32, odd = column % 2;
+    if (first + 8 * k >= a.pairs) continue;
+    uint32_t value[2], rest[2];
+#pragma unroll
+    for (int reg = 0; reg < 2; reg++) {
+      const int mine = 8 * k + 4 * reg + operand_lane % 4;
+      const float amplitude[2] = {mapped[mine][column / 2], mapped[PAIRS + mine][column / 2]};
+      const float s = a.series[(first + mine) * 16 + odd * 8 + operand_lane / 4];
+      const float c = s * amplitude[odd], d = odd ? -s * amplitude[0] : s * amplitude[1];
+      value[reg] = pack_half2(c, d);
+      rest[reg] = rest_half2(c, d, value[reg]);
+    }
+    ((uint4 *)(prepared + layout.mixing))[first / 8 * columns * 32 + i] = make_uint4(value[0], value[1], rest[0], rest[1]);
+  }
 }
 
 } // namespace
 
 size_t decode_prepared_bytes(const struct decode_layer *layer) {
-  return (size_t)prepared_layout_of(layer->keys.crumbs / 16, layer->rope ? layer->rope->pairs : 0).bytes;
+  const struct decode_rope *rope = layer->rope;
+  return (size_t)prepared_layout_of(layer->keys.crumbs / 16, rope ? rope->pairs : 0, rope ? rope->fast : 0, 2).bytes;
 }
 
 oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
@@ -162,11 +180,13 @@ oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *
   a.crumbs = layer->keys.crumbs;
   a.groups = layer->keys.groups;
   a.pairs = pairs;
+  a.fast = layer->rope ? layer->rope->fast : 0;
+  a.series = layer->rope ? layer->rope->series : nullptr;
+  a.row_tiles = plan->rows > 4 ? 2 : 1;
   a.rotating_pairs = layer->rotating_pairs;
   a.stores_zero = layer->keys.form == OSCAR_ROW_SCALE_ZERO;
   a.scale = shape->scale * 1.44269504088896341f;
-  const dim3 grid((unsigned)(plan->tile_count * shape->kv_heads),
-                  (unsigned)(GAIN_CLASSES + (2 + 2 * pairs + COLUMNS - 1) / COLUMNS));
+  const dim3 grid((unsigned)(plan->tile_count * shape->kv_heads), (unsigned)(GAIN_CLASSES + 1 + (pairs + PAIRS - 1) / PAIRS));
   prepare_kernel<<<grid, COLUMNS * SPLITS, 0, (cudaStream_t)cuda->stream>>>(a);
   return cuda_launched(cuda, "mapping queries");
 }

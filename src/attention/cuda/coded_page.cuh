@@ -1,0 +1,395 @@
+/*
+ * attention/cuda/coded_page.cuh - what a warp does with a coded page: gains, scores, the turning mean, sums. Private.
+ *
+ * Operands are swapped: the long side of a matrix product, 16 rows, are tokens (scores) or crumbs (sums), and the 8 columns are
+ * rows of queries, so little of it is idle.
+ *
+ *   scores   A = 16 tokens x 32 crumbs, straight from the page's words by ANDs, bytes;  B = query bytes, high and low columns
+ *   sums     A = 16 crumbs x 16 tokens, likewise, subnormal fp16;  B = probabilities times gains, fp16
+ *
+ * A lane, 4 g + q, ends up with scores of tokens g and g + 8 of a tile for row q of four, and with sums of the same row, so the
+ * running softmax needs no exchange but for maxima.
+ */
+#ifndef OSCAR_ATTENTION_CUDA_CODED_PAGE_CUH
+#define OSCAR_ATTENTION_CUDA_CODED_PAGE_CUH
+
+#include "attention/cuda/decode_data.cuh"
+#include "attention/cuda/instructions.cuh"
+
+namespace decode {
+
+constexpr int WAVE_PAGES = 8;  /* whose curves' weights are computed together */
+constexpr int USUAL_STEPS = 2; /* of 16 curves: the polynomials, and those of up to 8 fast pairs */
+constexpr float NONE = -INFINITY;
+
+/* Forms of the two sides. */
+struct page_forms {
+  int key_crumbs, key_groups, key_form, value_crumbs, value_groups, value_form;
+};
+
+/* What a row has of a running softmax, in a lane: m the same in all lanes of a row, l of this lane's tokens only. */
+template <int NT> struct softmax { float m[NT], l[NT]; };
+
+/* The gains of a page, one token after the other, into the orders that scores and sums want. Returns the largest gain of a value,
+ * for forms whose gains may be anything. */
+struct page_gains {
+  float *keys;        /* [64][class] */
+  float *key_zeros;   /* [64] s z; SCALE_ZERO only */
+  __half *values;     /* [tile][q][tokens 2q, 2q + 1 | 8 + 2q, 8 + 2q + 1][class][2]; those of the latter over 16 */
+  const float *table; /* 2^((i - 8)/4) */
+};
+
+__device__ inline float gain_of(const page_gains &to, int form, int groups, const uint16_t *meta, int token, int class_) {
+  const int p = groups == GAIN_CLASSES ? class_ : class_ * groups / GAIN_CLASSES;
+  if (form == OSCAR_ROW_LOG_GAINS) return to.table[meta[token] >> 4 * p & 15];
+  return __half2float(__ushort_as_half(meta[(form == OSCAR_ROW_SCALE_ZERO ? 2 * p : p) * 64 + token]));
+}
+
+/* A lane has tokens 2 lane and 2 lane + 1. */
+__device__ __forceinline__ void expand_key_gains(const page_forms &a, const page_gains &to, const uint8_t *page, int lane) {
+  const uint16_t *meta = (const uint16_t *)(page + 16 * a.key_crumbs);
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const int token = 2 * lane + i;
+    float4 gains;
+    gains.x = gain_of(to, a.key_form, a.key_groups, meta, token, 0);
+    gains.y = gain_of(to, a.key_form, a.key_groups, meta, token, 1);
+    gains.z = gain_of(to, a.key_form, a.key_groups, meta, token, 2);
+    gains.w = gain_of(to, a.key_form, a.key_groups, meta, token, 3);
+    *(float4 *)(to.keys + 4 * token) = gains;
+    if (a.key_form == OSCAR_ROW_SCALE_ZERO) to.key_zeros[token] = gains.x * __half2float(__ushort_as_half(meta[64 + token]));
+  }
+}
+
+/* The same of log gains in four groups. */
+__device__ __forceinline__ void expand_key_log_gains(const page_gains &to, const uint8_t *meta, int lane) {
+  const uint32_t words = *(const uint32_t *)(meta + 4 * lane); /* of both tokens */
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    float4 gains;
+    gains.x = *(const float *)((const uint8_t *)to.table + (16 * i >= 2 ? words >> (16 * i - 2) & 60 : words << 2 & 60));
+    gains.y = *(const float *)((const uint8_t *)to.table + (words >> (16 * i + 2) & 60));
+    gains.z = *(const float *)((const uint8_t *)to.table + (words >> (16 * i + 6) & 60));
+    gains.w = *(const float *)((const uint8_t *)to.table + (words >> (16 * i + 10) & 60));
+    *(float4 *)(to.keys + 4 * (2 * lane + i)) = gains;
+  }
+}
+
+/* fp16 2^(k/4) of four 4-bit k + 8, in the order of the nibbles: bytes are looked up by nibbles, as permutation does it. With k +
+ * 8 = 4 e + f, the number is 2^(e - 2) 2^(f/4): the low byte depends on f, the high byte on f and e. `less` is subtracted from
+ * the exponent. */
+__device__ __forceinline__ uint2 log_gains_fp16(uint32_t word, int less) {
+  /* 2^(f/4) - 1 in 2^-10: 0, 194, 424, 698 */
+  constexpr uint32_t LOW = 0xBAA8C200u, HIGH = 0x02010000u;
+  const uint32_t eights = permute_bytes(0x80u, 0, word & 0x8888u) & 0x08080808u; /* 8 where k >= 0: an exponent larger by 2 */
+  const uint32_t select = word & 0x7777u, down = (uint32_t)less * 0x04040404u;
+  const uint32_t low = __byte_perm(LOW, LOW, select);
+  const uint32_t high = __byte_perm(HIGH + 0x34343434u - down, HIGH + 0x38383838u - down, select) + eights;
+  return make_uint2(__byte_perm(low, high, 0x5140), __byte_perm(low, high, 0x7362));
+}
+
+__device__ inline float largest_of_warp(float x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+  return x;
+}
+
+/* Gains of values times 2^-exponent, where the exponent grows with the largest gain seen. */
+__device__ inline void expand_value_gains(const page_forms &a, const page_gains &to, const uint16_t *meta, int &exponent,
+                                          int lane) {
+  float gains[2][GAIN_CLASSES];
+  float factor = 1;
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+#pragma unroll
+    for (int p = 0; p < GAIN_CLASSES; p++) gains[i][p] = gain_of(to, a.value_form, a.value_groups, meta, 2 * lane + i, p);
+  if (a.value_form != OSCAR_ROW_LOG_GAINS) {
+    float largest = 0;
+#pragma unroll
+    for (int p = 0; p < GAIN_CLASSES; p++) largest = fmaxf(largest, fmaxf(gains[0][p], gains[1][p]));
+    int needed;
+    frexpf(largest_of_warp(largest), &needed);
+    exponent = max(exponent, needed);
+    factor = ldexpf(1, -exponent);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const int token = 2 * lane + i, tile = token / 16, upper = token % 16 / 8, q = token % 8 / 2;
+    const float scale = upper ? factor * 0.0625f : factor;
+#pragma unroll
+    for (int p = 0; p < GAIN_CLASSES; p++)
+      to.values[((tile * 4 + q) * 2 + upper) * 2 * GAIN_CLASSES + p * 2 + i] = __float2half_rn(gains[i][p] * scale);
+  }
+}
+
+/* The same of log gains in four groups, which need no exponent. */
+__device__ __forceinline__ void expand_value_log_gains(const page_gains &to, const uint8_t *meta, int lane) {
+  const uint32_t words = *(const uint32_t *)(meta + 4 * lane);
+  const int upper = lane / 4 % 2;
+  const uint2 a = log_gains_fp16(words, 4 * upper), b = log_gains_fp16(words >> 16, 4 * upper); /* classes 0, 1 and 2, 3 */
+  *(uint4 *)((uint8_t *)to.values + ((lane / 8 * 4 + lane % 4) * 2 + upper) * 16) = make_uint4(
+      __byte_perm(a.x, b.x, 0x5410), __byte_perm(a.x, b.x, 0x7632), __byte_perm(a.y, b.y, 0x5410), __byte_perm(a.y, b.y, 0x7632));
+}
+
+/* Operands of a tile's queries: in registers where the number of blocks is known, else in shared memory. */
+template <int KEY_BLOCKS, int NT> struct query_operands {
+  uint32_t words[NT][KEY_BLOCKS ? KEY_BLOCKS : 1];
+  const uint32_t *shared; /* of this lane */
+  __device__ __forceinline__ void load(const uint32_t *operands, int lane) {
+    shared = operands + lane;
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int i = 0; i < KEY_BLOCKS; i++) words[n][i] = shared[(n * KEY_BLOCKS + i) * 32];
+  }
+  __device__ __forceinline__ uint32_t get(int blocks, int n, int i) const {
+    return KEY_BLOCKS ? words[n][KEY_BLOCKS ? i : 0] : shared[(n * blocks + i) * 32];
+  }
+};
+
+/* Sums of bytes of 16 tokens, by class: token g in [0] and [1], high and low, token g + 8 in [2] and [3]. */
+template <int KEY_BLOCKS, int NT>
+__device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words, int tile,
+                                         const query_operands<KEY_BLOCKS, NT> &operands, const int (&whole)[4], int lane,
+                                         int (&sums)[NT][GAIN_CLASSES][4]) {
+  const int blocks = KEY_BLOCKS ? KEY_BLOCKS : some_blocks, full = blocks / GAIN_CLASSES, over = blocks % GAIN_CLASSES;
+  if (KEY_BLOCKS < 8) { /* else the first product brings it */
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int p = 0; p < GAIN_CLASSES; p++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[n][p][i] = WHOLE_BITS;
+  }
+#pragma unroll
+  for (int pair = 0; pair < full / 2; pair++) {
+    const uint4 w = *(const uint4 *)(words + pair * 512 + tile * 128 + lane * 4);
+#pragma unroll
+    for (int p = 0; p < GAIN_CLASSES; p++) {
+      const uint32_t mask = 0x03030303u << 2 * p;
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        const uint32_t b0 = operands.get(blocks, n, pair * 8 + p * 2), b1 = operands.get(blocks, n, pair * 8 + p * 2 + 1);
+        if (KEY_BLOCKS >= 8 && pair == 0)
+          mma_bytes_from(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1, whole);
+        else
+          mma_bytes(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1);
+      }
+    }
+  }
+  if (full % 2) {
+    const uint2 w = *(const uint2 *)(words + full / 2 * 512 + tile / 2 * 128 + lane * 4 + tile % 2 * 2);
+#pragma unroll
+    for (int p = 0; p < GAIN_CLASSES; p++) {
+      const uint32_t mask = 0x03030303u << 2 * p;
+#pragma unroll
+      for (int n = 0; n < NT; n++) mma_bytes_half(sums[n][p], w.x & mask, w.y & mask, operands.get(blocks, n, full / 2 * 8 + p));
+    }
+  }
+  if (over >= 2) { /* one more block in classes 1 and 3, token g + 8 two bits below its place */
+    const uint32_t w = words[full * 256 + lane * 4 + tile];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int p = 2 * i + 1;
+      const uint32_t mask = 0x03030303u << 2 * p;
+#pragma unroll
+      for (int n = 0; n < NT; n++) mma_bytes_half(sums[n][p], w & mask, w << 2 & mask, operands.get(blocks, n, full * 4 + i));
+    }
+  }
+  if (over % 2) { /* one more block in class 3 or 2, tokens of two tiles in a word */
+    const uint32_t w = words[full * 256 + (over == 3 ? 128 : 0) + lane * 2 + tile / 2] >> tile % 2 * 4;
+    if (over == 1) {
+#pragma unroll
+      for (int n = 0; n < NT; n++)
+        mma_bytes_half(sums[n][3], w << 6 & 0xC0C0C0C0u, w << 4 & 0xC0C0C0C0u, operands.get(blocks, n, full * 4));
+    } else {
+#pragma unroll
+      for (int n = 0; n < NT; n++)
+        mma_bytes_half(sums[n][2], w << 4 & 0x30303030u, w << 2 & 0x30303030u, operands.get(blocks, n, full * 4 + 2));
+    }
+  }
+}
+
+/* What a lane's rows need to make scores of sums (struct row_constants). */
+template <int NT> struct score_scales { float unit[NT][GAIN_CLASSES], high[NT][GAIN_CLASSES], low[NT][GAIN_CLASSES]; };
+
+/* Scores of 16 tokens: token g in s[.][0], token g + 8 in s[.][1]. */
+template <int KEY_BLOCKS, int NT>
+__device__ __forceinline__ void score_tile(int blocks, const uint32_t *words, int tile,
+                                           const query_operands<KEY_BLOCKS, NT> &operands, const int (&whole)[4],
+                                           const score_scales<NT> &scales, const float *key_gains, int lane, float (&s)[NT][2]) {
+  int sums[NT][GAIN_CLASSES][4];
+  sum_keys<KEY_BLOCKS, NT>(blocks, words, tile, operands, whole, lane, sums);
+  const float4 low = *(const float4 *)(key_gains + (tile * 16 + lane / 4) * 4);
+  const float4 high = *(const float4 *)(key_gains + (tile * 16 + 8 + lane / 4) * 4);
+  const float gains[2][GAIN_CLASSES] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
+#pragma unroll
+  for (int n = 0; n < NT; n++)
+#pragma unroll
+    for (int p = 0; p < GAIN_CLASSES; p++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const float top = fmaf(__int_as_float(sums[n][p][2 * i]), scales.unit[n][p], scales.high[n][p]);
+        const float rest = fmaf(__int_as_float(sums[n][p][2 * i + 1]), scales.unit[n][p], scales.low[n][p]);
+        s[n][i] = fmaf(fmaf(top, 128, rest), gains[i][p], s[n][i]);
+      }
+}
+
+/* What the turning mean adds to the scores of 16 tokens. `weights`: of this page and lane. STEPS 0: as many as there are. */
+template <int STEPS, int NT>
+__device__ __forceinline__ void score_curves(const uint8_t *curves, int some_steps, int tile, const uint32_t *weights, int lane,
+                                             float (&s)[NT][2]) {
+  const int steps = STEPS ? STEPS : some_steps;
+  float sums[NT][4] = {};
+#pragma unroll
+  for (int k = 0; k < steps; k++) {
+    const uint4 value = *(const uint4 *)(curves + ((k * 4 + tile) * 2 * 32 + lane) * 16);
+    const uint4 rest = *(const uint4 *)(curves + (((k * 4 + tile) * 2 + 1) * 32 + lane) * 16);
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      const uint2 b = *(const uint2 *)(weights + (n * 32 * steps + k) * 2);
+      mma_fp16(sums[n], value.x, value.y, value.z, value.w, b.x, b.y);
+      mma_fp16(sums[n], rest.x, rest.y, rest.z, rest.w, b.x, b.y);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < NT; n++) {
+    s[n][0] += sums[n][0] + sums[n][1];
+    s[n][1] += sums[n][2] + sums[n][3];
+  }
+}
+
+/* The curves' weights on the pages whose numbers lanes 4 g have in `number`, as operand B of score_curves: [page
+ * g][n][lane][steps] [2]. amplitudes: of fast pairs, [row][fast]; mixing: decode_data.cuh. STEPS 0: as many as there are. */
+template <int STEPS, int NT>
+__device__ inline void make_weights(const struct decode_rope &rope, const float2 *amplitudes, const uint4 *mixing, int number,
+                                    uint32_t *weights, int lane) {
+  constexpr int TOGETHER = 4;
+  const int g = lane / 4, q = lane % 4, steps = STEPS ? STEPS : rope.curves / 16, pairs = rope.pairs, fast = rope.fast;
+  const uint4 *angles = (const uint4 *)rope.angles + (size_t)number * (pairs / 8) * 4 + q;
+  const float2 *turns = (const float2 *)rope.fast_angles + (size_t)number * fast;
+  uint32_t *mine = weights + g * NT * 32 * steps * 2 + q * steps * 2;
+  for (int k = 1; k < steps; k++)
+#pragma unroll
+    for (int reg = 0; reg < 2; reg++) {
+      float2 turn[2];
+      int pair[2];
+      bool cosine[2];
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int curve = 16 * (k - 1) + 8 * reg + 2 * q + i;
+        cosine[i] = curve < fast;
+        pair[i] = cosine[i] ? curve : curve - fast;
+        turn[i] = pair[i] < fast ? __ldg(turns + pair[i]) : make_float2(0, 0);
+        pair[i] = min(pair[i], fast - 1);
+      }
+#pragma unroll
+      for (int row = 0; row < 4 * NT; row++) {
+        float w[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          const float2 ab = amplitudes[row * fast + pair[i]];
+          w[i] = cosine[i] ? ab.x * turn[i].x + ab.y * turn[i].y : ab.y * turn[i].x - ab.x * turn[i].y;
+        }
+        const uint32_t value = pack_half2(w[0], w[1]);
+        uint32_t *to = mine + ((row / 4 * 32 + row % 4 * 8) * steps + k) * 2 + reg;
+        to[0] = value;
+        to[4 * steps * 2] = rest_half2(w[0], w[1], value);
+      }
+    }
+#pragma unroll
+  for (int n = 0; n < NT; n++) {
+    float sums[8][4] = {};
+    for (int first = 0; first < pairs / 8; first += TOGETHER) {
+      uint4 w[TOGETHER]; /* rows g + 8 of the operand are what rows g lost */
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++) w[k] = __ldg(angles + min(first + k, pairs / 8 - 1) * 4);
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++) {
+        if (first + k >= pairs / 8) continue;
+        const uint4 *b = mixing + (((first + k) * NT + n) * 8) * 32 + lane;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+          const uint4 x = b[i * 32];
+          mma_fp16(sums[i], w[k].x, w[k].y, w[k].z, w[k].w, x.x, x.y);
+          mma_fp16(sums[i], w[k].x, w[k].y, w[k].z, w[k].w, x.z, x.w);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const float low = sums[i][0] + sums[i][2], high = sums[i][1] + sums[i][3];
+      const uint32_t value = pack_half2(low, high);
+      uint32_t *to = mine + (n * 32 + i / 2 * 8) * steps * 2 + i % 2;
+      to[0] = value;
+      to[4 * steps * 2] = rest_half2(low, high, value);
+    }
+  }
+}
+
+/* The new maxima of the rows, and what all sums have to be multiplied with; false: nothing changes. The same in the whole warp.
+ */
+template <int NT> __device__ inline bool raise_maxima(const float (&largest)[NT], softmax<NT> &state, float (&factor)[NT]) {
+  bool above = false;
+  float top[NT];
+#pragma unroll
+  for (int n = 0; n < NT; n++) {
+    top[n] = largest[n];
+#pragma unroll
+    for (int step = 4; step < 32; step *= 2) top[n] = fmaxf(top[n], __shfl_xor_sync(~0u, top[n], step));
+    above = above || top[n] > state.m[n];
+  }
+  if (!__any_sync(~0u, above)) return false;
+#pragma unroll
+  for (int n = 0; n < NT; n++) {
+    const float m = fmaxf(state.m[n], top[n]);
+    factor[n] = m > NONE ? exp2_fast(state.m[n] - m) : 1; /* -inf is never subtracted from -inf */
+    state.m[n] = m;
+    state.l[n] *= factor[n];
+  }
+  return true;
+}
+
+/* acc [block]: rows g and g + 8 of a block of crumbs, in units of 2^-24 and 2^-22. middle: row p is the sum of class p. */
+template <int BLOCKS, bool ANY, int NT>
+__device__ inline void sum_values(const page_forms &a, const uint32_t *words, const __half *value_gains,
+                                  const uint32_t (&p)[4][2], int lane, float (&acc)[BLOCKS][4], float (&middle)[4]) {
+  const int g = lane / 4, q = lane % 4, blocks = ANY ? a.value_crumbs / 16 : BLOCKS;
+  constexpr uint32_t ONES = 0x3C003C00, SIXTEENS = 0x4C004C00;
+  uint2 w[ANY ? 1 : BLOCKS];
+  if (!ANY)
+#pragma unroll
+    for (int b = 0; b < BLOCKS; b++) w[b] = *(const uint2 *)(words + (b * 32 + lane) * 2);
+#pragma unroll
+  for (int tile = 0; tile < 4; tile++) {
+    uint32_t weighted[GAIN_CLASSES][2];
+    const uint4 *gains = (const uint4 *)(value_gains + (tile * 4 + q) * 16);
+    const uint4 one = gains[0], two = gains[1];
+    weighted[0][0] = multiply_half2(p[tile][0], one.x), weighted[0][1] = multiply_half2(p[tile][1], two.x);
+    weighted[1][0] = multiply_half2(p[tile][0], one.y), weighted[1][1] = multiply_half2(p[tile][1], two.y);
+    weighted[2][0] = multiply_half2(p[tile][0], one.z), weighted[2][1] = multiply_half2(p[tile][1], two.z);
+    weighted[3][0] = multiply_half2(p[tile][0], one.w), weighted[3][1] = multiply_half2(p[tile][1], two.w);
+#pragma unroll
+    for (int c = 0; c < GAIN_CLASSES; c++)
+      mma_fp16(middle, g == c ? ONES : 0, 0, g == c ? SIXTEENS : 0, 0, weighted[c][0], weighted[c][1]);
+#pragma unroll
+    for (int c = 0; c < GAIN_CLASSES; c++) {
+#pragma unroll
+      for (int b = 0; b < BLOCKS; b++) {
+        if (!ANY && (b < class_begin(BLOCKS, c) || b >= class_begin(BLOCKS, c + 1))) continue;
+        if (ANY && (b < class_begin(blocks, c) || b >= class_begin(blocks, c + 1))) continue;
+        uint32_t x;
+        if (ANY)
+          x = words[(b * 32 + lane) * 2 + tile / 2];
+        else
+          x = tile / 2 ? w[b].y : w[b].x;
+        if (tile % 2) x >>= 8;
+        mma_fp16(acc[b], x & 0x00030003u, x & 0x000C000Cu, x & 0x00300030u, x & 0x00C000C0u, weighted[c][0], weighted[c][1]);
+      }
+    }
+  }
+}
+
+} // namespace decode
+
+#endif
