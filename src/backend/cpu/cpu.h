@@ -60,8 +60,10 @@ void panels_library(char *text, size_t bytes);
 
 /* ops.c */
 void cpu_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y);
-oscar_status cpu_rope(struct backend *be, const struct rope_spec *spec, int n, int heads, int head_dim, const int32_t *positions,
-                      float *x);
+void cpu_add_rms_norm(struct backend *be, int64_t rows, int dim, float *x, const float *add, const float *weight, float eps,
+                      float *y);
+oscar_status cpu_rope(struct backend *be, const struct rope_spec *spec, int n, int head_dim, const int32_t *positions, float eps,
+                      int count, const struct heads *tensors);
 void cpu_add(struct backend *be, size_t count, float *x, const float *y);
 void cpu_scale(struct backend *be, size_t count, float *x, float factor);
 void cpu_silu_mul(struct backend *be, size_t count, float *gate, const float *up);
