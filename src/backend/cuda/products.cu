@@ -1,0 +1,318 @@
+/*
+ * products.cu - products with BF16 weights: few tokens through a kernel of ours, many through cuBLASLt.
+ *
+ * With few tokens a product is a read of its weights. A warp takes a few rows, its lanes vectors of 8 columns of them; weights of
+ * a call that share the input are one launch. Activations stay float there. With many tokens activations are rounded to BF16 once
+ * per call, and tensor cores do the rest. Small weights that lie after each other in memory (q, k, v of a layer) are multiplied
+ * as one and their results taken apart: alone, none of them would fill the GPU.
+ */
+#include "backend/cuda/cuda_backend.h"
+
+#define WARP         32
+#define MOST_SHARING 3
+
+/* Up to so many tokens go through the kernel, which is made for at most MOST_FEW (bench/cuda_products.c, H100). */
+#define FEW_TOKENS 4
+#define MOST_FEW   8
+
+/* Tiles of the library have 64 rows at least: weights with fewer rows than so many a multiprocessor are better joined, as long as
+ * taking the results apart is cheap. */
+#define TILE_ROWS     64
+#define JOINED_TOKENS 128
+
+/* ---- few tokens ---- */
+
+struct few {
+  int count, n;
+  int64_t cols, padded;
+  const __nv_bfloat16 *w[MOST_SHARING];
+  const float *bias[MOST_SHARING];
+  float *y[MOST_SHARING];
+  int64_t rows[MOST_SHARING], groups[MOST_SHARING]; /* groups: of rows that a warp takes */
+  const float *x;
+};
+
+/* Eight weights of a row, read once and not kept. */
+__device__ static uint4 load_weights(const __nv_bfloat16 *at) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(at));
+  return v;
+}
+
+/* Columns first .. first + 7 of an input; past `cols` they are zero. VECTORS: cols is a multiple of 8 and x is aligned. */
+template <bool VECTORS> __device__ static void load_input(const float *x, int64_t first, int64_t cols, float out[8]) {
+  if constexpr (VECTORS) {
+    const float4 a = *(const float4 *)(x + first), b = *(const float4 *)(x + first + 4);
+    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w, out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++) out[i] = first + i < cols ? x[first + i] : 0;
+  }
+}
+
+__device__ static float dot_of(uint4 w, const float x[8], float sum) {
+  const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    sum = fmaf(__uint_as_float(words[i] << 16), x[2 * i], sum);
+    sum = fmaf(__uint_as_float(words[i] & 0xFFFF0000u), x[2 * i + 1], sum);
+  }
+  return sum;
+}
+
+/* The products of ROWS vectors of weights, at column `first`, with all tokens. Rows and tokens that are not there repeat the
+ * last. */
+template <int TOKENS, int ROWS, bool VECTORS>
+__device__ static void add_products(const struct few &f, const uint4 weights[ROWS], int64_t first, float sums[ROWS][TOKENS]) {
+#pragma unroll
+  for (int t = 0; t < TOKENS; t++) {
+    float x[8];
+    load_input<VECTORS>(f.x + (t < f.n ? t : f.n - 1) * f.cols, first, f.cols, x);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) sums[r][t] = dot_of(weights[r], x, sums[r][t]);
+  }
+}
+
+template <int TOKENS, int ROWS, bool VECTORS> __global__ static void few_tokens(const __grid_constant__ struct few f) {
+  enum { AHEAD = ROWS >= 4 ? 2 : 4 }; /* vectors of a row that are on their way at once */
+  int64_t group = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
+  const int lane = (int)threadIdx.x % WARP;
+  int i = 0;
+  while (i < f.count && group >= f.groups[i]) group -= f.groups[i++];
+  if (i == f.count) return;
+  const int64_t first_row = group * ROWS, rows = f.rows[i];
+  const __nv_bfloat16 *w[ROWS];
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) w[r] = f.w[i] + (first_row + r < rows ? first_row + r : rows - 1) * f.padded;
+
+  float sums[ROWS][TOKENS] = {};
+  int64_t at = lane * 8;
+  for (; at + (AHEAD - 1) * WARP * 8 < f.padded; at += AHEAD * WARP * 8) {
+    uint4 weights[AHEAD][ROWS];
+#pragma unroll
+    for (int a = 0; a < AHEAD; a++)
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) weights[a][r] = load_weights(w[r] + at + a * WARP * 8);
+#pragma unroll
+    for (int a = 0; a < AHEAD; a++) add_products<TOKENS, ROWS, VECTORS>(f, weights[a], at + a * WARP * 8, sums);
+  }
+  for (; at < f.padded; at += WARP * 8) {
+    uint4 weights[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) weights[r] = load_weights(w[r] + at);
+    add_products<TOKENS, ROWS, VECTORS>(f, weights, at, sums);
+  }
+
+#pragma unroll
+  for (int r = 0; r < ROWS; r++)
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
+      float sum = sums[r][t];
+#pragma unroll
+      for (int step = WARP / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+      const int64_t row = first_row + r;
+      if (lane == (r * TOKENS + t) % WARP && row < rows && t < f.n)
+        f.y[i][t * rows + row] = sum + (f.bias[i] ? f.bias[i][row] : 0);
+    }
+}
+
+template <int TOKENS, int ROWS> static void launch_few(const struct cuda_backend *b, struct few *f) {
+  const bool vectors = f->cols == f->padded && ((uintptr_t)f->x & 15) == 0;
+  int64_t groups = 0;
+  for (int i = 0; i < f->count; i++) groups += f->groups[i] = (f->rows[i] + ROWS - 1) / ROWS;
+  const unsigned blocks = blocks_for((size_t)groups * WARP, 128);
+  if (vectors)
+    few_tokens<TOKENS, ROWS, true><<<blocks, 128, 0, b->stream>>>(*f);
+  else
+    few_tokens<TOKENS, ROWS, false><<<blocks, 128, 0, b->stream>>>(*f);
+}
+
+/* More rows for a warp are fewer reads of the input; fewer make more warps, which small weights need. */
+template <int TOKENS> static void launch_rows(const struct cuda_backend *b, struct few *f) {
+  int64_t rows = 0;
+  for (int i = 0; i < f->count; i++) rows += f->rows[i];
+  const int64_t warps = 16 * (int64_t)b->cuda->info.multiprocessors;
+  if (rows >= 4 * warps && TOKENS > 1)
+    launch_few<TOKENS, 4>(b, f);
+  else if (rows >= 2 * warps)
+    launch_few<TOKENS, 2>(b, f);
+  else
+    launch_few<TOKENS, 1>(b, f);
+}
+
+oscar_status cuda_matmul_few(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias, int n,
+                             const float *x, float *const *y) {
+  for (int done = 0; done < n; done += MOST_FEW) {
+    struct few f = {};
+    f.count = count;
+    f.n = n - done < MOST_FEW ? n - done : MOST_FEW;
+    f.cols = w[0]->cols;
+    f.padded = packed_cols(w[0]);
+    f.x = x + done * f.cols;
+    for (int i = 0; i < count; i++) {
+      f.w[i] = packed_of(w[i]);
+      f.bias[i] = bias ? bias[i] : NULL;
+      f.rows[i] = w[i]->rows;
+      f.y[i] = y[i] + done * w[i]->rows;
+    }
+    if (f.n == 1)
+      launch_rows<1>(b, &f);
+    else if (f.n == 2)
+      launch_rows<2>(b, &f);
+    else if (f.n <= 4)
+      launch_rows<4>(b, &f);
+    else
+      launch_rows<8>(b, &f);
+  }
+  return cuda_launched(b->cuda, "multiplying few tokens");
+}
+
+/* ---- many tokens ---- */
+
+/* out [n][padded] = x [n][cols] in BF16, zeros behind */
+__global__ static void round_inputs(int64_t cols, int64_t padded, size_t count, const float *x, __nv_bfloat16 *out) {
+  const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  const int64_t token = (int64_t)(i / (size_t)padded), col = (int64_t)(i % (size_t)padded);
+  out[i] = __float2bfloat16_rn(col < cols ? x[token * cols + col] : 0);
+}
+
+/* The same where rows need no padding: four numbers a thread. */
+__global__ static void round_vectors(size_t vectors, const float4 *x, uint2 *out) {
+  const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= vectors) return;
+  const float4 v = x[i];
+  const __nv_bfloat162 a = __floats2bfloat162_rn(v.x, v.y), b = __floats2bfloat162_rn(v.z, v.w);
+  out[i] = make_uint2(*(const uint32_t *)&a, *(const uint32_t *)&b);
+}
+
+static oscar_status round_to_bf16(struct cuda_backend *b, const struct weight *w, int n, const float *x) {
+  const int64_t padded = packed_cols(w);
+  const size_t count = (size_t)n * (size_t)padded;
+  oscar_status status = device_scratch_reserve(b, &b->rounded, count * sizeof(__nv_bfloat16));
+  if (status != OSCAR_OK) return status;
+  if (padded == w->cols && ((uintptr_t)x & 15) == 0)
+    round_vectors<<<blocks_for(count / 4, 256), 256, 0, b->stream>>>(count / 4, (const float4 *)x, (uint2 *)b->rounded.data);
+  else
+    round_inputs<<<blocks_for(count, 256), 256, 0, b->stream>>>(w->cols, padded, count, x, (__nv_bfloat16 *)b->rounded.data);
+  return cuda_launched(b->cuda, "rounding activations");
+}
+
+/* One product of rounded activations. *possible as library_multiply says. */
+static oscar_status multiply(struct cuda_backend *b, const struct weight *w, int64_t rows, const float *bias, int n, float *y,
+                             bool *possible) {
+  const uintptr_t place = (uintptr_t)y | (uintptr_t)(rows * (int64_t)sizeof *y);
+  const struct product_shape shape = {rows, packed_cols(w), n, place & 4 ? 4 : place & 8 ? 8 : 16, bias != NULL};
+  const struct product_memory memory = {w->packed, b->rounded.data, bias, y, b->workspace.data, b->workspace.bytes};
+  const cublasStatus_t result = library_multiply(&b->library, &shape, &memory, b->stream, possible);
+  if (result == CUBLAS_STATUS_SUCCESS) return OSCAR_OK;
+  return set_error(b->base.context, OSCAR_UNSUPPORTED, "GPU %d: %s: cuBLASLt could not multiply (status %d)",
+                   b->cuda->info.ordinal, w->name, (int)result);
+}
+
+struct joined {
+  int count, n;
+  int64_t all_rows, rows[MOST_SHARING];
+  const float *bias[MOST_SHARING], *from;
+  float *y[MOST_SHARING];
+};
+
+/* y[i] [n][rows[i]] = its columns of from [n][all_rows] + bias[i] */
+__global__ static void take_apart(const __grid_constant__ struct joined j) {
+  int64_t row = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (row >= j.all_rows) return;
+  const float value = j.from[blockIdx.y * j.all_rows + row];
+  int i = 0;
+  while (row >= j.rows[i]) row -= j.rows[i++];
+  j.y[i][blockIdx.y * j.rows[i] + row] = value + (j.bias[i] ? j.bias[i][row] : 0);
+}
+
+static bool is_small(const struct cuda_backend *b, const struct weight *w) {
+  return w->rows < TILE_ROWS * (int64_t)b->cuda->info.multiprocessors;
+}
+
+static bool can_be_joined(const struct cuda_backend *b, int count, const struct weight *const *w, int n) {
+  int64_t all_rows = 0;
+  bool small = false;
+  for (int i = 0; i < count; i++) {
+    small = small || is_small(b, w[i]);
+    if (i > 0 && packed_of(w[i]) != packed_of(w[i - 1]) + w[i - 1]->rows * packed_cols(w[i - 1])) return false;
+    all_rows += w[i]->rows;
+  }
+  return small && count > 1 && n <= JOINED_TOKENS && (size_t)(n * all_rows) * sizeof(float) <= b->joined.bytes;
+}
+
+static oscar_status multiply_joined(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias,
+                                    int n, float *const *y, bool *possible) {
+  struct joined j = {};
+  j.count = count;
+  j.n = n;
+  j.from = (const float *)b->joined.data;
+  for (int i = 0; i < count; i++) {
+    j.rows[i] = w[i]->rows;
+    j.all_rows += w[i]->rows;
+    j.bias[i] = bias ? bias[i] : NULL;
+    j.y[i] = y[i];
+  }
+  oscar_status status = multiply(b, w[0], j.all_rows, NULL, n, (float *)b->joined.data, possible);
+  if (status != OSCAR_OK || !*possible) return status;
+  take_apart<<<dim3(blocks_for((size_t)j.all_rows, 256), (unsigned)n), 256, 0, b->stream>>>(j);
+  return cuda_launched(b->cuda, "taking results apart");
+}
+
+oscar_status cuda_matmul_library(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias,
+                                 int n, const float *x, float *const *y) {
+  bool possible = false;
+  oscar_status status = round_to_bf16(b, w[0], n, x);
+  if (status == OSCAR_OK && can_be_joined(b, count, w, n)) {
+    status = multiply_joined(b, count, w, bias, n, y, &possible);
+    if (status != OSCAR_OK || possible) return status;
+  }
+  for (int i = 0; i < count && status == OSCAR_OK; i++) {
+    const float *of_rows = bias ? bias[i] : NULL;
+    status = multiply(b, w[i], w[i]->rows, of_rows, n, y[i], &possible);
+    if (status == OSCAR_OK && !possible) status = cuda_matmul_few(b, 1, w + i, &of_rows, n, x, y + i);
+  }
+  return status;
+}
+
+/* ---- the operation ---- */
+
+static size_t rounded_bytes(const struct weight *w, int n) {
+  return n > FEW_TOKENS ? (size_t)n * (size_t)packed_cols(w) * sizeof(__nv_bfloat16) : 0;
+}
+
+size_t cuda_product_scratch(const struct backend *be, const struct weight *w, int n) {
+  return cuda_of(be)->workspace.bytes + rounded_bytes(w, n);
+}
+
+oscar_status cuda_reserve(struct backend *be, const struct weight *w, int n) {
+  struct cuda_backend *b = cuda_of(be);
+  oscar_status status = device_scratch_reserve(b, &b->rounded, rounded_bytes(w, n));
+  if (status != OSCAR_OK || n <= FEW_TOKENS || !is_small(b, w)) return status;
+  const size_t tokens = n < JOINED_TOKENS ? (size_t)n : JOINED_TOKENS;
+  return device_scratch_reserve(b, &b->joined, tokens * MOST_SHARING * (size_t)w->rows * sizeof(float));
+}
+
+static oscar_status check(struct cuda_backend *b, int count, const struct weight *const *w, int n) {
+  oscar_context *context = b->base.context;
+  if (count < 1 || count > MOST_SHARING || n < 0)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "a product of %d weights with %d tokens is not possible", count, n);
+  for (int i = 0; i < count; i++) {
+    if (!w[i]->packed) return set_error(context, OSCAR_INVALID_ARGUMENT, "tensor %s is not in the GPU's memory", w[i]->name);
+    if (w[i]->cols != w[0]->cols)
+      return set_error(context, OSCAR_INVALID_ARGUMENT, "%s has %lld columns, but shares its input with %s, which has %lld",
+                       w[i]->name, (long long)w[i]->cols, w[0]->name, (long long)w[0]->cols);
+  }
+  return OSCAR_OK;
+}
+
+oscar_status cuda_matmul(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
+                         const float *x, float *const *y) {
+  struct cuda_backend *b = cuda_of(be);
+  oscar_status status = check(b, count, w, n);
+  if (status != OSCAR_OK || n == 0) return status;
+  return n <= FEW_TOKENS ? cuda_matmul_few(b, count, w, bias, n, x, y) : cuda_matmul_library(b, count, w, bias, n, x, y);
+}
