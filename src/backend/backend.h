@@ -120,6 +120,10 @@ oscar_status backend_create_cpu(oscar_context *context, struct backend **backend
 oscar_status backend_create_cuda(oscar_context *context, oscar_cuda *cuda, struct backend **backend);
 /* Bytes of the GPU's memory that nothing has taken. */
 size_t backend_cuda_free_bytes(const struct backend *backend);
+/* Bytes a second at which the GPU reads a large buffer, the best of a few times: the ceiling of decoding. */
+oscar_status backend_cuda_read_speed(struct backend *backend, double *bytes_per_s);
+/* Products of up to so many tokens go through the kernel for few tokens, others through the library: for tests and benchmarks. */
+void backend_cuda_choose(struct backend *backend, int few_tokens);
 
 /* ---- block formats, shared by loader, backends and tests ---- */
 /* elements of a block and its bytes; false for a type this build does not know */

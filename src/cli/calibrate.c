@@ -145,7 +145,7 @@ int command_calibrate(int argc, char **argv) {
   struct loaded_model loaded;
   if (a.text && !read_text(a.text, &text, &bytes)) return EXIT_FAILED;
   interrupt_watch();
-  code = loaded_model_open(engine.model_path, engine.threads, &loaded);
+  code = loaded_model_open(&engine, &loaded);
   if (code == EXIT_DONE) {
     oscar_status status = fit(&loaded, &a, text, bytes, path, sizeof path);
     if (status == OSCAR_OK)

@@ -228,13 +228,13 @@ static oscar_status run_report(const struct loaded_model *m, struct kv_list *lis
   return eval_report(m, list, &request, &measures->report, line);
 }
 
-static int run_measure(const char *path, const char *model, int threads, struct kv_list *list, struct measures *measures,
+static int run_measure(const struct engine_options *engine, const char *model, struct kv_list *list, struct measures *measures,
                        char *text, size_t bytes, bool json) {
   interrupt_watch();
   struct progress_line line;
   progress_begin(&line);
   struct loaded_model m;
-  int code = loaded_model_open(path, threads, &m);
+  int code = loaded_model_open(engine, &m);
   if (code != EXIT_DONE) return code;
   oscar_status status;
   if (measures->tasks.tasks && !measures->report.folder)
@@ -280,7 +280,7 @@ int command_eval(int argc, char **argv) {
   code = kv_list_parse("eval", a->kv, &list);
   if (code == EXIT_DONE) code = engine_options_resolve("eval", &engine, path, sizeof path);
   if (code == EXIT_DONE && a->file && !read_text(a->file, &text, &bytes)) code = EXIT_FAILED;
-  if (code == EXIT_DONE) code = run_measure(path, model, engine.threads, &list, &measures, text, bytes, output.json);
+  if (code == EXIT_DONE) code = run_measure(&engine, model, &list, &measures, text, bytes, output.json);
   kv_list_free(&list);
   free(text);
   return code;

@@ -93,7 +93,7 @@ int command_import(int argc, char **argv) {
   if ((code = check(&a)) != EXIT_DONE) return code;
   if ((code = engine_options_resolve("import", &engine, model_path, sizeof model_path)) != EXIT_DONE) return code;
   struct loaded_model loaded;
-  if ((code = loaded_model_open(engine.model_path, engine.threads, &loaded)) != EXIT_DONE) return code;
+  if ((code = loaded_model_open(&engine, &loaded)) != EXIT_DONE) return code;
   oscar_status status = import(&loaded, &a);
   if (status == OSCAR_OK)
     printf("int2-oscar codecs of %s: %s\n", model_geometry_of(loaded.model)->name, a.output);

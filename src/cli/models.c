@@ -60,17 +60,19 @@ int model_locate(const char *given, char *path, size_t room) {
 int engine_options_resolve(const char *command, struct engine_options *options, char *path, size_t room) {
   if (!options->model_path)
     return wrong_use("%s: which model? -m NAME ('oscar fetch --list' shows names) or -m FILE.gguf", command);
+  if (!device_is_known(options->device))
+    return wrong_use("%s: --device wants cpu, cuda, or cuda:N for GPU N, not '%s'", command, options->device);
   int code = model_locate(options->model_path, path, room);
   if (code == EXIT_DONE) options->model_path = path;
   return code;
 }
 
-int loaded_model_open(const char *path, int threads, struct loaded_model *loaded) {
+int loaded_model_open(const struct engine_options *options, struct loaded_model *loaded) {
   *loaded = (struct loaded_model){0};
-  const oscar_context_options options = {.threads = threads};
-  oscar_status status = oscar_context_create(&options, &loaded->context);
-  if (status == OSCAR_OK) status = backend_create_cpu(loaded->context, &loaded->backend);
-  if (status == OSCAR_OK) status = model_load(loaded->context, loaded->backend, path, &loaded->model);
+  const oscar_context_options context = {.threads = options->threads};
+  oscar_status status = oscar_context_create(&context, &loaded->context);
+  if (status == OSCAR_OK) status = device_open(loaded->context, options->device, &loaded->cuda, &loaded->backend);
+  if (status == OSCAR_OK) status = model_load(loaded->context, loaded->backend, options->model_path, &loaded->model);
   if (status == OSCAR_OK) return EXIT_DONE;
   int code = failed_with(status, oscar_last_error(loaded->context));
   loaded_model_close(loaded);
@@ -80,12 +82,14 @@ int loaded_model_open(const char *path, int threads, struct loaded_model *loaded
 void loaded_model_close(struct loaded_model *loaded) {
   model_free(loaded->model);
   if (loaded->backend) loaded->backend->ops->free(loaded->backend);
+  oscar_cuda_free(loaded->cuda);
   oscar_context_free(loaded->context);
   *loaded = (struct loaded_model){0};
 }
 
 void loaded_model_describe(const struct loaded_model *loaded, char *text, size_t bytes) {
   loaded->backend->ops->describe(loaded->backend, text, bytes);
+  if (loaded->cuda) return; /* attention is there too */
   size_t used = strlen(text);
   if (used + 2 >= bytes) return;
   memcpy(text + used, "; ", 3);

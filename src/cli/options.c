@@ -14,6 +14,7 @@ static const struct option_spec model_options[] = {
     {"model", 'm', OPTION_TEXT, ENGINE(model_path), "NAME|FILE", .help = "a fetched model ('oscar fetch --list') or a GGUF file",
      .default_text = ""},
     {"threads", 't', OPTION_INT, ENGINE(threads), "N", .help = "threads", 0, 4096, .default_text = "one per core"},
+    {"device", 0, OPTION_TEXT, ENGINE(device), "NAME", .help = "what the model runs on: cpu, cuda, or cuda:N for GPU N"},
 };
 
 /* What the cache is made of, then how large it is; window_group is the second half. */

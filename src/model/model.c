@@ -192,6 +192,9 @@ size_t model_weight_bytes(const struct model *m) { return m->weight_bytes; }
 size_t embedding_bytes(const struct model *m) { return file_bytes(&m->weights.embedding); }
 
 size_t model_read_bytes_per_token(const struct model *m) {
+  const struct weight *table = &m->weights.embedding;
+  if (table->packed && embedding_is_apart(m)) return m->packed_bytes - packed_bytes(m, table);
+  if (table->packed) return m->packed_bytes;
   return embedding_is_apart(m) ? m->weight_bytes - embedding_bytes(m) + row_bytes(&m->weights.embedding) : m->weight_bytes;
 }
 

@@ -32,7 +32,8 @@ const struct tokenizer *model_tokenizer(const struct model *model);
 const struct gguf *model_file(const struct model *model);
 const char *model_fingerprint(const struct model *model);
 size_t model_weight_bytes(const struct model *model);
-/* Weight bytes that one decoded token reads: all but the rows of the embedding that are not the token's. */
+/* Weight bytes that one decoded token reads, in the form they have on the device: all but the rows of the embedding that are not
+ * the token's. */
 size_t model_read_bytes_per_token(const struct model *model);
 /* Bytes of weights and of the rest of the file that are in memory while the model runs: of an embedding that is read by rows, a
  * few pages. */

@@ -45,6 +45,7 @@ struct cuda_backend {
   struct device_scratch raw;       /* blocks of a weight as the file has them, while it is packed */
   struct rope_frequencies ropes[KEPT_ROPES];
   int next_rope;
+  int few_tokens; /* products of up to so many go through the kernel for few tokens */
 };
 
 static inline struct cuda_backend *cuda_of(struct backend *be) { return (struct cuda_backend *)(void *)be; }
@@ -79,11 +80,8 @@ size_t cuda_product_scratch(const struct backend *be, const struct weight *w, in
 oscar_status cuda_reserve(struct backend *be, const struct weight *w, int n);
 oscar_status cuda_matmul(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
                          const float *x, float *const *y);
-/* The two ways of cuda_matmul, one weight: the kernel for few tokens, and the library. For benchmarks, which choose. */
-oscar_status cuda_matmul_few(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias, int n,
-                             const float *x, float *const *y);
-oscar_status cuda_matmul_library(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias,
-                                 int n, const float *x, float *const *y);
+/* Up to so many tokens the kernel is faster than the library (bench_cuda_products, H100). */
+#define FEW_TOKENS 4
 
 /* ops.cu */
 void cuda_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y);

@@ -11,3 +11,10 @@ size_t backend_cuda_free_bytes(const struct backend *backend) {
   (void)backend;
   return 0;
 }
+
+oscar_status backend_cuda_read_speed(struct backend *backend, double *bytes_per_s) {
+  *bytes_per_s = 0;
+  return set_error(backend->context, OSCAR_UNSUPPORTED, "this build has no CUDA");
+}
+
+void backend_cuda_choose(struct backend *backend, int few_tokens) { (void)backend, (void)few_tokens; }

@@ -11,9 +11,7 @@
 #define WARP         32
 #define MOST_SHARING 3
 
-/* Up to so many tokens go through the kernel, which is made for at most MOST_FEW (bench/cuda_products.c, H100). */
-#define FEW_TOKENS 4
-#define MOST_FEW   8
+#define MOST_FEW 8 /* tokens that the kernel takes at once */
 
 /* Tiles of the library have 64 rows at least: weights with fewer rows than so many a multiprocessor are better joined, as long as
  * taking the results apart is cheap. */
@@ -142,8 +140,8 @@ template <int TOKENS> static void launch_rows(const struct cuda_backend *b, stru
     launch_few<TOKENS, 1>(b, f);
 }
 
-oscar_status cuda_matmul_few(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias, int n,
-                             const float *x, float *const *y) {
+static oscar_status matmul_few(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias, int n,
+                               const float *x, float *const *y) {
   for (int done = 0; done < n; done += MOST_FEW) {
     struct few f = {};
     f.count = count;
@@ -262,8 +260,8 @@ static oscar_status multiply_joined(struct cuda_backend *b, int count, const str
   return cuda_launched(b->cuda, "taking results apart");
 }
 
-oscar_status cuda_matmul_library(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias,
-                                 int n, const float *x, float *const *y) {
+static oscar_status matmul_library(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias,
+                                   int n, const float *x, float *const *y) {
   bool possible = false;
   oscar_status status = round_to_bf16(b, w[0], n, x);
   if (status == OSCAR_OK && can_be_joined(b, count, w, n)) {
@@ -273,25 +271,26 @@ oscar_status cuda_matmul_library(struct cuda_backend *b, int count, const struct
   for (int i = 0; i < count && status == OSCAR_OK; i++) {
     const float *of_rows = bias ? bias[i] : NULL;
     status = multiply(b, w[i], w[i]->rows, of_rows, n, y[i], &possible);
-    if (status == OSCAR_OK && !possible) status = cuda_matmul_few(b, 1, w + i, &of_rows, n, x, y + i);
+    if (status == OSCAR_OK && !possible) status = matmul_few(b, 1, w + i, &of_rows, n, x, y + i);
   }
   return status;
 }
 
 /* ---- the operation ---- */
 
-static size_t rounded_bytes(const struct weight *w, int n) {
-  return n > FEW_TOKENS ? (size_t)n * (size_t)packed_cols(w) * sizeof(__nv_bfloat16) : 0;
+static size_t rounded_bytes(const struct cuda_backend *b, const struct weight *w, int n) {
+  return n > b->few_tokens ? (size_t)n * (size_t)packed_cols(w) * sizeof(__nv_bfloat16) : 0;
 }
 
 size_t cuda_product_scratch(const struct backend *be, const struct weight *w, int n) {
-  return cuda_of(be)->workspace.bytes + rounded_bytes(w, n);
+  const struct cuda_backend *b = cuda_of(be);
+  return b->workspace.bytes + rounded_bytes(b, w, n);
 }
 
 oscar_status cuda_reserve(struct backend *be, const struct weight *w, int n) {
   struct cuda_backend *b = cuda_of(be);
-  oscar_status status = device_scratch_reserve(b, &b->rounded, rounded_bytes(w, n));
-  if (status != OSCAR_OK || n <= FEW_TOKENS || !is_small(b, w)) return status;
+  oscar_status status = device_scratch_reserve(b, &b->rounded, rounded_bytes(b, w, n));
+  if (status != OSCAR_OK || n <= b->few_tokens || !is_small(b, w)) return status;
   const size_t tokens = n < JOINED_TOKENS ? (size_t)n : JOINED_TOKENS;
   return device_scratch_reserve(b, &b->joined, tokens * MOST_SHARING * (size_t)w->rows * sizeof(float));
 }
@@ -314,5 +313,5 @@ oscar_status cuda_matmul(struct backend *be, int count, const struct weight *con
   struct cuda_backend *b = cuda_of(be);
   oscar_status status = check(b, count, w, n);
   if (status != OSCAR_OK || n == 0) return status;
-  return n <= FEW_TOKENS ? cuda_matmul_few(b, count, w, bias, n, x, y) : cuda_matmul_library(b, count, w, bias, n, x, y);
+  return n <= b->few_tokens ? matmul_few(b, count, w, bias, n, x, y) : matmul_library(b, count, w, bias, n, x, y);
 }
