@@ -58,6 +58,8 @@ struct heads {
   float *x;
 };
 
+enum activation { ACTIVATION_SILU, ACTIVATION_GELU };
+
 struct backend;
 struct backend_ops {
   const char *name; /* "cpu" */
@@ -92,6 +94,10 @@ struct backend_ops {
    */
   oscar_status (*matmul)(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
                          const float *x, float *const *y);
+  /* y [n][w->rows] = (activation(gate) * up) W^T, with gate and up [n][cols]: silu_mul or gelu_mul and matmul, with the same
+   * bits. What gate holds then is not said. */
+  oscar_status (*matmul_gated)(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
+                               const float *up, float *y);
   /* y = x / sqrt(mean(x^2) + eps) * weight, over rows of `dim` floats (also per head: rows = n * heads). y may be x. */
   void (*rms_norm)(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y);
   /* x += add, then y = rms_norm(x): the same bits as the two of them. y may be `add`. */

@@ -35,7 +35,7 @@ struct runner {
   oscar_attention *attention;
   int max_chunk;
   float *x, *h, *q, *k, *v, *o, *gate, *up; /* max_chunk rows each */
-  float *logits;                            /* LOGIT_ROWS rows; only where buffers are not host memory */
+  float *logits;                            /* LOGIT_ROWS rows at most; only where buffers are not host memory */
   int32_t *tokens;                          /* [2 max_chunk]: ids of a step, then its positions */
   float *device_tokens;                     /* the same as a buffer, where buffers are not host memory */
   struct host_rows observed;                /* made for the first observer there */
@@ -64,6 +64,8 @@ static int chunk_buffers(struct runner *r, const struct model_geometry *g, int n
   return 8;
 }
 
+static int logit_rows(int max_chunk) { return max_chunk < LOGIT_ROWS ? max_chunk : LOGIT_ROWS; }
+
 size_t model_scratch_bytes(const struct model *m, int n, int outputs) {
   struct runner layout = {0};
   struct buffer_size sizes[8];
@@ -77,6 +79,7 @@ size_t model_scratch_bytes(const struct model *m, int n, int outputs) {
     size_t bytes = m->backend->ops->product_scratch(m->backend, products[i], n);
     if (bytes > largest) largest = bytes;
   }
+  if (!m->backend->ops->host_memory) outputs += logit_rows(n);
   return 4 * (floats + (size_t)outputs * (size_t)m->parameters.geometry.vocab) + largest;
 }
 
@@ -108,7 +111,7 @@ static oscar_status make_buffers(struct runner *r) {
   oscar_status status = OSCAR_OK;
   for (int i = 0; i < count && status == OSCAR_OK; i++) status = be->ops->buffer_alloc(be, sizes[i].floats, sizes[i].buffer);
   if (status == OSCAR_OK && !be->ops->host_memory)
-    status = be->ops->buffer_alloc(be, (size_t)LOGIT_ROWS * (size_t)m->parameters.geometry.vocab, &r->logits);
+    status = be->ops->buffer_alloc(be, (size_t)logit_rows(r->max_chunk) * (size_t)m->parameters.geometry.vocab, &r->logits);
   if (status == OSCAR_OK && !be->ops->host_memory)
     status = be->ops->buffer_alloc(be, 2 * (size_t)r->max_chunk, &r->device_tokens);
   for (int layer = 0; layer < m->parameters.geometry.layers; layer++) {
@@ -117,8 +120,7 @@ static oscar_status make_buffers(struct runner *r) {
     for (size_t i = 0; i < ARRAY_LENGTH(products) && status == OSCAR_OK; i++)
       status = be->ops->reserve(be, products[i], r->max_chunk);
   }
-  if (status == OSCAR_OK)
-    status = be->ops->reserve(be, &m->weights.output, r->max_chunk < LOGIT_ROWS ? r->max_chunk : LOGIT_ROWS);
+  if (status == OSCAR_OK) status = be->ops->reserve(be, &m->weights.output, logit_rows(r->max_chunk));
   return status;
 }
 
@@ -278,12 +280,12 @@ static oscar_status feed_forward_block(const struct runner *r, int layer) {
   const struct products p = {2, {&w->gate, &w->up}, {NULL, NULL}, {r->gate, r->up}};
   oscar_status status = multiply(be, &p, r->spans, r->n_spans, r->h);
   if (status != OSCAR_OK) return status;
-  const size_t count = (size_t)r->n * (size_t)g->feed_forward;
-  if (m->architecture->activation == ACTIVATION_SILU)
-    be->ops->silu_mul(be, count, r->gate, r->up);
-  else
-    be->ops->gelu_mul(be, count, r->gate, r->up);
-  status = multiply_one(r, &w->down, r->gate, r->h);
+  for (int s = 0; s < r->n_spans && status == OSCAR_OK; s++) {
+    const size_t from = (size_t)r->spans[s].first * (size_t)g->feed_forward,
+                 to = (size_t)r->spans[s].first * (size_t)g->embedding;
+    status =
+        be->ops->matmul_gated(be, &w->down, m->architecture->activation, r->spans[s].n, r->gate + from, r->up + from, r->h + to);
+  }
   if (status != OSCAR_OK) return status;
   if (w->post_feed_forward_norm.data)
     be->ops->rms_norm(be, r->n, g->embedding, r->h, vector_of(&w->post_feed_forward_norm), eps, r->h);

@@ -366,6 +366,43 @@ static void products_agree_with_the_portable_cpu(void **state) {
   close_pair(&p);
 }
 
+/* An activation and a product as one have the bits of both. */
+static void gated_products_have_the_bits_of_both(void **state) {
+  (void)state;
+  static const int64_t shapes[][2] = {{67, 201}, {192, 576}};
+  static const int tokens[] = {1, 4, 5, 40};
+  struct pair p;
+  open_pair(&p);
+  for (size_t k = 0; k < ARRAY_LENGTH(shapes); k++) {
+    struct shared s = make_shared(&p, 1, WEIGHT_BF16, &shapes[k][0], shapes[k][1]);
+    const struct weight *w = &s.w[0].weight;
+    for (size_t t = 0; t < ARRAY_LENGTH(tokens) * 2; t++) {
+      const int n = tokens[t / 2];
+      const size_t count = (size_t)(n * w->cols), results = (size_t)(n * w->rows);
+      float *x = random_floats(count, 1), *u = random_floats(count, 2), *y[2];
+      float *gate[2] = {on_gpu(&p, x, count), on_gpu(&p, x, count)}, *up = on_gpu(&p, u, count);
+      for (int i = 0; i < 2; i++) assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, results, &y[i]));
+      if (t % 2)
+        p.gpu->ops->gelu_mul(p.gpu, count, gate[0], up);
+      else
+        p.gpu->ops->silu_mul(p.gpu, count, gate[0], up);
+      assert_ok(p.context, p.gpu->ops->matmul(p.gpu, 1, &w, NULL, n, gate[0], &y[0]));
+      assert_ok(p.context, p.gpu->ops->matmul_gated(p.gpu, w, t % 2 ? ACTIVATION_GELU : ACTIVATION_SILU, n, gate[1], up, y[1]));
+      float *expected = take(&p, y[0], results), *got = take(&p, y[1], results);
+      assert_memory_equal(got, expected, results * sizeof *got);
+      drop(&p, gate[0]);
+      drop(&p, gate[1]);
+      drop(&p, up);
+      free(got);
+      free(expected);
+      free(u);
+      free(x);
+    }
+    free_shared(&p, &s);
+  }
+  close_pair(&p);
+}
+
 /* ---- the other operations ---- */
 
 static void norms_agree_with_the_cpu(void **state) {
@@ -566,6 +603,7 @@ int main(void) {
       cmocka_unit_test(large_weights_agree_with_double_precision),
       cmocka_unit_test(weights_that_share_an_input_agree_with_double_precision),
       cmocka_unit_test(products_agree_with_the_portable_cpu),
+      cmocka_unit_test(gated_products_have_the_bits_of_both),
       cmocka_unit_test(norms_agree_with_the_cpu),
       cmocka_unit_test(rope_agrees_with_the_cpu),
       cmocka_unit_test(activations_agree_with_the_cpu),

@@ -226,6 +226,29 @@ static void activations_agree_with_libm(void **state) {
   free(gate);
 }
 
+static void gated_products_have_the_bits_of_both(void **state) {
+  (void)state;
+  enum { ROWS = 9, COLS = 70, MOST = 40 };
+  struct backend *be = backend_of(test_context(OSCAR_ISA_AUTO, 2));
+  static float data[ROWS * COLS], gate[MOST * COLS], copy[MOST * COLS], up[MOST * COLS], y[MOST * ROWS], expected[MOST * ROWS];
+  const struct weight w = {.name = "w", .type = WEIGHT_F32, .rows = ROWS, .cols = COLS, .data = data}, *pw = &w;
+  float *to = expected;
+  uint64_t random = 3;
+  for (int i = 0; i < ROWS * COLS; i++) data[i] = test_normal(&random);
+  for (int n = 0; n <= MOST; n += n < 2 ? 1 : MOST - 2)
+    for (int kind = ACTIVATION_SILU; kind <= ACTIVATION_GELU; kind++) {
+      for (int i = 0; i < n * COLS; i++) gate[i] = copy[i] = test_normal(&random), up[i] = test_normal(&random);
+      assert_ok(be->context, be->ops->matmul_gated(be, &w, (enum activation)kind, n, gate, up, y));
+      if (kind == ACTIVATION_SILU)
+        be->ops->silu_mul(be, (size_t)n * COLS, copy, up);
+      else
+        be->ops->gelu_mul(be, (size_t)n * COLS, copy, up);
+      assert_ok(be->context, be->ops->matmul(be, 1, &pw, NULL, n, copy, &to));
+      assert_memory_equal(y, expected, (size_t)(n * ROWS) * sizeof *y);
+    }
+  close_backend(be);
+}
+
 static void activations_keep_their_limits(void **state) {
   (void)state;
   struct backend *be = backend_of(test_context(OSCAR_ISA_AUTO, 1));
@@ -289,6 +312,7 @@ int main(void) {
       cmocka_unit_test(add_rms_norm_has_the_bits_of_both),
       cmocka_unit_test(rope_norms_heads_first),
       cmocka_unit_test(activations_agree_with_libm),
+      cmocka_unit_test(gated_products_have_the_bits_of_both),
       cmocka_unit_test(activations_keep_their_limits),
       cmocka_unit_test(add_and_scale_touch_every_element_once),
       cmocka_unit_test(the_description_names_kernels_and_threads),

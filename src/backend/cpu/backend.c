@@ -105,6 +105,7 @@ static const struct backend_ops cpu_ops = {
     .pack = cpu_pack,
     .embed = cpu_embed,
     .matmul = cpu_matmul,
+    .matmul_gated = cpu_matmul_gated,
     .rms_norm = cpu_rms_norm,
     .add_rms_norm = cpu_add_rms_norm,
     .rope = cpu_rope,

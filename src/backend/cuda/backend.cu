@@ -107,6 +107,7 @@ static constexpr struct backend_ops make_ops(void) {
   ops.pack = cuda_pack;
   ops.embed = cuda_embed;
   ops.matmul = cuda_matmul;
+  ops.matmul_gated = cuda_matmul_gated;
   ops.rms_norm = cuda_rms_norm;
   ops.add_rms_norm = cuda_add_rms_norm;
   ops.rope = cuda_rope;

@@ -80,6 +80,8 @@ size_t cuda_product_scratch(const struct backend *be, const struct weight *w, in
 oscar_status cuda_reserve(struct backend *be, const struct weight *w, int n);
 oscar_status cuda_matmul(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
                          const float *x, float *const *y);
+oscar_status cuda_matmul_gated(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
+                               const float *up, float *y);
 /* Up to so many tokens the kernel is faster than the library (bench_cuda_products, H100). */
 #define FEW_TOKENS 4
 

@@ -4,6 +4,7 @@
  * They touch activations only. While decoding they are all latency: what can be one launch is one (adding and norming; norming
  * and rotating the heads of q and k). A launch that fails is found by the next operation that gives a status.
  */
+#include "backend/cuda/activations.cuh"
 #include "backend/cuda/cuda_backend.h"
 
 #include <math.h>
@@ -222,17 +223,6 @@ struct scaling {
   float factor;
   __device__ float operator()(float x, float) const { return x * factor; }
 };
-/* x sigmoid(x); for large negative x, x / (1 + inf) is 0; NaN stays in the numerator. */
-struct silu {
-  __device__ float operator()(float x, float up) const { return x / (1.0f + expf(-x)) * up; }
-};
-/* As in cpu/ops.c: x / (1 + e^(-2u)) with u = sqrt(2/pi) (x + 0.044715 x^3). */
-struct gelu {
-  __device__ float operator()(float x, float up) const {
-    return x / (1.0f + expf(-1.5957691216f * (x + 0.044715f * x * x * x))) * up;
-  }
-};
-
 /* Four elements a thread; y may be NULL where the operation does not look at it. */
 template <typename F> __global__ static void change_elements(size_t count, float *x, const float *y, F f) {
   const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;

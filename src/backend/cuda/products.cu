@@ -6,6 +6,7 @@
  * per call, and tensor cores do the rest. Small weights that lie after each other in memory (q, k, v of a layer) are multiplied
  * as one and their results taken apart: alone, none of them would fill the GPU.
  */
+#include "backend/cuda/activations.cuh"
 #include "backend/cuda/cuda_backend.h"
 
 #define WARP         32
@@ -169,32 +170,46 @@ static oscar_status matmul_few(struct cuda_backend *b, int count, const struct w
 
 /* ---- many tokens ---- */
 
-/* out [n][padded] = x [n][cols] in BF16, zeros behind */
-__global__ static void round_inputs(int64_t cols, int64_t padded, size_t count, const float *x, __nv_bfloat16 *out) {
+/* Inputs of a product: x, or what an activation makes of a gate x and its `up`. */
+struct plain {
+  __device__ float operator()(float x, float) const { return x; }
+};
+
+/* out [n][padded] = f(x, up) in BF16, x and up [n][cols]; zeros behind */
+template <typename F>
+__global__ static void round_inputs(int64_t cols, int64_t padded, size_t count, const float *x, const float *up, F f,
+                                    __nv_bfloat16 *out) {
   const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count) return;
-  const int64_t token = (int64_t)(i / (size_t)padded), col = (int64_t)(i % (size_t)padded);
-  out[i] = __float2bfloat16_rn(col < cols ? x[token * cols + col] : 0);
+  const int64_t token = (int64_t)(i / (size_t)padded), col = (int64_t)(i % (size_t)padded), at = token * cols + col;
+  out[i] = __float2bfloat16_rn(col < cols ? f(x[at], up ? up[at] : 0) : 0);
+}
+
+__device__ static uint32_t round_pair(float a, float b) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  return *(const uint32_t *)&pair;
 }
 
 /* The same where rows need no padding: four numbers a thread. */
-__global__ static void round_vectors(size_t vectors, const float4 *x, uint2 *out) {
+template <typename F> __global__ static void round_vectors(size_t vectors, const float4 *x, const float4 *up, F f, uint2 *out) {
   const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= vectors) return;
-  const float4 v = x[i];
-  const __nv_bfloat162 a = __floats2bfloat162_rn(v.x, v.y), b = __floats2bfloat162_rn(v.z, v.w);
-  out[i] = make_uint2(*(const uint32_t *)&a, *(const uint32_t *)&b);
+  const float4 v = x[i], u = up ? up[i] : make_float4(0, 0, 0, 0);
+  out[i] = make_uint2(round_pair(f(v.x, u.x), f(v.y, u.y)), round_pair(f(v.z, u.z), f(v.w, u.w)));
 }
 
-static oscar_status round_to_bf16(struct cuda_backend *b, const struct weight *w, int n, const float *x) {
+template <typename F>
+static oscar_status round_to_bf16(struct cuda_backend *b, const struct weight *w, int n, const float *x, const float *up, F f) {
   const int64_t padded = packed_cols(w);
   const size_t count = (size_t)n * (size_t)padded;
   oscar_status status = device_scratch_reserve(b, &b->rounded, count * sizeof(__nv_bfloat16));
   if (status != OSCAR_OK) return status;
-  if (padded == w->cols && ((uintptr_t)x & 15) == 0)
-    round_vectors<<<blocks_for(count / 4, 256), 256, 0, b->stream>>>(count / 4, (const float4 *)x, (uint2 *)b->rounded.data);
+  if (padded == w->cols && (((uintptr_t)x | (uintptr_t)up) & 15) == 0)
+    round_vectors<<<blocks_for(count / 4, 256), 256, 0, b->stream>>>(count / 4, (const float4 *)x, (const float4 *)up, f,
+                                                                     (uint2 *)b->rounded.data);
   else
-    round_inputs<<<blocks_for(count, 256), 256, 0, b->stream>>>(w->cols, padded, count, x, (__nv_bfloat16 *)b->rounded.data);
+    round_inputs<<<blocks_for(count, 256), 256, 0, b->stream>>>(w->cols, padded, count, x, up, f,
+                                                                (__nv_bfloat16 *)b->rounded.data);
   return cuda_launched(b->cuda, "rounding activations");
 }
 
@@ -263,7 +278,7 @@ static oscar_status multiply_joined(struct cuda_backend *b, int count, const str
 static oscar_status matmul_library(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias,
                                    int n, const float *x, float *const *y) {
   bool possible = false;
-  oscar_status status = round_to_bf16(b, w[0], n, x);
+  oscar_status status = round_to_bf16(b, w[0], n, x, NULL, plain{});
   if (status == OSCAR_OK && can_be_joined(b, count, w, n)) {
     status = multiply_joined(b, count, w, bias, n, y, &possible);
     if (status != OSCAR_OK || possible) return status;
@@ -314,4 +329,23 @@ oscar_status cuda_matmul(struct backend *be, int count, const struct weight *con
   oscar_status status = check(b, count, w, n);
   if (status != OSCAR_OK || n == 0) return status;
   return n <= b->few_tokens ? matmul_few(b, count, w, bias, n, x, y) : matmul_library(b, count, w, bias, n, x, y);
+}
+
+oscar_status cuda_matmul_gated(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
+                               const float *up, float *y) {
+  struct cuda_backend *b = cuda_of(be);
+  oscar_status status = check(b, 1, &w, n);
+  if (status != OSCAR_OK || n == 0) return status;
+  bool possible = false;
+  if (n > b->few_tokens) {
+    status = activation == ACTIVATION_SILU ? round_to_bf16(b, w, n, gate, up, silu{}) : round_to_bf16(b, w, n, gate, up, gelu{});
+    if (status == OSCAR_OK) status = multiply(b, w, w->rows, NULL, n, y, &possible);
+    if (status != OSCAR_OK || possible) return status;
+  }
+  const size_t count = (size_t)n * (size_t)w->cols;
+  if (activation == ACTIVATION_SILU)
+    cuda_silu_mul(be, count, gate, up);
+  else
+    cuda_gelu_mul(be, count, gate, up);
+  return matmul_few(b, 1, &w, NULL, n, gate, &y);
 }
