@@ -62,6 +62,32 @@ static inline unsigned blocks_for(size_t count, int threads) {
 }
 
 /*
+ * Launches. A kernel may begin while the one before it ends (compute capability 9.0 and later: programmatic dependent launch),
+ * which hides most of what a launch costs. So every kernel of the backend calls wait_for_input before it touches anything but
+ * weights: then all that was enqueued before is done.
+ */
+template <typename... P, typename... A>
+static inline void launch(const struct cuda_backend *b, void (*kernel)(P...), dim3 grid, int threads, const A &...arguments) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3((unsigned)threads);
+  config.stream = b->stream;
+  config.attrs = &early;
+  config.numAttrs = b->cuda->info.capability >= 90 ? 1 : 0;
+  (void)cudaLaunchKernelEx(&config, kernel, P(arguments)...); /* what went wrong is found by cuda_launched */
+}
+
+__device__ static inline void wait_for_input(void) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/*
  * A weight on the GPU is BF16, [rows][packed_cols]: rows are padded with zeros to 16 bytes, so that every row can be read in
  * vectors and the library always gets its favourite alignment.
  */

@@ -31,6 +31,7 @@ __global__ static void norm_rows(int64_t rows, int dim, const float *x, float *s
   __shared__ float shared[32];
   const int in_block = (int)blockDim.x / THREADS, thread = (int)threadIdx.x % THREADS;
   const int64_t row = (int64_t)blockIdx.x * in_block + (int)threadIdx.x / THREADS;
+  wait_for_input();
   if (row >= rows) return; /* whole warps, and in the case of larger rows none */
   const float *from = x + row * dim;
   float squares = 0;
@@ -49,11 +50,11 @@ static void launch_norm(struct cuda_backend *b, int64_t rows, int dim, const flo
                         const float *weight, float eps, float *y) {
   if (rows == 0) return;
   if (dim <= 256)
-    norm_rows<32, ADD><<<blocks_for((size_t)rows, 8), 256, 0, b->stream>>>(rows, dim, x, sum, add, weight, eps, y);
+    launch(b, norm_rows<32, ADD>, blocks_for((size_t)rows, 8), 256, rows, dim, x, sum, add, weight, eps, y);
   else if (dim <= 2048)
-    norm_rows<256, ADD><<<(unsigned)rows, 256, 0, b->stream>>>(rows, dim, x, sum, add, weight, eps, y);
+    launch(b, norm_rows<256, ADD>, (unsigned)rows, 256, rows, dim, x, sum, add, weight, eps, y);
   else
-    norm_rows<1024, ADD><<<(unsigned)rows, 1024, 0, b->stream>>>(rows, dim, x, sum, add, weight, eps, y);
+    launch(b, norm_rows<1024, ADD>, (unsigned)rows, 1024, rows, dim, x, sum, add, weight, eps, y);
 }
 
 void cuda_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y) {
@@ -153,6 +154,7 @@ __global__ static void rotate_heads(struct rotation r, int64_t n, const int32_t 
   const int64_t warp = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32;
   const int lane = (int)threadIdx.x % 32;
   const int64_t token = warp / r.all_heads;
+  wait_for_input();
   if (token >= n) return;
   int head = (int)(warp % r.all_heads), tensor = 0;
   while (head >= r.heads[tensor]) head -= r.heads[tensor++];
@@ -210,7 +212,7 @@ oscar_status cuda_rope(struct backend *be, const struct rope_spec *spec, int n, 
   const double *frequencies;
   oscar_status status = frequencies_find(b, spec, &frequencies);
   if (status != OSCAR_OK) return status;
-  rotate_heads<<<blocks_for((size_t)n * (size_t)r.all_heads * 32, 128), 128, 0, b->stream>>>(r, n, positions, frequencies);
+  launch(b, rotate_heads, blocks_for((size_t)n * (size_t)r.all_heads * 32, 128), 128, r, n, positions, frequencies);
   return cuda_launched(b->cuda, "rotating heads");
 }
 
@@ -226,6 +228,7 @@ struct scaling {
 /* Four elements a thread; y may be NULL where the operation does not look at it. */
 template <typename F> __global__ static void change_elements(size_t count, float *x, const float *y, F f) {
   const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+  wait_for_input();
   if (i + 4 <= count && (((uintptr_t)x | (uintptr_t)y) & 15) == 0) {
     float4 a = *(const float4 *)(x + i), b = y ? *(const float4 *)(y + i) : make_float4(0, 0, 0, 0);
     *(float4 *)(x + i) = make_float4(f(a.x, b.x), f(a.y, b.y), f(a.z, b.z), f(a.w, b.w));
@@ -235,7 +238,7 @@ template <typename F> __global__ static void change_elements(size_t count, float
 }
 
 template <typename F> static void launch_elements(struct backend *be, size_t count, float *x, const float *y, F f) {
-  if (count > 0) change_elements<<<blocks_for((count + 3) / 4, 256), 256, 0, cuda_of(be)->stream>>>(count, x, y, f);
+  if (count > 0) launch(cuda_of(be), change_elements<F>, blocks_for((count + 3) / 4, 256), 256, count, x, y, f);
 }
 
 void cuda_add(struct backend *be, size_t count, float *x, const float *y) { launch_elements(be, count, x, y, adding{}); }

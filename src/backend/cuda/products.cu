@@ -74,71 +74,100 @@ __device__ static void add_products(const struct few &f, const uint4 weights[ROW
   }
 }
 
-template <int TOKENS, int ROWS, bool VECTORS> __global__ static void few_tokens(const __grid_constant__ struct few f) {
-  enum { AHEAD = ROWS >= 4 ? 2 : 4 }; /* vectors of a row that are on their way at once */
-  int64_t group = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
-  const int lane = (int)threadIdx.x % WARP;
+/*
+ * ROWS rows for WARPS warps of a block, which share out the columns. The first weights are asked for before the input is there.
+ */
+template <int TOKENS, int ROWS, int WARPS, bool VECTORS> __global__ static void few_tokens(const __grid_constant__ struct few f) {
+  enum {
+    AHEAD = ROWS >= 4 ? 2 : 4,
+    STEP = WARPS * WARP * 8
+  }; /* vectors of a row that are on their way at once; columns of all */
+  const int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP % WARPS;
+  int64_t group = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / (WARPS * WARP);
   int i = 0;
   while (i < f.count && group >= f.groups[i]) group -= f.groups[i++];
-  if (i == f.count) return;
+  if (i == f.count) return; /* all warps of a group together */
   const int64_t first_row = group * ROWS, rows = f.rows[i];
   const __nv_bfloat16 *w[ROWS];
 #pragma unroll
   for (int r = 0; r < ROWS; r++) w[r] = f.w[i] + (first_row + r < rows ? first_row + r : rows - 1) * f.padded;
 
   float sums[ROWS][TOKENS] = {};
-  int64_t at = lane * 8;
-  for (; at + (AHEAD - 1) * WARP * 8 < f.padded; at += AHEAD * WARP * 8) {
+  int64_t at = (warp * WARP + lane) * 8;
+  bool waited = false;
+  for (; at + (AHEAD - 1) * STEP < f.padded; at += AHEAD * STEP) {
     uint4 weights[AHEAD][ROWS];
 #pragma unroll
     for (int a = 0; a < AHEAD; a++)
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) weights[a][r] = load_weights(w[r] + at + a * WARP * 8);
+      for (int r = 0; r < ROWS; r++) weights[a][r] = load_weights(w[r] + at + a * STEP);
+    if (!waited) wait_for_input();
+    waited = true;
 #pragma unroll
-    for (int a = 0; a < AHEAD; a++) add_products<TOKENS, ROWS, VECTORS>(f, weights[a], at + a * WARP * 8, sums);
+    for (int a = 0; a < AHEAD; a++) add_products<TOKENS, ROWS, VECTORS>(f, weights[a], at + a * STEP, sums);
   }
-  for (; at < f.padded; at += WARP * 8) {
+  for (; at < f.padded; at += STEP) {
     uint4 weights[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) weights[r] = load_weights(w[r] + at);
+    if (!waited) wait_for_input();
+    waited = true;
     add_products<TOKENS, ROWS, VECTORS>(f, weights, at, sums);
   }
+  if (!waited) wait_for_input(); /* results may lie where kernels before this still read */
 
+  __shared__ float shared[WARPS > 1 ? WARPS : 1][ROWS * TOKENS];
 #pragma unroll
   for (int r = 0; r < ROWS; r++)
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) {
-      float sum = sums[r][t];
 #pragma unroll
-      for (int step = WARP / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+      for (int step = WARP / 2; step > 0; step /= 2) sums[r][t] += __shfl_xor_sync(~0u, sums[r][t], step);
+      if (WARPS > 1 && lane == 0) shared[warp][r * TOKENS + t] = sums[r][t];
+    }
+  if (WARPS > 1) {
+    __syncthreads();
+    if (warp > 0) return;
+  }
+#pragma unroll
+  for (int r = 0; r < ROWS; r++)
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
       const int64_t row = first_row + r;
-      if (lane == (r * TOKENS + t) % WARP && row < rows && t < f.n)
-        f.y[i][t * rows + row] = sum + (f.bias[i] ? f.bias[i][row] : 0);
+      if (lane != (r * TOKENS + t) % WARP || row >= rows || t >= f.n) continue;
+      float sum = sums[r][t];
+      if (WARPS > 1)
+        for (int k = 1; k < WARPS; k++) sum += shared[k][r * TOKENS + t];
+      f.y[i][t * rows + row] = sum + (f.bias[i] ? f.bias[i][row] : 0);
     }
 }
 
-template <int TOKENS, int ROWS> static void launch_few(const struct cuda_backend *b, struct few *f) {
+#define FEW_THREADS 128
+
+template <int TOKENS, int ROWS, int WARPS> static void launch_few(const struct cuda_backend *b, struct few *f) {
   const bool vectors = f->cols == f->padded && ((uintptr_t)f->x & 15) == 0;
   int64_t groups = 0;
   for (int i = 0; i < f->count; i++) groups += f->groups[i] = (f->rows[i] + ROWS - 1) / ROWS;
-  const unsigned blocks = blocks_for((size_t)groups * WARP, 128);
-  if (vectors)
-    few_tokens<TOKENS, ROWS, true><<<blocks, 128, 0, b->stream>>>(*f);
-  else
-    few_tokens<TOKENS, ROWS, false><<<blocks, 128, 0, b->stream>>>(*f);
+  const unsigned blocks = blocks_for((size_t)groups * WARPS * WARP, FEW_THREADS);
+  launch(b, vectors ? few_tokens<TOKENS, ROWS, WARPS, true> : few_tokens<TOKENS, ROWS, WARPS, false>, blocks, FEW_THREADS, *f);
 }
 
-/* More rows for a warp are fewer reads of the input; fewer make more warps, which small weights need. */
+/* More rows for a warp are fewer reads of the input; fewer make more warps, which small weights need. So do warps that share rows
+ * where there are columns enough for them. */
 template <int TOKENS> static void launch_rows(const struct cuda_backend *b, struct few *f) {
   int64_t rows = 0;
   for (int i = 0; i < f->count; i++) rows += f->rows[i];
   const int64_t warps = 16 * (int64_t)b->cuda->info.multiprocessors;
-  if (rows >= 4 * warps && TOKENS > 1)
-    launch_few<TOKENS, 4>(b, f);
+  if (f->padded >= 2048 && rows >= 8 * warps)
+    launch_few<TOKENS, 4, 4>(b, f);
+  else if (f->padded >= 2048)
+    launch_few<TOKENS, 2, 4>(b, f);
+  else if (rows >= 4 * warps && TOKENS > 1)
+    launch_few<TOKENS, 4, 1>(b, f);
   else if (rows >= 2 * warps)
-    launch_few<TOKENS, 2>(b, f);
+    launch_few<TOKENS, 2, 1>(b, f);
   else
-    launch_few<TOKENS, 1>(b, f);
+    launch_few<TOKENS, 1, 1>(b, f);
 }
 
 static oscar_status matmul_few(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias, int n,
@@ -180,6 +209,7 @@ template <typename F>
 __global__ static void round_inputs(int64_t cols, int64_t padded, size_t count, const float *x, const float *up, F f,
                                     __nv_bfloat16 *out) {
   const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+  wait_for_input();
   if (i >= count) return;
   const int64_t token = (int64_t)(i / (size_t)padded), col = (int64_t)(i % (size_t)padded), at = token * cols + col;
   out[i] = __float2bfloat16_rn(col < cols ? f(x[at], up ? up[at] : 0) : 0);
@@ -193,6 +223,7 @@ __device__ static uint32_t round_pair(float a, float b) {
 /* The same where rows need no padding: four numbers a thread. */
 template <typename F> __global__ static void round_vectors(size_t vectors, const float4 *x, const float4 *up, F f, uint2 *out) {
   const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+  wait_for_input();
   if (i >= vectors) return;
   const float4 v = x[i], u = up ? up[i] : make_float4(0, 0, 0, 0);
   out[i] = make_uint2(round_pair(f(v.x, u.x), f(v.y, u.y)), round_pair(f(v.z, u.z), f(v.w, u.w)));
@@ -205,11 +236,10 @@ static oscar_status round_to_bf16(struct cuda_backend *b, const struct weight *w
   oscar_status status = device_scratch_reserve(b, &b->rounded, count * sizeof(__nv_bfloat16));
   if (status != OSCAR_OK) return status;
   if (padded == w->cols && (((uintptr_t)x | (uintptr_t)up) & 15) == 0)
-    round_vectors<<<blocks_for(count / 4, 256), 256, 0, b->stream>>>(count / 4, (const float4 *)x, (const float4 *)up, f,
-                                                                     (uint2 *)b->rounded.data);
+    launch(b, round_vectors<F>, blocks_for(count / 4, 256), 256, count / 4, (const float4 *)x, (const float4 *)up, f,
+           (uint2 *)b->rounded.data);
   else
-    round_inputs<<<blocks_for(count, 256), 256, 0, b->stream>>>(w->cols, padded, count, x, up, f,
-                                                                (__nv_bfloat16 *)b->rounded.data);
+    launch(b, round_inputs<F>, blocks_for(count, 256), 256, w->cols, padded, count, x, up, f, (__nv_bfloat16 *)b->rounded.data);
   return cuda_launched(b->cuda, "rounding activations");
 }
 
@@ -235,6 +265,7 @@ struct joined {
 /* y[i] [n][rows[i]] = its columns of from [n][all_rows] + bias[i] */
 __global__ static void take_apart(const __grid_constant__ struct joined j) {
   int64_t row = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  wait_for_input();
   if (row >= j.all_rows) return;
   const float value = j.from[blockIdx.y * j.all_rows + row];
   int i = 0;
@@ -271,7 +302,7 @@ static oscar_status multiply_joined(struct cuda_backend *b, int count, const str
   }
   oscar_status status = multiply(b, w[0], j.all_rows, NULL, n, (float *)b->joined.data, possible);
   if (status != OSCAR_OK || !*possible) return status;
-  take_apart<<<dim3(blocks_for((size_t)j.all_rows, 256), (unsigned)n), 256, 0, b->stream>>>(j);
+  launch(b, take_apart, dim3(blocks_for((size_t)j.all_rows, 256), (unsigned)n), 256, j);
   return cuda_launched(b->cuda, "taking results apart");
 }
 

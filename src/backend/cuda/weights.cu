@@ -173,6 +173,7 @@ oscar_status cuda_pack(struct backend *be, struct weight *w, void *memory) {
 
 __global__ static void embed_rows(const __nv_bfloat16 *table, int64_t rows, int cols, int64_t padded, const int32_t *ids,
                                   float *y) {
+  wait_for_input();
   const int32_t id = ids[blockIdx.x];
   const bool known = id >= 0 && id < rows;
   for (int i = (int)threadIdx.x; i < cols; i += (int)blockDim.x)
@@ -183,6 +184,6 @@ oscar_status cuda_embed(struct backend *be, const struct weight *w, int n, const
   struct cuda_backend *b = cuda_of(be);
   if (!w->packed) return set_error(be->context, OSCAR_INVALID_ARGUMENT, "tensor %s is not in the GPU's memory", w->name);
   if (n == 0) return OSCAR_OK;
-  embed_rows<<<(unsigned)n, 256, 0, b->stream>>>(packed_of(w), w->rows, (int)w->cols, packed_cols(w), ids, y);
+  launch(b, embed_rows, (unsigned)n, 256, packed_of(w), w->rows, (int)w->cols, packed_cols(w), ids, y);
   return cuda_launched(b->cuda, "reading the embedding");
 }
