@@ -1,5 +1,5 @@
 /*
- * cuda_products.cu - products on a GPU: the kernel for few tokens beside cuBLASLt, shapes of models, each number of tokens.
+ * cuda_products.cu - products on a GPU: the kernels for few and for some tokens beside cuBLASLt, shapes of models, by tokens.
  *
  * Calls are captured in a CUDA graph, as decoding would run them, over copies of the weights that no cache holds. Times are per
  * call; GB/s are of the weights, beside the speed of a plain read in the same run.
@@ -13,7 +13,6 @@ extern "C" {
 #include <oscar/cuda.h>
 
 #include <cuda_runtime.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -40,7 +39,7 @@ static const struct shape shapes[] = {
     {"135M gate, up", 2, {1536, 1536}, 576},
     {"135M down", 1, {576}, 1536},
 };
-static const int tokens[] = {1, 2, 3, 4, 5, 6, 8, 16, 64};
+static const int tokens[] = {1, 2, 3, 4, 8, 12, 16, 32};
 
 static oscar_context *context;
 static struct backend *be;
@@ -128,17 +127,18 @@ static void measure(const struct shape *s, double read_speed, int repetitions) {
     w.rows = s->rows[i];
     w.cols = s->cols;
     need(be->ops->buffer_alloc(be, (size_t)most * (size_t)s->rows[i], &y[i]));
-    backend_cuda_choose(be, 0);
     need(be->ops->reserve(be, &w, most));
   }
   for (size_t t = 0; t < sizeof tokens / sizeof *tokens; t++) {
-    double us[2];
-    for (int kernel = 0; kernel < 2; kernel++) {
-      backend_cuda_choose(be, kernel ? INT_MAX : 0);
-      us[kernel] = time_calls(s, copies, (char *)memory, tokens[t], x, y, repetitions);
+    double us[PRODUCT_LIBRARY + 1], best = 1e30;
+    for (int way = PRODUCT_FEW; way <= PRODUCT_LIBRARY; way++) {
+      backend_cuda_choose(be, (enum cuda_product)way);
+      us[way] = time_calls(s, copies, (char *)memory, tokens[t], x, y, repetitions);
+      if (us[way] < best) best = us[way];
     }
-    const double best = us[0] < us[1] ? us[0] : us[1], gb = (double)weight_bytes(s) * 1e-3 / best;
-    printf("%-14s %3d %10.2f %10.2f %8.0f %5.0f%%\n", s->name, tokens[t], us[1], us[0], gb, 100 * gb * 1e9 / read_speed);
+    const double gb = (double)weight_bytes(s) * 1e-3 / best;
+    printf("%-14s %3d %9.2f %9.2f %9.2f %7.0f %5.0f%%\n", s->name, tokens[t], us[PRODUCT_FEW], us[PRODUCT_SOME],
+           us[PRODUCT_LIBRARY], gb, 100 * gb * 1e9 / read_speed);
   }
   for (int i = 0; i < s->count; i++) be->ops->buffer_free(be, y[i]);
   be->ops->buffer_free(be, x);

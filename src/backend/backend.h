@@ -128,8 +128,9 @@ oscar_status backend_create_cuda(oscar_context *context, oscar_cuda *cuda, struc
 size_t backend_cuda_free_bytes(const struct backend *backend);
 /* Bytes a second at which the GPU reads a large buffer, the best of a few times: the ceiling of decoding. */
 oscar_status backend_cuda_read_speed(struct backend *backend, double *bytes_per_s);
-/* Products of up to so many tokens go through the kernel for few tokens, others through the library: for tests and benchmarks. */
-void backend_cuda_choose(struct backend *backend, int few_tokens);
+/* How products are made from here on: for tests and benchmarks. */
+enum cuda_product { PRODUCT_BY_SHAPE, PRODUCT_FEW, PRODUCT_SOME, PRODUCT_LIBRARY };
+void backend_cuda_choose(struct backend *backend, enum cuda_product way);
 
 /* ---- block formats, shared by loader, backends and tests ---- */
 /* elements of a block and its bytes; false for a type this build does not know */

@@ -257,7 +257,8 @@ static void run_observed(struct rig *r, struct seen *seen, float *logits) {
   oscar_sequence_free(s);
 }
 
-/* The bound: weights and activations in BF16 are each good to 2^-9 of their size, in about 20 products one after the other. */
+/* The bound: weights and activations in BF16 are each good to 2^-8 of their size at worst, in about 20 products one after the
+ * other. */
 #define GPU_BOUND 0.03
 
 static void a_gpu_gives_what_the_cpu_gives(void **state) {

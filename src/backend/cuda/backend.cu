@@ -137,7 +137,6 @@ extern "C" oscar_status backend_create_cuda(oscar_context *context, oscar_cuda *
   b->base.cuda = cuda;
   b->base.shared_tokens = INT32_MAX;
   b->cuda = cuda;
-  b->few_tokens = FEW_TOKENS;
   b->stream = (cudaStream_t)cuda->stream;
   oscar_status status = open_parts(b);
   if (status != OSCAR_OK) {
@@ -154,7 +153,7 @@ extern "C" size_t backend_cuda_free_bytes(const struct backend *backend) {
   return cudaMemGetInfo(&free_bytes, &total) == cudaSuccess ? free_bytes : 0;
 }
 
-extern "C" void backend_cuda_choose(struct backend *backend, int few_tokens) { cuda_of(backend)->few_tokens = few_tokens; }
+extern "C" void backend_cuda_choose(struct backend *backend, enum cuda_product way) { cuda_of(backend)->way = way; }
 
 /* ---- reading ---- */
 

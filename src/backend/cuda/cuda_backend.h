@@ -45,7 +45,7 @@ struct cuda_backend {
   struct device_scratch raw;       /* blocks of a weight as the file has them, while it is packed */
   struct rope_frequencies ropes[KEPT_ROPES];
   int next_rope;
-  int few_tokens; /* products of up to so many go through the kernel for few tokens */
+  enum cuda_product way; /* of products; BY_SHAPE but in tests and benchmarks */
 };
 
 static inline struct cuda_backend *cuda_of(struct backend *be) { return (struct cuda_backend *)(void *)be; }
@@ -108,9 +108,6 @@ oscar_status cuda_matmul(struct backend *be, int count, const struct weight *con
                          const float *x, float *const *y);
 oscar_status cuda_matmul_gated(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
                                const float *up, float *y);
-/* Up to so many tokens the kernel is faster than the library (bench_cuda_products, H100). */
-#define FEW_TOKENS 4
-
 /* ops.cu */
 void cuda_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y);
 void cuda_add_rms_norm(struct backend *be, int64_t rows, int dim, float *x, const float *add, const float *weight, float eps,

@@ -17,4 +17,4 @@ oscar_status backend_cuda_read_speed(struct backend *backend, double *bytes_per_
   return set_error(backend->context, OSCAR_UNSUPPORTED, "this build has no CUDA");
 }
 
-void backend_cuda_choose(struct backend *backend, int few_tokens) { (void)backend, (void)few_tokens; }
+void backend_cuda_choose(struct backend *backend, enum cuda_product way) { (void)backend, (void)way; }

@@ -1,10 +1,12 @@
 /*
- * products.cu - products with BF16 weights: few tokens through a kernel of ours, many through cuBLASLt.
+ * products.cu - products with BF16 weights: few tokens and some tokens through kernels of ours, many through cuBLASLt.
  *
- * With few tokens a product is a read of its weights. A warp takes a few rows, its lanes vectors of 8 columns of them; weights of
- * a call that share the input are one launch. Activations stay float there. With many tokens activations are rounded to BF16 once
- * per call, and tensor cores do the rest. Small weights that lie after each other in memory (q, k, v of a layer) are multiplied
- * as one and their results taken apart: alone, none of them would fill the GPU.
+ * Up to a dozen tokens a product is a read of its weights, and weights of a call that share the input are one launch. With few
+ * tokens a warp takes a few rows, its lanes vectors of 8 columns of them; activations stay float. With some tokens it takes 16
+ * rows and multiplies them with 8 tokens by a tensor core's instruction. With many tokens tensor cores are what counts, and the
+ * library knows them best. Except for few tokens activations are rounded to BF16. Small weights that lie after each other in
+ * memory (q, k, v of a layer) are given to the library as one, and their results taken apart: alone, none of them would fill the
+ * GPU.
  */
 #include "backend/cuda/activations.cuh"
 #include "backend/cuda/cuda_backend.h"
@@ -22,7 +24,7 @@
 /* ---- few tokens ---- */
 
 struct few {
-  int count, n;
+  int count, n; /* weights, tokens */
   int64_t cols, padded;
   const __nv_bfloat16 *w[MOST_SHARING];
   const float *bias[MOST_SHARING];
@@ -170,21 +172,27 @@ template <int TOKENS> static void launch_rows(const struct cuda_backend *b, stru
     launch_few<TOKENS, 1, 1>(b, f);
 }
 
+static struct few describe_few(int count, const struct weight *const *w, const float *const *bias, int first, int n,
+                               const float *x, float *const *y) {
+  struct few f = {};
+  f.count = count;
+  f.n = n;
+  f.cols = w[0]->cols;
+  f.padded = packed_cols(w[0]);
+  f.x = x + first * f.cols;
+  for (int i = 0; i < count; i++) {
+    f.w[i] = packed_of(w[i]);
+    f.bias[i] = bias ? bias[i] : NULL;
+    f.rows[i] = w[i]->rows;
+    f.y[i] = y[i] + first * w[i]->rows;
+  }
+  return f;
+}
+
 static oscar_status matmul_few(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias, int n,
                                const float *x, float *const *y) {
   for (int done = 0; done < n; done += MOST_FEW) {
-    struct few f = {};
-    f.count = count;
-    f.n = n - done < MOST_FEW ? n - done : MOST_FEW;
-    f.cols = w[0]->cols;
-    f.padded = packed_cols(w[0]);
-    f.x = x + done * f.cols;
-    for (int i = 0; i < count; i++) {
-      f.w[i] = packed_of(w[i]);
-      f.bias[i] = bias ? bias[i] : NULL;
-      f.rows[i] = w[i]->rows;
-      f.y[i] = y[i] + done * w[i]->rows;
-    }
+    struct few f = describe_few(count, w, bias, done, n - done < MOST_FEW ? n - done : MOST_FEW, x, y);
     if (f.n == 1)
       launch_rows<1>(b, &f);
     else if (f.n == 2)
@@ -195,6 +203,116 @@ static oscar_status matmul_few(struct cuda_backend *b, int count, const struct w
       launch_rows<8>(b, &f);
   }
   return cuda_launched(b->cuda, "multiplying few tokens");
+}
+
+/* ---- some tokens ---- */
+
+#define TILE        16 /* rows of an instruction */
+#define TILE_TOKENS 8
+#define PIECE       32 /* columns of a row that four lanes load at once: two instructions */
+#define SOME_WARPS  8  /* of a block, which share out the columns */
+#define MOST_SOME   16
+
+__device__ static uint32_t bf16_pair(float a, float b) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  return *(const uint32_t *)&pair;
+}
+
+/* sums [16 rows][8 tokens] += weights [16][16 columns] inputs' [16][8] */
+__device__ static void multiply_tile(float sums[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                     uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/* Weights of two rows that are on their way to a lane: so many pieces of each, beginning at its column `at`; zeros behind the
+ * end. */
+enum { SOME_AHEAD = 4 };
+__device__ static void load_pieces(const __nv_bfloat16 *low, const __nv_bfloat16 *high, int64_t at, int64_t end,
+                                   uint4 weights[SOME_AHEAD][2]) {
+#pragma unroll
+  for (int a = 0; a < SOME_AHEAD; a++, at += PIECE) {
+    weights[a][0] = at < end ? load_weights(low + at) : make_uint4(0, 0, 0, 0);
+    weights[a][1] = at < end ? load_weights(high + at) : make_uint4(0, 0, 0, 0);
+  }
+}
+
+/*
+ * TILES times 8 tokens. With g = lane / 4 and t = lane % 4 the instruction wants of a lane, at columns 2t and 2t + 8 of 16, pairs
+ * of rows g and g + 8 and of token g. The order of columns is free as long as rows and tokens have the same, so a lane takes
+ * columns 8t .. 8t + 7 of 32, which it loads at once, as those of two instructions.
+ */
+template <int TILES, bool VECTORS>
+__device__ static void multiply_pieces(const struct few &f, const uint4 weights[SOME_AHEAD][2], int64_t at, int g,
+                                       float sums[TILES][4]) {
+#pragma unroll
+  for (int a = 0; a < SOME_AHEAD; a++, at += PIECE)
+#pragma unroll
+    for (int k = 0; k < TILES; k++) {
+      const int token = k * TILE_TOKENS + g;
+      float x[8] = {};
+      if (at < f.padded && token < f.n) load_input<VECTORS>(f.x + token * f.cols, at, f.cols, x);
+      const uint4 l = weights[a][0], h = weights[a][1];
+      multiply_tile(sums[k], l.x, h.x, l.y, h.y, bf16_pair(x[0], x[1]), bf16_pair(x[2], x[3]));
+      multiply_tile(sums[k], l.z, h.z, l.w, h.w, bf16_pair(x[4], x[5]), bf16_pair(x[6], x[7]));
+    }
+}
+
+template <int TILES, bool VECTORS> __global__ static void some_tokens(const __grid_constant__ struct few f) {
+  enum { STEP = SOME_WARPS * SOME_AHEAD * PIECE }; /* columns of all warps */
+  __shared__ float shared[SOME_WARPS][TILES * TILE_TOKENS][TILE];
+  const int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, g = lane / 4, t = lane % 4;
+  int64_t group = blockIdx.x;
+  int i = 0;
+  while (i < f.count && group >= f.groups[i]) group -= f.groups[i++];
+  if (i == f.count) return;
+  const int64_t first_row = group * TILE, rows = f.rows[i];
+  const __nv_bfloat16 *low = f.w[i] + (first_row + g < rows ? first_row + g : rows - 1) * f.padded;
+  const __nv_bfloat16 *high = f.w[i] + (first_row + g + 8 < rows ? first_row + g + 8 : rows - 1) * f.padded;
+
+  /* A warp's lanes go through the loop together: the instruction needs all of them. */
+  float sums[TILES][4] = {};
+  uint4 weights[SOME_AHEAD][2], next[SOME_AHEAD][2];
+  int64_t first = warp * SOME_AHEAD * PIECE;
+  load_pieces(low, high, first + t * 8, f.padded, next);
+  wait_for_input();
+  for (; first < f.padded; first += STEP) {
+#pragma unroll
+    for (int a = 0; a < SOME_AHEAD; a++) weights[a][0] = next[a][0], weights[a][1] = next[a][1];
+    load_pieces(low, high, first + STEP + t * 8, f.padded, next);
+    multiply_pieces<TILES, VECTORS>(f, weights, first + t * 8, g, sums);
+  }
+
+#pragma unroll
+  for (int k = 0; k < TILES; k++)
+#pragma unroll
+    for (int c = 0; c < 4; c++) shared[warp][k * TILE_TOKENS + 2 * t + c % 2][g + c / 2 * 8] = sums[k][c];
+  __syncthreads();
+  for (int k = (int)threadIdx.x; k < TILES * TILE_TOKENS * TILE; k += SOME_WARPS * WARP) {
+    const int token = k / TILE, r = k % TILE;
+    const int64_t row = first_row + r;
+    if (token >= f.n || row >= rows) continue;
+    float sum = 0;
+#pragma unroll
+    for (int other = 0; other < SOME_WARPS; other++) sum += shared[other][token][r];
+    f.y[i][token * rows + row] = sum + (f.bias[i] ? f.bias[i][row] : 0);
+  }
+}
+
+static oscar_status matmul_some(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias, int n,
+                                const float *x, float *const *y) {
+  for (int done = 0; done < n; done += MOST_SOME) {
+    struct few f = describe_few(count, w, bias, done, n - done < MOST_SOME ? n - done : MOST_SOME, x, y);
+    const bool vectors = f.cols == f.padded && ((uintptr_t)f.x & 15) == 0;
+    int64_t groups = 0;
+    for (int i = 0; i < count; i++) groups += f.groups[i] = (f.rows[i] + TILE - 1) / TILE;
+    if (f.n <= TILE_TOKENS)
+      launch(b, vectors ? some_tokens<1, true> : some_tokens<1, false>, (unsigned)groups, SOME_WARPS * WARP, f);
+    else
+      launch(b, vectors ? some_tokens<2, true> : some_tokens<2, false>, (unsigned)groups, SOME_WARPS * WARP, f);
+  }
+  return cuda_launched(b->cuda, "multiplying some tokens");
 }
 
 /* ---- many tokens ---- */
@@ -215,18 +333,13 @@ __global__ static void round_inputs(int64_t cols, int64_t padded, size_t count, 
   out[i] = __float2bfloat16_rn(col < cols ? f(x[at], up ? up[at] : 0) : 0);
 }
 
-__device__ static uint32_t round_pair(float a, float b) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
-  return *(const uint32_t *)&pair;
-}
-
 /* The same where rows need no padding: four numbers a thread. */
 template <typename F> __global__ static void round_vectors(size_t vectors, const float4 *x, const float4 *up, F f, uint2 *out) {
   const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
   wait_for_input();
   if (i >= vectors) return;
   const float4 v = x[i], u = up ? up[i] : make_float4(0, 0, 0, 0);
-  out[i] = make_uint2(round_pair(f(v.x, u.x), f(v.y, u.y)), round_pair(f(v.z, u.z), f(v.w, u.w)));
+  out[i] = make_uint2(bf16_pair(f(v.x, u.x), f(v.y, u.y)), bf16_pair(f(v.z, u.z), f(v.w, u.w)));
 }
 
 template <typename F>
@@ -324,19 +437,30 @@ static oscar_status matmul_library(struct cuda_backend *b, int count, const stru
 
 /* ---- the operation ---- */
 
-static size_t rounded_bytes(const struct cuda_backend *b, const struct weight *w, int n) {
-  return n > b->few_tokens ? (size_t)n * (size_t)packed_cols(w) * sizeof(__nv_bfloat16) : 0;
+/* What is fastest (bench_cuda_products, H100): up to 8 tokens kernels of ours; up to 16 if the weights are small, when the
+ * library's launches take longer than its products. */
+#define FEW_TOKENS  2
+#define SOME_TOKENS 8
+#define SMALL_BYTES ((size_t)8 << 20)
+
+static enum cuda_product way_of(const struct cuda_backend *b, int count, const struct weight *const *w, int n) {
+  size_t bytes = 0;
+  for (int i = 0; i < count; i++) bytes += cuda_packed_bytes(&b->base, w[i]);
+  if (b->way != PRODUCT_BY_SHAPE) return b->way;
+  if (n <= FEW_TOKENS) return PRODUCT_FEW;
+  return n <= SOME_TOKENS || (n <= MOST_SOME && bytes < SMALL_BYTES) ? PRODUCT_SOME : PRODUCT_LIBRARY;
 }
 
+static size_t rounded_bytes(const struct weight *w, int n) { return (size_t)n * (size_t)packed_cols(w) * sizeof(__nv_bfloat16); }
+
 size_t cuda_product_scratch(const struct backend *be, const struct weight *w, int n) {
-  const struct cuda_backend *b = cuda_of(be);
-  return b->workspace.bytes + rounded_bytes(b, w, n);
+  return cuda_of(be)->workspace.bytes + rounded_bytes(w, n);
 }
 
 oscar_status cuda_reserve(struct backend *be, const struct weight *w, int n) {
   struct cuda_backend *b = cuda_of(be);
-  oscar_status status = device_scratch_reserve(b, &b->rounded, rounded_bytes(b, w, n));
-  if (status != OSCAR_OK || n <= b->few_tokens || !is_small(b, w)) return status;
+  oscar_status status = device_scratch_reserve(b, &b->rounded, rounded_bytes(w, n));
+  if (status != OSCAR_OK || !is_small(b, w)) return status;
   const size_t tokens = n < JOINED_TOKENS ? (size_t)n : JOINED_TOKENS;
   return device_scratch_reserve(b, &b->joined, tokens * MOST_SHARING * (size_t)w->rows * sizeof(float));
 }
@@ -359,7 +483,9 @@ oscar_status cuda_matmul(struct backend *be, int count, const struct weight *con
   struct cuda_backend *b = cuda_of(be);
   oscar_status status = check(b, count, w, n);
   if (status != OSCAR_OK || n == 0) return status;
-  return n <= b->few_tokens ? matmul_few(b, count, w, bias, n, x, y) : matmul_library(b, count, w, bias, n, x, y);
+  const enum cuda_product way = way_of(b, count, w, n);
+  if (way == PRODUCT_LIBRARY) return matmul_library(b, count, w, bias, n, x, y);
+  return way == PRODUCT_FEW ? matmul_few(b, count, w, bias, n, x, y) : matmul_some(b, count, w, bias, n, x, y);
 }
 
 oscar_status cuda_matmul_gated(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
@@ -367,8 +493,9 @@ oscar_status cuda_matmul_gated(struct backend *be, const struct weight *w, enum 
   struct cuda_backend *b = cuda_of(be);
   oscar_status status = check(b, 1, &w, n);
   if (status != OSCAR_OK || n == 0) return status;
+  const enum cuda_product way = way_of(b, 1, &w, n);
   bool possible = false;
-  if (n > b->few_tokens) {
+  if (way == PRODUCT_LIBRARY) {
     status = activation == ACTIVATION_SILU ? round_to_bf16(b, w, n, gate, up, silu{}) : round_to_bf16(b, w, n, gate, up, gelu{});
     if (status == OSCAR_OK) status = multiply(b, w, w->rows, NULL, n, y, &possible);
     if (status != OSCAR_OK || possible) return status;
@@ -378,5 +505,5 @@ oscar_status cuda_matmul_gated(struct backend *be, const struct weight *w, enum 
     cuda_silu_mul(be, count, gate, up);
   else
     cuda_gelu_mul(be, count, gate, up);
-  return matmul_few(b, 1, &w, NULL, n, gate, &y);
+  return way == PRODUCT_SOME ? matmul_some(b, 1, &w, NULL, n, gate, &y) : matmul_few(b, 1, &w, NULL, n, gate, &y);
 }
