@@ -2,6 +2,7 @@
 """Measures oscar and llama.cpp side by side: prompt and decode speed at depths of history.
 
     bench/peers/llama_cpp.py -m smollm2-135m -m qwen2.5-coder-0.5b --depths 0,8192
+    bench/peers/llama_cpp.py -m smollm2-135m --depths 0 --prompt 8000 --decode 0 --no-warmup    # a whole long prompt
 
 llama.cpp is built once, from the source package of llama-cpp-python on PyPI, into the folder given by --work: the stock build for
 this CPU and, on CPUs with AVX512-FP16, a second one without it, "fair": with head dimension 64 the F16 attention of the stock build
@@ -94,7 +95,7 @@ def model_file(name):
 def measure_peer(program, model, cache, depth, options):
     """{test: tokens/s} of one run."""
     out = run([program, "-m", model, "-t", options.threads, "-fa", 1, "-ctk", cache, "-ctv", cache, "-d", depth, "-p",
-               options.prompt, "-n", options.decode, "-r", 1, "-o", "json"])
+               options.prompt, "-n", options.decode, "-r", 1, "-o", "json", *(["--no-warmup"] if options.no_warmup else [])])
     return {"prompt" if row["n_prompt"] else "decode": row["avg_ts"] for row in json.loads(out)}
 
 
@@ -113,8 +114,10 @@ def arguments():
     a = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     a.add_argument("-m", "--model", action="append", required=True, help="a fetched model or a GGUF file; may be repeated")
     a.add_argument("--depths", type=numbers, default=[0, 8192], help="tokens already in the cache (default: 0,8192)")
-    a.add_argument("--prompt", type=int, default=512, help="prompt tokens to time (default: 512)")
-    a.add_argument("--decode", type=int, default=32, help="decoded tokens to time (default: 32)")
+    a.add_argument("--prompt", type=int, default=512, help="prompt tokens to time (default: 512; 0: none)")
+    a.add_argument("--decode", type=int, default=32, help="decoded tokens to time (default: 32; 0: none)")
+    a.add_argument("--no-warmup", action="store_true",
+                   help="llama.cpp does not run each test once before it times it, as ours does not: for tests of minutes")
     a.add_argument("--repeats", type=int, default=5, help="runs of each program (default: 5)")
     a.add_argument("--threads", type=int, default=cpus)
     a.add_argument("--cache", default="f16", help="cache types of llama.cpp (default: f16; also q8_0, q4_0)")

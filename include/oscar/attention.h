@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 /* Queries of one sequence: the last n positions written (with an open step: positions length+step-n .. length+step-1, else
- * length-n .. length-1). */
+ * length-n .. length-1). For a cache on a GPU q and out are in its memory, and those of a call's jobs follow each other. */
 typedef struct oscar_attention_job {
   const oscar_sequence *sequence;
   int n;          /* >= 1 */

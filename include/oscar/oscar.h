@@ -67,7 +67,7 @@ typedef enum oscar_isa {
 OSCAR_API const char *oscar_isa_name(oscar_isa isa);
 
 typedef struct oscar_context_options {
-  int threads;   /* 0: one per core this process may run on */
+  int threads;   /* 0: one per core this process may run on; with `cpus`: one per CPU of it */
   oscar_isa isa; /* AUTO, or a level to force; forcing one the CPU lacks is OSCAR_UNSUPPORTED */
 
   /* Receives log lines without a newline; NULL: errors and warnings go to stderr. */
@@ -79,6 +79,13 @@ typedef struct oscar_context_options {
   void *(*alloc)(void *user, size_t bytes, size_t alignment);
   void (*free)(void *user, void *pointer);
   void *alloc_user;
+
+  /* CPUs as Linux counts them, to pin threads to: thread i runs on cpus[i] and nowhere else. They must differ, the process must
+   * be allowed to run on each, and there must be at least as many as threads. NULL: the operating system places threads, which on
+   * a machine that others use is best. Read by oscar_context_create only. The thread that calls the library is thread 0: it is on
+   * its CPU, or among those of the others while OpenMP works, from the first call that computes until it frees the context. */
+  const int *cpus;
+  int n_cpus;
 } oscar_context_options;
 
 typedef struct oscar_context oscar_context;
@@ -86,7 +93,7 @@ typedef struct oscar_context oscar_context;
 OSCAR_API void oscar_context_options_default(oscar_context_options *options);
 
 /* options may be NULL (defaults). Free with oscar_context_free after every object made from the context.
- * Errors: INVALID_ARGUMENT, UNSUPPORTED (isa), NO_MEMORY; *context is then NULL. */
+ * Errors: INVALID_ARGUMENT (cpus, too), UNSUPPORTED (isa), NO_MEMORY; *context is then NULL. */
 OSCAR_API oscar_status oscar_context_create(const oscar_context_options *options, oscar_context **context);
 OSCAR_API void oscar_context_free(oscar_context *context);
 

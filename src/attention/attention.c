@@ -13,6 +13,7 @@
  * of the latter with the map of the values and divides by the softmax sum. Everything is planned and allocated before the first
  * loop; inside, nothing can fail.
  */
+#include "attention/cuda/device.h"
 #include "attention/kernels.h"
 #include "base/team.h"
 #include "cache/view.h"
@@ -61,6 +62,7 @@ struct buffer {
 };
 
 struct oscar_attention {
+  struct device_attention *device; /* where the cache is on a GPU: then this and the geometry are all there is */
   oscar_cache *cache;
   const struct cache_geometry *geometry;
   const struct attention_kernels *kernels;
@@ -205,6 +207,17 @@ static oscar_status make_waves(oscar_attention *a) {
   return OSCAR_OK;
 }
 
+/* What attention in host memory needs besides. */
+static oscar_status prepare_host(oscar_attention *a) {
+  oscar_context *context = a->geometry->context;
+  measure(a);
+  oscar_status status = make_waves(a);
+  if (status == OSCAR_OK) status = reserve(context, &a->threads, (size_t)oscar_context_threads(context), thread_bytes(a));
+  if (status == OSCAR_OK)
+    status = reserve(context, &a->plan, (size_t)a->geometry->kv_heads, sizeof(struct tile) + sizeof(struct piece));
+  return status;
+}
+
 oscar_status oscar_attention_create(oscar_cache *cache, const oscar_attention_options *options, oscar_attention **attention) {
   if (!cache || !attention) return OSCAR_INVALID_ARGUMENT;
   *attention = NULL;
@@ -231,10 +244,7 @@ oscar_status oscar_attention_create(oscar_cache *cache, const oscar_attention_op
   a->query_heads = heads;
   a->group = heads / g->kv_heads;
   a->scale = options->scale > 0 ? options->scale : 1 / sqrtf((float)g->head_dim);
-  measure(a);
-  oscar_status status = make_waves(a);
-  if (status == OSCAR_OK) status = reserve(context, &a->threads, (size_t)oscar_context_threads(context), thread_bytes(a));
-  if (status == OSCAR_OK) status = reserve(context, &a->plan, (size_t)g->kv_heads, sizeof(struct tile) + sizeof(struct piece));
+  oscar_status status = g->cuda ? device_attention_create(cache, heads, a->scale, &a->device) : prepare_host(a);
   if (status != OSCAR_OK) {
     oscar_attention_free(a);
     return status;
@@ -246,6 +256,7 @@ oscar_status oscar_attention_create(oscar_cache *cache, const oscar_attention_op
 void oscar_attention_free(oscar_attention *attention) {
   if (!attention) return;
   oscar_context *context = attention->geometry->context;
+  device_attention_free(attention->device);
   mem_free(context, attention->waves);
   mem_free(context, attention->threads.data);
   mem_free(context, attention->plan.data);
@@ -279,12 +290,21 @@ static oscar_status check_job(const oscar_attention *a, const struct layer *laye
     return set_error(context, OSCAR_INVALID_ARGUMENT, "attention job %d: %d queries; the sequence has %lld positions", index,
                      job->n, (long long)visible);
   for (int64_t page = window_begin(layer->window, visible - job->n) / PAGE_TOKENS; page * PAGE_TOKENS < visible; page++) {
-    struct page_view view = sequence_page(job->sequence, layer->index, page);
-    if (!view.exact && !view.coded)
+    struct page_units units = sequence_page_units(job->sequence, layer->index, page);
+    if (units.exact == NO_UNIT && units.coded == NO_UNIT)
       return set_error(context, OSCAR_INVALID_ARGUMENT, "attention job %d: page %lld of layer %d holds nothing to read", index,
                        (long long)page, layer->index);
   }
   return OSCAR_OK;
+}
+
+/* On a GPU all queries of a call are one array, and so are the outputs. */
+static oscar_status check_follows(const oscar_attention *a, const oscar_attention_job *job, int index) {
+  const oscar_attention_job *before = job - 1;
+  const size_t floats = (size_t)before->n * (size_t)a->query_heads * (size_t)a->geometry->head_dim;
+  if (job->q == before->q + floats && job->out == before->out + floats) return OSCAR_OK;
+  return set_error(a->geometry->context, OSCAR_INVALID_ARGUMENT,
+                   "attention job %d: on a GPU, q and out must follow those of the job before it", index);
 }
 
 static int tile_rows(const oscar_attention *a, const struct tile *tile) { return tile->positions * a->group; }
@@ -633,8 +653,10 @@ oscar_status oscar_attention_run(oscar_attention *attention, int layer, int wind
   struct layer described = describe_layer(attention, layer, window);
   for (int i = 0; i < n_jobs; i++) {
     oscar_status status = check_job(attention, &described, jobs + i, i);
+    if (status == OSCAR_OK && attention->device && i > 0) status = check_follows(attention, jobs + i, i);
     if (status != OSCAR_OK) return status;
   }
+  if (attention->device) return device_attention_run(attention->device, layer, window, jobs, n_jobs);
   struct plan plan;
   oscar_status status = make_plan(attention, &described, jobs, n_jobs, &plan);
   struct execution execution = {.a = attention, .layer = &described, .plan = &plan};

@@ -78,6 +78,14 @@ static inline void block_scale_min(const uint8_t scales[12], int r, int *scale, 
   }
 }
 
+/* Bytes of one row in the file; 0 if the type is none that weight_block knows. */
+static inline size_t weight_row_bytes(const struct weight *w) {
+  int elements = 1;
+  size_t bytes = 0;
+  weight_block(w->type, &elements, &bytes);
+  return (size_t)(w->cols / elements) * bytes;
+}
+
 static inline float block_half(const uint8_t bytes[2]) { return f16_to_f32((uint16_t)(bytes[0] | bytes[1] << 8)); }
 
 #endif

@@ -39,6 +39,10 @@ void *mem_resize(oscar_context *context, void *old, size_t old_bytes, size_t new
 void mem_free(oscar_context *context, void *pointer);
 /* Before memory is touched that will be read from start to end again and again: fewer translations of addresses. A hint. */
 void mem_advise_large_pages(void *pointer, size_t bytes);
+/* The most of this process that was in memory at once, since the kernel began to count anew (false: it cannot); 0 where it does
+ * not tell. Whoever watches the process from outside sees the new count, too. */
+bool mem_peak_restart(void);
+size_t mem_peak_bytes(void);
 char *mem_strdup(oscar_context *context, const char *text);
 
 void cpu_detect(struct cpu_features *features);
@@ -47,6 +51,15 @@ int cpu_cores(void);     /* cores that these belong to: CPUs that share one shar
 /* The same of the CPUs 0 .. count - 1 that are allowed, as Linux tells under `folder` (/sys/devices/system/cpu); of what it does
  * not tell, each is a core. */
 int cpu_count_cores(const char *folder, const bool *allowed, int count);
+
+/* Some of the CPUs, in the order in which threads get them. */
+enum { CPU_LIST_ROOM = 1024 }; /* of a cpu_set_t */
+struct cpu_list {
+  int count;
+  int cpu[CPU_LIST_ROOM];
+};
+bool cpu_is_allowed(int cpu);                          /* whether this process may run on it */
+const char *cpu_allowed_text(char *text, size_t room); /* all that it may run on, as in "0-3,6"; returns `text` */
 
 int64_t time_ns(void); /* monotonic */
 

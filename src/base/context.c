@@ -56,6 +56,18 @@ static void limit_to_isa(struct cpu_features *cpu, oscar_isa isa) {
   if (isa == OSCAR_ISA_PORTABLE) *cpu = (struct cpu_features){0};
 }
 
+/* Whether each thread can have a CPU of its own. */
+static bool cpus_fit(const oscar_context_options *o) {
+  if (!o->cpus) return o->n_cpus == 0;
+  if (o->n_cpus < 1 || o->threads > o->n_cpus) return false;
+  for (int i = 0; i < o->n_cpus; i++) {
+    if (!cpu_is_allowed(o->cpus[i])) return false;
+    for (int j = 0; j < i; j++)
+      if (o->cpus[i] == o->cpus[j]) return false;
+  }
+  return true;
+}
+
 oscar_status oscar_context_create(const oscar_context_options *options, oscar_context **context) {
   if (!context) return OSCAR_INVALID_ARGUMENT;
   *context = NULL;
@@ -64,13 +76,14 @@ oscar_status oscar_context_create(const oscar_context_options *options, oscar_co
     o = *options;
   else
     oscar_context_options_default(&o);
-  if (o.threads < 0 || (unsigned)o.isa > OSCAR_ISA_NEON_DOT || !o.alloc != !o.free) return OSCAR_INVALID_ARGUMENT;
+  if (o.threads < 0 || (unsigned)o.isa > OSCAR_ISA_NEON_DOT || !o.alloc != !o.free || !cpus_fit(&o))
+    return OSCAR_INVALID_ARGUMENT;
   if (!o.alloc) {
     o.alloc = libc_alloc;
     o.free = libc_free;
   }
   if (!o.log) o.log = log_to_stderr;
-  if (o.threads == 0) o.threads = cpu_cores();
+  if (o.threads == 0) o.threads = o.cpus ? o.n_cpus : cpu_cores();
 
   struct cpu_features cpu;
   cpu_detect(&cpu);
@@ -83,7 +96,8 @@ oscar_status oscar_context_create(const oscar_context_options *options, oscar_co
   const size_t own = round_up(sizeof(oscar_context), 64);
   oscar_context *c = o.alloc(o.alloc_user, own + team_bytes(o.threads), 64);
   if (!c) return OSCAR_NO_MEMORY;
-  *c = (oscar_context){.options = o, .cpu = cpu, .team = team_make(o.threads, (uint8_t *)c + own)};
+  *c = (oscar_context){.options = o, .cpu = cpu, .team = team_make(o.threads, o.cpus, (uint8_t *)c + own)};
+  c->options.cpus = NULL; /* the caller's; the team has its own */
   *context = c;
   return OSCAR_OK;
 }

@@ -97,6 +97,27 @@ int cpu_available(void) {
   return n > 0 ? (int)n : 1;
 }
 
+bool cpu_is_allowed(int cpu) {
+  cpu_set_t set;
+  if (cpu < 0 || cpu >= CPU_SETSIZE) return false;
+  return sched_getaffinity(0, sizeof set, &set) == 0 && CPU_ISSET((size_t)cpu, &set);
+}
+
+const char *cpu_allowed_text(char *text, size_t room) {
+  size_t used = 0;
+  text[0] = '\0';
+  for (int first = 0, last; first < CPU_SETSIZE && used < room; first = last + 1) {
+    for (last = first; cpu_is_allowed(first) && cpu_is_allowed(last + 1);) last++;
+    if (!cpu_is_allowed(first)) continue;
+    const char *comma = used ? "," : "";
+    if (last > first)
+      used += (size_t)snprintf(text + used, room - used, "%s%d-%d", comma, first, last);
+    else
+      used += (size_t)snprintf(text + used, room - used, "%s%d", comma, first);
+  }
+  return text;
+}
+
 /* Whether a list of CPUs, "0,8" or "4-5", has one below `cpu` that may be used. */
 static bool has_earlier(const char *list, const bool *allowed, int cpu) {
   for (char *end; *list; list = *end == ',' ? end + 1 : end) {

@@ -1,5 +1,5 @@
 /*
- * team.c - the threads of a context (team.h): starting a run, waiting, sleeping.
+ * team.c - the threads of a context (team.h): where they run, starting a run, waiting, sleeping.
  *
  * Threads wait for 32-bit words: a member's `go` changes when a run has work for it, `left` becomes 0 when the last member has
  * finished, `barrier` changes when the last one has arrived. Whoever changes a word wakes sleepers only if there are any. A
@@ -9,6 +9,7 @@
 #include "base/team.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -37,10 +38,15 @@ struct member {
   struct team *team;
   pthread_t thread; /* not of member 0, who is the caller */
   int64_t patience;
+  int cpu;        /* the one it runs on; -1: any */
   struct word go; /* the number of runs this member was part of */
 };
 
+/* Where a thread that calls the library has been put. */
+enum place { OWN_CPU, ALL_CPUS };
+
 struct team {
+  int places;   /* members it was made for */
   int threads;  /* members there can be */
   int started;  /* of them with a thread of their own: 1 .. started */
   bool crowded; /* more threads than CPUs: spinning would only keep others from working */
@@ -48,6 +54,9 @@ struct team {
   bool stop;
   team_work *work;
   void *arg;
+  enum place place; /* of `caller`, if that is not 0, who might run on the CPUs `before` */
+  uint64_t caller;  /* thread_number of it */
+  cpu_set_t before;
   struct word left, barrier;
   _Alignas(64) _Atomic int arrived;
   struct member member[]; /* [the context's threads] */
@@ -117,6 +126,52 @@ static void wait_while(struct word *w, uint32_t old, bool crowded, int64_t *pati
   if (*patience > MOST_PATIENCE) *patience = MOST_PATIENCE;
 }
 
+/* ---- CPUs ---- */
+
+/* A CPU that has been taken away since the context was made leaves a thread where it is. */
+static void stay_on(const struct member *m) {
+  cpu_set_t own;
+  CPU_ZERO(&own);
+  CPU_SET((size_t)m->cpu, &own);
+  sched_setaffinity(0, sizeof own, &own);
+}
+
+static void stay_among(const struct team *team) {
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  for (int i = 0; i < team->places; i++) CPU_SET((size_t)team->member[i].cpu, &all);
+  sched_setaffinity(0, sizeof all, &all);
+}
+
+/* Of the calling thread; unlike a pthread_t it is never that of a later thread, too. */
+static uint64_t thread_number(void) {
+  static _Atomic uint64_t numbers;
+  static _Thread_local uint64_t own;
+  if (own == 0) own = atomic_fetch_add(&numbers, 1) + 1;
+  return own;
+}
+
+static void place_caller(struct team *team, enum place place) {
+  if (team->member[0].cpu < 0) return;
+  const bool known = team->caller == thread_number();
+  if (known && team->place == place) return;
+  if (!known) {
+    team->caller = thread_number();
+    sched_getaffinity(0, sizeof team->before, &team->before);
+  }
+  team->place = place;
+  if (place == OWN_CPU)
+    stay_on(&team->member[0]);
+  else
+    stay_among(team);
+}
+
+static void release_caller(const struct team *team) {
+  if (team->caller != 0 && team->caller == thread_number()) sched_setaffinity(0, sizeof team->before, &team->before);
+}
+
+void team_before_openmp(oscar_context *context) { place_caller(context->team, ALL_CPUS); }
+
 /* ---- members ---- */
 
 static void leave(struct team *team) {
@@ -126,6 +181,7 @@ static void leave(struct team *team) {
 static void *member_main(void *arg) {
   struct member *m = arg;
   struct team *team = m->team;
+  if (m->cpu >= 0) stay_on(m);
   for (uint32_t seen = 0;; seen++) {
     wait_while(&m->go, seen, team->crowded, &m->patience);
     if (team->stop) return NULL;
@@ -146,16 +202,17 @@ static bool member_start(struct member *m) {
 
 size_t team_bytes(int threads) { return sizeof(struct team) + (size_t)threads * sizeof(struct member); }
 
-struct team *team_make(int threads, void *memory) {
+struct team *team_make(int threads, const int *cpus, void *memory) {
   struct team *team = memory;
   memset(team, 0, team_bytes(threads));
-  team->threads = threads;
+  team->places = team->threads = threads;
   team->crowded = threads > cpu_available();
   word_init(&team->left);
   word_init(&team->barrier);
   for (int i = 0; i < threads; i++) {
     team->member[i].team = team;
     team->member[i].patience = MOST_PATIENCE;
+    team->member[i].cpu = cpus ? cpus[i] : -1;
     word_init(&team->member[i].go);
   }
   return team;
@@ -176,12 +233,14 @@ void team_stop(struct team *team) {
   team->stop = true;
   for (int i = 1; i <= team->started; i++) call(&team->member[i]);
   for (int i = 1; i <= team->started; i++) pthread_join(team->member[i].thread, NULL);
+  release_caller(team);
 }
 
 /* ---- runs ---- */
 
 void team_run(oscar_context *context, int most, team_work *work, void *arg) {
   struct team *team = context->team;
+  place_caller(team, OWN_CPU);
   if (most > 1 && team->started < team->threads - 1) start(team);
   int members = most > team->threads ? team->threads : most;
   if (members <= 1) {

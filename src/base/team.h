@@ -10,6 +10,10 @@
  * The team belongs to the context, which one thread at a time uses: that thread is member 0 of every run. The others are made at
  * the first run that has use for them; if they cannot be, runs have fewer members. Long loops (calibration, evaluation) and
  * oneDNN use OpenMP, whose waits need no such care there.
+ *
+ * A team may have a CPU for each member. Its own threads stay on theirs for good. The caller cannot: OpenMP makes threads when it
+ * likes, and each gets the CPUs of the one that makes it, so that all of them would share the caller's. Therefore the caller
+ * moves: to its CPU when a run begins, and among all CPUs of the team when OpenMP is about to work.
  */
 #ifndef OSCAR_TEAM_H
 #define OSCAR_TEAM_H
@@ -35,9 +39,14 @@ int64_t team_take(team_counter *counter);
 typedef void team_body(void *arg, int64_t first, int64_t last);
 void team_split(oscar_context *context, int most, int64_t n, team_body *body, void *arg);
 
-/* For the context: a team in memory of team_bytes, 64-byte aligned; it has no threads yet. Stopped, it has none any more. */
+/* Outside of runs, before each parallel region of OpenMP or call of a library that has some: the caller may run on all CPUs of
+ * the team, so that the threads that OpenMP makes may too. Nothing happens where the team has no CPUs. */
+void team_before_openmp(oscar_context *context);
+
+/* For the context: a team in memory of team_bytes, 64-byte aligned; it has no threads yet. `cpus` has one for each thread, or is
+ * NULL, and is not kept. Stopped, it has no threads any more, and a caller that it has moved is where it was. */
 size_t team_bytes(int threads);
-struct team *team_make(int threads, void *memory);
+struct team *team_make(int threads, const int *cpus, void *memory);
 void team_stop(struct team *team);
 
 #endif

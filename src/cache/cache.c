@@ -5,6 +5,7 @@
  * cleared, so that the process grows with use and not with the budget. Every page a sequence gets comes from cache_take_*, after
  * one question to cache_has_room, which is pure counting (arena.c says why that is enough).
  */
+#include "cache/cuda/store.h"
 #include "cache/state.h"
 #include "cuda/device.h"
 
@@ -39,11 +40,17 @@ int32_t cache_take_coded(oscar_cache *c) { return arena_take_coded(&c->arena); }
 
 static void copy_coded(void *user, int32_t from, int32_t to) {
   const oscar_cache *c = user;
+  if (c->store) {
+    device_store_copy(c, from, to, false);
+    return;
+  }
   for (int layer = 0; layer < c->geometry.layers; layer++)
     memcpy(page_memory(c, layer, to), page_memory(c, layer, from), c->layers[layer].unit_bytes);
 }
 
 static void compact(oscar_cache *c) {
+  c->changes++;
+  c->moved++;
   int32_t block = arena_evacuate_begin(&c->arena, copy_coded, c);
   for (oscar_sequence *s = c->sequences; s; s = s->next)
     for (int64_t p = 0; p < s->pages; p++) s->table[p].coded = arena_forwarded(&c->arena, block, s->table[p].coded);
@@ -56,6 +63,10 @@ int32_t cache_take_exact(oscar_cache *c) {
 }
 
 void cache_copy_exact(oscar_cache *c, int32_t from, int32_t to) {
+  if (c->store) {
+    device_store_copy(c, from, to, true);
+    return;
+  }
   size_t bytes = (size_t)c->geometry.kv_heads * exact_head_bytes(&c->geometry);
   for (int layer = 0; layer < c->geometry.layers; layer++) memcpy(page_memory(c, layer, to), page_memory(c, layer, from), bytes);
 }
@@ -73,13 +84,13 @@ static oscar_status allocate(oscar_cache *c) {
   if (!a->block) return OSCAR_NO_MEMORY;
   a->by_fill = mem_alloc(context, (size_t)a->run, sizeof *a->by_fill);
   if (!a->by_fill) return OSCAR_NO_MEMORY;
+  arena_init(a);
+  if (c->geometry.cuda) return device_store_create(c);
   c->scratch = mem_alloc(context, (size_t)c->plan.threads, c->plan.scratch_bytes);
   if (!c->scratch) return OSCAR_NO_MEMORY;
   c->memory = mem_alloc(context, (size_t)a->units, c->plan.page_bytes);
   if (c->memory) mem_advise_large_pages(c->memory, (size_t)a->units * c->plan.page_bytes);
-  if (!c->memory) return OSCAR_NO_MEMORY;
-  arena_init(a);
-  return OSCAR_OK;
+  return c->memory ? OSCAR_OK : OSCAR_NO_MEMORY;
 }
 
 static void cut_into_layers(oscar_cache *c, const oscar_cache_options *options) {
@@ -98,7 +109,8 @@ static void cut_into_layers(oscar_cache *c, const oscar_cache_options *options) 
 static oscar_status check_cuda(oscar_context *context, const oscar_cache_options *options) {
   if (options->cuda->context != context)
     return set_error(context, OSCAR_INVALID_ARGUMENT, "the handle of the GPU belongs to another context");
-  return set_error(context, OSCAR_UNSUPPORTED, "this version keeps pages in host memory only");
+  if (options->filter) return set_error(context, OSCAR_INVALID_ARGUMENT, "a cache on a GPU cannot have a page filter");
+  return OSCAR_OK;
 }
 
 oscar_status oscar_cache_create(oscar_context *context, const oscar_cache_options *options, oscar_cache **cache) {
@@ -121,7 +133,8 @@ oscar_status oscar_cache_create(oscar_context *context, const oscar_cache_option
                                         .sink_pages = options->sink_pages,
                                         .recent_pages = options->recent_pages,
                                         .codecs = options->codecs,
-                                        .filter = options->filter};
+                                        .filter = options->filter,
+                                        .cuda = options->cuda};
   c->plan = plan;
   c->budget_bytes = options->budget_bytes;
   status = allocate(c);
@@ -130,6 +143,10 @@ oscar_status oscar_cache_create(oscar_context *context, const oscar_cache_option
     return status;
   }
   cut_into_layers(c, options);
+  if (c->store && (status = device_store_layers(c)) != OSCAR_OK) {
+    oscar_cache_free(c);
+    return status;
+  }
   debug_check(c);
   *cache = c;
   return OSCAR_OK;
@@ -139,7 +156,10 @@ void oscar_cache_free(oscar_cache *c) {
   if (!c) return;
   oscar_context *context = c->geometry.context;
   while (c->sequences) oscar_sequence_free(c->sequences);
-  mem_free(context, c->memory);
+  if (c->geometry.cuda)
+    device_store_free(c);
+  else
+    mem_free(context, c->memory);
   mem_free(context, c->scratch);
   mem_free(context, c->arena.by_fill);
   mem_free(context, c->arena.block);
@@ -161,3 +181,13 @@ void oscar_cache_usage_get(const oscar_cache *c, oscar_cache_usage *usage) {
 }
 
 const struct cache_geometry *cache_geometry_of(const oscar_cache *cache) { return &cache->geometry; }
+uint64_t cache_changes(const oscar_cache *cache) { return cache->changes; }
+
+struct layer_memory cache_layer_memory(const oscar_cache *cache, int layer) {
+  const struct layer_part *part = &cache->layers[layer];
+  return (struct layer_memory){.memory = part->memory,
+                               .unit_bytes = part->unit_bytes,
+                               .head_bytes = part->head_bytes,
+                               .side_bytes = {part->side_bytes[0], part->side_bytes[1]},
+                               .form = {part->form[0], part->form[1]}};
+}

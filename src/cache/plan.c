@@ -5,6 +5,7 @@
  * (unit_cost), and for every sequence itself and its table. Bookkeeping is charged with the unit it belongs to, so a budget
  * needs no second look at how many units it bought: free units = (budget - fixed - sequences) / unit_cost - used.
  */
+#include "cache/cuda/store.h"
 #include "cache/state.h"
 
 #include <math.h>
@@ -102,7 +103,8 @@ oscar_status plan_make(oscar_context *c, const oscar_cache_options *o, struct ca
   /* A block per unit is more than there are (one per run), by bytes where a unit has kilobytes. */
   plan->unit_cost = plan->page_bytes + sizeof(struct unit) + sizeof(struct block);
   plan->fixed_bytes = sizeof(struct oscar_cache) + (size_t)o->layers * sizeof(struct layer_part) + sizeof(struct block) +
-                      (size_t)plan->run * sizeof(int32_t) + (size_t)plan->threads * plan->scratch_bytes;
+                      (size_t)plan->run * sizeof(int32_t) +
+                      (o->cuda ? device_store_bytes(o) : (size_t)plan->threads * plan->scratch_bytes);
   plan->sequence_bytes = sizeof(struct oscar_sequence) + (size_t)o->layers * sizeof(bool);
   return OSCAR_OK;
 }

@@ -7,6 +7,7 @@
  *   - after a refill, pages before `refilled_from` are codes even where the rule wants them exact.
  * Full pages are immutable in either form and shared by reference; the page being filled has one owner and no twin.
  */
+#include "cache/cuda/store.h"
 #include "cache/state.h"
 
 #include <string.h>
@@ -36,6 +37,7 @@ oscar_status sequence_grow_table(oscar_sequence *s, int64_t pages) {
 }
 
 void sequence_drop_pages(oscar_sequence *s, int64_t keep) {
+  s->cache->changes++;
   for (int64_t p = keep; p < s->pages; p++) entry_release(s->cache, &s->table[p]);
   s->pages = keep;
   if (s->capacity - keep >= TABLE_ENTRIES) (void)replace_table(s, keep); /* without memory the table stays larger */
@@ -72,6 +74,7 @@ oscar_status oscar_sequence_create(oscar_cache *c, oscar_sequence **sequence) {
 void oscar_sequence_free(oscar_sequence *s) {
   if (!s) return;
   oscar_cache *c = s->cache;
+  c->changes++; /* another sequence may come to lie where this one was */
   for (int64_t p = 0; p < s->pages; p++) entry_release(c, &s->table[p]);
   c->sequences_bytes -= c->plan.sequence_bytes + plan_table_bytes(s->capacity);
   if (s->prev)
@@ -160,6 +163,7 @@ static int64_t resume_refill(const oscar_sequence *s, int64_t length) {
 /* Cuts to `length`; the page that becomes partial gets one owner. */
 static oscar_status cut(oscar_sequence *s, int64_t length) {
   oscar_cache *c = s->cache;
+  c->changes++;
   int64_t keep = pages_of(length), freed = 0;
   struct page_entry *partial = length % PAGE_TOKENS ? &s->table[keep - 1] : NULL;
   if (partial && c->arena.unit[partial->exact].refs > 1) {
@@ -216,12 +220,17 @@ int64_t sequence_visible(const oscar_sequence *s, int layer) {
   return s->written[layer] ? s->length + s->step_tokens : -1;
 }
 
-struct page_view sequence_page(const oscar_sequence *s, int layer, int64_t page) {
+struct page_units sequence_page_units(const oscar_sequence *s, int layer, int64_t page) {
   const struct page_entry *entry = &s->table[page];
   bool encoded = s->written[layer] || !entry_is_being_encoded(s->cache, entry);
+  return (struct page_units){entry->exact, encoded ? entry->coded : NO_UNIT};
+}
+
+struct page_view sequence_page(const oscar_sequence *s, int layer, int64_t page) {
+  const struct page_units units = sequence_page_units(s, layer, page);
   struct page_view view = {NULL, NULL};
-  if (entry->exact != NO_PAGE) view.exact = page_memory(s->cache, layer, entry->exact);
-  if (entry->coded != NO_PAGE && encoded) view.coded = page_memory(s->cache, layer, entry->coded);
+  if (units.exact != NO_UNIT) view.exact = page_memory(s->cache, layer, units.exact);
+  if (units.coded != NO_UNIT) view.coded = page_memory(s->cache, layer, units.coded);
   return view;
 }
 
@@ -238,7 +247,11 @@ oscar_status oscar_sequence_read_page(const oscar_sequence *s, int page, int lay
   size_t rows = (size_t)min64(PAGE_TOKENS, s->length - (int64_t)page * PAGE_TOKENS), filled = side_exact / PAGE_TOKENS * rows;
   for (int side = 0; side < 2; side++) {
     if (!out[side]) continue;
-    if (*coded && g->filter) {
+    if (g->cuda) {
+      oscar_status status = device_store_read(s, entry, layer, kv_head, (oscar_side)side, out[side]);
+      if (status != OSCAR_OK) return status;
+      if (!*coded) memset((uint8_t *)out[side] + filled, 0, side_exact - filled);
+    } else if (*coded && g->filter) {
       memcpy(out[side], coded_memory(s->cache, layer, entry.coded, kv_head, (oscar_side)side), side_exact);
     } else if (*coded) {
       page_unpack(&s->cache->layers[layer].form[side], (oscar_side)side,

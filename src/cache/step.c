@@ -11,6 +11,7 @@
  * deterministic and its source immutable).
  */
 #include "base/team.h"
+#include "cache/cuda/store.h"
 #include "cache/state.h"
 
 #include <stdatomic.h>
@@ -73,12 +74,14 @@ oscar_status oscar_sequence_begin(oscar_sequence *s, int n) {
   if (!cache_has_room(c, units, bytes)) return cache_full(c, "this step", units, bytes);
   oscar_status status = sequence_grow_table(s, need.pages);
   if (status != OSCAR_OK) return status;
+  c->changes++;
   take_pages(s, &need);
   s->demoted_first = need.demoted_first;
   s->demoted_end = need.demoted_end;
   s->step_tokens = n;
   s->step_layers = 0;
   s->step_failed = false;
+  s->step_begun = c->changes;
   memset(s->written, 0, (size_t)c->geometry.layers * sizeof s->written[0]);
   cache_note_peak(c);
   debug_check(c);
@@ -190,6 +193,13 @@ oscar_status oscar_sequence_write(oscar_sequence *s, int layer, const float *k, 
     return set_error(g->context, OSCAR_INVALID_ARGUMENT, "layer %d; the cache has layers 0 to %d", layer, g->layers - 1);
   if (s->written[layer])
     return set_error(g->context, OSCAR_INVALID_ARGUMENT, "layer %d has been written in this step already", layer);
+  if (g->cuda) {
+    oscar_status status = device_store_write(s, layer, k, v);
+    if (status != OSCAR_OK) return status;
+    s->written[layer] = true;
+    s->step_layers++;
+    return OSCAR_OK;
+  }
   struct writing w = {.s = s, .layer = layer, .k = k, .v = v, .bad = INT64_MAX};
   const int64_t rows = (int64_t)s->step_tokens * g->kv_heads;
   const int threads = g->context->options.threads;
@@ -227,6 +237,12 @@ oscar_status oscar_sequence_commit(oscar_sequence *s) {
   if (s->step_layers != g->layers)
     return set_error(g->context, OSCAR_INVALID_ARGUMENT, "commit after %d of %d layers have been written", s->step_layers,
                      g->layers);
+  oscar_status status = g->cuda ? device_store_check(s->cache) : OSCAR_OK;
+  if (status != OSCAR_OK) {
+    s->step_failed = true;
+    return status;
+  }
+  s->cache->changes++;
   for (int64_t p = s->demoted_first; p < s->demoted_end; p++)
     if (s->table[p].exact != NO_PAGE) demote(s->cache, &s->table[p]);
   s->length += s->step_tokens;

@@ -17,6 +17,7 @@ struct cache_geometry {
   int layers, kv_heads, head_dim, sink_pages, recent_pages;
   const oscar_codec_set *codecs;   /* NULL: BF16 */
   const oscar_page_filter *filter; /* NULL: none; not both */
+  oscar_cuda *cuda;                /* pages are in its memory; NULL: in the host's */
 };
 const struct cache_geometry *cache_geometry_of(const oscar_cache *cache);
 const oscar_cache *sequence_cache(const oscar_sequence *sequence);
@@ -30,6 +31,24 @@ struct page_view {
   const uint8_t *coded; /* NULL: no coded form (or not encoded in this layer yet) */
 };
 struct page_view sequence_page(const oscar_sequence *sequence, int layer, int64_t page);
+
+/* The same as units of the arena, which is what a page has where memory is a GPU's: NO_UNIT for a form that is not there. */
+#define NO_UNIT (-1)
+struct page_units {
+  int32_t exact, coded;
+};
+struct page_units sequence_page_units(const oscar_sequence *sequence, int layer, int64_t page);
+/* Changes with every step and every other change of any sequence: what was made from page tables holds as long as it is the same.
+ */
+uint64_t cache_changes(const oscar_cache *cache);
+
+/* Where a layer's pages are. Page u: memory + u unit_bytes. Of head h, exact: + h exact_head_bytes; coded: + h head_bytes. */
+struct layer_memory {
+  uint8_t *memory;
+  size_t unit_bytes, head_bytes, side_bytes[2];
+  struct side_form form[2];
+};
+struct layer_memory cache_layer_memory(const oscar_cache *cache, int layer);
 
 /* The reading rule. A page that the rule wants exact but that exists as codes only (a refill after a rewind) is read as codes. */
 static inline bool page_reads_exact(const struct cache_geometry *g, int64_t page, int64_t query_page) {

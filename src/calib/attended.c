@@ -11,6 +11,8 @@
  */
 #include "calib/attended.h"
 
+#include "base/team.h"
+
 #include <cblas.h>
 #include <math.h>
 #include <omp.h>
@@ -554,6 +556,7 @@ static void close_head(const oscar_calib *calib, const struct attended_layer *l,
 void attended_close_sequences(const oscar_calib *calib) {
   const struct attended *a = calib->attended;
   const int heads = calib->geometry.kv_heads, places = calib->geometry.layers * heads;
+  team_before_openmp(calib->context);
 #pragma omp parallel for schedule(dynamic) num_threads(oscar_context_threads(calib->context))
   for (int place = 0; place < places; place++)
     if (a->layers[place / heads].sums) close_head(calib, &a->layers[place / heads], place % heads);

@@ -10,6 +10,8 @@
  */
 #include "calib/calib.h"
 
+#include "base/team.h"
+
 #include <lapacke.h>
 #include <math.h>
 #include <oscar/rotation.h>
@@ -199,6 +201,7 @@ oscar_status oscar_calib_fit(const oscar_calib *calib, const oscar_codec_set_inf
   if (!oscar_hadamard_exists(d))
     return set_error(context, OSCAR_UNSUPPORTED,
                      "fit: there is no Hadamard matrix of order %d here (2^k and 2^k times 12, 20 or 28 are built)", d);
+  team_before_openmp(context); /* which BLAS may use */
 
   struct fit fit;
   oscar_codec_set *made = NULL;

@@ -10,6 +10,8 @@
  */
 #include "calib/attended.h"
 
+#include "base/team.h"
+
 #include <cblas.h>
 #include <math.h>
 #include <string.h>
@@ -159,6 +161,7 @@ oscar_status oscar_calib_add(oscar_calib *calib, int layer, int n, const float *
   if (layer < 0 || layer >= g->layers || n < 1)
     return set_error(calib->context, OSCAR_INVALID_ARGUMENT,
                      "calibration: layer %d, %d tokens: expected layer 0 to %d, tokens >= 1", layer, n, g->layers - 1);
+  team_before_openmp(calib->context);
   if (calib->proxy_moment) return add_proxy(calib, layer, n, k, v);
   if (!q || !k || !v || !o)
     return set_error(calib->context, OSCAR_INVALID_ARGUMENT, "calibration, layer %d: q, k, v or o is NULL", layer);

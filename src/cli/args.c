@@ -71,6 +71,45 @@ bool parse_size(const char *text, size_t *value) {
   return true;
 }
 
+/* The digits at *text, which moves behind them; more than any CPU has are CPU_LIST_ROOM. */
+static bool parse_cpu(const char **text, int *cpu) {
+  const char *begin = *text;
+  for (*cpu = 0; **text >= '0' && **text <= '9'; (*text)++)
+    *cpu = *cpu < CPU_LIST_ROOM ? 10 * *cpu + (**text - '0') : CPU_LIST_ROOM;
+  if (*cpu > CPU_LIST_ROOM) *cpu = CPU_LIST_ROOM;
+  return *text > begin;
+}
+
+static int add_cpu(const char *command, const struct option_spec *spec, int cpu, struct cpu_list *list) {
+  char allowed[128];
+  if (!cpu_is_allowed(cpu))
+    return wrong_use("%s: --%s names CPU %d%s, where this process may not run (it may on %s)", command, spec->name, cpu,
+                     cpu == CPU_LIST_ROOM ? " or one above" : "", cpu_allowed_text(allowed, sizeof allowed));
+  for (int i = 0; i < list->count; i++)
+    if (list->cpu[i] == cpu) return wrong_use("%s: --%s names CPU %d twice", command, spec->name, cpu);
+  list->cpu[list->count++] = cpu; /* there is room for all different ones */
+  return EXIT_DONE;
+}
+
+static int store_cpus(const char *command, const struct option_spec *spec, const char *text, struct cpu_list *list) {
+  const char *at = text;
+  list->count = 0;
+  for (int first, last;; at++) {
+    bool good = parse_cpu(&at, &first);
+    last = first;
+    if (good && *at == '-') {
+      at++;
+      good = parse_cpu(&at, &last) && last >= first;
+    }
+    if (!good || (*at && *at != ',')) return wrong_use("%s: --%s wants CPUs such as 0-3,6, not '%s'", command, spec->name, text);
+    for (int cpu = first; cpu <= last; cpu++) {
+      int code = add_cpu(command, spec, cpu, list);
+      if (code != EXIT_DONE) return code;
+    }
+    if (!*at) return EXIT_DONE;
+  }
+}
+
 static const char *choice_item(const void *list, int i) { return ((const struct option_spec *)list)->choice(i); }
 
 static int wrong_choice(const char *command, const struct option_spec *spec, const char *text) {
@@ -130,6 +169,8 @@ static int store(const char *command, const struct option_spec *spec, const char
       if (!spec->choice(i)) return wrong_choice(command, spec, text);
     *(const char **)value = text;
     return EXIT_DONE;
+  case OPTION_CPUS:
+    return store_cpus(command, spec, text, value);
   }
   return EXIT_FAILED;
 }
@@ -161,6 +202,7 @@ static void default_of(const struct option_spec *spec, const void *value, char *
   }
   switch (spec->type) {
   case OPTION_FLAG:
+  case OPTION_CPUS: /* default_text says it */
     return;
   case OPTION_INT:
     snprintf(text, room, "%d", *(const int *)value);

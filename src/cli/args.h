@@ -7,6 +7,7 @@
 #ifndef OSCAR_CLI_ARGS_H
 #define OSCAR_CLI_ARGS_H
 
+#include "base/base.h"
 #include "cli/cli.h"
 #include <stddef.h>
 
@@ -17,7 +18,8 @@ enum option_type {
   OPTION_UINT64, /* uint64_t, any value; `min`, `max` and `multiple` do not apply */
   OPTION_SIZE,   /* size_t, bytes: 1000, 640K, 512M, 1.5G, 2T (powers of 1024) */
   OPTION_FLOAT,  /* float */
-  OPTION_TEXT    /* const char *, borrowed from argv */
+  OPTION_TEXT,   /* const char *, borrowed from argv */
+  OPTION_CPUS    /* struct cpu_list: 0-3,6; different ones that this process may run on */
 };
 
 struct option_spec {

@@ -5,6 +5,9 @@
  * Per KV type one cache is filled to each depth in turn; every repetition forks that sequence, so all repetitions see the same
  * history. Decode reads all weights and the whole cache once per token: the bytes and their share of the measured read speed are
  * printed with it.
+ *
+ * The peak of memory is counted anew for each form of the cache: neither the buffer that the read speed is measured on nor the
+ * forms before it are in it. It is that of all tests of this form so far, so that it grows with depth.
  */
 #include "cli/kv_list.h"
 #include "cli/models.h"
@@ -12,6 +15,7 @@
 #include "cli/progress.h"
 
 #include "base/sort.h"
+#include "base/team.h"
 
 #include <jansson.h>
 #include <limits.h>
@@ -63,7 +67,8 @@ struct bench {
   float *logits;
   int32_t *ids;
   enum format format;
-  json_t *rows; /* of format JSON */
+  json_t *rows;       /* of format JSON */
+  bool peak_is_known; /* of the form of the cache that is measured */
 };
 
 static int parse_depths(const char *text, struct bench *b) {
@@ -88,6 +93,7 @@ static oscar_status measure_read_speed(struct bench *b) {
   const int threads = b->m->context->options.threads;
   uint64_t *buffer = mem_alloc(b->m->context, words, sizeof *buffer);
   if (!buffer) return OSCAR_NO_MEMORY;
+  team_before_openmp(b->m->context);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (size_t i = 0; i < words; i++) buffer[i] = i;
   volatile uint64_t sink = 0; /* keeps the reads */
@@ -110,44 +116,53 @@ struct row {
   int tokens;
   int64_t depth;
   double median, min, max, bytes_per_token, gb_per_s, share;
+  size_t peak_bytes; /* of the process; 0: not known */
 };
 
 static void print_head(enum format format) {
   if (format == TEXT)
-    printf("%-14s %-7s %6s %7s %10s %10s %10s %9s %8s %7s\n", "cache", "test", "tokens", "depth", "tokens/s", "min", "max",
-           "MB/token", "GB/s", "of read");
+    printf("%-14s %-7s %6s %7s %10s %10s %10s %9s %8s %7s %9s\n", "cache", "test", "tokens", "depth", "tokens/s", "min", "max",
+           "MB/token", "GB/s", "of read", "peak MiB");
   else if (format == MARKDOWN)
-    printf("| cache | test | tokens | depth | tokens/s | lowest | highest | MB per token | GB/s | of read |\n"
-           "|---|---|---|---|---|---|---|---|---|---|\n");
+    printf("| cache | test | tokens | depth | tokens/s | lowest | highest | MB per token | GB/s | of read | peak MiB |\n"
+           "|---|---|---|---|---|---|---|---|---|---|---|\n");
   else if (format == CSV)
-    printf("cache,test,tokens,depth,tokens_per_s,min,max,bytes_per_token,gb_per_s,share_of_read_speed\n");
+    printf("cache,test,tokens,depth,tokens_per_s,min,max,bytes_per_token,gb_per_s,share_of_read_speed,peak_bytes\n");
 }
 
 static void print_row(enum format format, const struct row *r) {
   const bool decode = r->bytes_per_token > 0;
+  char peak[32] = "?";
+  if (r->peak_bytes) snprintf(peak, sizeof peak, "%.1f", (double)r->peak_bytes / 1048576);
   if (format == TEXT) {
     printf("%-14s %-7s %6d %7lld %10.2f %10.2f %10.2f", r->kv, r->test, r->tokens, (long long)r->depth, r->median, r->min,
            r->max);
-    if (decode) printf(" %9.1f %8.2f %6.0f%%", r->bytes_per_token * 1e-6, r->gb_per_s, 100 * r->share);
-    putchar('\n');
+    if (decode)
+      printf(" %9.1f %8.2f %6.0f%%", r->bytes_per_token * 1e-6, r->gb_per_s, 100 * r->share);
+    else
+      printf(" %9s %8s %7s", "", "", "");
+    printf(" %9s\n", peak);
   } else if (format == MARKDOWN) {
     printf("| %s | %s | %d | %lld | %.2f | %.2f | %.2f |", r->kv, r->test, r->tokens, (long long)r->depth, r->median, r->min,
            r->max);
     if (decode)
-      printf(" %.1f | %.2f | %.0f %% |\n", r->bytes_per_token * 1e-6, r->gb_per_s, 100 * r->share);
+      printf(" %.1f | %.2f | %.0f %% | %s |\n", r->bytes_per_token * 1e-6, r->gb_per_s, 100 * r->share, peak);
     else
-      printf(" | | |\n");
+      printf(" | | | %s |\n", peak);
   } else if (format == CSV) {
-    printf("%s,%s,%d,%lld,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g\n", r->kv, r->test, r->tokens, (long long)r->depth, r->median, r->min,
+    printf("%s,%s,%d,%lld,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,", r->kv, r->test, r->tokens, (long long)r->depth, r->median, r->min,
            r->max, r->bytes_per_token, r->gb_per_s, r->share);
+    if (r->peak_bytes) printf("%zu", r->peak_bytes);
+    putchar('\n');
   }
   fflush(stdout);
 }
 
 static json_t *row_to_json(const struct row *r) {
-  return json_pack("{s:s, s:s, s:i, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "kv", r->kv, "test", r->test, "tokens", r->tokens,
+  json_t *peak = r->peak_bytes ? json_integer((json_int_t)r->peak_bytes) : json_null();
+  return json_pack("{s:s, s:s, s:i, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:o}", "kv", r->kv, "test", r->test, "tokens", r->tokens,
                    "depth", (json_int_t)r->depth, "tokens_per_s", r->median, "min", r->min, "max", r->max, "bytes_per_token",
-                   r->bytes_per_token, "gb_per_s", r->gb_per_s, "share_of_read_speed", r->share);
+                   r->bytes_per_token, "gb_per_s", r->gb_per_s, "share_of_read_speed", r->share, "peak_bytes", peak);
 }
 
 static void report_row(const struct bench *b, struct row *r, double *speeds) {
@@ -158,6 +173,7 @@ static void report_row(const struct bench *b, struct row *r, double *speeds) {
   r->max = speeds[n - 1];
   r->gb_per_s = r->median * r->bytes_per_token * 1e-9;
   r->share = r->median * r->bytes_per_token / b->read_bytes_per_s;
+  r->peak_bytes = b->peak_is_known ? mem_peak_bytes() : 0;
   if (b->format == JSON)
     json_array_append_new(b->rows, row_to_json(r));
   else
@@ -214,7 +230,7 @@ static oscar_status time_test(const struct bench *b, struct runner *runner, cons
   return OSCAR_OK;
 }
 
-static oscar_status bench_cache(const struct bench *b, const char *kv, const oscar_codec_set *codecs) {
+static oscar_status bench_cache(struct bench *b, const char *kv, const oscar_codec_set *codecs) {
   int64_t deepest = 0;
   for (int i = 0; i < b->n_depths; i++) deepest = b->depths[i] > deepest ? b->depths[i] : deepest;
   const int longest = b->a->prompt > b->a->decode + 1 ? b->a->prompt : b->a->decode + 1;
@@ -222,6 +238,7 @@ static oscar_status bench_cache(const struct bench *b, const char *kv, const osc
   model_cache_options(b->m->model, &options);
   options.codecs = codecs;
   options.budget_bytes = oscar_cache_bytes_for(&options, deepest + longest, 2, b->a->chunk);
+  b->peak_is_known = mem_peak_restart();
   oscar_cache *cache = NULL;
   struct runner *runner = NULL;
   oscar_status status = oscar_cache_create(b->m->context, &options, &cache);

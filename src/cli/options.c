@@ -14,6 +14,10 @@ static const struct option_spec model_options[] = {
     {"model", 'm', OPTION_TEXT, ENGINE(model_path), "NAME|FILE", .help = "a fetched model ('oscar fetch --list') or a GGUF file",
      .default_text = ""},
     {"threads", 't', OPTION_INT, ENGINE(threads), "N", .help = "threads", 0, 4096, .default_text = "one per core"},
+    {"cpus", 0, OPTION_CPUS, ENGINE(cpus), "LIST",
+     .help =
+         "pins each thread to a CPU of its own: the first to the first of the list, and so on; -t is as long as the list then",
+     .default_text = "not pinned"},
     {"device", 0, OPTION_TEXT, ENGINE(device), "NAME", .help = "what the model runs on: cpu, cuda, or cuda:N for GPU N"},
 };
 

@@ -7,6 +7,18 @@
 
 #define LEAST_CAPABILITY 80
 
+/* Copies run from pinned memory beside the host: slots are filled in turn, and filled again when an event says that what was
+ * copied from them has arrived. */
+#define STAGING_SLOTS 4
+#define STAGING_BYTES ((size_t)1 << 20)
+
+struct cuda_staging {
+  uint8_t *memory; /* [STAGING_SLOTS][STAGING_BYTES] */
+  cudaEvent_t copied[STAGING_SLOTS];
+  int next, events;
+  size_t used; /* of slot `next` */
+};
+
 static cudaStream_t stream_of(const struct oscar_cuda *cuda) { return (cudaStream_t)cuda->stream; }
 
 static int capability_of(int ordinal) {
@@ -39,6 +51,26 @@ oscar_status cuda_result(struct oscar_cuda *cuda, int error, const char *what) {
 
 oscar_status cuda_launched(struct oscar_cuda *cuda, const char *what) { return cuda_result(cuda, cudaGetLastError(), what); }
 
+static oscar_status open_staging(struct oscar_cuda *cuda) {
+  struct cuda_staging *s = (struct cuda_staging *)mem_zalloc(cuda->context, 1, sizeof *s);
+  if (!s) return OSCAR_NO_MEMORY;
+  cuda->staging = s;
+  oscar_status status = OSCAR_OK;
+  for (; s->events < STAGING_SLOTS && status == OSCAR_OK; s->events += status == OSCAR_OK)
+    status = cuda_result(cuda, cudaEventCreateWithFlags(&s->copied[s->events], cudaEventDisableTiming), "making an event");
+  if (status == OSCAR_OK)
+    status = cuda_result(cuda, cudaMallocHost((void **)&s->memory, STAGING_SLOTS * STAGING_BYTES), "taking memory of the host");
+  return status;
+}
+
+static void close_staging(struct oscar_cuda *cuda) {
+  struct cuda_staging *s = cuda->staging;
+  if (!s) return;
+  for (int i = 0; i < s->events; i++) (void)cudaEventDestroy(s->copied[i]);
+  if (s->memory) (void)cudaFreeHost(s->memory);
+  mem_free(cuda->context, s);
+}
+
 static oscar_status open_device(struct oscar_cuda *cuda) {
   oscar_cuda_info *info = &cuda->info;
   cudaDeviceProp properties;
@@ -54,7 +86,7 @@ static oscar_status open_device(struct oscar_cuda *cuda) {
   if (info->capability < LEAST_CAPABILITY)
     return set_error(cuda->context, OSCAR_UNSUPPORTED, "GPU %d: %s has compute capability %d.%d; at least 8.0 is needed",
                      info->ordinal, info->name, properties.major, properties.minor);
-  if (cuda->stream) return OSCAR_OK;
+  if ((status = open_staging(cuda)) != OSCAR_OK || cuda->stream) return status;
   cudaStream_t stream;
   status = cuda_result(cuda, cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
   if (status != OSCAR_OK) return status;
@@ -90,10 +122,9 @@ oscar_status oscar_cuda_create(oscar_context *context, const oscar_cuda_options 
 
 void oscar_cuda_free(oscar_cuda *cuda) {
   if (!cuda) return;
-  if (cuda->owns_stream) {
-    (void)cudaStreamSynchronize(stream_of(cuda));
-    (void)cudaStreamDestroy(stream_of(cuda));
-  }
+  (void)cudaStreamSynchronize(stream_of(cuda)); /* copies from memory that goes */
+  close_staging(cuda);
+  if (cuda->owns_stream) (void)cudaStreamDestroy(stream_of(cuda));
   mem_free(cuda->context, cuda);
 }
 
@@ -124,18 +155,30 @@ void cuda_release(struct oscar_cuda *cuda, void *memory, size_t bytes) {
   cuda->info.allocated_bytes -= bytes;
 }
 
-oscar_status cuda_alloc_host(struct oscar_cuda *cuda, size_t bytes, void **memory) {
-  *memory = NULL;
-  return cuda_result(cuda, cudaMallocHost(memory, bytes ? bytes : 1), "taking memory of the host");
-}
-
-void cuda_release_host(struct oscar_cuda *cuda, void *memory) {
-  (void)cuda;
-  if (memory) (void)cudaFreeHost(memory);
-}
+/* ---- copies ---- */
 
 oscar_status cuda_upload(struct oscar_cuda *cuda, void *to, const void *from_host, size_t bytes) {
-  return cuda_result(cuda, cudaMemcpyAsync(to, from_host, bytes, cudaMemcpyHostToDevice, stream_of(cuda)), "copying to it");
+  struct cuda_staging *staging = cuda->staging;
+  oscar_status status = OSCAR_OK;
+  for (size_t done = 0; done < bytes && status == OSCAR_OK;) {
+    const size_t part = bytes - done < STAGING_BYTES ? bytes - done : STAGING_BYTES;
+    const int slot = staging->next;
+    if (staging->used + part > STAGING_BYTES) { /* the next slot, once its copies are done */
+      status = cuda_result(cuda, cudaEventRecord(staging->copied[slot], stream_of(cuda)), "copying to it");
+      if (status != OSCAR_OK) return status;
+      staging->next = (slot + 1) % STAGING_SLOTS;
+      staging->used = 0;
+      status = cuda_result(cuda, cudaEventSynchronize(staging->copied[staging->next]), "copying to it");
+      continue;
+    }
+    uint8_t *at = staging->memory + (size_t)slot * STAGING_BYTES + staging->used;
+    memcpy(at, (const uint8_t *)from_host + done, part);
+    status = cuda_result(cuda, cudaMemcpyAsync((uint8_t *)to + done, at, part, cudaMemcpyHostToDevice, stream_of(cuda)),
+                         "copying to it");
+    staging->used += round_up(part, 64);
+    done += part;
+  }
+  return status;
 }
 
 oscar_status cuda_download(struct oscar_cuda *cuda, void *to_host, const void *from, size_t bytes) {

@@ -20,6 +20,7 @@ struct oscar_cuda {
   void *stream; /* cudaStream_t */
   bool owns_stream;
   size_t shared_bytes; /* shared memory that one block may ask for */
+  struct cuda_staging *staging;
 };
 
 /* ---- builds with CUDA only (device.cu) ---- */
@@ -33,11 +34,7 @@ oscar_status cuda_launched(struct oscar_cuda *cuda, const char *what);
 /* Device memory, 256-byte aligned and counted. Released memory may still be in use by what is enqueued: both wait. */
 oscar_status cuda_alloc(struct oscar_cuda *cuda, size_t bytes, void **memory);
 void cuda_release(struct oscar_cuda *cuda, void *memory, size_t bytes);
-/* Memory of the host that copies can run from and to while the host goes on. */
-oscar_status cuda_alloc_host(struct oscar_cuda *cuda, size_t bytes, void **memory);
-void cuda_release_host(struct oscar_cuda *cuda, void *memory);
-
-/* Enqueued; host memory that is not from cuda_alloc_host may be used again at once. */
+/* Enqueued, by way of memory that copies run from beside the host: `from_host` may be used again at once. */
 oscar_status cuda_upload(struct oscar_cuda *cuda, void *to, const void *from_host, size_t bytes);
 /* Waits for what was enqueued before. */
 oscar_status cuda_download(struct oscar_cuda *cuda, void *to_host, const void *from, size_t bytes);

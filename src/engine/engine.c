@@ -67,9 +67,14 @@ static oscar_status open_parts(struct engine *e) {
   return runner_create(e->model, e->cache, o->chunk, &e->runner);
 }
 
+oscar_context_options engine_context_options(const struct engine_options *options) {
+  return (oscar_context_options){
+      .threads = options->threads, .cpus = options->cpus.count ? options->cpus.cpu : NULL, .n_cpus = options->cpus.count};
+}
+
 oscar_status engine_open(const struct engine_options *options, struct engine *engine, char *error_text, size_t error_bytes) {
   *engine = (struct engine){.options = *options};
-  const oscar_context_options context = {.threads = options->threads};
+  const oscar_context_options context = engine_context_options(options);
   oscar_status status = oscar_context_create(&context, &engine->context);
   if (status != OSCAR_OK) {
     snprintf(error_text, error_bytes, "the library could not be started: %s", oscar_status_name(status));

@@ -8,6 +8,7 @@
 #ifndef OSCAR_ENGINE_H
 #define OSCAR_ENGINE_H
 
+#include "base/base.h"
 #include "engine/sampler.h"
 #include "model/model.h"
 
@@ -96,11 +97,14 @@ struct engine_options {
   int64_t context;                /* tokens; 0: the model's trained context */
   size_t kv_memory_bytes;         /* 0: what `context` tokens of one sequence need */
   int chunk;                      /* prompt chunk, default 512 */
-  int threads;
-  const char *device; /* default "cpu"; see device_open */
+  int threads;                    /* 0: one per core, or per CPU of `cpus` */
+  struct cpu_list cpus;           /* that threads are pinned to; empty: none */
+  const char *device;             /* default "cpu"; see device_open */
   const struct progress *progress;
 };
 void engine_options_default(struct engine_options *options);
+/* What a context wants of them: threads and CPUs, which are borrowed. */
+oscar_context_options engine_context_options(const struct engine_options *options);
 
 struct engine {
   oscar_context *context;

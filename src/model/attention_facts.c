@@ -4,6 +4,8 @@
  */
 #include "model/model_private.h"
 
+#include "base/team.h"
+
 #include <cblas.h>
 #include <math.h>
 
@@ -32,6 +34,7 @@ oscar_status model_output_gram(const struct model *m, int layer, float *gram) {
   if (!weights) return OSCAR_NO_MEMORY;
   weight_dequantize(w->type, w->rows * w->cols, w->data, weights);
   release_if_packed(m, w);
+  team_before_openmp(m->context);
   for (int h = 0; h < g->query_heads; h++)
     cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, g->head_dim, g->head_dim, (int)w->rows, 1, weights + (size_t)h * d,
                 (int)w->cols, weights + (size_t)h * d, (int)w->cols, 0, gram + (size_t)h * d * d, g->head_dim);

@@ -13,6 +13,8 @@
  */
 #include "model/model_private.h"
 
+#include "base/team.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -237,6 +239,7 @@ static oscar_status make_host_rows(struct runner *r) {
 
 static oscar_status observe(struct runner *r, int layer, const struct forward_observer *observer) {
   struct backend *be = r->model->backend;
+  team_before_openmp(r->model->context); /* which observers use */
   if (be->ops->host_memory) return observer->attention(observer->user, layer, r->n, r->q, r->k, r->v, r->o);
   const struct model_geometry *g = &r->model->parameters.geometry;
   const size_t q = (size_t)r->n * (size_t)g->query_heads * (size_t)g->head_dim;
@@ -482,6 +485,7 @@ static oscar_status run_step(struct runner *r, int count, const struct forward_j
     committed += status == OSCAR_OK;
   }
   for (int i = committed; i < begun; i++) oscar_sequence_abort(jobs[i].sequence);
+  team_before_openmp(r->model->context); /* with which callers look at the logits */
   return status;
 }
 

@@ -4,6 +4,8 @@
  */
 #include "model/model_private.h"
 
+#include "backend/blocks.h"
+
 static oscar_status open_file(struct model *m, const char *path) {
   oscar_context *context = m->context;
   oscar_status status = gguf_open(context, path, &m->file);
@@ -22,12 +24,6 @@ static oscar_status open_file(struct model *m, const char *path) {
 }
 
 /* ---- the backend's layout ---- */
-
-static size_t row_bytes(const struct weight *w) {
-  int elements;
-  size_t bytes;
-  return weight_block(w->type, &elements, &bytes) ? (size_t)(w->cols / elements) * bytes : 0;
-}
 
 typedef oscar_status visit_weight(struct model *m, struct weight *w);
 
@@ -53,7 +49,7 @@ static oscar_status count_packed(struct model *m, struct weight *w) {
   return OSCAR_OK;
 }
 
-static size_t file_bytes(const struct weight *w) { return (size_t)w->rows * row_bytes(w); }
+static size_t file_bytes(const struct weight *w) { return (size_t)w->rows * weight_row_bytes(w); }
 
 void release_if_packed(const struct model *m, const struct weight *w) {
   if (w->packed) gguf_release(m->file, w->data, file_bytes(w));
@@ -61,7 +57,7 @@ void release_if_packed(const struct model *m, const struct weight *w) {
 
 /* Rows that are packed at a time: the file's pages of them go before the next come, so that a model is in memory once. */
 static int64_t packed_rows_at_a_time(const struct weight *w) {
-  const size_t bytes = (size_t)4 << 20, rows = bytes / (row_bytes(w) * PACKED_ROWS) * PACKED_ROWS;
+  const size_t bytes = (size_t)4 << 20, rows = bytes / (weight_row_bytes(w) * PACKED_ROWS) * PACKED_ROWS;
   return rows > 0 ? (int64_t)rows : PACKED_ROWS;
 }
 
@@ -195,7 +191,7 @@ size_t model_read_bytes_per_token(const struct model *m) {
   const struct weight *table = &m->weights.embedding;
   if (table->packed && embedding_is_apart(m)) return m->packed_bytes - packed_bytes(m, table);
   if (table->packed) return m->packed_bytes;
-  return embedding_is_apart(m) ? m->weight_bytes - embedding_bytes(m) + row_bytes(&m->weights.embedding) : m->weight_bytes;
+  return embedding_is_apart(m) ? m->weight_bytes - embedding_bytes(m) + weight_row_bytes(&m->weights.embedding) : m->weight_bytes;
 }
 
 size_t model_resident_bytes(const struct model *m) {

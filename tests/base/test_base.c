@@ -1,8 +1,11 @@
 /* Half floats against arithmetic on their definition, files against crashes half way, contexts against wrong options. */
 #include "support.h"
 
+#include <sched.h>
+
 #include "base/file.h"
 
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 /* The value of a 16-bit float from its fields (IEEE 754, 3.4), independent of the code under test. */
@@ -81,16 +84,63 @@ static void cpus_that_share_a_core_count_once(void **state) {
   assert_true(cpu_cores() >= 1 && cpu_cores() <= cpu_available());
 }
 
+static void allowed_cpus_are_told_as_ranges(void **state) {
+  (void)state;
+  cpu_set_t before, set;
+  char text[512];
+  int some[3], count = 0;
+  assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+  for (int cpu = 0; cpu < CPU_SETSIZE && count < 3; cpu++)
+    if (CPU_ISSET((size_t)cpu, &before)) some[count++] = cpu;
+  for (int subset = 1; subset < 1 << count; subset++) {
+    CPU_ZERO(&set);
+    for (int i = 0; i < count; i++)
+      if (subset >> i & 1) CPU_SET((size_t)some[i], &set);
+    assert_int_equal(sched_setaffinity(0, sizeof set, &set), 0);
+    /* A range, one by one: the same set, if each CPU is told once. */
+    cpu_allowed_text(text, sizeof text);
+    int told = 0;
+    for (char *at = text; *at;) {
+      long low = strtol(at, &at, 10), high = low;
+      if (*at == '-') high = strtol(at + 1, &at, 10);
+      assert_true(!CPU_ISSET((size_t)high + 1, &set));
+      for (long cpu = low; cpu <= high; cpu++, told++) assert_true(CPU_ISSET((size_t)cpu, &set));
+      assert_true(*at == ',' || *at == '\0');
+      if (*at == ',') at++;
+    }
+    assert_int_equal(told, CPU_COUNT(&set));
+  }
+  assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
+  assert_string_equal(cpu_allowed_text(text, 1), "");
+}
+
 static void wrong_context_options_are_refused(void **state) {
   (void)state;
   oscar_context_options o;
   oscar_context *context = NULL;
+  int first = 0; /* CPU that is allowed */
+  while (!cpu_is_allowed(first)) first++;
   oscar_context_options_default(&o);
   o.threads = -1;
   assert_int_equal(oscar_context_create(&o, &context), OSCAR_INVALID_ARGUMENT);
   assert_null(context);
   oscar_context_options_default(&o);
   o.isa = (oscar_isa)99;
+  assert_int_equal(oscar_context_create(&o, &context), OSCAR_INVALID_ARGUMENT);
+  const struct {
+    int threads, cpus[2], n_cpus;
+  } wrong[] = {{0, {first, first}, 2}, {0, {first, -1}, 2}, {0, {CPU_LIST_ROOM}, 1},
+               {2, {first}, 1},        {0, {first}, 0},     {0, {first}, -1}};
+  for (size_t i = 0; i < ARRAY_LENGTH(wrong); i++) {
+    oscar_context_options_default(&o);
+    o.threads = wrong[i].threads;
+    o.cpus = wrong[i].cpus;
+    o.n_cpus = wrong[i].n_cpus;
+    assert_int_equal(oscar_context_create(&o, &context), OSCAR_INVALID_ARGUMENT);
+    assert_null(context);
+  }
+  oscar_context_options_default(&o);
+  o.n_cpus = 1;
   assert_int_equal(oscar_context_create(&o, &context), OSCAR_INVALID_ARGUMENT);
   assert_int_equal(oscar_context_create(NULL, &context), OSCAR_OK);
   assert_true(oscar_context_threads(context) >= 1);
@@ -124,6 +174,19 @@ static void impossible_sizes_are_out_of_memory(void **state) {
   assert_int_equal((uintptr_t)nothing % 64, 0);
   mem_free(c, nothing);
   oscar_context_free(c);
+}
+
+static void the_peak_of_memory_can_be_counted_anew(void **state) {
+  (void)state;
+  const size_t bytes = (size_t)64 << 20;
+  uint8_t *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); /* no allocator keeps it */
+  assert_true(memory != MAP_FAILED);
+  for (size_t i = 0; i < bytes; i += 4096) ((volatile uint8_t *)memory)[i] = 1;
+  assert_int_equal(munmap(memory, bytes), 0);
+  size_t before = mem_peak_bytes();
+  if (before == 0 || !mem_peak_restart()) skip();
+  assert_true(before > bytes);
+  assert_true(mem_peak_bytes() < before - bytes / 2);
 }
 
 static void an_aborted_write_leaves_the_old_file(void **state) {
@@ -229,9 +292,11 @@ int main(void) {
       cmocka_unit_test(every_half_survives_a_round_trip),
       cmocka_unit_test(halves_round_to_nearest_even),
       cmocka_unit_test(cpus_that_share_a_core_count_once),
+      cmocka_unit_test(allowed_cpus_are_told_as_ranges),
       cmocka_unit_test(wrong_context_options_are_refused),
       cmocka_unit_test(errors_nest_and_never_overflow),
       cmocka_unit_test(impossible_sizes_are_out_of_memory),
+      cmocka_unit_test(the_peak_of_memory_can_be_counted_anew),
       cmocka_unit_test(an_aborted_write_leaves_the_old_file),
       cmocka_unit_test(released_pages_leave_and_come_back),
       cmocka_unit_test(a_full_disk_is_reported_and_changes_nothing),

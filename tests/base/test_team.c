@@ -1,10 +1,11 @@
 /* Teams of threads: every piece of work is done once, whatever the members do meanwhile, sleep or spin; nothing is seen too
- * early. */
+ * early; and with CPUs given, everybody is on its own, and OpenMP's threads on any of them. */
 #include "support.h"
 
 #include "base/team.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <time.h>
 
@@ -102,7 +103,7 @@ static void members_meet_at_barriers_and_share_work(void **state) {
 }
 
 /* The shortest runs one after the other: a wake-up that got lost would hang here. */
-static void count(void *arg, int member, int members) {
+static void count_calls(void *arg, int member, int members) {
   (void)member, (void)members;
   atomic_fetch_add((_Atomic int *)arg, 1);
 }
@@ -113,7 +114,7 @@ static void no_wake_up_is_lost(void **state) {
   for (int threads = 2; threads <= 4; threads++) {
     oscar_context *context = context_with(threads);
     _Atomic int calls = 0;
-    for (int r = 0; r < RUNS; r++) team_run(context, threads, count, &calls);
+    for (int r = 0; r < RUNS; r++) team_run(context, threads, count_calls, &calls);
     assert_int_equal(calls, RUNS * threads);
     oscar_context_free(context);
   }
@@ -128,7 +129,7 @@ static void *use_context(void *arg) {
   oscar_context_options_default(&options);
   options.threads = 3;
   if (oscar_context_create(&options, &context) != OSCAR_OK) return NULL;
-  for (int r = 0; r < 2000; r++) team_run(context, 3, count, &calls);
+  for (int r = 0; r < 2000; r++) team_run(context, 3, count_calls, &calls);
   oscar_context_free(context);
   if (calls == 3 * 2000) *(bool *)arg = true;
   return NULL;
@@ -144,12 +145,138 @@ static void contexts_do_not_know_of_each_other(void **state) {
   oscar_context_free(context_with(5)); /* never used: no threads to stop */
 }
 
+/* ---- CPUs ---- */
+
+enum { MOST_CPUS = 4 };
+
+/* The last of those that the calling thread may run on, in falling order, so that none is where it would be anyway. */
+static int some_cpus(int *cpus) {
+  int count = 0;
+  for (int cpu = CPU_LIST_ROOM - 1; cpu >= 0 && count < MOST_CPUS; cpu--)
+    if (cpu_is_allowed(cpu)) cpus[count++] = cpu;
+  return count;
+}
+
+static oscar_context *pinned_context(int threads, const int *cpus, int n_cpus) {
+  oscar_context_options options;
+  oscar_context_options_default(&options);
+  options.threads = threads;
+  options.cpus = cpus;
+  options.n_cpus = n_cpus;
+  oscar_context *context = NULL;
+  assert_int_equal(oscar_context_create(&options, &context), OSCAR_OK);
+  return context;
+}
+
+static cpu_set_t set_of(const int *cpus, int count) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (int i = 0; i < count; i++) CPU_SET((size_t)cpus[i], &set);
+  return set;
+}
+
+static bool may_run_on(const cpu_set_t *wanted) {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) == 0 && CPU_EQUAL(&set, wanted);
+}
+
+struct pinned {
+  oscar_context *context;
+  const int *cpus;
+  int threads;
+  _Atomic int astray, runs;
+};
+
+static void look_where_it_runs(void *arg, int member, int members) {
+  (void)members;
+  struct pinned *p = arg;
+  const cpu_set_t own = set_of(p->cpus + member, 1);
+  if (!may_run_on(&own) || sched_getcpu() != p->cpus[member]) atomic_fetch_add(&p->astray, 1);
+  atomic_fetch_add(&p->runs, 1);
+}
+
+/* GCC's runtime leaves its threads where the one that makes them is; LLVM's moves them to where the process was at first. */
+#if defined(__clang__)
+#define OPENMP_INHERITS false
+#else
+#define OPENMP_INHERITS true
+#endif
+
+/* A run and a region of OpenMP, in turn, because OpenMP may make its threads anew whenever it likes. */
+static void *run_and_use_openmp(void *arg) {
+  struct pinned *p = arg;
+  const cpu_set_t all = set_of(p->cpus, p->threads);
+  for (int i = 0; i < 6; i++) {
+    team_run(p->context, p->threads, look_where_it_runs, p);
+    team_before_openmp(p->context);
+    atomic_fetch_add(&p->astray, !may_run_on(&all));
+    if (!OPENMP_INHERITS) continue;
+    int astray = 0;
+#pragma omp parallel num_threads(1 + (p->threads + i) % 3) reduction(+ : astray)
+    astray += !may_run_on(&all);
+    atomic_fetch_add(&p->astray, astray);
+  }
+  return NULL;
+}
+
+static void *run_once(void *arg) {
+  struct pinned *p = arg;
+  team_run(p->context, p->threads, look_where_it_runs, p);
+  return NULL;
+}
+
+/* In a thread of its own: an OpenMP runtime that had threads before the context was made keeps them where they are. */
+static void on_a_new_thread(void *(*work)(void *), void *arg) {
+  pthread_t thread;
+  assert_int_equal(pthread_create(&thread, NULL, work, arg), 0);
+  assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+static void each_member_stays_on_its_cpu_and_openmp_on_all_of_them(void **state) {
+  (void)state;
+  int cpus[MOST_CPUS], count = some_cpus(cpus);
+  for (int threads = 1; threads <= count; threads++) {
+    struct pinned p = {.context = pinned_context(threads, cpus, count), .cpus = cpus, .threads = threads};
+    on_a_new_thread(run_and_use_openmp, &p);
+    on_a_new_thread(run_once, &p);
+    on_a_new_thread(run_once, &p); /* the context has moved on to another thread, which may look like the last one */
+    assert_int_equal(p.astray, 0);
+    assert_int_equal(p.runs, 8 * threads);
+    oscar_context_free(p.context);
+  }
+}
+
+static void who_frees_a_context_is_where_he_was(void **state) {
+  (void)state;
+  cpu_set_t before;
+  int cpus[MOST_CPUS], count = some_cpus(cpus);
+  assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+  struct pinned p = {.context = pinned_context(0, cpus, count), .cpus = cpus, .threads = count};
+  assert_int_equal(oscar_context_threads(p.context), count);
+  assert_true(may_run_on(&before)); /* making a context moves nobody */
+  team_run(p.context, count, look_where_it_runs, &p);
+  const cpu_set_t own = set_of(cpus, 1);
+  assert_true(may_run_on(&own));
+  assert_int_equal(p.astray, 0);
+  oscar_context_free(p.context);
+  assert_true(may_run_on(&before));
+
+  oscar_context *anywhere = context_with(2);
+  _Atomic int calls = 0;
+  team_run(anywhere, 2, count_calls, &calls);
+  team_before_openmp(anywhere);
+  assert_true(may_run_on(&before));
+  oscar_context_free(anywhere);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_element_is_visited_once),
       cmocka_unit_test(members_meet_at_barriers_and_share_work),
       cmocka_unit_test(no_wake_up_is_lost),
       cmocka_unit_test(contexts_do_not_know_of_each_other),
+      cmocka_unit_test(each_member_stays_on_its_cpu_and_openmp_on_all_of_them),
+      cmocka_unit_test(who_frees_a_context_is_where_he_was),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -14,6 +14,7 @@ struct everything {
   size_t size;
   float ratio;
   const char *text, *word;
+  struct cpu_list cpus;
 };
 
 static const char *words(int i) {
@@ -31,6 +32,7 @@ static const struct option_spec specs[] = {
     {"ratio", 'r', OPTION_FLOAT, AT(ratio), "X", .help = "a ratio", 0, 1},
     {"text", 0, OPTION_TEXT, AT(text), "TEXT", .help = "text"},
     {"kv", 0, OPTION_TEXT, AT(word), "TYPE", .help = "a word", .choice = words},
+    {"cpus", 0, OPTION_CPUS, AT(cpus), "LIST", .help = "CPUs", .default_text = "any"},
 };
 static const struct usage usage = {"try", "[FILE]", 0, 1, "Tries.", "oscar try x\n"};
 
@@ -125,6 +127,57 @@ static void wrong_use_gets_one_line_that_names_the_right_one(void **state) {
     assert_int_equal(code, EXIT_WRONG_USE);
     assert_string_equal(complaint, cases[i].line);
   }
+}
+
+/* The first and the last CPU that this process may run on; others depend on the machine. */
+static void cpus_are_lists_of_numbers_and_ranges(void **state) {
+  (void)state;
+  struct everything e = {0};
+  int first, code, low = 0, high = CPU_LIST_ROOM - 1;
+  while (!cpu_is_allowed(low)) low++;
+  while (!cpu_is_allowed(high)) high--;
+  char given[64];
+  snprintf(given, sizeof given, "%d", low);
+  assert_true(PARSE("--cpus", given));
+  assert_int_equal(e.cpus.count, 1);
+  assert_int_equal(e.cpus.cpu[0], low);
+  if (high > low) { /* an order of one's own is kept */
+    snprintf(given, sizeof given, "%d-%d,%d", high, high, low);
+    assert_true(PARSE("--cpus", given));
+    assert_int_equal(e.cpus.count, 2);
+    assert_int_equal(e.cpus.cpu[0], high);
+    assert_int_equal(e.cpus.cpu[1], low);
+  }
+  if (cpu_is_allowed(low + 1)) {
+    snprintf(given, sizeof given, "%d-%d", low, low + 1);
+    assert_true(PARSE("--cpus", given));
+    assert_int_equal(e.cpus.count, 2);
+    assert_int_equal(e.cpus.cpu[1], low + 1);
+  }
+
+  char line[256], allowed[128];
+  static const char *const bad[] = {"", ",", "0,", ",0", "0-", "-1", "1-0", "0x3", "0-1-2", "0 ", "all", "0;1", "+0"};
+  for (size_t i = 0; i < ARRAY_LENGTH(bad); i++) {
+    /* What is before the fault may be refused first, where CPU 0 is not allowed. */
+    if (!cpu_is_allowed(0) && bad[i][0] == '0' && strchr(bad[i], ',')) continue;
+    assert_false(PARSE("--cpus", bad[i]));
+    assert_int_equal(code, EXIT_WRONG_USE);
+    snprintf(line, sizeof line, "oscar: try: --cpus wants CPUs such as 0-3,6, not '%s'\n", bad[i]);
+    assert_string_equal(complaint, line);
+  }
+  snprintf(given, sizeof given, "%d,%d", low, low);
+  assert_false(PARSE("--cpus", given));
+  snprintf(line, sizeof line, "oscar: try: --cpus names CPU %d twice\n", low);
+  assert_string_equal(complaint, line);
+  snprintf(given, sizeof given, "%d", high + 1);
+  assert_false(PARSE("--cpus", given));
+  snprintf(line, sizeof line, "oscar: try: --cpus names CPU %d%s, where this process may not run (it may on %s)\n", high + 1,
+           high + 1 == CPU_LIST_ROOM ? " or one above" : "", cpu_allowed_text(allowed, sizeof allowed));
+  assert_string_equal(complaint, line);
+  assert_false(PARSE("--cpus", "99999999999999999999"));
+  snprintf(line, sizeof line, "oscar: try: --cpus names CPU 1024 or one above, where this process may not run (it may on %s)\n",
+           allowed);
+  assert_string_equal(complaint, line);
 }
 
 static void sizes_are_powers_of_1024(void **state) {
@@ -228,6 +281,7 @@ int main(void) {
       cmocka_unit_test(every_kind_of_value_is_read),
       cmocka_unit_test(parsing_can_be_repeated),
       cmocka_unit_test(wrong_use_gets_one_line_that_names_the_right_one),
+      cmocka_unit_test(cpus_are_lists_of_numbers_and_ranges),
       cmocka_unit_test(sizes_are_powers_of_1024),
       cmocka_unit_test(help_shows_every_option_with_range_defaults_and_examples),
       cmocka_unit_test(shared_groups_fit_together_without_a_clash),

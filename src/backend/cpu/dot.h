@@ -18,7 +18,7 @@
 #ifndef OSCAR_CPU_DOT_H
 #define OSCAR_CPU_DOT_H
 
-#include "backend/backend.h"
+#include "backend/blocks.h"
 
 #include <string.h>
 
@@ -26,7 +26,8 @@
 #define RUN            16  /* elements of a weight with one scale, at least */
 #define SCALED         32  /* activations with one scale: two runs */
 #define CHUNK_RUNS     (CHUNK / RUN)
-#define LARGEST_ACTIVE 16256 /* 127 * 128 */
+#define ALL_GROUPS     (CHUNK / SMALL_BLOCK) /* of 32 elements, of a chunk */
+#define LARGEST_ACTIVE 16256                 /* 127 * 128 */
 
 struct act_chunk {
   _Alignas(64) int8_t high[CHUNK]; /* -127 .. 127 */
@@ -85,14 +86,6 @@ extern const struct dot_kernels dot_portable, dot_avx2, dot_avx512, dot_neon;
 #define AHEAD_BYTES 2048
 static inline void prefetch_ahead(const uint8_t *p, size_t bytes) {
   for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const void *)((uintptr_t)p + AHEAD_BYTES + i));
-}
-
-/* Bytes of one row in the file. */
-static inline size_t weight_row_bytes(const struct weight *w) {
-  int elements = 1;
-  size_t bytes = 0;
-  weight_block(w->type, &elements, &bytes);
-  return (size_t)(w->cols / elements) * bytes;
 }
 
 static inline bool weight_is_float(enum weight_type type) {

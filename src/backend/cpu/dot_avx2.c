@@ -5,18 +5,20 @@
  * there are only sixteen. VPMADDUBSW multiplies unsigned weights with the two bytes of an activation, VPMADDWD with constants
  * 128 and 1 joins the bytes and widens; four lanes then belong to each run of 16. Eight-bit signed weights do not fit that when
  * made unsigned (2 * 255 * 127 overflows 16 bits), so Q8_0 moves the sign to the activation instead.
- *
- * The last chunk of a row with small blocks is copied and padded with zeros, so that nothing past the row is read.
  */
 #include "backend/cpu/dot.h"
 
-#include "backend/blocks.h"
 #include "base/inline.h"
 
 #include <immintrin.h>
 
+#define LANES        8
+#define FLOAT_TOKENS 2
+#define READS_ON     false
+
+typedef __m256 vec;
 struct scales {
-  __m256 a[2], m[2];
+  vec a[2], m[2];
 };
 typedef void load_scales(const uint8_t *p, struct scales *s);
 typedef __m256i load_weights(const uint8_t *p, int j); /* elements 32j .. 32j + 31 of the chunk */
@@ -176,9 +178,20 @@ FORMAT(q4_k, unsigned, 256, 144);
 FORMAT(q5_k, unsigned, 256, 176);
 FORMAT(q6_k, unsigned, 256, 210);
 
-/* n tokens with one chunk of `groups` times 32 elements; n is a constant where this is used. */
+INLINE vec vec_zero(void) { return _mm256_setzero_ps(); }
+INLINE vec vec_add(vec a, vec b) { return _mm256_add_ps(a, b); }
+INLINE vec vec_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE void vec_store(float *out, vec v) { _mm256_storeu_ps(out, v); }
+INLINE float vec_sum(vec v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* All groups, those that are not there being zeros. */
 INLINE void accumulate(struct format f, const uint8_t *p, int groups, const struct act_chunk *x, int64_t x_stride, const int n,
-                       __m256 sums[][2]) {
+                       vec sums[][2]) {
+  (void)groups;
   struct scales s;
   __m256 scale[4][2];
   f.scales(p, &s);
@@ -189,7 +202,7 @@ INLINE void accumulate(struct format f, const uint8_t *p, int groups, const stru
       sums[t][i] = _mm256_fmadd_ps(s.m[i], _mm256_load_ps(xt->sum + 8 * i), sums[t][i]);
     }
 #pragma GCC unroll 8
-  for (int j = 0; j < groups; j++) {
+  for (int j = 0; j < ALL_GROUPS; j++) {
     __m256i q = f.weights(p, j);
     __m256i spread = _mm256_add_epi32(_mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1), _mm256_set1_epi32(2 * (j & 3)));
     for (int t = 0; t < n; t++) {
@@ -197,48 +210,6 @@ INLINE void accumulate(struct format f, const uint8_t *p, int groups, const stru
       __m256 dot = _mm256_cvtepi32_ps(f.multiply(q, load32(xt->high + 32 * j), load32(xt->low + 32 * j)));
       sums[t][j & 1] = _mm256_fmadd_ps(dot, _mm256_permutevar8x32_ps(scale[t][j / 4], spread), sums[t][j & 1]);
     }
-  }
-}
-
-INLINE float reduce(__m256 v) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
-INLINE void dot_row(struct format f, const uint8_t *row, const struct dot_input *in, const struct act_chunk *x, const int n,
-                    float *y, int64_t y_stride) {
-  __m256 sums[4][2];
-  for (int t = 0; t < n; t++) sums[t][0] = sums[t][1] = _mm256_setzero_ps();
-  int64_t full = in->cols / CHUNK;
-  size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
-  for (int64_t k = 0; k < full; k++, row += chunk_bytes) {
-    prefetch_ahead(row, chunk_bytes);
-    accumulate(f, row, 8, x + k, in->chunks_per_token, n, sums);
-  }
-  int blocks = (int)(in->cols % CHUNK) / f.block_elements;
-  if (f.block_elements < CHUNK && blocks > 0) {
-    uint8_t copy[8 * sizeof(struct block_q8_0)] = {0};
-    memcpy(copy, row, (size_t)blocks * f.block_bytes);
-    accumulate(f, copy, 8, x + full, in->chunks_per_token, n, sums);
-  }
-  for (int t = 0; t < n; t++) y[t * y_stride] = reduce(_mm256_add_ps(sums[t][0], sums[t][1]));
-}
-
-INLINE void dot_rows_of(struct format f, const struct weight *w, int64_t first, int64_t last, const struct dot_input *in,
-                        float *y) {
-  size_t row_bytes = (size_t)(w->cols / f.block_elements) * f.block_bytes;
-  for (int64_t r = first; r < last; r++) {
-    const uint8_t *row = (const uint8_t *)w->data + (size_t)r * row_bytes;
-    const struct act_chunk *x = in->chunks;
-    float *to = y + r;
-    int left = in->n;
-    for (; left >= 4; left -= 4, x += 4 * in->chunks_per_token, to += 4 * w->rows) dot_row(f, row, in, x, 4, to, w->rows);
-    if (left >= 2) {
-      dot_row(f, row, in, x, 2, to, w->rows);
-      left -= 2, x += 2 * in->chunks_per_token, to += 2 * w->rows;
-    }
-    if (left) dot_row(f, row, in, x, 1, to, w->rows);
   }
 }
 
@@ -266,115 +237,15 @@ INLINE void expand_chunk(struct format f, const uint8_t *p, int groups, float *o
   for (int j = 0; j < groups; j++) expand_group(f.weights(p, j), a + 2 * j, m + 2 * j, f.widen, out + 32 * j);
 }
 
-INLINE void expand_rows(struct format f, const struct weight *w, int64_t first, int64_t last, float *out) {
-  size_t row_bytes = (size_t)(w->cols / f.block_elements) * f.block_bytes;
-  size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
-  for (int64_t r = first; r < last; r++) {
-    const uint8_t *row = (const uint8_t *)w->data + (size_t)r * row_bytes;
-    for (int64_t k = 0; k < w->cols / CHUNK; k++, row += chunk_bytes, out += CHUNK) expand_chunk(f, row, 8, out);
-    int part = (int)(w->cols % CHUNK);
-    if (f.block_elements == CHUNK || part == 0) continue;
-    uint8_t copy[8 * sizeof(struct block_q8_0)] = {0};
-    memcpy(copy, row, (size_t)(part / f.block_elements) * f.block_bytes);
-    expand_chunk(f, copy, part / 32, out);
-    out += part;
-  }
-}
-
-#define KERNELS(name)                                                                                                            \
-  static void rows_##name(const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y) {           \
-    dot_rows_of(name, w, first, last, in, y);                                                                                    \
-  }                                                                                                                              \
-  static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
-    expand_rows(name, w, first, last, out);                                                                                      \
-  }
-KERNELS(q4_0)
-KERNELS(q4_1)
-KERNELS(q5_0)
-KERNELS(q5_1)
-KERNELS(q8_0)
-KERNELS(q4_k)
-KERNELS(q5_k)
-KERNELS(q6_k)
-
 /* ---- float weights ---- */
 
-typedef __m256 load_floats(const uint8_t *row, int64_t at);
-INLINE __m256 load_f32(const uint8_t *row, int64_t at) { return _mm256_loadu_ps((const float *)(const void *)(row + 4 * at)); }
-INLINE __m256 load_f16(const uint8_t *row, int64_t at) { return _mm256_cvtph_ps(load16(row + 2 * at)); }
-INLINE __m256 load_bf16(const uint8_t *row, int64_t at) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(row + 2 * at)), 16));
-}
+INLINE vec load_f32(const void *p) { return _mm256_loadu_ps(p); }
+INLINE vec load_f16(const void *p) { return _mm256_cvtph_ps(load16(p)); }
+INLINE vec load_bf16(const void *p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16)); }
 
-/* One row and n tokens; the last elements that do not fill a register go through copies padded with zeros. */
-INLINE void float_row(load_floats *load, size_t element_bytes, const uint8_t *row, int64_t cols, const float *x, const int n,
-                      float *y, int64_t y_stride) {
-  __m256 sums[2][4];
-  for (int t = 0; t < n; t++)
-    for (int i = 0; i < 4; i++) sums[t][i] = _mm256_setzero_ps();
-  int64_t k = 0;
-  for (; k + 32 <= cols; k += 32) {
-    prefetch_ahead(row + (size_t)k * element_bytes, 32 * element_bytes);
-    for (int i = 0; i < 4; i++) {
-      __m256 w = load(row, k + 8 * i);
-      for (int t = 0; t < n; t++) sums[t][i] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x + t * cols + k + 8 * i), sums[t][i]);
-    }
-  }
-  for (; k < cols; k += 8) {
-    uint8_t weights[32] = {0};
-    float tokens[2][8] = {{0}};
-    size_t count = cols - k < 8 ? (size_t)(cols - k) : 8;
-    memcpy(weights, row + (size_t)k * element_bytes, count * element_bytes);
-    __m256 w = load(weights, 0);
-    for (int t = 0; t < n; t++) {
-      memcpy(tokens[t], x + t * cols + k, count * sizeof(float));
-      sums[t][0] = _mm256_fmadd_ps(w, _mm256_loadu_ps(tokens[t]), sums[t][0]);
-    }
-  }
-  for (int t = 0; t < n; t++) {
-    __m256 even = _mm256_add_ps(sums[t][0], sums[t][2]), odd = _mm256_add_ps(sums[t][1], sums[t][3]);
-    y[t * y_stride] = reduce(_mm256_add_ps(even, odd));
-  }
-}
-
-INLINE void float_rows(load_floats *load, size_t element_bytes, const struct weight *w, int64_t first, int64_t last,
-                       const struct dot_input *in, float *y) {
-  for (int64_t r = first; r < last; r++) {
-    const uint8_t *row = (const uint8_t *)w->data + (size_t)(r * w->cols) * element_bytes;
-    int t = 0;
-    for (; t + 2 <= in->n; t += 2)
-      float_row(load, element_bytes, row, w->cols, in->x + t * w->cols, 2, y + t * w->rows + r, w->rows);
-    if (t < in->n) float_row(load, element_bytes, row, w->cols, in->x + t * w->cols, 1, y + t * w->rows + r, w->rows);
-  }
-}
-
-INLINE void expand_floats(load_floats *load, size_t element_bytes, const struct weight *w, int64_t first, int64_t last,
-                          float *out) {
-  const uint8_t *data = (const uint8_t *)w->data + (size_t)(first * w->cols) * element_bytes;
-  int64_t count = (last - first) * w->cols, k = 0;
-  for (; k + 8 <= count; k += 8) _mm256_storeu_ps(out + k, load(data, k));
-  weight_dequantize(w->type, count - k, data + (size_t)k * element_bytes, out + k);
-}
-
-#define FLOAT_KERNELS(name, element_bytes)                                                                                       \
-  static void rows_##name(const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y) {           \
-    float_rows(load_##name, element_bytes, w, first, last, in, y);                                                               \
-  }                                                                                                                              \
-  static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
-    expand_floats(load_##name, element_bytes, w, first, last, out);                                                              \
-  }
-FLOAT_KERNELS(f32, 4)
-FLOAT_KERNELS(f16, 2)
-FLOAT_KERNELS(bf16, 2)
+#include "backend/cpu/dot_kernels.h"
 
 static void quantize(const float *x, int count, struct act_chunk *chunk) { quantize_chunk_inline(x, count, chunk); }
-
-#define ALL_TYPES(kind)                                                                                                          \
-  {                                                                                                                              \
-    [WEIGHT_F32] = kind##_f32, [WEIGHT_F16] = kind##_f16, [WEIGHT_BF16] = kind##_bf16, [WEIGHT_Q4_0] = kind##_q4_0,              \
-    [WEIGHT_Q4_1] = kind##_q4_1, [WEIGHT_Q5_0] = kind##_q5_0, [WEIGHT_Q5_1] = kind##_q5_1, [WEIGHT_Q8_0] = kind##_q8_0,          \
-    [WEIGHT_Q4_K] = kind##_q4_k, [WEIGHT_Q5_K] = kind##_q5_k, [WEIGHT_Q6_K] = kind##_q6_k                                        \
-  }
 
 const struct dot_kernels dot_avx2 = {
     .name = "AVX2",

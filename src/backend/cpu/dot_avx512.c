@@ -15,9 +15,14 @@
 
 #include <immintrin.h>
 
+#define LANES        16
+#define FLOAT_TOKENS 4
+#define READS_ON     true
+
+typedef __m512 vec;
 struct chunk {
   __m512i q[4];
-  __m512 a, m;
+  vec a, m;
 };
 typedef void load_chunk(const uint8_t *p, struct chunk *c);
 /* A format: its loader and its blocks. */
@@ -174,17 +179,11 @@ FORMAT(q4_k, 256, 144);
 FORMAT(q5_k, 256, 176);
 FORMAT(q6_k, 256, 210);
 
-/* The last chunk of a row, with fewer than eight small blocks. */
-INLINE void load_part(struct format f, const uint8_t *p, int blocks, const uint8_t *end, struct chunk *c) {
-  uint8_t copy[8 * 34];
-  size_t bytes = 8 * f.block_bytes;
-  if ((size_t)(end - p) < bytes) {
-    memset(copy, 0, bytes);
-    memcpy(copy, p, (size_t)blocks * f.block_bytes);
-    p = copy;
-  }
+/* The runs of groups that are not there have no scales. */
+INLINE void load_groups(struct format f, const uint8_t *p, int groups, struct chunk *c) {
   f.load(p, c);
-  __mmask16 mask = (__mmask16)((1u << 2 * blocks) - 1);
+  if (groups == ALL_GROUPS) return;
+  __mmask16 mask = (__mmask16)((1u << 2 * groups) - 1);
   c->a = _mm512_maskz_mov_ps(mask, c->a);
   c->m = _mm512_maskz_mov_ps(mask, c->m);
 }
@@ -195,9 +194,15 @@ INLINE __m512i spread(int quarter) {
   return _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_set1_epi32(4 * quarter));
 }
 
+INLINE vec vec_zero(void) { return _mm512_setzero_ps(); }
+INLINE vec vec_add(vec a, vec b) { return _mm512_add_ps(a, b); }
+INLINE vec vec_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE void vec_store(float *out, vec v) { _mm512_storeu_ps(out, v); }
+INLINE float vec_sum(vec v) { return _mm512_reduce_add_ps(v); }
+
 /* Two sums a token keep the chain of additions short; which one a product enters depends on its place only. */
-INLINE void accumulate(const struct chunk *c, int quarters, const struct act_chunk *x, __m512 sums[2]) {
-  __m512 scale = _mm512_mul_ps(c->a, _mm512_load_ps(x->scale));
+INLINE void accumulate_token(const struct chunk *c, int quarters, const struct act_chunk *x, vec sums[2]) {
+  vec scale = _mm512_mul_ps(c->a, _mm512_load_ps(x->scale));
   for (int j = 0; j < quarters; j++) {
     __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), c->q[j], _mm512_load_si512(x->high + 64 * j));
     dot = _mm512_dpbusd_epi32(_mm512_slli_epi32(dot, 7), c->q[j], _mm512_load_si512(x->low + 64 * j));
@@ -206,43 +211,11 @@ INLINE void accumulate(const struct chunk *c, int quarters, const struct act_chu
   sums[1] = _mm512_fmadd_ps(c->m, _mm512_load_ps(x->sum), sums[1]);
 }
 
-/* One row and n tokens; n is a constant where this is used. */
-INLINE void dot_row(struct format f, const uint8_t *row, const uint8_t *end, const struct dot_input *in,
-                    const struct act_chunk *x, const int n, float *y, int64_t y_stride) {
-  __m512 sums[4][2];
-  for (int t = 0; t < n; t++) sums[t][0] = sums[t][1] = _mm512_setzero_ps();
-  int64_t full = in->cols / CHUNK;
-  size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
+INLINE void accumulate(struct format f, const uint8_t *p, int groups, const struct act_chunk *x, int64_t x_stride, const int n,
+                       vec sums[][2]) {
   struct chunk c;
-  for (int64_t k = 0; k < full; k++, row += chunk_bytes) {
-    prefetch_ahead(row, chunk_bytes);
-    f.load(row, &c);
-    for (int t = 0; t < n; t++) accumulate(&c, 4, x + t * in->chunks_per_token + k, sums[t]);
-  }
-  int blocks = (int)(in->cols % CHUNK) / f.block_elements;
-  if (f.block_elements < CHUNK && blocks > 0) {
-    load_part(f, row, blocks, end, &c);
-    for (int t = 0; t < n; t++) accumulate(&c, (blocks + 1) / 2, x + t * in->chunks_per_token + full, sums[t]);
-  }
-  for (int t = 0; t < n; t++) y[t * y_stride] = _mm512_reduce_add_ps(_mm512_add_ps(sums[t][0], sums[t][1]));
-}
-
-INLINE void dot_rows_of(struct format f, const struct weight *w, int64_t first, int64_t last, const struct dot_input *in,
-                        float *y) {
-  size_t row_bytes = (size_t)(w->cols / f.block_elements) * f.block_bytes;
-  const uint8_t *data = w->data, *end = data + (size_t)w->rows * row_bytes;
-  for (int64_t r = first; r < last; r++) {
-    const uint8_t *row = data + (size_t)r * row_bytes;
-    const struct act_chunk *x = in->chunks;
-    float *to = y + r;
-    int left = in->n;
-    for (; left >= 4; left -= 4, x += 4 * in->chunks_per_token, to += 4 * w->rows) dot_row(f, row, end, in, x, 4, to, w->rows);
-    if (left >= 2) {
-      dot_row(f, row, end, in, x, 2, to, w->rows);
-      left -= 2, x += 2 * in->chunks_per_token, to += 2 * w->rows;
-    }
-    if (left) dot_row(f, row, end, in, x, 1, to, w->rows);
-  }
+  load_groups(f, p, groups, &c);
+  for (int t = 0; t < n; t++) accumulate_token(&c, (groups + 1) / 2, x + t * x_stride, sums[t]);
 }
 
 /* ---- expansion ---- */
@@ -265,33 +238,30 @@ BF16_CPU INLINE void store_bf16(void *out, int64_t at, __m512 x) {
 typedef void store_run(void *out, int64_t at, __m512 x);
 
 /* a q + m is one rounding of the exact value: weight_dequantize gives the same bits. */
-INLINE void expand_chunk(const struct chunk *c, int runs, store_run *store, void *out, int64_t at) {
-  for (int r = 0; r < runs; r++) {
+INLINE void expand_groups(const struct chunk *c, int groups, store_run *store, void *out) {
+  for (int r = 0; r < SMALL_BLOCK / RUN * groups; r++) {
     __m512i lane = _mm512_set1_epi32(r);
     const uint8_t *bytes = (const uint8_t *)c->q;
     __m512 q = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16(bytes + RUN * r)));
-    store(out, at + RUN * r, _mm512_fmadd_ps(q, _mm512_permutexvar_ps(lane, c->a), _mm512_permutexvar_ps(lane, c->m)));
+    store(out, RUN * r, _mm512_fmadd_ps(q, _mm512_permutexvar_ps(lane, c->a), _mm512_permutexvar_ps(lane, c->m)));
   }
 }
 
-INLINE void expand_rows(struct format f, const struct weight *w, int64_t first, int64_t last, float *out) {
-  size_t row_bytes = (size_t)(w->cols / f.block_elements) * f.block_bytes;
-  size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
-  const uint8_t *data = w->data, *end = data + (size_t)w->rows * row_bytes;
+INLINE void expand_chunk(struct format f, const uint8_t *p, int groups, float *out) {
   struct chunk c;
-  for (int64_t r = first; r < last; r++) {
-    const uint8_t *row = data + (size_t)r * row_bytes;
-    for (int64_t k = 0; k < w->cols / CHUNK; k++, row += chunk_bytes, out += CHUNK) {
-      f.load(row, &c);
-      expand_chunk(&c, CHUNK_RUNS, store_f32, out, 0);
-    }
-    int part = (int)(w->cols % CHUNK);
-    if (part == 0 || f.block_elements == CHUNK) continue;
-    load_part(f, row, part / f.block_elements, end, &c);
-    expand_chunk(&c, part / RUN, store_f32, out, 0);
-    out += part;
-  }
+  load_groups(f, p, groups, &c);
+  expand_groups(&c, groups, store_f32, out);
 }
+
+/* ---- float weights ---- */
+
+INLINE vec load_f32(const void *p) { return _mm512_loadu_ps(p); }
+INLINE vec load_f16(const void *p) { return _mm512_cvtph_ps(load32(p)); }
+INLINE vec load_bf16(const void *p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load32(p)), 16)); }
+
+#include "backend/cpu/dot_kernels.h"
+
+/* ---- panels of BF16 ---- */
 
 /* 16 rows of up to CHUNK columns into their places in the blocks of a panel. */
 INLINE void store_tile(uint16_t tile[STRIPE_ROWS][CHUNK], int blocks, uint16_t *out) {
@@ -315,97 +285,20 @@ BF16_CPU INLINE void expand_stripe_of(struct format f, const struct weight *w, i
     for (int i = 0; i < count; i++) {
       const uint8_t *p = data + (size_t)(first + i) * row_bytes + (size_t)k * chunk_bytes;
       if (f.block_elements == CHUNK || here == CHUNK) {
-        f.load(p, &c);
-        expand_chunk(&c, CHUNK_RUNS, store_bf16, tile[i], 0);
+        load_groups(f, p, ALL_GROUPS, &c);
+        expand_groups(&c, ALL_GROUPS, store_bf16, tile[i]);
       } else {
-        load_part(f, p, here / f.block_elements, end, &c);
-        expand_chunk(&c, here / RUN, store_bf16, tile[i], 0);
+        uint8_t copy[PART_BYTES];
+        load_groups(f, part_of_chunk(f, p, here / SMALL_BLOCK, end, copy), here / SMALL_BLOCK, &c);
+        expand_groups(&c, here / SMALL_BLOCK, store_bf16, tile[i]);
       }
     }
     store_tile(tile, here / PANEL_COLS, out);
   }
 }
 
-#define KERNELS(name)                                                                                                            \
-  static void rows_##name(const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y) {           \
-    dot_rows_of(name, w, first, last, in, y);                                                                                    \
-  }                                                                                                                              \
-  static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
-    expand_rows(name, w, first, last, out);                                                                                      \
-  }                                                                                                                              \
-  BF16_CPU static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                          \
-    expand_stripe_of(name, w, first, count, out);                                                                                \
-  }
-KERNELS(q4_0)
-KERNELS(q4_1)
-KERNELS(q5_0)
-KERNELS(q5_1)
-KERNELS(q8_0)
-KERNELS(q4_k)
-KERNELS(q5_k)
-KERNELS(q6_k)
-
-/* ---- float weights ---- */
-
-typedef __m512 load_floats(const uint8_t *row, int64_t at, __mmask16 mask);
-INLINE __m512 load_f32(const uint8_t *row, int64_t at, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, row + 4 * at); }
-INLINE __m512 load_f16(const uint8_t *row, int64_t at, __mmask16 mask) {
-  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, row + 2 * at));
-}
-INLINE __m512 load_bf16(const uint8_t *row, int64_t at, __mmask16 mask) {
-  __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row + 2 * at));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
-INLINE __mmask16 part_mask(int64_t left) { return left >= 16 ? 0xFFFF : (__mmask16)((1u << left) - 1); }
-
-INLINE void float_row(load_floats *load, size_t element_bytes, const uint8_t *row, int64_t cols, const float *x, const int n,
-                      float *y, int64_t y_stride) {
-  __m512 sums[4][4];
-  for (int t = 0; t < n; t++)
-    for (int i = 0; i < 4; i++) sums[t][i] = _mm512_setzero_ps();
-  int64_t k = 0;
-  for (; k + 64 <= cols; k += 64) {
-    prefetch_ahead(row + (size_t)k * element_bytes, 64 * element_bytes);
-    for (int i = 0; i < 4; i++) {
-      __m512 w = load(row, k + 16 * i, 0xFFFF);
-      for (int t = 0; t < n; t++) sums[t][i] = _mm512_fmadd_ps(w, _mm512_loadu_ps(x + t * cols + k + 16 * i), sums[t][i]);
-    }
-  }
-  for (; k < cols; k += 16) {
-    __mmask16 mask = part_mask(cols - k);
-    __m512 w = load(row, k, mask);
-    for (int t = 0; t < n; t++) sums[t][0] = _mm512_fmadd_ps(w, _mm512_maskz_loadu_ps(mask, x + t * cols + k), sums[t][0]);
-  }
-  for (int t = 0; t < n; t++) {
-    __m512 even = _mm512_add_ps(sums[t][0], sums[t][2]), odd = _mm512_add_ps(sums[t][1], sums[t][3]);
-    y[t * y_stride] = _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
-  }
-}
-
-INLINE void float_rows(load_floats *load, size_t element_bytes, const struct weight *w, int64_t first, int64_t last,
-                       const struct dot_input *in, float *y) {
-  size_t row_bytes = (size_t)w->cols * element_bytes;
-  for (int64_t r = first; r < last; r++) {
-    const uint8_t *row = (const uint8_t *)w->data + (size_t)r * row_bytes;
-    int t = 0;
-    for (; t + 4 <= in->n; t += 4)
-      float_row(load, element_bytes, row, w->cols, in->x + t * w->cols, 4, y + t * w->rows + r, w->rows);
-    for (; t < in->n; t++) float_row(load, element_bytes, row, w->cols, in->x + t * w->cols, 1, y + t * w->rows + r, w->rows);
-  }
-}
-
-/* Rows follow each other without gaps, so that a range of them is one run of numbers. */
-INLINE void expand_floats(load_floats *load, const struct weight *w, int64_t first, int64_t last, float *out) {
-  const uint8_t *data = (const uint8_t *)w->data + (size_t)first * weight_row_bytes(w);
-  int64_t count = (last - first) * w->cols;
-  for (int64_t k = 0; k < count; k += 16) {
-    __mmask16 mask = part_mask(count - k);
-    _mm512_mask_storeu_ps(out + k, mask, load(data, k, mask));
-  }
-}
-
-BF16_CPU INLINE void expand_float_stripe(load_floats *load, const struct weight *w, int64_t first, int count, uint16_t *out) {
+BF16_CPU INLINE void expand_float_stripe(load_floats *load, size_t element_bytes, const struct weight *w, int64_t first,
+                                         int count, uint16_t *out) {
   size_t row_bytes = weight_row_bytes(w);
   _Alignas(64) uint16_t tile[STRIPE_ROWS][CHUNK];
   memset(tile, 0, sizeof tile);
@@ -413,43 +306,35 @@ BF16_CPU INLINE void expand_float_stripe(load_floats *load, const struct weight 
     int here = w->cols - k < CHUNK ? (int)(w->cols - k) : CHUNK;
     int blocks = (here + PANEL_COLS - 1) / PANEL_COLS;
     for (int i = 0; i < count; i++)
-      for (int j = 0; j < blocks * PANEL_COLS; j += RUN) {
-        __mmask16 mask = here - j > 0 ? part_mask(here - j) : 0;
-        store_bf16(tile[i], j, load((const uint8_t *)w->data + (size_t)(first + i) * row_bytes, k + j, mask));
+      for (int j = 0; j < blocks * PANEL_COLS; j += LANES) {
+        const uint8_t *p = (const uint8_t *)w->data + (size_t)(first + i) * row_bytes + (size_t)(k + j) * element_bytes;
+        store_bf16(tile[i], j, load_some(load, element_bytes, p, here - j));
       }
     store_tile(tile, blocks, out);
   }
 }
 
-#define FLOAT_KERNELS(name, element_bytes)                                                                                       \
-  static void rows_##name(const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y) {           \
-    float_rows(load_##name, element_bytes, w, first, last, in, y);                                                               \
-  }                                                                                                                              \
-  static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
-    expand_floats(load_##name, w, first, last, out);                                                                             \
-  }                                                                                                                              \
+#define QUANTIZED_STRIPES(name)                                                                                                  \
   BF16_CPU static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                          \
-    expand_float_stripe(load_##name, w, first, count, out);                                                                      \
+    expand_stripe_of(name, w, first, count, out);                                                                                \
   }
-FLOAT_KERNELS(f32, 4)
-FLOAT_KERNELS(f16, 2)
-FLOAT_KERNELS(bf16, 2)
+#define FLOAT_STRIPES(name, element_bytes)                                                                                       \
+  BF16_CPU static void stripe_##name(const struct weight *w, int64_t first, int count, uint16_t *out) {                          \
+    expand_float_stripe(load_##name, element_bytes, w, first, count, out);                                                       \
+  }
+EACH_QUANTIZED(QUANTIZED_STRIPES)
+EACH_FLOAT(FLOAT_STRIPES)
+
+INLINE __mmask16 part_mask(size_t left) { return left >= LANES ? 0xFFFF : (__mmask16)((1u << left) - 1); }
 
 static void quantize(const float *x, int count, struct act_chunk *chunk) { quantize_chunk_inline(x, count, chunk); }
 
 BF16_CPU static void round_bf16(const float *x, size_t count, uint16_t *out) {
   for (size_t k = 0; k < count; k += 16) {
-    __mmask16 mask = part_mask((int64_t)(count - k));
+    __mmask16 mask = part_mask(count - k);
     _mm256_mask_storeu_epi16(out + k, mask, to_bf16(_mm512_maskz_loadu_ps(mask, x + k)));
   }
 }
-
-#define ALL_TYPES(kind)                                                                                                          \
-  {                                                                                                                              \
-    [WEIGHT_F32] = kind##_f32, [WEIGHT_F16] = kind##_f16, [WEIGHT_BF16] = kind##_bf16, [WEIGHT_Q4_0] = kind##_q4_0,              \
-    [WEIGHT_Q4_1] = kind##_q4_1, [WEIGHT_Q5_0] = kind##_q5_0, [WEIGHT_Q5_1] = kind##_q5_1, [WEIGHT_Q8_0] = kind##_q8_0,          \
-    [WEIGHT_Q4_K] = kind##_q4_k, [WEIGHT_Q5_K] = kind##_q5_k, [WEIGHT_Q6_K] = kind##_q6_k                                        \
-  }
 
 const struct dot_kernels dot_avx512 = {
     .name = "AVX-512 VNNI",

@@ -8,20 +8,21 @@
  * SDOT takes signed bytes on both sides. Unsigned weights have at most six bits in every format, so that they are the same
  * number read as signed, and a sum of a run (16 * 63 * 16256 < 2^24) converts to float exactly; eight bits occur in Q8_0 alone,
  * whose weights are signed as they lie in the file, and need no offset (m = 0).
- *
- * The last chunk of a row with small blocks is copied and padded with zeros, so that nothing past the row is read.
  */
 #include "backend/cpu/dot.h"
 
-#include "backend/blocks.h"
 #include "base/inline.h"
 
 #include <arm_neon.h>
 
+#define LANES        4
+#define FLOAT_TOKENS 4
+#define READS_ON     false
 #define GROUP        64 /* elements whose runs' sums fill a register */
 #define GROUP_RUNS   (GROUP / RUN)
 #define CHUNK_GROUPS (CHUNK / GROUP)
 
+typedef float32x4_t vec;
 /* Element i of group g: run 4g + i. */
 struct scales {
   float32x4_t a[CHUNK_GROUPS], m[CHUNK_GROUPS];
@@ -206,9 +207,16 @@ INLINE int32x4_t group_sums(const uint8x16_t q[GROUP_RUNS], const int8_t *high, 
   return vpaddq_s32(vpaddq_s32(lanes[0], lanes[1]), vpaddq_s32(lanes[2], lanes[3]));
 }
 
-/* n tokens with one chunk; n is a constant where this is used. */
-INLINE void accumulate(struct format f, const uint8_t *p, const struct act_chunk *x, int64_t x_stride, const int n,
-                       float32x4_t sums[][2]) {
+INLINE vec vec_zero(void) { return vdupq_n_f32(0); }
+INLINE vec vec_add(vec a, vec b) { return vaddq_f32(a, b); }
+INLINE vec vec_fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
+INLINE void vec_store(float *out, vec v) { vst1q_f32(out, v); }
+INLINE float vec_sum(vec v) { return vaddvq_f32(v); }
+
+/* All groups, those that are not there being zeros. */
+INLINE void accumulate(struct format f, const uint8_t *p, int groups, const struct act_chunk *x, int64_t x_stride, const int n,
+                       vec sums[][2]) {
+  (void)groups;
   struct scales s;
   f.scales(p, &s);
 #pragma GCC unroll 4
@@ -225,42 +233,6 @@ INLINE void accumulate(struct format f, const uint8_t *p, const struct act_chunk
   }
 }
 
-INLINE void dot_row(struct format f, const uint8_t *row, const struct dot_input *in, const struct act_chunk *x, const int n,
-                    float *y, int64_t y_stride) {
-  float32x4_t sums[4][2];
-  for (int t = 0; t < n; t++) sums[t][0] = sums[t][1] = vdupq_n_f32(0);
-  int64_t full = in->cols / CHUNK;
-  size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
-  for (int64_t k = 0; k < full; k++, row += chunk_bytes) {
-    prefetch_ahead(row, chunk_bytes);
-    accumulate(f, row, x + k, in->chunks_per_token, n, sums);
-  }
-  int blocks = (int)(in->cols % CHUNK) / f.block_elements;
-  if (f.block_elements < CHUNK && blocks > 0) {
-    uint8_t copy[8 * sizeof(struct block_q8_0)] = {0};
-    memcpy(copy, row, (size_t)blocks * f.block_bytes);
-    accumulate(f, copy, x + full, in->chunks_per_token, n, sums);
-  }
-  for (int t = 0; t < n; t++) y[t * y_stride] = vaddvq_f32(vaddq_f32(sums[t][0], sums[t][1]));
-}
-
-INLINE void dot_rows_of(struct format f, const struct weight *w, int64_t first, int64_t last, const struct dot_input *in,
-                        float *y) {
-  size_t row_bytes = (size_t)(w->cols / f.block_elements) * f.block_bytes;
-  for (int64_t r = first; r < last; r++) {
-    const uint8_t *row = (const uint8_t *)w->data + (size_t)r * row_bytes;
-    const struct act_chunk *x = in->chunks;
-    float *to = y + r;
-    int left = in->n;
-    for (; left >= 4; left -= 4, x += 4 * in->chunks_per_token, to += 4 * w->rows) dot_row(f, row, in, x, 4, to, w->rows);
-    if (left >= 2) {
-      dot_row(f, row, in, x, 2, to, w->rows);
-      left -= 2, x += 2 * in->chunks_per_token, to += 2 * w->rows;
-    }
-    if (left) dot_row(f, row, in, x, 1, to, w->rows);
-  }
-}
-
 /* ---- expansion ---- */
 
 /* One run; a q + m is one rounding of the exact value, as in weight_dequantize. */
@@ -274,8 +246,8 @@ INLINE void expand_run(uint8x16_t q, float a, float m, float *out) {
   }
 }
 
-/* `runs` of a chunk's 16: whole blocks. */
-INLINE void expand_chunk(struct format f, const uint8_t *p, int runs, float *out) {
+INLINE void expand_chunk(struct format f, const uint8_t *p, int groups, float *out) {
+  const int runs = SMALL_BLOCK / RUN * groups;
   struct scales s;
   float a[CHUNK_RUNS], m[CHUNK_RUNS];
   f.scales(p, &s);
@@ -293,112 +265,13 @@ INLINE void expand_chunk(struct format f, const uint8_t *p, int runs, float *out
   }
 }
 
-INLINE void expand_rows(struct format f, const struct weight *w, int64_t first, int64_t last, float *out) {
-  size_t row_bytes = (size_t)(w->cols / f.block_elements) * f.block_bytes;
-  size_t chunk_bytes = (size_t)(CHUNK / f.block_elements) * f.block_bytes;
-  for (int64_t r = first; r < last; r++) {
-    const uint8_t *row = (const uint8_t *)w->data + (size_t)r * row_bytes;
-    for (int64_t k = 0; k < w->cols / CHUNK; k++, row += chunk_bytes, out += CHUNK) expand_chunk(f, row, CHUNK_RUNS, out);
-    int part = (int)(w->cols % CHUNK);
-    if (f.block_elements == CHUNK || part == 0) continue;
-    uint8_t copy[8 * sizeof(struct block_q8_0)] = {0};
-    memcpy(copy, row, (size_t)(part / f.block_elements) * f.block_bytes);
-    expand_chunk(f, copy, part / RUN, out);
-    out += part;
-  }
-}
-
-#define KERNELS(name)                                                                                                            \
-  static void rows_##name(const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y) {           \
-    dot_rows_of(name, w, first, last, in, y);                                                                                    \
-  }                                                                                                                              \
-  static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
-    expand_rows(name, w, first, last, out);                                                                                      \
-  }
-KERNELS(q4_0)
-KERNELS(q4_1)
-KERNELS(q5_0)
-KERNELS(q5_1)
-KERNELS(q8_0)
-KERNELS(q4_k)
-KERNELS(q5_k)
-KERNELS(q6_k)
-
 /* ---- float weights ---- */
 
-typedef float32x4_t load_floats(const uint8_t *row, int64_t at);
-INLINE float32x4_t load_f32(const uint8_t *row, int64_t at) { return vreinterpretq_f32_u8(vld1q_u8(row + 4 * at)); }
-INLINE float32x4_t load_f16(const uint8_t *row, int64_t at) { return half_floats(vreinterpret_u16_u8(vld1_u8(row + 2 * at))); }
-INLINE float32x4_t load_bf16(const uint8_t *row, int64_t at) {
-  return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(row + 2 * at)), 16));
-}
+INLINE vec load_f32(const void *p) { return vreinterpretq_f32_u8(vld1q_u8(p)); }
+INLINE vec load_f16(const void *p) { return half_floats(vreinterpret_u16_u8(vld1_u8(p))); }
+INLINE vec load_bf16(const void *p) { return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16)); }
 
-/* One row and n tokens; the last elements that do not fill a register go through copies padded with zeros. */
-INLINE void float_row(load_floats *load, size_t element_bytes, const uint8_t *row, int64_t cols, const float *x, const int n,
-                      float *y, int64_t y_stride) {
-  float32x4_t sums[4][4];
-  for (int t = 0; t < n; t++)
-    for (int i = 0; i < 4; i++) sums[t][i] = vdupq_n_f32(0);
-  int64_t k = 0;
-  for (; k + 16 <= cols; k += 16) {
-    prefetch_ahead(row + (size_t)k * element_bytes, 16 * element_bytes);
-    for (int i = 0; i < 4; i++) {
-      float32x4_t w = load(row, k + 4 * i);
-      for (int t = 0; t < n; t++) sums[t][i] = vfmaq_f32(sums[t][i], w, vld1q_f32(x + t * cols + k + 4 * i));
-    }
-  }
-  for (; k < cols; k += 4) {
-    uint8_t weights[16] = {0};
-    float token[4] = {0};
-    size_t count = cols - k < 4 ? (size_t)(cols - k) : 4;
-    memcpy(weights, row + (size_t)k * element_bytes, count * element_bytes);
-    float32x4_t w = load(weights, 0);
-    for (int t = 0; t < n; t++) {
-      memcpy(token, x + t * cols + k, count * sizeof(float));
-      sums[t][0] = vfmaq_f32(sums[t][0], w, vld1q_f32(token));
-    }
-  }
-  for (int t = 0; t < n; t++) {
-    float32x4_t even = vaddq_f32(sums[t][0], sums[t][2]), odd = vaddq_f32(sums[t][1], sums[t][3]);
-    y[t * y_stride] = vaddvq_f32(vaddq_f32(even, odd));
-  }
-}
-
-INLINE void float_rows(load_floats *load, size_t element_bytes, const struct weight *w, int64_t first, int64_t last,
-                       const struct dot_input *in, float *y) {
-  for (int64_t r = first; r < last; r++) {
-    const uint8_t *row = (const uint8_t *)w->data + (size_t)(r * w->cols) * element_bytes;
-    const float *x = in->x;
-    float *to = y + r;
-    int left = in->n;
-    for (; left >= 4; left -= 4, x += 4 * w->cols, to += 4 * w->rows)
-      float_row(load, element_bytes, row, w->cols, x, 4, to, w->rows);
-    if (left >= 2) {
-      float_row(load, element_bytes, row, w->cols, x, 2, to, w->rows);
-      left -= 2, x += 2 * w->cols, to += 2 * w->rows;
-    }
-    if (left) float_row(load, element_bytes, row, w->cols, x, 1, to, w->rows);
-  }
-}
-
-INLINE void expand_floats(load_floats *load, size_t element_bytes, const struct weight *w, int64_t first, int64_t last,
-                          float *out) {
-  const uint8_t *data = (const uint8_t *)w->data + (size_t)(first * w->cols) * element_bytes;
-  int64_t count = (last - first) * w->cols, k = 0;
-  for (; k + 4 <= count; k += 4) vst1q_f32(out + k, load(data, k));
-  weight_dequantize(w->type, count - k, data + (size_t)k * element_bytes, out + k);
-}
-
-#define FLOAT_KERNELS(name, element_bytes)                                                                                       \
-  static void rows_##name(const struct weight *w, int64_t first, int64_t last, const struct dot_input *in, float *y) {           \
-    float_rows(load_##name, element_bytes, w, first, last, in, y);                                                               \
-  }                                                                                                                              \
-  static void f32_##name(const struct weight *w, int64_t first, int64_t last, float *out) {                                      \
-    expand_floats(load_##name, element_bytes, w, first, last, out);                                                              \
-  }
-FLOAT_KERNELS(f32, 4)
-FLOAT_KERNELS(f16, 2)
-FLOAT_KERNELS(bf16, 2)
+#include "backend/cpu/dot_kernels.h"
 
 /* ---- activations ---- */
 
@@ -435,13 +308,6 @@ static void quantize(const float *x, int count, struct act_chunk *chunk) {
       quantize_vectors(x + i, peak_bits, chunk->high + i, chunk->low + i, chunk->scale + i / RUN, chunk->sum + i / RUN);
   }
 }
-
-#define ALL_TYPES(kind)                                                                                                          \
-  {                                                                                                                              \
-    [WEIGHT_F32] = kind##_f32, [WEIGHT_F16] = kind##_f16, [WEIGHT_BF16] = kind##_bf16, [WEIGHT_Q4_0] = kind##_q4_0,              \
-    [WEIGHT_Q4_1] = kind##_q4_1, [WEIGHT_Q5_0] = kind##_q5_0, [WEIGHT_Q5_1] = kind##_q5_1, [WEIGHT_Q8_0] = kind##_q8_0,          \
-    [WEIGHT_Q4_K] = kind##_q4_k, [WEIGHT_Q5_K] = kind##_q5_k, [WEIGHT_Q6_K] = kind##_q6_k                                        \
-  }
 
 const struct dot_kernels dot_neon = {
     .name = "NEON with dot product",

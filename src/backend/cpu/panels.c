@@ -191,6 +191,7 @@ static oscar_status multiply(struct panels *panels, const struct shape *shape, c
     result = dnnl_memory_set_data_handle(buffers[i].memory, (void *)(uintptr_t)buffers[i].data);
   const dnnl_exec_arg_t arguments[] = {
       {DNNL_ARG_SRC, p->x}, {DNNL_ARG_WEIGHTS, p->panel}, {DNNL_ARG_DST, p->y}, {DNNL_ARG_SCRATCHPAD, p->scratch}};
+  team_before_openmp(panels->context);
   if (result == dnnl_success) result = dnnl_primitive_execute(p->primitive, panels->stream, ARRAY_LENGTH(arguments), arguments);
   if (result == dnnl_success) result = dnnl_stream_wait(panels->stream);
   return result == dnnl_success ? OSCAR_OK : library_error(panels->context, result, "multiply matrices");

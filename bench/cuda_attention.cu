@@ -1,0 +1,417 @@
+/*
+ * bench/cuda_attention.cu - decode attention on a GPU beside a plain read of the same bytes.
+ *
+ *   bench_cuda_attention [--query-heads N] [--kv-heads N] [--head-dim N] [--layers N] [--case NAME] [--csv FILE]
+ *
+ * As in a decode step, the layers have pages of their own and are launched one after the other in a CUDA graph; times are of one
+ * layer: a replay over the number of layers, the median of several. In the same graph form, over the same buffers, `read` adds up
+ * every byte that attention has to read (codes, metadata, exact pages), with nothing else to do: the floor. `map` is the product
+ * that brings queries into the space of codes, which a step has besides.
+ *
+ * Pages are random bits with gains of the size that fits have; each sequence has a sink page and 4 full recent ones exactly.
+ */
+#include "attention/cuda/decode.h"
+extern "C" {
+#include "attention/cuda/rope_tables.h"
+}
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <cuda_runtime.h>
+#include <string>
+#include <vector>
+
+namespace {
+
+struct options {
+  int query_heads = 32, kv_heads = 8, head_dim = 128, layers = 36;
+  const char *only = nullptr, *csv = nullptr;
+};
+
+oscar_context *context;
+oscar_cuda *cuda;
+cudaStream_t stream;
+
+void check(oscar_status status) {
+  if (status == OSCAR_OK) return;
+  fprintf(stderr, "%s\n", oscar_last_error(context));
+  exit(1);
+}
+void check(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  fprintf(stderr, "%s\n", cudaGetErrorString(error));
+  exit(1);
+}
+
+/* ---- kernels of the bench itself ---- */
+
+__global__ void fill_random(uint32_t *to, size_t words, uint32_t seed) {
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < words; i += (size_t)gridDim.x * blockDim.x) {
+    uint32_t x = (uint32_t)i * 2654435761u + seed;
+    x ^= x >> 15, x *= 2246822519u, x ^= x >> 13, x *= 3266489917u, x ^= x >> 16;
+    to[i] = x;
+  }
+}
+
+/* BF16 numbers of about unit size. */
+__global__ void fill_bf16(uint16_t *to, size_t count, uint32_t seed) {
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count; i += (size_t)gridDim.x * blockDim.x) {
+    uint32_t x = (uint32_t)i * 2654435761u + seed;
+    x ^= x >> 15, x *= 2246822519u, x ^= x >> 13;
+    to[i] = (uint16_t)(__float_as_uint((float)(x & 0xFFFF) / 32768.0f - 1) >> 16);
+  }
+}
+
+/* Metadata: log gains of 2^(-3/4) to 2^(3/4), or fp16 gains of the same size. */
+__global__ void set_gains(uint8_t *pages, size_t page_bytes, int heads, size_t head_bytes, size_t offset, bool log_gains,
+                          size_t count) {
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count * heads * 64; i += (size_t)gridDim.x * blockDim.x) {
+    const size_t page = i / 64 / heads, head = i / 64 % heads, token = i % 64;
+    uint16_t *at = (uint16_t *)(pages + page * page_bytes + head * head_bytes + offset) + token;
+    const uint32_t x = (uint32_t)i * 2654435761u >> 7;
+    uint32_t word = 0;
+    for (int p = 0; p < 4; p++) word |= (5 + (x >> 3 * p) % 7) << 4 * p;
+    *at = log_gains ? (uint16_t)word : (uint16_t)(0x3800 + x % 0x800);
+  }
+}
+
+__global__ void __launch_bounds__(512) read_kernel(const uint4 *from, size_t count, uint32_t *out) {
+  uint32_t sum = 0;
+  const size_t stride = (size_t)gridDim.x * blockDim.x;
+  size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+  for (; i + 3 * stride < count; i += 4 * stride) {
+    const uint4 a = __ldcs(from + i), b = __ldcs(from + i + stride), c = __ldcs(from + i + 2 * stride),
+                d = __ldcs(from + i + 3 * stride);
+    sum += a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
+  }
+  for (; i < count; i += stride) sum += from[i].x ^ from[i].y ^ from[i].z ^ from[i].w;
+  if (sum == 0x12345678) *out = sum;
+}
+
+/* ---- what is measured ---- */
+
+struct setting {
+  const char *name;
+  std::vector<int> lengths; /* tokens of each sequence */
+};
+
+struct form {
+  const char *name;
+  bool coded, log_gains, turns;
+};
+
+template <class T> T *device_copy(const std::vector<T> &from) {
+  void *memory;
+  check(cuda_alloc(cuda, from.size() * sizeof(T), &memory));
+  check(cuda_upload(cuda, memory, from.data(), from.size() * sizeof(T)));
+  return (T *)memory;
+}
+
+float normal(uint64_t *state) {
+  auto next = [&] {
+    uint64_t z = (*state += 0x9E3779B97F4A7C15u);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return ((double)((z ^ (z >> 31)) >> 11) + 0.5) * 0x1p-53;
+  };
+  const double u = next(), v = next();
+  return (float)(std::sqrt(-2 * std::log(u)) * std::cos(6.283185307179586 * v));
+}
+
+std::vector<float> normals(size_t n, float scale, uint64_t seed) {
+  std::vector<float> x(n);
+  for (float &value : x) value = scale * normal(&seed);
+  return x;
+}
+
+/* Median time of a replay, in microseconds. */
+template <class F> double time_graph(F enqueue) {
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  enqueue();
+  check(cudaStreamEndCapture(stream, &graph));
+  check(cudaGraphInstantiate(&executable, graph, 0));
+  cudaEvent_t begin, end;
+  check(cudaEventCreate(&begin));
+  check(cudaEventCreate(&end));
+  for (int i = 0; i < 2; i++) check(cudaGraphLaunch(executable, stream));
+  std::vector<float> times;
+  for (int i = 0; i < 11; i++) {
+    float ms;
+    check(cudaEventRecord(begin, stream));
+    check(cudaGraphLaunch(executable, stream));
+    check(cudaEventRecord(end, stream));
+    check(cudaEventSynchronize(end));
+    check(cudaEventElapsedTime(&ms, begin, end));
+    times.push_back(ms);
+  }
+  std::sort(times.begin(), times.end());
+  check(cudaGraphExecDestroy(executable));
+  check(cudaGraphDestroy(graph));
+  return times[times.size() / 2] * 1e3;
+}
+
+struct bench {
+  const options &o;
+  const setting &what;
+  const form &how;
+  decode_shape shape;
+  decode_plan plan = {};
+  decode_space space = {};
+  std::vector<decode_layer> layers;
+  std::vector<std::pair<void *, size_t>> memory;
+  decode_rope rope = {};
+  size_t bytes = 0; /* that a layer reads */
+  float *q = nullptr, *out = nullptr;
+  uint8_t *pages = nullptr;
+  size_t layer_bytes = 0;
+
+  bench(const options &o_, const setting &what_, const form &how_) : o(o_), what(what_), how(how_) {
+    shape = {o.kv_heads, o.query_heads / o.kv_heads, o.head_dim, 1 / std::sqrt((float)o.head_dim), 0};
+    make_rope();
+    make_layers();
+    make_plan();
+  }
+
+  template <class T> T *keep(const std::vector<T> &from) {
+    T *at = device_copy(from);
+    memory.push_back({at, from.size() * sizeof(T)});
+    return at;
+  }
+  void *keep_empty(size_t size) {
+    void *at;
+    check(cuda_alloc(cuda, size, &at));
+    memory.push_back({at, size});
+    return at;
+  }
+
+  void make_rope() {
+    if (!how.turns) return;
+    std::vector<float> frequencies(o.head_dim / 2);
+    for (size_t i = 0; i < frequencies.size(); i++) frequencies[i] = (float)std::pow(1e6, -2.0 * (double)i / o.head_dim);
+    const oscar_rope_spec spec = {OSCAR_ROPE_HALVES, o.head_dim, frequencies.data()};
+    oscar_rope *r;
+    check(oscar_rope_create(context, &spec, &r));
+    oscar_status status;
+    const rope_table_sizes sizes = rope_table_sizes_of(context, r, &status);
+    check(status);
+    const int64_t table_pages = *std::max_element(what.lengths.begin(), what.lengths.end()) / 64 + 1;
+    std::vector<float> series(sizes.series / 4), fast(sizes.fast_angles / 4 * table_pages);
+    std::vector<uint32_t> curves(sizes.curve_words / 4), angles(sizes.angles / 4 * table_pages);
+    check(rope_tables_fill(context, r, &sizes, series.data(), curves.data()));
+    rope_angles_fill(r, &sizes, 0, table_pages, angles.data(), fast.data());
+    rope = {sizes.pairs, sizes.fast, sizes.curves, table_pages, keep(angles), keep(fast), keep(series), keep(curves)};
+    oscar_rope_release(r);
+  }
+
+  void make_layers() {
+    const int d = o.head_dim, pairs = how.turns ? d / 2 : 0;
+    const size_t exact_page = (size_t)o.kv_heads * 2 * 64 * d * 2;
+    decode_layer l = {};
+    size_t coded_head = 0;
+    if (how.coded) {
+      const int form_of = how.log_gains ? OSCAR_ROW_LOG_GAINS : OSCAR_ROW_GAIN, groups = how.log_gains ? 4 : 1;
+      const size_t side = 16 * (size_t)d + 128;
+      coded_head = 2 * side;
+      l.keys = {d, groups, form_of, (d + groups + 1 + 2 * pairs + 15) / 16 * 16, nullptr};
+      l.values = {d, groups, form_of, (d + groups + 1 + 15) / 16 * 16, nullptr};
+      l.head_bytes = (int)coded_head;
+      l.value_offset = (int)side;
+      l.keys.map = keep(normals((size_t)o.kv_heads * d * l.keys.rows, 0.12f, 1));
+      l.values.map = keep(normals((size_t)o.kv_heads * d * l.values.rows, 0.1f, 2));
+      l.rotating_pairs = pairs;
+      if (how.turns) {
+        std::vector<uint16_t> rows((size_t)o.kv_heads * pairs);
+        for (size_t i = 0; i < rows.size(); i++) rows[i] = (uint16_t)(d + groups + 1 + (int)(i % pairs));
+        l.wave_rows = keep(rows);
+      }
+    }
+    l.unit_bytes = how.coded ? (size_t)o.kv_heads * coded_head : exact_page;
+    size_t coded_pages = 0, exact_pages = 0;
+    for (int length : what.lengths) {
+      const size_t all = (length + 63) / 64, exact = how.coded ? std::min<size_t>(all, 6) : all;
+      coded_pages += all - exact, exact_pages += exact;
+    }
+    bytes = coded_pages * o.kv_heads * coded_head + exact_pages * exact_page;
+    const size_t run = (exact_page + l.unit_bytes - 1) / l.unit_bytes, units = coded_pages + exact_pages * run;
+    layer_bytes = units * l.unit_bytes;
+    pages = (uint8_t *)keep_empty(layer_bytes * o.layers);
+    for (int i = 0; i < o.layers; i++) {
+      uint8_t *at = pages + layer_bytes * i;
+      fill_random<<<2048, 256, 0, stream>>>((uint32_t *)at, coded_pages * l.unit_bytes / 4, (uint32_t)i);
+      fill_bf16<<<2048, 256, 0, stream>>>((uint16_t *)(at + coded_pages * l.unit_bytes), exact_pages * run * l.unit_bytes / 2,
+                                          (uint32_t)i);
+      if (how.coded && coded_pages)
+        for (int side = 0; side < 2; side++)
+          set_gains<<<2048, 256, 0, stream>>>(at, l.unit_bytes, o.kv_heads, coded_head, side * coded_head / 2 + 16 * d,
+                                              how.log_gains, coded_pages);
+      l.memory = at;
+      layers.push_back(l);
+    }
+    check(cudaGetLastError());
+    for (decode_layer &each : layers) each.rope = how.turns ? &rope : nullptr;
+    int rows;
+    check(decode_check(cuda, &shape, &layers[0], &rows));
+  }
+
+  void make_plan() {
+    std::vector<decode_tile> tiles;
+    std::vector<decode_page> list;
+    const size_t unit = layers[0].unit_bytes, exact_page = (size_t)o.kv_heads * 2 * 64 * o.head_dim * 2;
+    const int run = (int)((exact_page + unit - 1) / unit);
+    int next_coded = 0, next_exact = 0, begin = 0;
+    for (int length : what.lengths) {
+      const int all = (length + 63) / 64, exact = how.coded ? std::min(all, 6) : all;
+      if (how.coded) next_exact += all - exact;
+    }
+    for (size_t s = 0; s < what.lengths.size(); s++) {
+      const int length = what.lengths[s], all = (length + 63) / 64, exact = how.coded ? std::min(all, 6) : all;
+      decode_tile first = {};
+      first.token = (int)s;
+      first.position = length - 1;
+      first.exact_first = (int)list.size();
+      first.exact_pages = exact;
+      for (int i = 0; i < exact; i++, next_exact += run) list.push_back({next_exact, i == 0 ? 0 : all - exact + i});
+      first.coded_first = (int)list.size();
+      first.coded_pages = all - exact;
+      for (int i = 0; i < all - exact; i++) list.push_back({next_coded++, 1 + i});
+      first.exact_tiles = (exact - 1) * 4 + (length - 1) % 64 / 16 + 1;
+      const int cuts = (shape.group + DECODE_ROWS - 1) / DECODE_ROWS;
+      for (int i = 0; i < cuts; i++) {
+        decode_tile tile = first;
+        tile.first_row = shape.group * i / cuts;
+        tile.rows = shape.group * (i + 1) / cuts - tile.first_row;
+        tile.units = EXACT_WEIGHT * tile.exact_tiles + tile.coded_pages;
+        tile.begin = begin;
+        begin += tile.units * o.kv_heads;
+        plan.rows = std::max(plan.rows, tile.rows);
+        tiles.push_back(tile);
+      }
+    }
+    plan.tiles = keep(tiles);
+    plan.pages = keep(list);
+    plan.tile_count = (int)tiles.size();
+    plan.total_units = begin;
+    const size_t items = tiles.size() * o.kv_heads, width = (size_t)o.query_heads * o.head_dim * what.lengths.size();
+    if (how.coded) space.prepared = keep_empty(items * decode_prepared_bytes(&layers[0]));
+    space.parts = (float *)keep_empty((2 * items + decode_blocks(cuda)) * decode_part_bytes(&shape, &layers[0]));
+    space.done = keep(std::vector<uint32_t>(items, 0));
+    q = keep(normals(width, 1, 3));
+    out = (float *)keep_empty(width * 4);
+  }
+
+  void attention() {
+    for (const decode_layer &l : layers) check(decode_run(cuda, &shape, &l, &plan, q, &space, out));
+  }
+  void prepare() {
+    for (const decode_layer &l : layers) check(decode_prepare(cuda, &shape, &l, &plan, q, &space));
+  }
+  void read() {
+    for (int i = 0; i < o.layers; i++)
+      read_kernel<<<2 * decode_blocks(cuda), 512, 0, stream>>>((const uint4 *)(pages + layer_bytes * i), bytes / 16,
+                                                               (uint32_t *)out);
+    check(cudaGetLastError());
+  }
+
+  ~bench() {
+    check(cudaStreamSynchronize(stream));
+    for (auto &m : memory) cuda_release(cuda, m.first, m.second);
+  }
+};
+
+std::vector<setting> settings() {
+  std::vector<int> ragged;
+  uint64_t seed = 4;
+  for (int i = 0; i < 64; i++) {
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    ragged.push_back((int)(1024 * std::pow(100.0, (double)(seed >> 40) / (double)(1 << 24))));
+  }
+  return {{"1 x 29952", std::vector<int>(1, 29952)},
+          {"1 x 32768", std::vector<int>(1, 32768)},
+          {"1 x 59968", std::vector<int>(1, 59968)},
+          {"1 x 102400", std::vector<int>(1, 102400)},
+          {"1 x 131072", std::vector<int>(1, 131072)},
+          {"8 x 32768", std::vector<int>(8, 32768)},
+          {"8 x 102400", std::vector<int>(8, 102400)},
+          {"32 x 32768", std::vector<int>(32, 32768)},
+          {"64 ragged", ragged}};
+}
+
+const form forms[] = {{"int2, four gains, turning mean", true, true, true},
+                      {"int2, four gains", true, true, false},
+                      {"int2, one gain", true, false, false},
+                      {"bf16", false, false, false}};
+
+bool parse(int argc, char **argv, options *o) {
+  for (int i = 1; i < argc; i++) {
+    const std::string name = argv[i];
+    if (i + 1 == argc) return false;
+    const char *value = argv[++i];
+    if (name == "--query-heads")
+      o->query_heads = atoi(value);
+    else if (name == "--kv-heads")
+      o->kv_heads = atoi(value);
+    else if (name == "--head-dim")
+      o->head_dim = atoi(value);
+    else if (name == "--layers")
+      o->layers = atoi(value);
+    else if (name == "--case")
+      o->only = value;
+    else if (name == "--csv")
+      o->csv = value;
+    else
+      return false;
+  }
+  return o->query_heads > 0 && o->kv_heads > 0 && o->query_heads % o->kv_heads == 0 && o->query_heads / o->kv_heads <= 16 &&
+         o->head_dim > 0 && o->layers > 0;
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+  options o;
+  if (!parse(argc, argv, &o)) {
+    fprintf(
+        stderr,
+        "usage: bench_cuda_attention [--query-heads N] [--kv-heads N] [--head-dim N] [--layers N] [--case NAME] [--csv FILE]\n");
+    return 2;
+  }
+  if (oscar_context_create(nullptr, &context) != OSCAR_OK) return 1;
+  check(oscar_cuda_create(context, nullptr, &cuda));
+  stream = (cudaStream_t)oscar_cuda_stream(cuda);
+  oscar_cuda_info info;
+  oscar_cuda_describe(cuda, &info);
+  FILE *csv = o.csv ? fopen(o.csv, "w") : nullptr;
+  if (csv) fprintf(csv, "gpu,query_heads,kv_heads,head_dim,sequences,form,bytes,attention_us,map_us,read_us\n");
+  printf("%s, %d query and %d KV heads of %d, %d layers\n", info.name, o.query_heads, o.kv_heads, o.head_dim, o.layers);
+  printf("%-12s %-32s %9s %9s %7s %9s %8s %8s\n", "sequences", "form", "MB", "us", "map us", "read us", "x floor", "GB/s");
+  for (const setting &what : settings()) {
+    if (o.only && !strstr(o.only, what.name)) continue;
+    for (const form &how : forms) {
+      size_t free_bytes, total, tokens = 0;
+      check(cudaMemGetInfo(&free_bytes, &total));
+      for (int length : what.lengths) tokens += (size_t)length + 64;
+      const size_t needed = tokens * o.kv_heads * (size_t)(how.coded ? 70 * o.head_dim / 128 : 4 * o.head_dim) * o.layers;
+      options fitting = o;
+      while ((double)needed / o.layers * fitting.layers > 0.9 * (double)free_bytes && fitting.layers > 1) fitting.layers--;
+      bench b(fitting, what, how);
+      const double read = time_graph([&] { b.read(); }) / fitting.layers;
+      const double map = how.coded ? time_graph([&] { b.prepare(); }) / fitting.layers : 0;
+      const double attention = time_graph([&] { b.attention(); }) / fitting.layers;
+      printf("%-12s %-32s %9.2f %9.2f %7.2f %9.2f %8.3f %8.0f%s\n", what.name, how.name, (double)b.bytes / 1e6, attention, map,
+             read, attention / read, (double)b.bytes / attention / 1e3, fitting.layers < o.layers ? "  (fewer layers)" : "");
+      if (csv)
+        fprintf(csv, "%s,%d,%d,%d,%s,\"%s\",%zu,%.3f,%.3f,%.3f\n", info.name, o.query_heads, o.kv_heads, o.head_dim, what.name,
+                how.name, b.bytes, attention, map, read);
+      fflush(stdout);
+    }
+  }
+  if (csv) fclose(csv);
+  oscar_cuda_free(cuda);
+  oscar_context_free(context);
+  return 0;
+}

@@ -1,0 +1,158 @@
+/* decode.cu - which kernel serves a layer, and its launch (decode.h, decode.cuh). */
+#include "attention/cuda/decode.cuh"
+
+namespace {
+
+typedef void decode_kernel(const decode::arguments);
+
+/* Kernels for a head dimension: for what fits usually are, without and with a mean that turns; for any keys and forms; for any
+ * values besides. */
+struct variant {
+  int head_dim, blocks;                           /* of keys and of values that are usual */
+  const void *usual[2][2], *any_keys[2], *any[2]; /* [turning][tiles of 4 rows - 1] */
+};
+constexpr int MOST_VALUE_BLOCKS = 32;
+
+#define KERNEL(d, keys, values, row_tiles, any, any_values, waves)                                                               \
+  ((const void *)&decode::kernel<decode::traits<d, keys, values, row_tiles, any, any_values, waves>>)
+#define VARIANT(d, blocks)                                                                                                       \
+  {                                                                                                                              \
+    d, blocks,                                                                                                                   \
+        {{KERNEL(d, blocks, blocks, 1, false, false, false), KERNEL(d, blocks, blocks, 2, false, false, false)},                 \
+         {KERNEL(d, blocks, blocks, 1, false, false, true), KERNEL(d, blocks, blocks, 2, false, false, true)}},                  \
+        {KERNEL(d, 0, blocks, 1, true, false, true), KERNEL(d, 0, blocks, 2, true, false, true)}, {                              \
+      KERNEL(d, 0, MOST_VALUE_BLOCKS, 1, true, true, true), KERNEL(d, 0, MOST_VALUE_BLOCKS, 2, true, true, true)                 \
+    }                                                                                                                            \
+  }
+
+const variant variants[] = {VARIANT(64, 4), VARIANT(96, 6), VARIANT(128, 8), VARIANT(256, 16)};
+
+const variant *variant_of(int head_dim) {
+  for (const variant &v : variants)
+    if (v.head_dim == head_dim) return &v;
+  return nullptr;
+}
+
+bool plain_gains(const struct decode_side &side) {
+  return side.form == OSCAR_ROW_LOG_GAINS ? side.groups == GAIN_CLASSES : side.form == OSCAR_ROW_GAIN && side.groups == 1;
+}
+
+/* Whether the usual kernels do. Those of the head dimension serve caches without codes too. */
+bool is_usual(const variant &v, const struct decode_layer *layer, int window) {
+  if (layer->values.crumbs == 0) return true;
+  return !window && layer->keys.crumbs == 16 * v.blocks && layer->values.crumbs == 16 * v.blocks && plain_gains(layer->keys) &&
+         plain_gains(layer->values) && (!layer->rope || layer->rope->curves == 16 * decode::USUAL_STEPS);
+}
+
+struct choice {
+  const void *kernel;
+  int warps;
+};
+
+choice choose(const variant &v, const struct decode_layer *layer, int window, int row_tiles) {
+  const int warps = decode::warps_of(v.blocks, row_tiles);
+  if (is_usual(v, layer, window)) return {v.usual[layer->rope != nullptr][row_tiles - 1], warps};
+  if (layer->values.crumbs == 16 * v.blocks) return {v.any_keys[row_tiles - 1], warps};
+  return {v.any[row_tiles - 1], decode::warps_of(MOST_VALUE_BLOCKS, row_tiles)};
+}
+
+decode::arguments arguments_of(const struct decode_shape *shape, const struct decode_layer *layer) {
+  decode::arguments a = {};
+  a.memory = layer->memory;
+  a.unit_bytes = layer->unit_bytes;
+  a.value_map = layer->values.map;
+  a.kv_heads = shape->kv_heads;
+  a.group = shape->group;
+  a.head_dim = shape->head_dim;
+  a.window = shape->window;
+  a.head_bytes = layer->head_bytes;
+  a.value_offset = layer->value_offset;
+  a.coded = layer->values.crumbs > 0;
+  a.page_bytes = a.coded ? layer->head_bytes : 0;
+  a.key_crumbs = layer->keys.crumbs, a.key_groups = layer->keys.groups, a.key_form = layer->keys.form;
+  a.value_crumbs = layer->values.crumbs, a.value_groups = layer->values.groups, a.value_form = layer->values.form;
+  a.value_rows = layer->values.rows;
+  a.waves = layer->rope != nullptr;
+  if (layer->rope) a.rope = *layer->rope;
+  a.scale = shape->scale * 1.44269504088896341f;
+  return a;
+}
+
+bool groups_fit(const struct decode_side *side) {
+  const int blocks = side->crumbs / 16;
+  if (side->form == OSCAR_ROW_SCALE_ZERO) return side->groups == 1;
+  if (side->groups > GAIN_CLASSES) return false;
+  for (int p = 0; p < GAIN_CLASSES; p++) { /* a class lies in one group */
+    const int group = side->groups == GAIN_CLASSES ? p : p * side->groups / GAIN_CLASSES, first = class_begin(blocks, p),
+              last = class_begin(blocks, p + 1);
+    if (first == last) continue;
+    if (first < group * blocks / side->groups || last > (group + 1) * blocks / side->groups) return false;
+  }
+  return true;
+}
+
+} // namespace
+
+oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
+                          int *rows) {
+  const variant *v = variant_of(shape->head_dim);
+  if (!v || layer->values.crumbs > 16 * MOST_VALUE_BLOCKS)
+    return set_error(
+        cuda->context, OSCAR_UNSUPPORTED,
+        "attention on a GPU: head dimension %d with %d crumbs of values; there are kernels for 64, 96, 128 and 256, and up "
+        "to 512 crumbs",
+        shape->head_dim, layer->values.crumbs);
+  *rows = DECODE_ROWS;
+  if (layer->values.crumbs == 0) return OSCAR_OK;
+  if (layer->keys.crumbs > 1024)
+    return set_error(cuda->context, OSCAR_UNSUPPORTED, "attention on a GPU: keys of %d crumbs; at most 1024", layer->keys.crumbs);
+  if (!groups_fit(&layer->keys) || !groups_fit(&layer->values))
+    return set_error(cuda->context, OSCAR_UNSUPPORTED,
+                     "attention on a GPU: rows with %d and %d groups of metadata; at most 4 gains, or one scale and zero",
+                     layer->keys.groups, layer->values.groups);
+  const decode::arguments a = arguments_of(shape, layer);
+  for (int row_tiles = 1; row_tiles <= 2; row_tiles++) {
+    const int bytes = decode::shared_layout_of(a, choose(*v, layer, shape->window, row_tiles).warps, row_tiles).bytes;
+    if ((size_t)bytes + 1024 <= cuda->shared_bytes)
+      *rows = 4 * row_tiles;
+    else if (row_tiles == 1)
+      return set_error(
+          cuda->context, OSCAR_UNSUPPORTED,
+          "attention on a GPU: a page of %d bytes and a rotating mean of %d pairs need %d bytes of shared memory, %zu are there",
+          a.page_bytes, a.rope.pairs, bytes, cuda->shared_bytes);
+  }
+  return OSCAR_OK;
+}
+
+size_t decode_part_bytes(const struct decode_shape *shape, const struct decode_layer *layer) {
+  return decode::part_floats(arguments_of(shape, layer)) * sizeof(float);
+}
+
+int decode_blocks(const struct oscar_cuda *cuda) {
+  return cuda->info.multiprocessors < decode::MOST_BLOCKS ? cuda->info.multiprocessors : decode::MOST_BLOCKS;
+}
+
+oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
+                        const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out) {
+  const int row_tiles = plan->rows > 4 ? 2 : 1;
+  const choice chosen = choose(*variant_of(shape->head_dim), layer, shape->window, row_tiles);
+  decode::arguments a = arguments_of(shape, layer);
+  a.tiles = plan->tiles;
+  a.pages = plan->pages;
+  a.tile_count = plan->tile_count;
+  a.total_units = plan->total_units;
+  a.q = q;
+  a.out = out;
+  a.prepared = (const uint8_t *)space->prepared;
+  a.parts = space->parts;
+  a.done = space->done;
+  const int bytes = decode::shared_layout_of(a, chosen.warps, row_tiles).bytes;
+  oscar_status status = cuda_result(cuda, cudaFuncSetAttribute(chosen.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                                    "asking for shared memory");
+  if (status != OSCAR_OK) return status;
+  void *arguments[] = {&a};
+  return cuda_result(cuda,
+                     cudaLaunchKernel(chosen.kernel, dim3((unsigned)decode_blocks(cuda)), dim3((unsigned)(chosen.warps * 32)),
+                                      arguments, (size_t)bytes, (cudaStream_t)cuda->stream),
+                     "attention");
+}

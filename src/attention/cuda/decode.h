@@ -1,0 +1,115 @@
+/*
+ * attention/cuda/decode.h - attention of few queries a sequence over a paged cache on a GPU: what is launched, and what it reads.
+ * Private; for C and CUDA.
+ *
+ * Queries come in tiles: at most DECODE_ROWS rows, a row being a (position, query head) pair of one KV head, with all positions
+ * in one page, so that the reading rule gives every row the same form of every page. A tile has a list of pages to be read
+ * exactly and one of pages to be read as codes; both lists serve all KV heads.
+ *
+ * The work of a launch is a line of units: tile after tile, KV head after KV head, first exact pages in tiles of 16 tokens
+ * (EXACT_WEIGHT units each, about what they have in bytes), then coded pages (one unit each). Every block of threads takes an
+ * equal stretch of the line, whatever tiles it touches. Stretches that end inside a tile leave their sums in memory, and whoever
+ * finishes a (tile, head) last puts its parts together.
+ */
+#ifndef OSCAR_ATTENTION_CUDA_DECODE_H
+#define OSCAR_ATTENTION_CUDA_DECODE_H
+
+#include "cuda/device.h"
+
+#include <oscar/codec.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DECODE_ROWS  8
+#define EXACT_TOKENS 16
+#define EXACT_WEIGHT 2
+#define GAIN_CLASSES 4
+
+struct decode_page {
+  int32_t unit;   /* of the arena */
+  int32_t number; /* in its sequence: positions 64 number .. 64 number + 63 */
+};
+
+struct decode_tile {
+  int32_t token;           /* row of q [tokens][query_heads][head_dim] that holds the first position */
+  int32_t rows, first_row; /* rows of a KV head from first_row on; row r is position r / group, head r % group */
+  int32_t exact_first, exact_pages, coded_first, coded_pages; /* in the list of pages */
+  int32_t exact_tiles;                                        /* of 16 tokens, 4 for every page but the last */
+  int32_t begin;                                              /* units on the line before this tile */
+  int32_t units;                                              /* of one KV head */
+  int64_t position;                                           /* of row 0 of the job */
+};
+
+/* One side of a layer's coded pages. */
+struct decode_side {
+  int crumbs, groups, form; /* oscar_row_form */
+  int rows;                 /* of a map */
+  /* keys: [kv_heads][head_dim][rows], a map transposed; values: [kv_heads][rows][head_dim] (quant/codec.h) */
+  const float *map;
+};
+
+/* The turning of a rope, for the rotating means of all layers that use it. Angles are those at the centres of pages. */
+struct decode_rope {
+  int pairs;          /* of the rope, rounded up to 8; those beyond it turn by 0 */
+  int fast;           /* pairs before this have curves of their own (attention/waves.h) */
+  int curves;         /* 16 polynomials, then cos and sin of each fast pair; rounded up to 16 */
+  int64_t pages;      /* in the table */
+  const void *angles; /* [pages][pairs / 8][4] of 4 words of 2 fp16: (cos, sin) of pair 8 i + q, what fp16 lost of it, the same of
+                         pair 8 i + 4 + q */
+  const float *fast_angles; /* [pages][fast][cos, sin] */
+  const float *series;      /* [pairs][16]: even terms, then odd ones; 0 for fast pairs */
+  const void *curve_words;  /* [curves / 16][4 tiles][value, what fp16 lost of it][lane] of 4 words: operand A */
+};
+
+struct decode_layer {
+  uint8_t *memory; /* of this layer's pages */
+  size_t unit_bytes;
+  int head_bytes, value_offset; /* coded: of a KV head, and of its values */
+  struct decode_side keys, values;
+  const struct decode_rope *rope; /* on the host; NULL: no rotating mean */
+  int rotating_pairs;
+  const uint16_t *wave_rows; /* on the device, [kv_heads][pairs of the rope]: the row of the keys' map that has a of a pair, b is
+                                rotating_pairs rows on; 0xFFFF: the pair's mean does not rotate */
+};
+
+struct decode_shape {
+  int kv_heads, group, head_dim;
+  float scale; /* of scores */
+  int window;  /* 0: none */
+};
+
+/* On the device but for the numbers. */
+struct decode_plan {
+  const struct decode_tile *tiles;
+  const struct decode_page *pages;
+  int tile_count, rows; /* rows: of the largest tile */
+  int total_units;
+};
+
+/* Work space on the device. */
+struct decode_space {
+  void *prepared; /* decode_prepared_bytes for each tile and KV head */
+  float *parts;   /* decode_part_bytes for each of 2 tiles kv_heads + blocks */
+  uint32_t *done; /* [tiles][kv_heads], zero before a launch and after it */
+};
+
+/* Whether kernels exist for a layer of this form. The reason, where not, is recorded. *rows: how many a tile may have, at most
+ * DECODE_ROWS. */
+oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer, int *rows);
+size_t decode_prepared_bytes(const struct decode_layer *layer);
+size_t decode_part_bytes(const struct decode_shape *shape, const struct decode_layer *layer);
+int decode_blocks(const struct oscar_cuda *cuda); /* of a launch */
+
+/* Maps the queries into the space of codes: q [tokens][query_heads][head_dim] -> prepared. Only where pages are coded. */
+oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
+                            const struct decode_plan *plan, const float *q, const struct decode_space *space);
+/* out [tokens][query_heads][head_dim] */
+oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
+                        const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

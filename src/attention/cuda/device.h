@@ -1,0 +1,21 @@
+/*
+ * attention/cuda/device.h - attention over a cache in the memory of a GPU, behind oscar/attention.h. Private.
+ */
+#ifndef OSCAR_ATTENTION_CUDA_DEVICE_H
+#define OSCAR_ATTENTION_CUDA_DEVICE_H
+
+#include "cache/view.h"
+#include "cuda/device.h"
+
+#include <oscar/attention.h>
+
+struct device_attention;
+
+/* scale > 0. Errors: UNSUPPORTED (no kernel for a form, named), NO_MEMORY. */
+oscar_status device_attention_create(oscar_cache *cache, int query_heads, float scale, struct device_attention **attention);
+void device_attention_free(struct device_attention *attention);
+/* The jobs have been checked; their q, and out, follow each other in memory. */
+oscar_status device_attention_run(struct device_attention *attention, int layer, int window, const oscar_attention_job *jobs,
+                                  int n_jobs);
+
+#endif

@@ -1,0 +1,14 @@
+/* none.c - a build without CUDA: no handle of a GPU exists, so nothing here is ever called. */
+#include "attention/cuda/device.h"
+
+oscar_status device_attention_create(oscar_cache *cache, int query_heads, float scale, struct device_attention **attention) {
+  (void)cache, (void)query_heads, (void)scale;
+  *attention = NULL;
+  return OSCAR_UNSUPPORTED;
+}
+void device_attention_free(struct device_attention *attention) { (void)attention; }
+oscar_status device_attention_run(struct device_attention *attention, int layer, int window, const oscar_attention_job *jobs,
+                                  int n_jobs) {
+  (void)attention, (void)layer, (void)window, (void)jobs, (void)n_jobs;
+  return OSCAR_UNSUPPORTED;
+}

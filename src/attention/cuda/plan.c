@@ -1,0 +1,77 @@
+/*
+ * plan.c - which pages each tile of queries reads, in which form, and how much work that is (plan.h).
+ *
+ * The positions of a job are cut at pages; the queries of one page share two lists. Their rows, position after position, are cut
+ * into tiles of equal size, at most so many as the kernels take.
+ */
+#include "attention/cuda/plan.h"
+
+static int64_t window_begin(int window, int64_t position) { return window > 0 && position >= window ? position - window + 1 : 0; }
+
+struct plan_bounds plan_bound(int group, int most_rows, int layer, const oscar_attention_job *jobs, int n_jobs) {
+  struct plan_bounds bounds = {0, 0};
+  for (int i = 0; i < n_jobs; i++) {
+    const int64_t end = sequence_visible(jobs[i].sequence, layer), query_pages = (jobs[i].n - 1) / PAGE_TOKENS + 2;
+    bounds.tiles += (size_t)jobs[i].n * (size_t)group / (size_t)most_rows + (size_t)query_pages;
+    bounds.pages += (size_t)query_pages * (size_t)(end / PAGE_TOKENS + 1);
+  }
+  return bounds;
+}
+
+/* The pages that queries of page T from `first` on read: the exact ones, then the others. Returns how many; *exact of the first.
+ */
+static int list_pages(const struct cache_geometry *g, const oscar_sequence *s, int layer, int64_t begin, int64_t query_page,
+                      struct decode_page *list, int *exact) {
+  int count = 0;
+  for (int form = 0; form < 2; form++) {
+    for (int64_t page = begin; page <= query_page; page++) {
+      const struct page_units units = sequence_page_units(s, layer, page);
+      const bool coded = page_reads_exact(g, page, query_page) ? units.exact == NO_UNIT : units.coded != NO_UNIT;
+      if (coded != (form == 1)) continue;
+      list[count++] = (struct decode_page){coded ? units.coded : units.exact, (int32_t)page};
+    }
+    if (form == 0) *exact = count;
+  }
+  return count;
+}
+
+struct plan_result plan_fill(const struct cache_geometry *g, int group, int most_rows, int layer, int window,
+                             const oscar_attention_job *jobs, int n_jobs, struct decode_tile *tiles, struct decode_page *pages) {
+  struct plan_result r = {.last_page = -1};
+  int token = 0;
+  for (int j = 0; j < n_jobs; j++) {
+    const int64_t end = sequence_visible(jobs[j].sequence, layer), begin = end - jobs[j].n;
+    for (int64_t first = begin, next; first < end; first = next) {
+      const int64_t page = first / PAGE_TOKENS;
+      next = (page + 1) * PAGE_TOKENS < end ? (page + 1) * PAGE_TOKENS : end;
+      int exact = 0;
+      const int count =
+          list_pages(g, jobs[j].sequence, layer, window_begin(window, first) / PAGE_TOKENS, page, pages + r.pages, &exact);
+      if (count > exact) r.coded = true;
+      if (page > r.last_page) r.last_page = page;
+      const int rows = (int)(next - first) * group, cuts = (rows + most_rows - 1) / most_rows;
+      for (int i = 0; i < cuts; i++) {
+        const int from = rows * i / cuts, to = rows * (i + 1) / cuts;
+        const int64_t last = first + (to - 1) / group;
+        struct decode_tile tile = {.token = token + (int)(first - begin),
+                                   .rows = to - from,
+                                   .first_row = from,
+                                   .exact_first = r.pages,
+                                   .exact_pages = exact,
+                                   .coded_first = r.pages + exact,
+                                   .coded_pages = count - exact,
+                                   .position = first};
+        /* the queries' own page is exact and the last of the list */
+        tile.exact_tiles = (exact - 1) * (PAGE_TOKENS / EXACT_TOKENS) + (int)(last % PAGE_TOKENS) / EXACT_TOKENS + 1;
+        tile.units = EXACT_WEIGHT * tile.exact_tiles + tile.coded_pages;
+        tile.begin = (int32_t)r.units;
+        r.units += (int64_t)tile.units * g->kv_heads;
+        if (tile.rows > r.rows) r.rows = tile.rows;
+        tiles[r.tiles++] = tile;
+      }
+      r.pages += count;
+    }
+    token += jobs[j].n;
+  }
+  return r;
+}

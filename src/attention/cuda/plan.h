@@ -1,0 +1,29 @@
+/*
+ * attention/cuda/plan.h - from jobs to tiles and lists of pages (decode.h). Private; plain C, needs no GPU.
+ */
+#ifndef OSCAR_ATTENTION_CUDA_PLAN_H
+#define OSCAR_ATTENTION_CUDA_PLAN_H
+
+#include "attention/cuda/decode.h"
+#include "cache/view.h"
+
+#include <oscar/attention.h>
+
+/* How much memory a plan takes at most. */
+struct plan_bounds {
+  size_t tiles, pages;
+};
+struct plan_bounds plan_bound(int group, int most_rows, int layer, const oscar_attention_job *jobs, int n_jobs);
+
+struct plan_result {
+  int tiles, pages;  /* how many were written */
+  int rows;          /* of the largest tile */
+  int64_t units;     /* of the line */
+  int64_t last_page; /* the largest number in the lists; -1: none */
+  bool coded;        /* a page is read as codes */
+};
+/* Tiles have at most `most_rows` rows. The jobs have been checked; query i of job j is row `tokens before j` + i of q. */
+struct plan_result plan_fill(const struct cache_geometry *geometry, int group, int most_rows, int layer, int window,
+                             const oscar_attention_job *jobs, int n_jobs, struct decode_tile *tiles, struct decode_page *pages);
+
+#endif

@@ -1,0 +1,203 @@
+/* store.c - a cache's pages on a GPU (cache/cuda/store.h). */
+#include "cache/cuda/store.h"
+
+#include "cache/cuda/write.h"
+#include "cuda/device.h"
+#include "quant/cuda/encode.h"
+#include "quant/device_form.h"
+
+#include <string.h>
+
+/* What one step needs on the device: where its tokens go and what it demotes. The same in every layer, so it is uploaded once.
+ * With several steps open at once the last few are kept. */
+#define KEPT_STEPS 64
+struct step_data {
+  void *host, *device;
+  size_t bytes;
+  const oscar_sequence *sequence; /* whose open step this is */
+  uint64_t begun, moved;
+  int tokens, demotions;
+};
+
+struct device_store {
+  struct oscar_cuda *cuda;
+  struct cuda_codecs *codecs; /* NULL: BF16 */
+  struct cuda_layer *layers;  /* on the device */
+  unsigned long long *bad;    /* on the device: [0] rows of writes, [1] of encoding; ~0: none */
+  bool unchecked;             /* rows were written since `bad` was read */
+  size_t memory_bytes;
+  struct step_data steps[KEPT_STEPS];
+  int step;
+};
+
+static struct oscar_cuda *cuda_of(const oscar_cache *c) { return c->geometry.cuda; }
+
+size_t device_store_bytes(const oscar_cache_options *o) {
+  return (size_t)o->layers * sizeof(struct cuda_layer) + 2 * sizeof(unsigned long long) +
+         (o->codecs ? cuda_codecs_bytes(o->codecs) : 0);
+}
+
+oscar_status device_store_create(oscar_cache *c) {
+  struct device_store *s = mem_zalloc(c->geometry.context, 1, sizeof *s);
+  if (!s) return OSCAR_NO_MEMORY;
+  c->store = s;
+  s->cuda = cuda_of(c);
+  s->memory_bytes = (size_t)c->arena.units * c->plan.page_bytes;
+  void *memory;
+  oscar_status status = cuda_alloc(s->cuda, s->memory_bytes, &memory);
+  c->memory = memory;
+  if (status == OSCAR_OK) {
+    status = cuda_alloc(s->cuda, (size_t)c->geometry.layers * sizeof *s->layers, &memory);
+    s->layers = memory;
+  }
+  if (status == OSCAR_OK) {
+    status = cuda_alloc(s->cuda, 2 * sizeof *s->bad, &memory);
+    s->bad = memory;
+  }
+  static const unsigned long long none[2] = {~0ull, ~0ull};
+  if (status == OSCAR_OK) status = cuda_upload(s->cuda, s->bad, none, sizeof none);
+  if (status == OSCAR_OK && c->geometry.codecs) status = cuda_codecs_create(s->cuda, c->geometry.codecs, &s->codecs);
+  return status;
+}
+
+oscar_status device_store_layers(oscar_cache *c) {
+  struct device_store *s = c->store;
+  const size_t bytes = (size_t)c->geometry.layers * sizeof *s->layers;
+  struct cuda_layer *host = mem_zalloc(c->geometry.context, (size_t)c->geometry.layers, sizeof *host);
+  if (!host) return OSCAR_NO_MEMORY;
+  for (int i = 0; i < c->geometry.layers; i++) {
+    const struct layer_part *part = &c->layers[i];
+    host[i] = (struct cuda_layer){.memory = part->memory, .unit_bytes = part->unit_bytes, .head_bytes = part->head_bytes};
+    for (int side = 0; side < 2; side++) {
+      host[i].side_bytes[side] = part->side_bytes[side];
+      host[i].form[side] = part->form[side];
+    }
+  }
+  oscar_status status = cuda_upload(s->cuda, s->layers, host, bytes);
+  if (status == OSCAR_OK) status = oscar_cuda_wait(s->cuda);
+  mem_free(c->geometry.context, host);
+  return status;
+}
+
+void device_store_free(oscar_cache *c) {
+  struct device_store *s = c->store;
+  if (!s) return;
+  cuda_release(s->cuda, c->memory, s->memory_bytes);
+  c->memory = NULL;
+  cuda_release(s->cuda, s->layers, (size_t)c->geometry.layers * sizeof *s->layers);
+  cuda_release(s->cuda, s->bad, 2 * sizeof *s->bad);
+  cuda_codecs_free(s->codecs);
+  for (int i = 0; i < KEPT_STEPS; i++) {
+    mem_free(c->geometry.context, s->steps[i].host);
+    cuda_release(s->cuda, s->steps[i].device, s->steps[i].bytes);
+  }
+  mem_free(c->geometry.context, s);
+  c->store = NULL;
+}
+
+void device_store_copy(const oscar_cache *c, int32_t from, int32_t to, bool exact) {
+  const size_t exact_bytes = (size_t)c->geometry.kv_heads * exact_head_bytes(&c->geometry);
+  for (int layer = 0; layer < c->geometry.layers; layer++)
+    (void)cuda_copy(cuda_of(c), page_memory(c, layer, to), page_memory(c, layer, from),
+                    exact ? exact_bytes : c->layers[layer].unit_bytes);
+}
+
+/* ---- writing ---- */
+
+static oscar_status reserve_step(const oscar_cache *c, struct step_data *step, size_t bytes) {
+  struct device_store *s = c->store;
+  if (bytes <= step->bytes) return OSCAR_OK;
+  oscar_status status = oscar_cuda_wait(s->cuda); /* the old memory may still be read */
+  if (status != OSCAR_OK) return status;
+  mem_free(c->geometry.context, step->host);
+  cuda_release(s->cuda, step->device, step->bytes);
+  *step = (struct step_data){0};
+  step->host = mem_alloc(c->geometry.context, 2 * bytes, 1);
+  if (!step->host) return OSCAR_NO_MEMORY;
+  status = cuda_alloc(s->cuda, 2 * bytes, &step->device);
+  if (status == OSCAR_OK) step->bytes = 2 * bytes;
+  return status;
+}
+
+/* Places of tokens, then demotions. A step is told from others by its sequence, and from earlier ones by the number that its
+ * begin left in it. */
+static oscar_status upload_step(const oscar_sequence *s, struct step_data **out) {
+  const oscar_cache *c = s->cache;
+  struct device_store *store = c->store;
+  for (int i = 0; i < KEPT_STEPS; i++) {
+    *out = &store->steps[i];
+    if ((*out)->sequence == s && (*out)->begun == s->step_begun && (*out)->moved == c->moved) return OSCAR_OK;
+  }
+  struct step_data *step = *out = &store->steps[store->step = (store->step + 1) % KEPT_STEPS];
+  const size_t place_bytes = round_up((size_t)s->step_tokens * sizeof(struct write_place), 16);
+  const size_t bytes = place_bytes + (size_t)(s->demoted_end - s->demoted_first) * sizeof(struct cuda_demotion);
+  step->sequence = NULL;
+  oscar_status status = reserve_step(c, step, bytes);
+  if (status != OSCAR_OK) return status;
+  struct write_place *places = step->host;
+  for (int i = 0; i < s->step_tokens; i++) {
+    const int64_t position = s->length + i;
+    places[i] = (struct write_place){s->table[position / PAGE_TOKENS].exact, (int32_t)(position % PAGE_TOKENS)};
+  }
+  struct cuda_demotion *demotions = (struct cuda_demotion *)(void *)((uint8_t *)step->host + place_bytes);
+  step->demotions = 0;
+  for (int64_t page = s->demoted_first; page < s->demoted_end; page++) {
+    const struct page_entry *entry = &s->table[page];
+    if (entry_is_being_encoded(c, entry))
+      demotions[step->demotions++] = (struct cuda_demotion){.exact = entry->exact, .coded = entry->coded, .page = page};
+  }
+  status = cuda_upload(store->cuda, step->device, step->host, bytes);
+  step->sequence = status == OSCAR_OK ? s : NULL;
+  step->begun = s->step_begun;
+  step->moved = c->moved;
+  step->tokens = s->step_tokens;
+  return status;
+}
+
+oscar_status device_store_write(oscar_sequence *s, int layer, const float *k, const float *v) {
+  const oscar_cache *c = s->cache;
+  struct device_store *store = c->store;
+  const struct cache_geometry *g = &c->geometry;
+  struct step_data *step;
+  oscar_status status = upload_step(s, &step);
+  if (status != OSCAR_OK) return status;
+  const struct layer_part *part = &c->layers[layer];
+  store->unchecked = true;
+  status = write_rows(store->cuda, part->memory, part->unit_bytes, g->kv_heads, g->head_dim, step->tokens, step->device, k, v,
+                      store->bad);
+  if (status != OSCAR_OK || step->demotions == 0) return status;
+  const uint8_t *demotions = (const uint8_t *)step->device + round_up((size_t)step->tokens * sizeof(struct write_place), 16);
+  return cuda_encode(store->codecs, store->layers, layer, layer + 1, g->kv_heads,
+                     (const struct cuda_demotion *)(const void *)demotions, step->demotions, store->bad + 1);
+}
+
+oscar_status device_store_check(const oscar_cache *c) {
+  struct device_store *s = c->store;
+  unsigned long long bad[2];
+  if (!s->unchecked) return OSCAR_OK;
+  s->unchecked = false;
+  oscar_status status = cuda_download(s->cuda, bad, s->bad, sizeof bad);
+  if (status != OSCAR_OK || (bad[0] == ~0ull && bad[1] == ~0ull)) return status;
+  static const unsigned long long none[2] = {~0ull, ~0ull};
+  (void)cuda_upload(s->cuda, s->bad, none, sizeof none);
+  return set_error(c->geometry.context, OSCAR_NUMERIC, "a %s that was written to the cache %s",
+                   (bad[0] != ~0ull ? bad[0] : bad[1]) % 2 ? "value" : "key",
+                   bad[0] != ~0ull ? "is not finite in BF16" : "cannot be encoded: its scale leaves the range of fp16");
+}
+
+/* ---- reading ---- */
+
+oscar_status device_store_read(const oscar_sequence *s, struct page_entry entry, int layer, int kv_head, oscar_side side,
+                               void *out) {
+  const oscar_cache *c = s->cache;
+  const size_t exact_side = exact_head_bytes(&c->geometry) / 2;
+  if (entry.exact != NO_PAGE)
+    return cuda_download(cuda_of(c), out, exact_memory(c, layer, entry.exact, kv_head) + (size_t)side * exact_side, exact_side);
+  const struct side_form *form = &c->layers[layer].form[side];
+  uint8_t *copy = mem_alloc(c->geometry.context, side_bytes(form), 1);
+  if (!copy) return OSCAR_NO_MEMORY;
+  oscar_status status = cuda_download(cuda_of(c), copy, coded_memory(c, layer, entry.coded, kv_head, side), side_bytes(form));
+  if (status == OSCAR_OK) page_from_device(form, side, copy, out);
+  mem_free(c->geometry.context, copy);
+  return status;
+}

@@ -1,0 +1,366 @@
+/*
+ * Attention over a cache on a GPU against the same over a cache in host memory, on portable kernels, which other tests hold
+ * against a definition in double precision. The same numbers go into both; codes are equal to the bit, so only sums differ.
+ */
+#include "support.h"
+
+#include "cuda/device.h"
+
+#include <oscar/attention.h>
+
+/* Probabilities times gains are fp16 numbers. All outputs together, as relative errors are quoted; and a single one, which may
+ * come out small where its values cancel. */
+#define TOLERANCE     5e-4
+#define ROW_TOLERANCE 3e-3
+
+struct form {
+  oscar_row_form form;
+  int groups, key_crumbs, value_crumbs; /* crumbs: of a row; 0 groups: BF16 */
+  bool turns;
+  int value_groups; /* 0: as keys */
+};
+
+struct setup {
+  int kv_heads, group, head_dim;
+  struct form form;
+  int sink, recent, window;
+};
+
+struct side_of_test {
+  oscar_context *context;
+  oscar_codec_set *codecs;
+  oscar_cache *cache;
+  oscar_attention *attention;
+};
+
+static int too_far; /* comparisons of a test that failed: all are shown before it does */
+static oscar_cuda *gpu;
+static oscar_context *gpu_context, *host_context;
+
+/* Random crumbs with a given sum, at most 4 a channel; groups of blocks split no channel, so channels come in sizes that
+ * divide 16. */
+static void deal_crumbs(int d, int total, uint8_t *crumbs) {
+  memset(crumbs, 0, (size_t)d);
+  int channel = 0;
+  for (int block = 0; block < total / 16; block++) {
+    static const uint8_t sizes[3][16] = {
+        {4, 4, 4, 4}, {4, 2, 2, 2, 2, 2, 1, 1}, {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}};
+    int left = d - channel, blocks_left = total / 16 - block,
+        choice = left >= 16 * blocks_left  ? 2
+                 : left >= 8 * blocks_left ? 1
+                                           : 0;
+    if (choice == 2 && block % 3 == 1) choice = 1;
+    for (int i = 0; i < 16 && sizes[choice][i]; i++) crumbs[channel++] = sizes[choice][i];
+  }
+}
+
+static oscar_codec *make_codec(oscar_context *context, uint64_t *seed, int d, const struct form *form, oscar_side side,
+                               oscar_rope *rope) {
+  static const float step[5] = {1, 1, .33f, .1f, .03f};
+  const int total = side == OSCAR_KEYS ? form->key_crumbs : form->value_crumbs;
+  uint8_t *crumbs = malloc((size_t)d);
+  uint16_t pair[OSCAR_MAX_HEAD_DIM / 2];
+  float *steps = malloc(4 * (size_t)d), *mean = malloc(4 * (size_t)d), *rotating = malloc(4 * (size_t)d);
+  float *encode = malloc(4 * (size_t)(d * d)), *decode = malloc(4 * (size_t)(d * d));
+  deal_crumbs(d, total, crumbs);
+  if (form->form == OSCAR_ROW_SCALE_ZERO)
+    for (int i = 0; i < d; i++) crumbs[i] = (uint8_t)(total / d);
+  for (int i = 0; i < d; i++) {
+    steps[i] = form->form == OSCAR_ROW_SCALE_ZERO ? 1 : step[crumbs[i]] * (float)exp(test_uniform(seed) - .5);
+    mean[i] = test_normal(seed);
+    rotating[i] = 2 * test_normal(seed);
+  }
+  for (int i = 0; i < d * d; i++) {
+    float unit = i / d == i % d ? 1 : 0;
+    encode[i] = unit + .3f * test_normal(seed) / sqrtf((float)d);
+    decode[i] = unit + .3f * test_normal(seed) / sqrtf((float)d);
+  }
+  for (int i = 0; i < d / 4; i++) pair[i] = (uint16_t)(2 * i + (side == OSCAR_KEYS && i % 3 == 0));
+  oscar_codec_spec spec = {.head_dim = d,
+                           .channels = d,
+                           .form = form->form,
+                           .groups = side == OSCAR_VALUES && form->value_groups ? form->value_groups : form->groups,
+                           .clip_ratio = .96f,
+                           .crumbs = crumbs,
+                           .steps = steps,
+                           .mean = mean,
+                           .encode = encode,
+                           .decode = decode,
+                           .rope = rope,
+                           .rotating_pairs = rope ? d / 4 : 0,
+                           .rotating_pair = pair,
+                           .rotating_mean = rotating};
+  oscar_codec *codec = NULL;
+  assert_ok(context, oscar_codec_create(context, &spec, &codec));
+  free(crumbs), free(steps), free(mean), free(rotating), free(encode), free(decode);
+  return codec;
+}
+
+static oscar_codec_set *make_codecs(oscar_context *context, const struct setup *s) {
+  if (s->form.groups == 0) return NULL;
+  oscar_codec_set_info info = {1, s->kv_heads, s->head_dim, "test", "", ""};
+  oscar_codec_set *set = NULL;
+  oscar_rope *rope = NULL;
+  float frequencies[OSCAR_MAX_HEAD_DIM / 2];
+  uint64_t seed = 99;
+  for (int i = 0; i < s->head_dim / 2; i++) frequencies[i] = (float)pow(1e6, -2.0 * i / s->head_dim);
+  if (s->form.turns)
+    assert_ok(context, oscar_rope_create(context, &(oscar_rope_spec){OSCAR_ROPE_HALVES, s->head_dim, frequencies}, &rope));
+  assert_ok(context, oscar_codec_set_create(context, &info, &set));
+  for (int head = 0; head < s->kv_heads; head++)
+    for (int side = 0; side < 2; side++) {
+      oscar_codec *codec = make_codec(context, &seed, s->head_dim, &s->form, (oscar_side)side, side == OSCAR_KEYS ? rope : NULL);
+      assert_ok(context, oscar_codec_set_assign(set, 0, head, (oscar_side)side, codec));
+      oscar_codec_release(codec);
+    }
+  oscar_rope_release(rope);
+  return set;
+}
+
+static struct side_of_test open_side(const struct setup *s, bool on_gpu, size_t budget) {
+  struct side_of_test t = {.context = on_gpu ? gpu_context : host_context};
+  t.codecs = make_codecs(t.context, s);
+  oscar_cache_options options;
+  oscar_cache_options_default(&options);
+  options.layers = 1;
+  options.kv_heads = s->kv_heads;
+  options.head_dim = s->head_dim;
+  options.sink_pages = s->sink;
+  options.recent_pages = s->recent;
+  options.codecs = t.codecs;
+  options.cuda = on_gpu ? gpu : NULL;
+  options.budget_bytes = budget;
+  assert_ok(t.context, oscar_cache_create(t.context, &options, &t.cache));
+  assert_ok(t.context,
+            oscar_attention_create(t.cache, &(oscar_attention_options){.query_heads = s->kv_heads * s->group}, &t.attention));
+  return t;
+}
+
+static void close_side(struct side_of_test *t) {
+  oscar_attention_free(t->attention);
+  oscar_cache_free(t->cache);
+  oscar_codec_set_free(t->codecs);
+}
+
+static float *random_floats(size_t n, uint64_t *seed, float scale) {
+  float *x = malloc(n * sizeof *x);
+  assert_non_null(x);
+  for (size_t i = 0; i < n; i++) x[i] = scale * test_normal(seed);
+  return x;
+}
+
+static void *on_device(const void *host, size_t bytes) {
+  void *memory;
+  assert_ok(gpu_context, cuda_alloc(gpu, bytes, &memory));
+  assert_ok(gpu_context, cuda_upload(gpu, memory, host, bytes));
+  return memory;
+}
+
+/* Coded pages of both are the same bits. */
+static void compare_pages(const oscar_sequence *host, const oscar_sequence *device, const struct setup *s) {
+  const int pages = (int)((oscar_sequence_length(host) + 63) / 64);
+  const size_t bytes = 64 * 1024 * 4;
+  uint8_t *a[2] = {calloc(bytes, 1), calloc(bytes, 1)}, *b[2] = {calloc(bytes, 1), calloc(bytes, 1)};
+  for (int page = 0; page<pages; page += pages> 8 ? 3 : 1)
+    for (int head = 0; head < s->kv_heads; head++) {
+      bool coded[2];
+      assert_ok(host_context, oscar_sequence_read_page(host, page, 0, head, &coded[0], a[0], a[1]));
+      assert_ok(gpu_context, oscar_sequence_read_page(device, page, 0, head, &coded[1], b[0], b[1]));
+      assert_int_equal(coded[0], coded[1]);
+      for (int side = 0; side < 2; side++) assert_memory_equal(a[side], b[side], bytes);
+    }
+  for (int i = 0; i < 2; i++) free(a[i]), free(b[i]);
+}
+
+/* Several sequences of different lengths, then steps of different sizes for all of them in one call. */
+struct errors {
+  double all, row;
+};
+
+static struct errors compare(const struct setup *s, const int *lengths, int sequences, const int *steps, int n_steps) {
+  uint64_t seed = 7;
+  const size_t kv = (size_t)(s->kv_heads * s->head_dim), q_width = kv * (size_t)s->group;
+  struct side_of_test sides[2] = {open_side(s, false, (size_t)256 << 20), open_side(s, true, (size_t)256 << 20)};
+  oscar_sequence *sequence[2][64];
+  double worst = 0, all_error = 0, all_norm = 0;
+  for (int i = 0; i < sequences; i++)
+    for (int side = 0; side < 2; side++)
+      assert_ok(sides[side].context, oscar_sequence_create(sides[side].cache, &sequence[side][i]));
+  for (int step = -1; step < n_steps; step++) {
+    size_t total = 0;
+    int tokens[64];
+    for (int i = 0; i < sequences; i++) total += (size_t)(tokens[i] = step < 0 ? lengths[i] : steps[step]);
+    if (total == 0) continue;
+    float *k = random_floats(total * kv, &seed, 1), *v = random_floats(total * kv, &seed, 1);
+    float *q = random_floats(total * q_width, &seed, 2.5f), *out[2] = {malloc(4 * total * q_width), malloc(4 * total * q_width)};
+    memset(out[1], 0xFF, 4 * total * q_width);
+    float *dk = on_device(k, 4 * total * kv), *dv = on_device(v, 4 * total * kv), *dq = on_device(q, 4 * total * q_width),
+          *dout = on_device(out[1], 4 * total * q_width);
+    oscar_attention_job jobs[2][64];
+    size_t at = 0;
+    int n_jobs = 0;
+    for (int i = 0; i < sequences; i++) {
+      if (tokens[i] == 0) continue;
+      for (int side = 0; side < 2; side++) {
+        assert_ok(sides[side].context, oscar_sequence_begin(sequence[side][i], tokens[i]));
+        assert_ok(sides[side].context,
+                  oscar_sequence_write(sequence[side][i], 0, (side ? dk : k) + at * kv, (side ? dv : v) + at * kv));
+        jobs[side][n_jobs] = (oscar_attention_job){sequence[side][i], tokens[i], (side ? dq : q) + at * q_width,
+                                                   (side ? dout : out[0]) + at * q_width};
+      }
+      at += (size_t)tokens[i];
+      n_jobs++;
+    }
+    for (int side = 0; side < 2; side++)
+      assert_ok(sides[side].context, oscar_attention_run(sides[side].attention, 0, s->window, jobs[side], n_jobs));
+    for (int i = 0; i < sequences; i++)
+      for (int side = 0; side < 2 && tokens[i]; side++) assert_ok(sides[side].context, oscar_sequence_commit(sequence[side][i]));
+    assert_ok(gpu_context, cuda_download(gpu, out[1], dout, 4 * total * q_width));
+    for (size_t row = 0; row < total * (size_t)(s->kv_heads * s->group); row++) {
+      double error = 0, norm = 0;
+      for (int i = 0; i < s->head_dim; i++) {
+        const size_t x = row * (size_t)s->head_dim + (size_t)i;
+        error += pow((double)out[1][x] - (double)out[0][x], 2);
+        norm += pow((double)out[0][x], 2);
+      }
+      const double relative = sqrt(error / norm);
+      all_error += error;
+      all_norm += norm;
+      if (isnan(relative)) fail_msg("row %zu of step %d was not computed", row, step);
+      if (relative > worst) worst = relative;
+    }
+    cuda_release(gpu, dk, 4 * total * kv), cuda_release(gpu, dv, 4 * total * kv);
+    cuda_release(gpu, dq, 4 * total * q_width), cuda_release(gpu, dout, 4 * total * q_width);
+    free(k), free(v), free(q), free(out[0]), free(out[1]);
+  }
+  for (int i = 0; i < sequences; i++) compare_pages(sequence[0][i], sequence[1][i], s);
+  for (int side = 0; side < 2; side++) close_side(&sides[side]);
+  return (struct errors){sqrt(all_error / all_norm), worst};
+}
+
+static void expect_close(const char *what, const struct setup *s, const int *lengths, int sequences, const int *steps,
+                         int n_steps) {
+  const struct errors errors = compare(s, lengths, sequences, steps, n_steps);
+  print_message("%-28s heads %d x %2d, d %3d, crumbs %3d/%3d, form %d groups %d%s: relative error %.2e, of a row at most %.2e\n",
+                what, s->kv_heads, s->group, s->head_dim, s->form.key_crumbs, s->form.value_crumbs, (int)s->form.form,
+                s->form.groups, s->form.turns ? ", turning" : "", errors.all, errors.row);
+  if (!(errors.all < TOLERANCE && errors.row < ROW_TOLERANCE)) too_far++;
+}
+
+#define LOG OSCAR_ROW_LOG_GAINS
+
+static void group_sizes_agree(void **state) {
+  too_far = 0;
+  (void)state;
+  const int lengths[] = {1000, 64, 333}, steps[] = {1, 1, 3};
+  for (int group = 1; group <= 16; group++) {
+    const struct setup s = {
+        .kv_heads = 2, .group = group, .head_dim = 64, .form = {LOG, 4, 64, 64, group % 2 == 0}, .sink = 1, .recent = 2};
+    expect_close("group", &s, lengths, 3, steps, 3);
+  }
+  assert_int_equal(too_far, 0);
+}
+
+static void head_dimensions_and_layouts_agree(void **state) {
+  too_far = 0;
+  (void)state;
+  const int lengths[] = {700, 63}, steps[] = {1, 2};
+  static const struct {
+    int d;
+    struct form form;
+  } cases[] = {
+      {128, {LOG, 4, 128, 128, true}},
+      {128, {LOG, 4, 128, 128, false}},
+      {64, {LOG, 4, 64, 64, true}},
+      {96, {LOG, 4, 96, 96, true}},
+      {256, {LOG, 4, 256, 256, true}},
+      {128, {LOG, 4, 96, 128, true}},
+      {128, {LOG, 4, 80, 128, true}},
+      {128, {LOG, 4, 112, 128, false}},
+      {128, {LOG, 4, 64, 128, true}},
+      {128, {LOG, 2, 32, 128, false, 4}},
+      {128, {LOG, 3, 48, 128, false, 4}},
+      {128, {LOG, 1, 16, 128, false, 4}},
+      {128, {LOG, 2, 128, 128, false}},
+      {128, {LOG, 4, 128, 128, false, 2}},
+      {128, {LOG, 4, 144, 160, true}},
+      {128, {LOG, 4, 160, 128, true}},
+      {128, {LOG, 4, 176, 144, true}},
+      {128, {LOG, 4, 256, 256, true}},
+      {64, {LOG, 4, 112, 80, true}},
+      {64, {OSCAR_ROW_GAIN, 1, 64, 64, true}},
+      {128, {OSCAR_ROW_GAIN, 1, 128, 128, true}},
+      {128, {OSCAR_ROW_GAIN, 2, 128, 128, false}},
+      {128, {OSCAR_ROW_SCALE_ZERO, 1, 128, 128, false}},
+      {64, {OSCAR_ROW_SCALE_ZERO, 1, 128, 128, false}},
+      {64, {OSCAR_ROW_SCALE_ZERO, 1, 256, 256, false}},
+      {128, {OSCAR_ROW_SCALE_ZERO, 1, 512, 512, false}},
+      {256, {OSCAR_ROW_GAIN, 1, 256, 256, false}},
+      {64, {LOG, 0, 0, 0, false}},
+      {96, {LOG, 0, 0, 0, false}},
+      {128, {LOG, 0, 0, 0, false}},
+      {256, {LOG, 0, 0, 0, false}},
+  };
+  for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
+    struct setup s = {.kv_heads = 2, .group = 4, .head_dim = cases[i].d, .form = cases[i].form, .sink = 1, .recent = 4};
+    expect_close("layout", &s, lengths, 2, steps, 2);
+    s.group = 7;
+    expect_close("layout", &s, lengths, 2, steps, 1);
+  }
+  assert_int_equal(too_far, 0);
+}
+
+static void lengths_and_windows_agree(void **state) {
+  too_far = 0;
+  (void)state;
+  const struct form form = {LOG, 4, 128, 128, true};
+  static const int lengths[8][3] = {{0, 0, 0},       {1, 5, 16},     {63, 64, 65},     {320, 321, 384},
+                                    {385, 448, 449}, {3000, 1, 700}, {4096, 4097, 17}, {9000, 0, 0}};
+  const int steps[] = {1, 1, 8};
+  for (int i = 0; i < 8; i++)
+    for (int windows = 0; windows < 2; windows++) {
+      struct setup s = {.kv_heads = 3,
+                        .group = 4,
+                        .head_dim = 128,
+                        .form = form,
+                        .sink = i % 2,
+                        .recent = 1 + i % 4,
+                        .window = windows ? 450 : 0};
+      expect_close(windows ? "lengths, a window" : "lengths", &s, lengths[i], i == 7 ? 1 : 3, steps, 3);
+    }
+  assert_int_equal(too_far, 0);
+}
+
+static void many_short_sequences_agree(void **state) {
+  too_far = 0;
+  (void)state;
+  int lengths[40];
+  uint64_t seed = 5;
+  for (int i = 0; i < 40; i++) lengths[i] = (int)(exp(test_uniform(&seed) * 7.5));
+  const int steps[] = {1, 1};
+  struct setup s = {.kv_heads = 2, .group = 4, .head_dim = 64, .form = {LOG, 4, 64, 64, true}, .sink = 1, .recent = 2};
+  expect_close("40 sequences", &s, lengths, 40, steps, 2);
+  assert_int_equal(too_far, 0);
+}
+
+int main(void) {
+  assert_int_equal(oscar_context_create(NULL, &gpu_context), OSCAR_OK);
+  if (oscar_cuda_create(gpu_context, NULL, &gpu) != OSCAR_OK) {
+    fprintf(stderr, "skipped: %s\n", oscar_last_error(gpu_context));
+    oscar_context_free(gpu_context);
+    return 77;
+  }
+  const oscar_context_options options = {.isa = OSCAR_ISA_PORTABLE};
+  assert_int_equal(oscar_context_create(&options, &host_context), OSCAR_OK);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(group_sizes_agree),
+      cmocka_unit_test(head_dimensions_and_layouts_agree),
+      cmocka_unit_test(lengths_and_windows_agree),
+      cmocka_unit_test(many_short_sequences_agree),
+  };
+  const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+  oscar_cuda_free(gpu);
+  oscar_context_free(host_context);
+  oscar_context_free(gpu_context);
+  return failed;
+}
