@@ -271,18 +271,18 @@ template <int TILES, bool VECTORS> __global__ static void some_tokens(const __gr
   const __nv_bfloat16 *low = f.w[i] + (first_row + g < rows ? first_row + g : rows - 1) * f.padded;
   const __nv_bfloat16 *high = f.w[i] + (first_row + g + 8 < rows ? first_row + g + 8 : rows - 1) * f.padded;
 
-  /* A warp's lanes go through the loop together: the instruction needs all of them. */
+  /* A warp's lanes go through the loop together: the instruction needs all of them. Keeping the next pieces on their way too was
+   * slower (more registers, fewer warps). */
   float sums[TILES][4] = {};
-  uint4 weights[SOME_AHEAD][2], next[SOME_AHEAD][2];
-  int64_t first = warp * SOME_AHEAD * PIECE;
-  load_pieces(low, high, first + t * 8, f.padded, next);
-  wait_for_input();
-  for (; first < f.padded; first += STEP) {
-#pragma unroll
-    for (int a = 0; a < SOME_AHEAD; a++) weights[a][0] = next[a][0], weights[a][1] = next[a][1];
-    load_pieces(low, high, first + STEP + t * 8, f.padded, next);
+  bool waited = false;
+  for (int64_t first = warp * SOME_AHEAD * PIECE; first < f.padded; first += STEP) {
+    uint4 weights[SOME_AHEAD][2];
+    load_pieces(low, high, first + t * 8, f.padded, weights);
+    if (!waited) wait_for_input();
+    waited = true;
     multiply_pieces<TILES, VECTORS>(f, weights, first + t * 8, g, sums);
   }
+  if (!waited) wait_for_input(); /* results may lie where kernels before this still read */
 
 #pragma unroll
   for (int k = 0; k < TILES; k++)
