@@ -64,7 +64,8 @@ static inline unsigned blocks_for(size_t count, int threads) {
 /*
  * Launches. A kernel may begin while the one before it ends (compute capability 9.0 and later: programmatic dependent launch),
  * which hides most of what a launch costs. So every kernel of the backend calls wait_for_input before it touches anything but
- * weights: then all that was enqueued before is done.
+ * weights: then all that was enqueued before is done. Weights are there before: nothing overtakes the copy that a step begins
+ * with.
  */
 template <typename... P, typename... A>
 static inline void launch(const struct cuda_backend *b, void (*kernel)(P...), dim3 grid, int threads, const A &...arguments) {
