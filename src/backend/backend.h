@@ -1,14 +1,17 @@
 /*
  * backend/backend.h - every operation of a forward pass other than attention, behind one table. Private.
  *
- * The forward pass (model/forward.c) is written once over this table; cpu/ implements it, cuda/ will. Buffers are of the backend
- * (device memory on a GPU): the caller moves data with upload and download only. All activations are float, row-major,
- * [tokens][features]. Shapes are in the comments; n is the number of tokens.
+ * The forward pass (model/forward.c) is written once over this table; cpu/ and cuda/ implement it. Buffers are of the backend
+ * (device memory on a GPU), and so is all that an operation is given a pointer to, ids and positions too: the caller moves data
+ * with upload and download only. All activations are float, row-major, [tokens][features]. Shapes are in the comments; n is the
+ * number of tokens. Operations of a GPU are enqueued: what goes wrong there is found by the next download.
  */
 #ifndef OSCAR_BACKEND_H
 #define OSCAR_BACKEND_H
 
 #include "base/base.h"
+
+#include <oscar/cuda.h>
 
 /* Element types of weights, with GGUF's numbering and block layouts (ggml-common.h of ggml is the reference). */
 enum weight_type {
@@ -45,8 +48,17 @@ struct rope_spec {
   enum rope_kind kind;
   int rotary_dim;           /* first rotary_dim of head_dim are rotated */
   float base, linear_scale; /* angle = linear_scale * position * base^(-2i/rotary_dim) / (factors ? factors[i] : 1) */
-  const float *factors;     /* [rotary_dim/2] or NULL (llama-3 long context) */
+  const float *factors;     /* [rotary_dim/2] in host memory, or NULL (llama-3 long context) */
 };
+
+/* x [n][count][head_dim], and what every head is normed with before it is rotated: [head_dim], or NULL. */
+struct heads {
+  int count;
+  const float *norm;
+  float *x;
+};
+
+enum activation { ACTIVATION_SILU, ACTIVATION_GELU };
 
 struct backend;
 struct backend_ops {
@@ -58,6 +70,9 @@ struct backend_ops {
 
   /* Memory that products of n tokens with this weight take besides their buffers. */
   size_t (*product_scratch)(const struct backend *be, const struct weight *w, int n);
+  /* Makes room for products of up to n tokens with this weight, alone or with others that share its input, where the backend must
+   * not take memory during a step. */
+  oscar_status (*reserve)(struct backend *be, const struct weight *w, int n);
 
   oscar_status (*buffer_alloc)(struct backend *be, size_t floats, float **buffer);
   void (*buffer_free)(struct backend *be, float *buffer);
@@ -67,22 +82,30 @@ struct backend_ops {
   /* Whether every product with this weight can be done (type known, cols a multiple of the block). Names the tensor if not. */
   oscar_status (*weight_check)(struct backend *be, const struct weight *w);
   /* The bytes that a weight takes in the layout this backend would rather read; 0: `data` is fine. pack fills them (64-byte
-   * aligned, owned by the caller) and points the weight at them. A weight may be packed in parts of PACKED_ROWS rows or
-   * multiples, one after the other. */
+   * aligned, part of a buffer of the caller's) and points the weight at them. A weight may be packed in parts of PACKED_ROWS rows
+   * or multiples, one after the other. */
   size_t (*packed_bytes)(const struct backend *be, const struct weight *w);
-  void (*pack)(struct backend *be, struct weight *w, void *memory);
-  /* y [n][w->cols] = rows `ids` of w, dequantized; reads `data` */
+  oscar_status (*pack)(struct backend *be, struct weight *w, void *memory);
+  /* y [n][w->cols] = rows `ids` of w, dequantized; reads `data` if buffers are host memory, else `packed`. Ids outside the table
+   * are INVALID_ARGUMENT on the host and rows of NaN on a GPU. */
   oscar_status (*embed)(struct backend *be, const struct weight *w, int n, const int32_t *ids, float *y);
   /* For each of `count` weights that share the input: y[i] [n][w[i]->rows] = x [n][cols] W_i^T (+ bias[i], float [rows], may be
    * NULL). n == 1 (and small n) reads the blocks as they are with integer dot products; large n goes through a product library.
    */
   oscar_status (*matmul)(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
                          const float *x, float *const *y);
+  /* y [n][w->rows] = (activation(gate) * up) W^T, with gate and up [n][cols]: silu_mul or gelu_mul and matmul, with the same
+   * bits. What gate holds then is not said. */
+  oscar_status (*matmul_gated)(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
+                               const float *up, float *y);
   /* y = x / sqrt(mean(x^2) + eps) * weight, over rows of `dim` floats (also per head: rows = n * heads). y may be x. */
   void (*rms_norm)(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y);
-  /* Rotates x [n][heads][head_dim] in place for positions [n]. */
-  oscar_status (*rope)(struct backend *be, const struct rope_spec *spec, int n, int heads, int head_dim, const int32_t *positions,
-                       float *x);
+  /* x += add, then y = rms_norm(x): the same bits as the two of them. y may be `add`. */
+  void (*add_rms_norm)(struct backend *be, int64_t rows, int dim, float *x, const float *add, const float *weight, float eps,
+                       float *y);
+  /* Norms and rotates the heads of `count` tensors in place for positions [n]. */
+  oscar_status (*rope)(struct backend *be, const struct rope_spec *spec, int n, int head_dim, const int32_t *positions, float eps,
+                       int count, const struct heads *tensors);
   void (*add)(struct backend *be, size_t count, float *x, const float *y);          /* x += y */
   void (*scale)(struct backend *be, size_t count, float *x, float factor);          /* x *= factor */
   void (*silu_mul)(struct backend *be, size_t count, float *gate, const float *up); /* gate = silu(gate) * up */
@@ -92,9 +115,22 @@ struct backend_ops {
 struct backend {
   const struct backend_ops *ops;
   oscar_context *context;
+  oscar_cuda *cuda; /* where its buffers are; NULL: in host memory */
+  /* Tokens of different sequences may share products of so many: on the CPU as long as each gets the bits that it gets alone. */
+  int shared_tokens;
 };
 
 oscar_status backend_create_cpu(oscar_context *context, struct backend **backend);
+/* The handle is borrowed and must outlive the backend. Errors: UNSUPPORTED (a build without CUDA, no product library), NO_MEMORY.
+ */
+oscar_status backend_create_cuda(oscar_context *context, oscar_cuda *cuda, struct backend **backend);
+/* Bytes of the GPU's memory that nothing has taken. */
+size_t backend_cuda_free_bytes(const struct backend *backend);
+/* Bytes a second at which the GPU reads a large buffer, the best of a few times: the ceiling of decoding. */
+oscar_status backend_cuda_read_speed(struct backend *backend, double *bytes_per_s);
+/* How products are made from here on: for tests and benchmarks. */
+enum cuda_product { PRODUCT_BY_SHAPE, PRODUCT_FEW, PRODUCT_SOME, PRODUCT_LIBRARY };
+void backend_cuda_choose(struct backend *backend, enum cuda_product way);
 
 /* ---- block formats, shared by loader, backends and tests ---- */
 /* elements of a block and its bytes; false for a type this build does not know */

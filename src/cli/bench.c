@@ -85,8 +85,10 @@ static int parse_depths(const char *text, struct bench *b) {
   return b->n_depths ? EXIT_DONE : wrong_use("bench: --depth needs at least one token count");
 }
 
-/* Bytes per second of reading a buffer far larger than the caches, best of three: the ceiling for decode. */
+/* Bytes per second of reading a buffer far larger than the caches, where the model runs; best of three: the ceiling for decode.
+ */
 static oscar_status measure_read_speed(struct bench *b) {
+  if (b->m->cuda) return backend_cuda_read_speed(b->m->backend, &b->read_bytes_per_s);
   const size_t words = ((size_t)1 << 30) / sizeof(uint64_t);
   const int threads = b->m->context->options.threads;
   uint64_t *buffer = mem_alloc(b->m->context, words, sizeof *buffer);
@@ -201,8 +203,9 @@ static oscar_status time_once(const struct bench *b, struct runner *runner, cons
   quiet.progress = NULL;
   if (one_by_one)
     status = runner_forward(runner, sequence, 1, b->ids, 1, b->logits, NULL); /* not timed: the first touch of new pages */
+  if (b->m->cuda && status == OSCAR_OK) status = oscar_cuda_wait(b->m->cuda); /* for the history */
   const int64_t begun = time_ns();
-  if (!one_by_one) status = feed(&quiet, runner, sequence, tokens, 1);
+  if (!one_by_one && status == OSCAR_OK) status = feed(&quiet, runner, sequence, tokens, 1);
   for (int i = 0; one_by_one && i < tokens && status == OSCAR_OK; i++)
     status = runner_forward(runner, sequence, 1, b->ids + i % 1024, 1, b->logits, NULL);
   *speed = (double)tokens * 1e9 / (double)(time_ns() - begun);
@@ -276,14 +279,15 @@ static oscar_status bench_all(struct bench *b, struct kv_list *list) {
   oscar_status status = prepare(b);
   if (status == OSCAR_OK) status = kv_list_obtain(list, m->model, b->a->rotation, b->progress);
   if (status != OSCAR_OK) return status;
-  char backend[256], bytes[32];
+  char backend[256], bytes[32], threads[32] = "";
   loaded_model_describe(m, backend, sizeof backend);
+  if (!m->cuda) snprintf(threads, sizeof threads, " (%d threads)", m->context->options.threads);
   const struct model_geometry *g = model_geometry_of(m->model);
   const double weights = (double)model_read_bytes_per_token(m->model);
   if (b->format == TEXT || b->format == MARKDOWN)
-    printf("%s: %s of weights read per token; %s; memory read speed %.2f GB/s (%d threads): at most %.1f tokens/s with an empty "
+    printf("%s: %s of weights read per token; %s; memory read speed %.2f GB/s%s: at most %.1f tokens/s with an empty "
            "cache\n\n",
-           g->name, format_bytes(weights, bytes, sizeof bytes), backend, b->read_bytes_per_s * 1e-9, m->context->options.threads,
+           g->name, format_bytes(weights, bytes, sizeof bytes), backend, b->read_bytes_per_s * 1e-9, threads,
            b->read_bytes_per_s / weights);
   print_head(b->format);
   for (int i = 0; i < list->count && status == OSCAR_OK; i++) status = bench_cache(b, list->names[i], list->sets[i]);

@@ -11,7 +11,8 @@
  *     buffers                 of a chunk's forward pass, of attention, of the session with its sampler
  *     program and tokenizer   what this process holds now, and what the product library adds once it is used
  * The run that fits codecs holds before that what fitting needs: no session, but an exact cache, statistics and the codecs of all
- * fitted types. tests/cli/test_memory.c holds the sum to what `oscar run` really takes.
+ * fitted types. With --device cuda the sum is of the GPU's memory, where program and tokenizer are not. tests/cli/test_memory.c
+ * holds the sum to what `oscar run` really takes.
  */
 #include "cli/memory.h"
 #include "cli/models.h"
@@ -190,11 +191,22 @@ static oscar_status report_kv(const struct loaded_model *loaded, const struct kv
 static void report_first_runs(const struct loaded_model *loaded, struct model_report *r) {
   double fitting = r->model_bytes + r->program_bytes + (double)model_scratch_bytes(loaded->model, r->options.chunk, 0) +
                    (double)calibrate_bytes(loaded->model);
-  for (int i = 0; i < r->count; i++) fitting += kv_type_find(r->kv[i].name)->kind == KV_FITTED ? r->kv[i].codec_bytes : 0;
+  if (loaded->cuda) fitting = 0; /* that is in the host's memory */
+  for (int i = 0; !loaded->cuda && i < r->count; i++)
+    fitting += kv_type_find(r->kv[i].name)->kind == KV_FITTED ? r->kv[i].codec_bytes : 0;
   for (int i = 0; i < r->count; i++) {
     struct kv_report *kv = &r->kv[i];
     kv->first_run_bytes = kv->fitted_later && fitting > kv->total_bytes ? fitting : kv->total_bytes;
   }
+}
+
+/* On a GPU its memory is what counts: what is free, and what the model already takes. The program is in the host's. */
+static void report_gpu(const struct loaded_model *loaded, struct model_report *report) {
+  oscar_cuda_info gpu;
+  oscar_cuda_describe(loaded->cuda, &gpu);
+  report->program_bytes = 0;
+  report->model_bytes = (double)model_packed_bytes(loaded->model);
+  report->available_bytes = (double)backend_cuda_free_bytes(loaded->backend) + (double)gpu.allocated_bytes;
 }
 
 static oscar_status report_model(const struct loaded_model *loaded, const struct engine_options *options,
@@ -207,9 +219,10 @@ static oscar_status report_model(const struct loaded_model *loaded, const struct
   report->weight_bytes = (double)model_weight_bytes(loaded->model);
   report->model_bytes = (double)model_resident_bytes(loaded->model);
   report->program_bytes = memory_besides(options->model_path) - (double)model_packed_bytes(loaded->model) + LIBRARY_BYTES;
+  if (loaded->cuda) report_gpu(loaded, report);
   report->scratch_bytes =
       (double)model_scratch_bytes(loaded->model, o->chunk, 0) + (double)session_bytes(loaded->model, o->context);
-  report->available_bytes = memory_available();
+  if (!loaded->cuda) report->available_bytes = memory_available();
   loaded_model_describe(loaded, report->backend, sizeof report->backend);
 
   oscar_cache_options defaults;

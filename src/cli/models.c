@@ -60,6 +60,8 @@ int model_locate(const char *given, char *path, size_t room) {
 int engine_options_resolve(const char *command, struct engine_options *options, char *path, size_t room) {
   if (!options->model_path)
     return wrong_use("%s: which model? -m NAME ('oscar fetch --list' shows names) or -m FILE.gguf", command);
+  if (!device_is_known(options->device))
+    return wrong_use("%s: --device wants cpu, cuda, or cuda:N for GPU N, not '%s'", command, options->device);
   if (options->cpus.count && options->threads > options->cpus.count)
     return wrong_use("%s: %d threads, but --cpus names only %d to pin them to", command, options->threads, options->cpus.count);
   int code = model_locate(options->model_path, path, room);
@@ -71,7 +73,7 @@ int loaded_model_open(const struct engine_options *options, struct loaded_model 
   *loaded = (struct loaded_model){0};
   const oscar_context_options context = engine_context_options(options);
   oscar_status status = oscar_context_create(&context, &loaded->context);
-  if (status == OSCAR_OK) status = backend_create_cpu(loaded->context, &loaded->backend);
+  if (status == OSCAR_OK) status = device_open(loaded->context, options->device, &loaded->cuda, &loaded->backend);
   if (status == OSCAR_OK) status = model_load(loaded->context, loaded->backend, options->model_path, &loaded->model);
   if (status == OSCAR_OK) return EXIT_DONE;
   int code = failed_with(status, oscar_last_error(loaded->context));
@@ -82,12 +84,14 @@ int loaded_model_open(const struct engine_options *options, struct loaded_model 
 void loaded_model_close(struct loaded_model *loaded) {
   model_free(loaded->model);
   if (loaded->backend) loaded->backend->ops->free(loaded->backend);
+  oscar_cuda_free(loaded->cuda);
   oscar_context_free(loaded->context);
   *loaded = (struct loaded_model){0};
 }
 
 void loaded_model_describe(const struct loaded_model *loaded, char *text, size_t bytes) {
   loaded->backend->ops->describe(loaded->backend, text, bytes);
+  if (loaded->cuda) return; /* attention is there too */
   size_t used = strlen(text);
   if (used + 2 >= bytes) return;
   memcpy(text + used, "; ", 3);

@@ -22,11 +22,12 @@ int engine_options_resolve(const char *command, struct engine_options *options, 
 /* A model without a cache: for commands that look at it or fit codecs to it. */
 struct loaded_model {
   oscar_context *context;
+  oscar_cuda *cuda; /* NULL: the CPU */
   struct backend *backend;
   struct model *model;
 };
-/* The model of options->model_path, a file, with their threads. EXIT_DONE, or the exit code after a message; everything is freed
- * then. */
+/* The model of options->model_path, a file, on their device and with their threads. EXIT_DONE, or the exit code after a message;
+ * everything is freed then. */
 int loaded_model_open(const struct engine_options *options, struct loaded_model *loaded);
 void loaded_model_close(struct loaded_model *loaded);
 /* What computes it: the backend's kernels and attention's, separated by "; ". */

@@ -18,6 +18,7 @@ static const struct option_spec model_options[] = {
      .help =
          "pins each thread to a CPU of its own: the first to the first of the list, and so on; -t is as long as the list then",
      .default_text = "not pinned"},
+    {"device", 0, OPTION_TEXT, ENGINE(device), "NAME", .help = "what the model runs on: cpu, cuda, or cuda:N for GPU N"},
 };
 
 /* What the cache is made of, then how large it is; window_group is the second half. */

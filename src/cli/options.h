@@ -5,7 +5,7 @@
 #include "cli/args.h"
 #include "engine/engine.h"
 
-/* -m, -t, --cpus: model_path (as given; model_locate turns it into a file), threads and where they run */
+/* -m, -t, --cpus, --device: model_path (as given; model_locate turns it into a file), threads and where they run, device */
 struct option_group model_group(struct engine_options *options);
 /* --kv, --rotation, --kv-memory, and what window_group has */
 struct option_group cache_group(struct engine_options *options);

@@ -1,5 +1,5 @@
 /*
- * engine.c - opening everything a run needs, in order: context, backend, model, codecs, cache, runner.
+ * engine.c - opening everything a run needs, in order: context, device, model, codecs, cache, runner.
  *
  * A failure anywhere frees what was made and leaves one sentence. The cache budget defaults to what one sequence of the whole
  * context needs, so that running out can only mean that the user asked for less.
@@ -9,7 +9,7 @@
 #include <string.h>
 
 void engine_options_default(struct engine_options *options) {
-  *options = (struct engine_options){.kv = "int2", .sink_tokens = -1, .recent_tokens = -1, .chunk = 512};
+  *options = (struct engine_options){.kv = "int2", .sink_tokens = -1, .recent_tokens = -1, .chunk = 512, .device = "cpu"};
 }
 
 /* Windows are given in tokens and held in pages. */
@@ -59,7 +59,7 @@ static oscar_status open_parts(struct engine *e) {
   if (status != OSCAR_OK) return status;
   o->kv = e->kv;
   if ((status = kv_type_check(e->context, o->kv)) != OSCAR_OK) return status;
-  if ((status = backend_create_cpu(e->context, &e->backend)) != OSCAR_OK) return status;
+  if ((status = device_open(e->context, o->device, &e->cuda, &e->backend)) != OSCAR_OK) return status;
   if ((status = model_load(e->context, e->backend, o->model_path, &e->model)) != OSCAR_OK) return status;
   if ((status = effective_context(e)) != OSCAR_OK) return status;
   if ((status = codec_set_obtain(e->model, o->kv, o->rotation_file, o->progress, &e->codecs)) != OSCAR_OK) return status;
@@ -93,6 +93,7 @@ void engine_close(struct engine *engine) {
   oscar_codec_set_free(engine->codecs);
   model_free(engine->model);
   if (engine->backend) engine->backend->ops->free(engine->backend);
+  oscar_cuda_free(engine->cuda);
   oscar_context_free(engine->context);
   *engine = (struct engine){0};
 }

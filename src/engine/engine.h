@@ -81,6 +81,12 @@ oscar_status codec_set_obtain(struct model *model, const char *kv, const char *r
 oscar_status codec_sets_obtain(struct model *model, int count, const char *const *kv, const char *const *rotation_files,
                                const struct progress *progress, oscar_codec_set **sets);
 
+/* ---- devices (engine/device.c) ---- */
+/* What a model runs on: "cpu", or "cuda" or "cuda:N", the GPU of that number. *cuda is NULL for the CPU; it is freed after the
+ * backend. Errors: INVALID_ARGUMENT (no such name), UNSUPPORTED (no CUDA in this build, no GPU, no such GPU), NO_MEMORY. */
+bool device_is_known(const char *device); /* as a name */
+oscar_status device_open(oscar_context *context, const char *device, oscar_cuda **cuda, struct backend **backend);
+
 /* ---- a session: one conversation or completion ---- */
 struct engine_options {
   const char *model_path;
@@ -93,6 +99,7 @@ struct engine_options {
   int chunk;                      /* prompt chunk, default 512 */
   int threads;                    /* 0: one per core, or per CPU of `cpus` */
   struct cpu_list cpus;           /* that threads are pinned to; empty: none */
+  const char *device;             /* default "cpu"; see device_open */
   const struct progress *progress;
 };
 void engine_options_default(struct engine_options *options);
@@ -101,6 +108,7 @@ oscar_context_options engine_context_options(const struct engine_options *option
 
 struct engine {
   oscar_context *context;
+  oscar_cuda *cuda; /* NULL: the CPU */
   struct backend *backend;
   struct model *model;
   oscar_codec_set *codecs; /* NULL: bf16 */

@@ -15,7 +15,6 @@
 #include "model/model.h"
 
 enum presence { ABSENT, OPTIONAL, REQUIRED };
-enum activation { ACTIVATION_SILU, ACTIVATION_GELU };
 
 struct architecture {
   const char *name; /* general.architecture; also the prefix of its metadata keys */

@@ -1,19 +1,35 @@
 /*
  * forward.c - the forward pass, written once over the backend's table of operations.
  *
- * A runner owns the activations of one stream of chunks. Per layer: normed input -> q, k, v -> RoPE -> K and V into the cache ->
- * attention over the cache -> output product -> feed-forward. The residual stream stays in float. Shapes are [tokens][features].
- * Only the last `outputs` tokens go through the output product, in slices, so that a large vocabulary does not size a buffer of
- * its own.
+ * A runner owns the activations of one stream of steps. A step is the next tokens of one sequence or of several, one after the
+ * other in the same rows. Per layer: normed input -> q, k, v -> RoPE -> K and V into the cache -> attention over the cache ->
+ * output product -> feed-forward. The residual stream stays in float. Shapes are [tokens][features]. Only tokens whose logits are
+ * wanted go through the output product, in slices, so that a large vocabulary does not size a buffer of its own.
+ *
+ * Products round differently for few tokens and for many, so which tokens share one is decided here: with a backend whose results
+ * depend on it, sequences share products only while all of them get the bits that they would get alone (spans).
+ *
+ * On a GPU nothing waits between the upload of a step's ids and positions and the download of its logits.
  */
 #include "model/model_private.h"
 
 #include "base/team.h"
 
 #include <math.h>
+#include <string.h>
 
 /* Rows of logits computed per product: enough for the product library, small enough that dequantized panels dominate. */
 #define LOGIT_ROWS 256
+
+/* Rows of activations that go through products together. */
+struct span {
+  int first, n;
+};
+
+/* Activations where the host can read them, for observers: rows of q, k, v and o. */
+struct host_rows {
+  float *q, *k, *v, *o;
+};
 
 struct runner {
   struct model *model;
@@ -21,8 +37,19 @@ struct runner {
   oscar_attention *attention;
   int max_chunk;
   float *x, *h, *q, *k, *v, *o, *gate, *up; /* max_chunk rows each */
-  float *logits;                            /* LOGIT_ROWS rows; only where buffers are not host memory */
-  int32_t *positions;
+  float *logits;                            /* LOGIT_ROWS rows at most; only where buffers are not host memory */
+  int32_t *tokens;                          /* [2 max_chunk]: ids of a step, then its positions */
+  float *device_tokens;                     /* the same as a buffer, where buffers are not host memory */
+  struct host_rows observed;                /* made for the first observer there */
+
+  /* of the step that runs */
+  const struct forward_job *jobs;
+  int count, n;                         /* jobs; tokens of all */
+  const int32_t *ids, *positions;       /* [n], in the backend's memory */
+  struct span *spans, *output_spans;    /* room for a span per job each */
+  int n_spans, n_output_spans, outputs; /* outputs: rows of logits of all */
+  oscar_attention_job *attention_jobs;
+  int room; /* jobs that there is room for */
 };
 
 struct buffer_size {
@@ -39,6 +66,8 @@ static int chunk_buffers(struct runner *r, const struct model_geometry *g, int n
   return 8;
 }
 
+static int logit_rows(int max_chunk) { return max_chunk < LOGIT_ROWS ? max_chunk : LOGIT_ROWS; }
+
 size_t model_scratch_bytes(const struct model *m, int n, int outputs) {
   struct runner layout = {0};
   struct buffer_size sizes[8];
@@ -52,30 +81,65 @@ size_t model_scratch_bytes(const struct model *m, int n, int outputs) {
     size_t bytes = m->backend->ops->product_scratch(m->backend, products[i], n);
     if (bytes > largest) largest = bytes;
   }
+  if (!m->backend->ops->host_memory) outputs += logit_rows(n);
   return 4 * (floats + (size_t)outputs * (size_t)m->parameters.geometry.vocab) + largest;
+}
+
+/* Room for the descriptions of so many jobs. */
+static oscar_status make_room(struct runner *r, int count) {
+  if (count <= r->room) return OSCAR_OK;
+  oscar_context *context = r->model->context;
+  struct span *spans = mem_alloc(context, 2 * (size_t)count, sizeof *spans);
+  oscar_attention_job *jobs = spans ? mem_alloc(context, (size_t)count, sizeof *jobs) : NULL;
+  if (!jobs) {
+    mem_free(context, spans);
+    return OSCAR_NO_MEMORY;
+  }
+  mem_free(context, r->spans);
+  mem_free(context, r->attention_jobs);
+  r->spans = spans;
+  r->output_spans = spans + count;
+  r->attention_jobs = jobs;
+  r->room = count;
+  return OSCAR_OK;
+}
+
+/* Everything that a step takes from the backend is taken before the first. */
+static oscar_status make_buffers(struct runner *r) {
+  const struct model *m = r->model;
+  struct backend *be = m->backend;
+  struct buffer_size sizes[8];
+  int count = chunk_buffers(r, &m->parameters.geometry, r->max_chunk, sizes);
+  oscar_status status = OSCAR_OK;
+  for (int i = 0; i < count && status == OSCAR_OK; i++) status = be->ops->buffer_alloc(be, sizes[i].floats, sizes[i].buffer);
+  if (status == OSCAR_OK && !be->ops->host_memory)
+    status = be->ops->buffer_alloc(be, (size_t)logit_rows(r->max_chunk) * (size_t)m->parameters.geometry.vocab, &r->logits);
+  if (status == OSCAR_OK && !be->ops->host_memory)
+    status = be->ops->buffer_alloc(be, 2 * (size_t)r->max_chunk, &r->device_tokens);
+  for (int layer = 0; layer < m->parameters.geometry.layers; layer++) {
+    const struct layer_weights *w = &m->weights.layers[layer];
+    const struct weight *const products[] = {&w->q, &w->k, &w->v, &w->output, &w->gate, &w->up, &w->down};
+    for (size_t i = 0; i < ARRAY_LENGTH(products) && status == OSCAR_OK; i++)
+      status = be->ops->reserve(be, products[i], r->max_chunk);
+  }
+  if (status == OSCAR_OK) status = be->ops->reserve(be, &m->weights.output, logit_rows(r->max_chunk));
+  return status;
 }
 
 oscar_status runner_create(struct model *model, oscar_cache *cache, int max_chunk, struct runner **runner) {
   *runner = NULL;
   oscar_context *context = model->context;
-  struct backend *be = model->backend;
-  const struct model_geometry *g = &model->parameters.geometry;
   if (max_chunk < 1) return set_error(context, OSCAR_INVALID_ARGUMENT, "a chunk of %d tokens; expected at least 1", max_chunk);
   struct runner *r = mem_zalloc(context, 1, sizeof *r);
   if (!r) return OSCAR_NO_MEMORY;
   r->model = model;
   r->cache = cache;
   r->max_chunk = max_chunk;
-  struct buffer_size sizes[8];
-  int count = chunk_buffers(r, g, max_chunk, sizes);
-  oscar_status status = OSCAR_OK;
-  for (int i = 0; i < count && status == OSCAR_OK; i++) status = be->ops->buffer_alloc(be, sizes[i].floats, sizes[i].buffer);
-  if (status == OSCAR_OK && !be->ops->host_memory)
-    status = be->ops->buffer_alloc(be, (size_t)LOGIT_ROWS * (size_t)g->vocab, &r->logits);
-  const oscar_attention_options attention = {.query_heads = g->query_heads};
+  const oscar_attention_options attention = {.query_heads = model->parameters.geometry.query_heads};
+  oscar_status status = make_buffers(r);
   if (status == OSCAR_OK) status = oscar_attention_create(cache, &attention, &r->attention);
-  if (status == OSCAR_OK && !(r->positions = mem_alloc(context, (size_t)max_chunk, sizeof *r->positions)))
-    status = OSCAR_NO_MEMORY;
+  if (status == OSCAR_OK) status = make_room(r, 1);
+  if (status == OSCAR_OK && !(r->tokens = mem_alloc(context, 2 * (size_t)max_chunk, sizeof *r->tokens))) status = OSCAR_NO_MEMORY;
   if (status != OSCAR_OK) {
     runner_free(r);
     return status;
@@ -86,163 +150,351 @@ oscar_status runner_create(struct model *model, oscar_cache *cache, int max_chun
 
 void runner_free(struct runner *r) {
   if (!r) return;
+  oscar_context *context = r->model->context;
   struct backend *be = r->model->backend;
   struct buffer_size sizes[8];
   int count = chunk_buffers(r, &r->model->parameters.geometry, r->max_chunk, sizes);
   for (int i = 0; i < count; i++)
     if (*sizes[i].buffer) be->ops->buffer_free(be, *sizes[i].buffer);
   if (r->logits) be->ops->buffer_free(be, r->logits);
+  if (r->device_tokens) be->ops->buffer_free(be, r->device_tokens);
   oscar_attention_free(r->attention);
-  mem_free(r->model->context, r->positions);
-  mem_free(r->model->context, r);
+  mem_free(context, r->observed.q);
+  mem_free(context, r->tokens);
+  mem_free(context, r->spans);
+  mem_free(context, r->attention_jobs);
+  mem_free(context, r);
 }
 
-static const float *vector_of(const struct weight *w) { return w->data; }
+/* ---- products ---- */
 
-static oscar_status product(struct backend *be, const struct weight *w, int n, const float *x, float *y) {
-  const float *no_bias = NULL;
-  return be->ops->matmul(be, 1, &w, &no_bias, n, x, &y);
-}
+/* Weights that share an input, and where their results go. */
+struct products {
+  int count;
+  const struct weight *weights[3];
+  const float *bias[3];
+  float *out[3];
+};
 
-static oscar_status project_qkv(const struct runner *r, const struct layer_weights *w, const struct rope_spec *rope, int n) {
-  const struct model *m = r->model;
-  struct backend *be = m->backend;
-  const struct model_geometry *g = &m->parameters.geometry;
-  const float eps = m->parameters.norm_eps;
-  const struct weight *weights[3] = {&w->q, &w->k, &w->v};
-  const float *bias[3] = {vector_of(&w->q_bias), vector_of(&w->k_bias), vector_of(&w->v_bias)};
-  float *const out[3] = {r->q, r->k, r->v};
-  oscar_status status = be->ops->matmul(be, 3, weights, bias, n, r->h, out);
-  if (status != OSCAR_OK) return status;
-  if (w->q_norm.data) {
-    be->ops->rms_norm(be, (int64_t)n * g->query_heads, g->head_dim, r->q, vector_of(&w->q_norm), eps, r->q);
-    be->ops->rms_norm(be, (int64_t)n * g->kv_heads, g->head_dim, r->k, vector_of(&w->k_norm), eps, r->k);
+static oscar_status multiply(struct backend *be, const struct products *p, const struct span *spans, int n_spans,
+                             const float *x) {
+  oscar_status status = OSCAR_OK;
+  for (int s = 0; s < n_spans && status == OSCAR_OK; s++) {
+    float *out[3];
+    for (int i = 0; i < p->count; i++) out[i] = p->out[i] + (size_t)spans[s].first * (size_t)p->weights[i]->rows;
+    status = be->ops->matmul(be, p->count, p->weights, p->bias, spans[s].n,
+                             x + (size_t)spans[s].first * (size_t)p->weights[0]->cols, out);
   }
-  status = be->ops->rope(be, rope, n, g->query_heads, g->head_dim, r->positions, r->q);
-  if (status == OSCAR_OK) status = be->ops->rope(be, rope, n, g->kv_heads, g->head_dim, r->positions, r->k);
   return status;
 }
 
-static oscar_status attention_block(const struct runner *r, oscar_sequence *sequence, int layer, int n,
-                                    const struct forward_observer *observer) {
+static oscar_status multiply_one(const struct runner *r, const struct weight *w, const float *x, float *y) {
+  const struct products p = {1, {w}, {NULL}, {y}};
+  return multiply(r->model->backend, &p, r->spans, r->n_spans, x);
+}
+
+/* Adds rows that one job needs: to the last span while all in it stay as they would be alone, else as a span of its own. */
+static void add_rows(struct span *spans, int *count, int n, int shared_tokens) {
+  if (n == 0) return;
+  struct span *last = *count > 0 ? &spans[*count - 1] : NULL;
+  if (last && last->n + n <= shared_tokens)
+    last->n += n;
+  else
+    spans[(*count)++] = (struct span){last ? last->first + last->n : 0, n};
+}
+
+/* ---- layers ---- */
+
+/* q, k, v of the normed input in h, and K and V into the cache */
+static oscar_status project_qkv(const struct runner *r, int layer, int window) {
+  const struct model *m = r->model;
+  struct backend *be = m->backend;
+  const struct layer_weights *w = &m->weights.layers[layer];
+  const struct model_geometry *g = &m->parameters.geometry;
+  const struct rope_spec *rope = window ? &m->parameters.window_rope : &m->parameters.rope;
+  const struct products p = {
+      3, {&w->q, &w->k, &w->v}, {vector_of(&w->q_bias), vector_of(&w->k_bias), vector_of(&w->v_bias)}, {r->q, r->k, r->v}};
+  oscar_status status = multiply(be, &p, r->spans, r->n_spans, r->h);
+  if (status != OSCAR_OK) return status;
+  const struct heads rotated[2] = {{g->query_heads, vector_of(&w->q_norm), r->q}, {g->kv_heads, vector_of(&w->k_norm), r->k}};
+  status = be->ops->rope(be, rope, r->n, g->head_dim, r->positions, m->parameters.norm_eps, 2, rotated);
+  const size_t width = (size_t)g->kv_heads * (size_t)g->head_dim;
+  size_t row = 0;
+  for (int i = 0; i < r->count && status == OSCAR_OK; row += (size_t)r->jobs[i++].n)
+    status = oscar_sequence_write(r->jobs[i].sequence, layer, r->k + row * width, r->v + row * width);
+  return status;
+}
+
+/* One block of memory, rows for max_chunk tokens. */
+static oscar_status make_host_rows(struct runner *r) {
+  const struct model_geometry *g = &r->model->parameters.geometry;
+  const size_t q = (size_t)g->query_heads * (size_t)g->head_dim, kv = (size_t)g->kv_heads * (size_t)g->head_dim;
+  const size_t n = (size_t)r->max_chunk;
+  if (r->observed.q) return OSCAR_OK;
+  float *all = mem_alloc(r->model->context, n * (2 * q + 2 * kv), sizeof *all);
+  if (!all) return OSCAR_NO_MEMORY;
+  r->observed = (struct host_rows){all, all + n * 2 * q, all + n * (2 * q + kv), all + n * q};
+  return OSCAR_OK;
+}
+
+static oscar_status observe(struct runner *r, int layer, const struct forward_observer *observer) {
+  struct backend *be = r->model->backend;
+  team_before_openmp(r->model->context); /* which observers use */
+  if (be->ops->host_memory) return observer->attention(observer->user, layer, r->n, r->q, r->k, r->v, r->o);
+  const struct model_geometry *g = &r->model->parameters.geometry;
+  const size_t q = (size_t)r->n * (size_t)g->query_heads * (size_t)g->head_dim;
+  const size_t kv = (size_t)r->n * (size_t)g->kv_heads * (size_t)g->head_dim;
+  const struct host_rows *host = &r->observed;
+  oscar_status status = make_host_rows(r);
+  if (status == OSCAR_OK) status = be->ops->download(be, host->q, r->q, q);
+  if (status == OSCAR_OK) status = be->ops->download(be, host->k, r->k, kv);
+  if (status == OSCAR_OK) status = be->ops->download(be, host->v, r->v, kv);
+  if (status == OSCAR_OK) status = be->ops->download(be, host->o, r->o, q);
+  if (status == OSCAR_OK) status = observer->attention(observer->user, layer, r->n, host->q, host->k, host->v, host->o);
+  return status == OSCAR_OK ? be->ops->upload(be, r->o, host->o, q) : status;
+}
+
+/* From the normed input in h to the input of the feed-forward block in h, with what attention gives added to x. */
+static oscar_status attention_block(struct runner *r, int layer, const struct forward_observer *observer) {
   const struct model *m = r->model;
   struct backend *be = m->backend;
   const struct layer_weights *w = &m->weights.layers[layer];
   const struct model_geometry *g = &m->parameters.geometry;
   const float eps = m->parameters.norm_eps;
   const int window = layer_window(m->architecture, &m->parameters, layer);
-  const struct rope_spec *rope = window ? &m->parameters.window_rope : &m->parameters.rope;
 
-  be->ops->rms_norm(be, n, g->embedding, r->x, vector_of(&w->attention_norm), eps, r->h);
-  oscar_status status = project_qkv(r, w, rope, n);
-  if (status == OSCAR_OK) status = oscar_sequence_write(sequence, layer, r->k, r->v);
+  oscar_status status = project_qkv(r, layer, window);
+  if (status == OSCAR_OK) status = oscar_attention_run(r->attention, layer, window, r->attention_jobs, r->count);
+  if (status == OSCAR_OK && observer) status = observe(r, layer, observer);
+  if (status == OSCAR_OK) status = multiply_one(r, &w->output, r->o, r->h);
   if (status != OSCAR_OK) return status;
-  const oscar_attention_job job = {.sequence = sequence, .n = n, .q = r->q, .out = r->o};
-  status = oscar_attention_run(r->attention, layer, window, &job, 1);
-  if (status == OSCAR_OK && observer) {
-    team_before_openmp(m->context); /* which observers use */
-    status = observer->attention(observer->user, layer, n, r->q, r->k, r->v, r->o);
-  }
-  if (status == OSCAR_OK) status = product(be, &w->output, n, r->o, r->h);
-  if (status != OSCAR_OK) return status;
-  if (w->post_attention_norm.data) be->ops->rms_norm(be, n, g->embedding, r->h, vector_of(&w->post_attention_norm), eps, r->h);
-  be->ops->add(be, (size_t)n * (size_t)g->embedding, r->x, r->h);
+  if (w->post_attention_norm.data) be->ops->rms_norm(be, r->n, g->embedding, r->h, vector_of(&w->post_attention_norm), eps, r->h);
+  be->ops->add_rms_norm(be, r->n, g->embedding, r->x, r->h, vector_of(&w->feed_forward_norm), eps, r->h);
   return OSCAR_OK;
 }
 
-static oscar_status feed_forward_block(const struct runner *r, int layer, int n) {
+/* From the normed input in h to the input of the next layer in h; after the last layer x is all that counts. */
+static oscar_status feed_forward_block(const struct runner *r, int layer) {
   const struct model *m = r->model;
   struct backend *be = m->backend;
   const struct layer_weights *w = &m->weights.layers[layer];
   const struct model_geometry *g = &m->parameters.geometry;
   const float eps = m->parameters.norm_eps;
-  const struct weight *weights[2] = {&w->gate, &w->up};
-  const float *const no_bias[2] = {NULL, NULL};
-  float *const out[2] = {r->gate, r->up};
-
-  be->ops->rms_norm(be, n, g->embedding, r->x, vector_of(&w->feed_forward_norm), eps, r->h);
-  oscar_status status = be->ops->matmul(be, 2, weights, no_bias, n, r->h, out);
+  const struct products p = {2, {&w->gate, &w->up}, {NULL, NULL}, {r->gate, r->up}};
+  oscar_status status = multiply(be, &p, r->spans, r->n_spans, r->h);
   if (status != OSCAR_OK) return status;
-  const size_t count = (size_t)n * (size_t)g->feed_forward;
-  if (m->architecture->activation == ACTIVATION_SILU)
-    be->ops->silu_mul(be, count, r->gate, r->up);
-  else
-    be->ops->gelu_mul(be, count, r->gate, r->up);
-  status = product(be, &w->down, n, r->gate, r->h);
+  for (int s = 0; s < r->n_spans && status == OSCAR_OK; s++) {
+    const size_t from = (size_t)r->spans[s].first * (size_t)g->feed_forward,
+                 to = (size_t)r->spans[s].first * (size_t)g->embedding;
+    status =
+        be->ops->matmul_gated(be, &w->down, m->architecture->activation, r->spans[s].n, r->gate + from, r->up + from, r->h + to);
+  }
   if (status != OSCAR_OK) return status;
   if (w->post_feed_forward_norm.data)
-    be->ops->rms_norm(be, n, g->embedding, r->h, vector_of(&w->post_feed_forward_norm), eps, r->h);
-  be->ops->add(be, (size_t)n * (size_t)g->embedding, r->x, r->h);
+    be->ops->rms_norm(be, r->n, g->embedding, r->h, vector_of(&w->post_feed_forward_norm), eps, r->h);
+  if (layer + 1 < g->layers)
+    be->ops->add_rms_norm(be, r->n, g->embedding, r->x, r->h, vector_of(&w[1].attention_norm), eps, r->h);
+  else
+    be->ops->add(be, (size_t)r->n * (size_t)g->embedding, r->x, r->h);
   return OSCAR_OK;
 }
 
-/* logits [outputs][vocab] of the last `outputs` rows of x */
-static oscar_status output_block(const struct runner *r, int n, int outputs, float *logits) {
+/* ---- logits ---- */
+
+/* The rows of x whose logits are wanted, normed and after each other in h. */
+static void norm_outputs(const struct runner *r) {
+  const struct model *m = r->model;
+  const size_t e = (size_t)m->parameters.geometry.embedding;
+  size_t end = 0, to = 0;
+  for (int i = 0; i < r->count; i++) {
+    const size_t rows = (size_t)r->jobs[i].outputs;
+    end += (size_t)r->jobs[i].n;
+    if (rows > 0)
+      m->backend->ops->rms_norm(m->backend, (int64_t)rows, (int)e, r->x + (end - rows) * e, vector_of(&m->weights.output_norm),
+                                m->parameters.norm_eps, r->h + to * e);
+    to += rows;
+  }
+}
+
+/* Where row `row` of the step's logits goes, and how many rows from it on lie there one after the other, at most `rows`. */
+static float *logits_at(const struct runner *r, int row, int rows, int *together) {
+  const size_t vocab = (size_t)r->model->parameters.geometry.vocab;
+  int i = 0;
+  for (; row >= r->jobs[i].outputs; i++) row -= r->jobs[i].outputs;
+  float *at = r->jobs[i].logits + (size_t)row * vocab;
+  for (*together = r->jobs[i].outputs - row; *together < rows; *together += r->jobs[i].outputs) {
+    do i++;
+    while (r->jobs[i].outputs == 0);
+    if (r->jobs[i].logits != at + (size_t)*together * vocab) break;
+  }
+  if (*together > rows) *together = rows;
+  return at;
+}
+
+static oscar_status download_logits(const struct runner *r, int first, int rows) {
+  struct backend *be = r->model->backend;
+  const size_t vocab = (size_t)r->model->parameters.geometry.vocab;
+  oscar_status status = OSCAR_OK;
+  for (int done = 0, together; done < rows && status == OSCAR_OK; done += together) {
+    float *to = logits_at(r, first + done, rows - done, &together);
+    status = be->ops->download(be, to, r->logits + (size_t)done * vocab, (size_t)together * vocab);
+  }
+  return status;
+}
+
+/* Rows first .. first + rows - 1 of the step's logits, which products on the host write where they are wanted. */
+static oscar_status output_rows(const struct runner *r, int first, int rows) {
   const struct model *m = r->model;
   struct backend *be = m->backend;
-  const struct model_geometry *g = &m->parameters.geometry;
-  const size_t e = (size_t)g->embedding, vocab = (size_t)g->vocab;
-  const float *last = r->x + (size_t)(n - outputs) * e;
-  be->ops->rms_norm(be, outputs, g->embedding, last, vector_of(&m->weights.output_norm), m->parameters.norm_eps, r->h);
-  for (int done = 0; done < outputs; done += LOGIT_ROWS) {
-    int rows = outputs - done < LOGIT_ROWS ? outputs - done : LOGIT_ROWS;
-    float *host = logits + (size_t)done * vocab, *to = be->ops->host_memory ? host : r->logits;
-    oscar_status status = product(be, &m->weights.output, rows, r->h + (size_t)done * e, to);
-    if (status == OSCAR_OK && to != host) status = be->ops->download(be, host, to, (size_t)rows * vocab);
-    if (status != OSCAR_OK) return status;
+  const size_t e = (size_t)m->parameters.geometry.embedding;
+  const float *no_bias = NULL;
+  const struct weight *w = &m->weights.output;
+  oscar_status status = OSCAR_OK;
+  if (!be->ops->host_memory) {
+    float *to = r->logits;
+    status = be->ops->matmul(be, 1, &w, &no_bias, rows, r->h + (size_t)first * e, &to);
+    return status == OSCAR_OK ? download_logits(r, first, rows) : status;
   }
-  return OSCAR_OK;
+  for (int done = 0, together; done < rows && status == OSCAR_OK; done += together) {
+    float *to = logits_at(r, first + done, rows - done, &together);
+    status = be->ops->matmul(be, 1, &w, &no_bias, together, r->h + (size_t)(first + done) * e, &to);
+  }
+  return status;
 }
 
-/* x = rows of the embedding */
-static oscar_status embedding_block(const struct runner *r, int n, const int32_t *ids) {
-  const struct model *m = r->model;
-  const struct weight *table = &m->weights.embedding;
+static oscar_status output_block(const struct runner *r) {
+  norm_outputs(r);
   oscar_status status = OSCAR_OK;
-  for (int done = 0; done < n && status == OSCAR_OK; done += EMBEDDED_TOKENS) {
-    int rows = n - done < EMBEDDED_TOKENS ? n - done : EMBEDDED_TOKENS;
-    status = m->backend->ops->embed(m->backend, table, rows, ids + done, r->x + (size_t)done * (size_t)table->cols);
+  for (int s = 0; s < r->n_output_spans; s++)
+    for (int done = 0; done < r->output_spans[s].n && status == OSCAR_OK; done += LOGIT_ROWS) {
+      const int left = r->output_spans[s].n - done;
+      status = output_rows(r, r->output_spans[s].first + done, left < LOGIT_ROWS ? left : LOGIT_ROWS);
+    }
+  return status;
+}
+
+/* ---- steps ---- */
+
+/* x = rows of the embedding */
+static oscar_status embedding_block(const struct runner *r) {
+  const struct model *m = r->model;
+  const struct backend_ops *ops = m->backend->ops;
+  const struct weight *table = &m->weights.embedding;
+  if (!ops->host_memory) return ops->embed(m->backend, table, r->n, r->ids, r->x);
+  oscar_status status = OSCAR_OK;
+  for (int done = 0; done < r->n && status == OSCAR_OK; done += EMBEDDED_TOKENS) {
+    int rows = r->n - done < EMBEDDED_TOKENS ? r->n - done : EMBEDDED_TOKENS;
+    status = ops->embed(m->backend, table, rows, r->ids + done, r->x + (size_t)done * (size_t)table->cols);
     if (embedding_is_read_by_rows(m)) gguf_release(m->file, table->data, embedding_bytes(m));
   }
   return status;
 }
 
-static oscar_status run_layers(const struct runner *r, oscar_sequence *sequence, int n, const int32_t *ids, int outputs,
-                               float *logits, const struct forward_observer *observer) {
+static oscar_status run_layers(struct runner *r, const struct forward_observer *observer) {
   const struct model *m = r->model;
   struct backend *be = m->backend;
-  oscar_status status = embedding_block(r, n, ids);
+  const struct model_geometry *g = &m->parameters.geometry;
+  oscar_status status = embedding_block(r);
   if (status != OSCAR_OK) return status;
-  if (m->architecture->scaled_embedding) {
-    size_t count = (size_t)n * (size_t)m->parameters.geometry.embedding;
-    be->ops->scale(be, count, r->x, sqrtf((float)m->parameters.geometry.embedding));
+  if (m->architecture->scaled_embedding)
+    be->ops->scale(be, (size_t)r->n * (size_t)g->embedding, r->x, sqrtf((float)g->embedding));
+  be->ops->rms_norm(be, r->n, g->embedding, r->x, vector_of(&m->weights.layers[0].attention_norm), m->parameters.norm_eps, r->h);
+  for (int layer = 0; layer < g->layers; layer++) {
+    if ((status = attention_block(r, layer, observer)) != OSCAR_OK) return status;
+    if ((status = feed_forward_block(r, layer)) != OSCAR_OK) return status;
   }
-  for (int layer = 0; layer < m->parameters.geometry.layers; layer++) {
-    if ((status = attention_block(r, sequence, layer, n, observer)) != OSCAR_OK) return status;
-    if ((status = feed_forward_block(r, layer, n)) != OSCAR_OK) return status;
+  return r->outputs ? output_block(r) : OSCAR_OK;
+}
+
+static oscar_status check_job(const struct runner *r, const struct forward_job *job) {
+  oscar_context *context = r->model->context;
+  const int vocab = r->model->parameters.geometry.vocab;
+  if (job->n < 1 || job->n > r->max_chunk || job->outputs < 0 || job->outputs > job->n)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "a step of %d tokens with %d outputs; expected 1 to %d tokens", job->n,
+                     job->outputs, r->max_chunk);
+  for (int i = 0; i < job->n; i++)
+    if (job->ids[i] < 0 || job->ids[i] >= vocab)
+      return set_error(context, OSCAR_INVALID_ARGUMENT, "token id %d is outside the vocabulary of %d", job->ids[i], vocab);
+  if (oscar_sequence_length(job->sequence) + job->n > INT32_MAX)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "a sequence of more than 2^31 tokens");
+  return OSCAR_OK;
+}
+
+static oscar_status check_step(const struct runner *r, int count, const struct forward_job *jobs) {
+  oscar_context *context = r->model->context;
+  int64_t n = 0;
+  if (count < 1) return set_error(context, OSCAR_INVALID_ARGUMENT, "a step of %d sequences; expected at least 1", count);
+  for (int i = 0; i < count; i++) {
+    oscar_status status = check_job(r, &jobs[i]);
+    if (status != OSCAR_OK) return status;
+    n += jobs[i].n;
   }
-  return outputs ? output_block(r, n, outputs, logits) : OSCAR_OK;
+  if (n <= r->max_chunk) return OSCAR_OK;
+  return set_error(context, OSCAR_INVALID_ARGUMENT, "a step of %lld tokens of %d sequences; expected at most %d", (long long)n,
+                   count, r->max_chunk);
+}
+
+/* Which rows are whose. */
+static void lay_out(struct runner *r, int count, const struct forward_job *jobs) {
+  const struct model_geometry *g = &r->model->parameters.geometry;
+  const size_t width = (size_t)g->query_heads * (size_t)g->head_dim;
+  const int shared = r->model->backend->shared_tokens;
+  r->jobs = jobs;
+  r->count = count;
+  r->n = r->outputs = r->n_spans = r->n_output_spans = 0;
+  for (int i = 0; i < count; i++) {
+    const struct forward_job *job = &jobs[i];
+    r->attention_jobs[i] = (oscar_attention_job){
+        .sequence = job->sequence, .n = job->n, .q = r->q + (size_t)r->n * width, .out = r->o + (size_t)r->n * width};
+    add_rows(r->spans, &r->n_spans, job->n, shared);
+    add_rows(r->output_spans, &r->n_output_spans, job->outputs, shared);
+    r->n += job->n;
+    r->outputs += job->outputs;
+  }
+}
+
+static oscar_status place_tokens(struct runner *r) {
+  struct backend *be = r->model->backend;
+  int32_t *ids = r->tokens, *positions = r->tokens + r->n;
+  for (int i = 0; i < r->count; i++) {
+    const struct forward_job *job = &r->jobs[i];
+    const int64_t start = oscar_sequence_length(job->sequence);
+    memcpy(ids, job->ids, (size_t)job->n * sizeof *ids);
+    ids += job->n;
+    for (int t = 0; t < job->n; t++) *positions++ = (int32_t)(start + t);
+  }
+  const int32_t *there = be->ops->host_memory ? r->tokens : (const int32_t *)(const void *)r->device_tokens;
+  r->ids = there;
+  r->positions = there + r->n;
+  if (be->ops->host_memory) return OSCAR_OK;
+  return be->ops->upload(be, r->device_tokens, (const float *)(const void *)r->tokens, 2 * (size_t)r->n);
+}
+
+static oscar_status run_step(struct runner *r, int count, const struct forward_job *jobs,
+                             const struct forward_observer *observer) {
+  oscar_status status = check_step(r, count, jobs);
+  if (status == OSCAR_OK) status = make_room(r, count);
+  if (status != OSCAR_OK) return status;
+  lay_out(r, count, jobs);
+  int begun = 0, committed = 0;
+  while (begun < count && (status = oscar_sequence_begin(jobs[begun].sequence, jobs[begun].n)) == OSCAR_OK) begun++;
+  if (status == OSCAR_OK) status = place_tokens(r);
+  if (status == OSCAR_OK) status = run_layers(r, observer);
+  while (status == OSCAR_OK && committed < count) {
+    status = oscar_sequence_commit(jobs[committed].sequence);
+    committed += status == OSCAR_OK;
+  }
+  for (int i = committed; i < begun; i++) oscar_sequence_abort(jobs[i].sequence);
+  team_before_openmp(r->model->context); /* with which callers look at the logits */
+  return status;
+}
+
+oscar_status runner_forward_all(struct runner *r, int count, const struct forward_job *jobs) {
+  return run_step(r, count, jobs, NULL);
 }
 
 oscar_status runner_forward(struct runner *r, oscar_sequence *sequence, int n, const int32_t *ids, int outputs, float *logits,
                             const struct forward_observer *observer) {
-  oscar_context *context = r->model->context;
-  const int vocab = r->model->parameters.geometry.vocab;
-  if (n < 1 || n > r->max_chunk || outputs < 0 || outputs > n)
-    return set_error(context, OSCAR_INVALID_ARGUMENT, "a step of %d tokens with %d outputs; expected 1 to %d tokens", n, outputs,
-                     r->max_chunk);
-  for (int i = 0; i < n; i++)
-    if (ids[i] < 0 || ids[i] >= vocab)
-      return set_error(context, OSCAR_INVALID_ARGUMENT, "token id %d is outside the vocabulary of %d", ids[i], vocab);
-  const int64_t start = oscar_sequence_length(sequence);
-  if (start + n > INT32_MAX) return set_error(context, OSCAR_INVALID_ARGUMENT, "a sequence of more than 2^31 tokens");
-  for (int i = 0; i < n; i++) r->positions[i] = (int32_t)(start + i);
-
-  oscar_status status = oscar_sequence_begin(sequence, n);
-  if (status != OSCAR_OK) return status;
-  status = run_layers(r, sequence, n, ids, outputs, logits, observer);
-  if (status == OSCAR_OK) status = oscar_sequence_commit(sequence);
-  if (status != OSCAR_OK) oscar_sequence_abort(sequence);
-  team_before_openmp(context); /* with which callers look at the logits */
-  return status;
+  const struct forward_job job = {sequence, n, ids, outputs, logits};
+  return run_step(r, 1, &job, observer);
 }

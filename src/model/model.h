@@ -32,18 +32,19 @@ const struct tokenizer *model_tokenizer(const struct model *model);
 const struct gguf *model_file(const struct model *model);
 const char *model_fingerprint(const struct model *model);
 size_t model_weight_bytes(const struct model *model);
-/* Weight bytes that one decoded token reads: all but the rows of the embedding that are not the token's. */
+/* Weight bytes that one decoded token reads, in the form they have on the device: all but the rows of the embedding that are not
+ * the token's. */
 size_t model_read_bytes_per_token(const struct model *model);
 /* Bytes of weights and of the rest of the file that are in memory while the model runs: of an embedding that is read by rows, a
  * few pages. */
 size_t model_resident_bytes(const struct model *model);
-/* Of them in memory of our own, in the backend's layout; the rest is the file's mapping. */
+/* Of them in memory of the backend, in its layout; the rest is the file's mapping. */
 size_t model_packed_bytes(const struct model *model);
 /* Bytes the forward pass allocates for chunks of n tokens and `outputs` rows of logits (scratch, excluding attention's and the
  * cache's). */
 size_t model_scratch_bytes(const struct model *model, int n, int outputs);
 
-/* Cache options for this model with defaults for the rest. */
+/* Cache options for this model, in the backend's memory, with defaults for the rest. */
 void model_cache_options(const struct model *model, oscar_cache_options *options);
 
 /* ---- what a calibration wants to know of a layer (model/attention_facts.c) ---- */
@@ -54,8 +55,8 @@ oscar_status model_layer_rope(const struct model *model, int layer, oscar_rope *
 /* gram [query_heads][head_dim][head_dim] = W_O' W_O of each query head's part of the output projection. */
 oscar_status model_output_gram(const struct model *model, int layer, float *gram);
 
-/* Sees q, k, v (after RoPE) and the attention output of each layer while a chunk runs; host memory. What it changes in o is what
- * the layer goes on with. A status other than OK stops. */
+/* Sees q, k, v (after RoPE) and the attention output of each layer while a chunk runs; host memory, copies of a GPU's. What it
+ * changes in o is what the layer goes on with. A status other than OK stops. */
 struct forward_observer {
   oscar_status (*attention)(void *user, int layer, int n, const float *q, const float *k, const float *v, float *o);
   void *user;
@@ -65,6 +66,21 @@ struct forward_observer {
 struct runner;
 oscar_status runner_create(struct model *model, oscar_cache *cache, int max_chunk, struct runner **runner);
 void runner_free(struct runner *runner);
+
+/* The next n tokens of a sequence, and where the logits of the last `outputs` of them go: [outputs][vocab], host memory,
+ * allocated by the caller; outputs may be 0. */
+struct forward_job {
+  oscar_sequence *sequence;
+  int n;
+  const int32_t *ids;
+  int outputs;
+  float *logits;
+};
+
+/* One step of several different sequences at once (begin, all layers, commit), at most max_chunk tokens in all. Logits are those
+ * of single calls, on the CPU to the bit. Where those of all jobs lie after each other a GPU copies them at once. On error all
+ * sequences are as before. Errors: as runner_forward. */
+oscar_status runner_forward_all(struct runner *runner, int count, const struct forward_job *jobs);
 
 /* Appends n tokens (1 .. max_chunk) to the sequence (begin, all layers, commit) and gives logits of the last `outputs` of them,
  * [outputs][vocab], host memory, allocated by the caller; outputs may be 0. On error the step is aborted.

@@ -15,10 +15,11 @@ struct model {
   struct tokenizer *tokenizer;
   char fingerprint[65];
   size_t weight_bytes;
-  /* Products read weights in the backend's own layout where it has one: all of them in one block, and the bytes of the file that
+  /* Products read weights in the backend's own layout where it has one: all of them in one buffer, and the bytes of the file that
    * they stand for. */
-  void *packed;
+  float *packed;
   size_t packed_bytes, unpacked_bytes;
+  float *vectors; /* norms and biases, where buffers are not host memory */
 };
 
 /*
@@ -30,6 +31,8 @@ struct model {
 /* The output's weight is another tensor. */
 static inline bool embedding_is_apart(const struct model *m) { return m->weights.output.data != m->weights.embedding.data; }
 static inline bool embedding_is_read_by_rows(const struct model *m) { return embedding_is_apart(m) || m->weights.output.packed; }
+/* Norms and biases, where operations read them. */
+static inline const float *vector_of(const struct weight *w) { return w->packed ? w->packed : w->data; }
 size_t embedding_bytes(const struct model *m);
 /* Lets the file's pages of a weight go again that products do not read there. */
 void release_if_packed(const struct model *m, const struct weight *w);

@@ -34,7 +34,8 @@ static void check_rope(struct backend *be, const struct rope_spec *spec, int n, 
   uint64_t random = 4;
   for (size_t i = 0; i < count; i++) before[i] = x[i] = test_normal(&random);
   for (int t = 0; t < n; t++) positions[t] = first + 3 * t;
-  assert_ok(be->context, be->ops->rope(be, spec, n, heads, head_dim, positions, x));
+  const struct heads tensor = {heads, NULL, x};
+  assert_ok(be->context, be->ops->rope(be, spec, n, head_dim, positions, 0, 1, &tensor));
   int pairs = spec->rotary_dim / 2;
   for (int t = 0; t < n; t++)
     for (int h = 0; h < heads; h++) {
@@ -102,10 +103,11 @@ static void impossible_rope_dimensions_are_refused(void **state) {
   struct backend *be = backend_of(test_context(OSCAR_ISA_AUTO, 1));
   static const int dims[] = {-2, 0, 3, 66};
   float x[64] = {0};
+  const struct heads tensor = {1, NULL, x};
   int32_t position = 0;
   for (size_t i = 0; i < ARRAY_LENGTH(dims); i++) {
     struct rope_spec spec = {ROPE_NEOX, dims[i], 10000, 1, NULL};
-    assert_int_equal(be->ops->rope(be, &spec, 1, 1, 64, &position, x), OSCAR_INVALID_ARGUMENT);
+    assert_int_equal(be->ops->rope(be, &spec, 1, 64, &position, 0, 1, &tensor), OSCAR_INVALID_ARGUMENT);
   }
   close_backend(be);
 }
@@ -143,6 +145,56 @@ static void rms_norm_divides_by_the_root_mean_square(void **state) {
   close_backend(be);
 }
 
+static void add_rms_norm_has_the_bits_of_both(void **state) {
+  (void)state;
+  enum { ROWS = 130, DIM = 577 };
+  static const int64_t rows[] = {0, 1, ROWS};
+  struct backend *be = backend_of(test_context(OSCAR_ISA_AUTO, 2));
+  const size_t bytes = (size_t)ROWS * DIM * sizeof(float);
+  float *x = malloc(bytes), *sum = malloc(bytes), *add = malloc(bytes), *y = malloc(bytes), weight[DIM];
+  assert_true(x && sum && add && y);
+  for (size_t k = 0; k < ARRAY_LENGTH(rows); k++) {
+    const size_t count = (size_t)rows[k] * DIM;
+    uint64_t random = 7;
+    for (size_t i = 0; i < count; i++) x[i] = sum[i] = test_normal(&random), add[i] = test_normal(&random);
+    for (int i = 0; i < DIM; i++) weight[i] = test_normal(&random);
+    be->ops->add(be, count, sum, add);
+    be->ops->rms_norm(be, rows[k], DIM, sum, weight, 1e-6f, y);
+    be->ops->add_rms_norm(be, rows[k], DIM, x, add, weight, 1e-6f, add); /* in place */
+    assert_memory_equal(x, sum, count * sizeof *x);
+    assert_memory_equal(add, y, count * sizeof *y);
+  }
+  free(y);
+  free(add);
+  free(sum);
+  free(x);
+  close_backend(be);
+}
+
+static void rope_norms_heads_first(void **state) {
+  (void)state;
+  enum { N = 3, HEADS = 5, DIM = 64 };
+  struct backend *be = backend_of(test_context(OSCAR_ISA_AUTO, 1));
+  const struct rope_spec spec = {ROPE_NEOX, DIM, 10000, 1, NULL};
+  const int32_t positions[N] = {4, 900, 2};
+  float q[N * HEADS * DIM], k[N * DIM], both[N * HEADS * DIM], norm[DIM];
+  uint64_t random = 3;
+  for (size_t i = 0; i < ARRAY_LENGTH(q); i++) q[i] = both[i] = test_normal(&random);
+  for (int i = 0; i < N * DIM; i++) k[i] = q[i];
+  for (int i = 0; i < DIM; i++) norm[i] = test_normal(&random);
+  const struct heads tensors[2] = {{HEADS, norm, both}, {1, NULL, k}}, alone[2] = {{HEADS, NULL, q}, {1, NULL, q}};
+  float copy[N * DIM];
+  memcpy(copy, k, sizeof copy);
+  assert_ok(be->context, be->ops->rope(be, &spec, N, DIM, positions, 1e-6f, 2, tensors));
+  be->ops->rms_norm(be, (int64_t)N * HEADS, DIM, q, norm, 1e-6f, q);
+  assert_ok(be->context, be->ops->rope(be, &spec, N, DIM, positions, 0, 1, &alone[0]));
+  assert_memory_equal(q, both, sizeof q);
+  memcpy(q, copy, sizeof copy);
+  assert_ok(be->context, be->ops->rope(be, &spec, N, DIM, positions, 0, 1, &alone[1]));
+  assert_memory_equal(q, k, sizeof k);
+  close_backend(be);
+}
+
 static double silu(double x) { return x / (1 + exp(-x)); }
 static double gelu(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x))); }
 
@@ -172,6 +224,29 @@ static void activations_agree_with_libm(void **state) {
   free(x);
   free(up);
   free(gate);
+}
+
+static void gated_products_have_the_bits_of_both(void **state) {
+  (void)state;
+  enum { ROWS = 9, COLS = 70, MOST = 40 };
+  struct backend *be = backend_of(test_context(OSCAR_ISA_AUTO, 2));
+  static float data[ROWS * COLS], gate[MOST * COLS], copy[MOST * COLS], up[MOST * COLS], y[MOST * ROWS], expected[MOST * ROWS];
+  const struct weight w = {.name = "w", .type = WEIGHT_F32, .rows = ROWS, .cols = COLS, .data = data}, *pw = &w;
+  float *to = expected;
+  uint64_t random = 3;
+  for (int i = 0; i < ROWS * COLS; i++) data[i] = test_normal(&random);
+  for (int n = 0; n <= MOST; n += n < 2 ? 1 : MOST - 2)
+    for (int kind = ACTIVATION_SILU; kind <= ACTIVATION_GELU; kind++) {
+      for (int i = 0; i < n * COLS; i++) gate[i] = copy[i] = test_normal(&random), up[i] = test_normal(&random);
+      assert_ok(be->context, be->ops->matmul_gated(be, &w, (enum activation)kind, n, gate, up, y));
+      if (kind == ACTIVATION_SILU)
+        be->ops->silu_mul(be, (size_t)n * COLS, copy, up);
+      else
+        be->ops->gelu_mul(be, (size_t)n * COLS, copy, up);
+      assert_ok(be->context, be->ops->matmul(be, 1, &pw, NULL, n, copy, &to));
+      assert_memory_equal(y, expected, (size_t)(n * ROWS) * sizeof *y);
+    }
+  close_backend(be);
 }
 
 static void activations_keep_their_limits(void **state) {
@@ -234,7 +309,10 @@ int main(void) {
       cmocka_unit_test(rope_notices_changed_positions_and_settings),
       cmocka_unit_test(impossible_rope_dimensions_are_refused),
       cmocka_unit_test(rms_norm_divides_by_the_root_mean_square),
+      cmocka_unit_test(add_rms_norm_has_the_bits_of_both),
+      cmocka_unit_test(rope_norms_heads_first),
       cmocka_unit_test(activations_agree_with_libm),
+      cmocka_unit_test(gated_products_have_the_bits_of_both),
       cmocka_unit_test(activations_keep_their_limits),
       cmocka_unit_test(add_and_scale_touch_every_element_once),
       cmocka_unit_test(the_description_names_kernels_and_threads),

@@ -49,6 +49,12 @@ static size_t cpu_product_scratch(const struct backend *be, const struct weight 
   return panels_scratch((const struct cpu_backend *)(const void *)be, w, n);
 }
 
+/* Memory grows with the first product that needs it. */
+static oscar_status cpu_reserve(struct backend *be, const struct weight *w, int n) {
+  (void)be, (void)w, (void)n;
+  return OSCAR_OK;
+}
+
 static size_t cpu_packed_bytes(const struct backend *be, const struct weight *w) {
   return ((const struct cpu_backend *)(const void *)be)->packed ? packed_bytes(w) : 0;
 }
@@ -63,10 +69,11 @@ static void pack_part(void *arg, int64_t first, int64_t last) {
   pack_groups(p->w, first, last, p->packed);
 }
 
-static void cpu_pack(struct backend *be, struct weight *w, void *memory) {
+static oscar_status cpu_pack(struct backend *be, struct weight *w, void *memory) {
   struct packing packing = {w, memory};
   team_split(be->context, cpu_of(be)->threads, (w->rows + GROUP_ROWS - 1) / GROUP_ROWS, pack_part, &packing);
   w->packed = memory;
+  return OSCAR_OK;
 }
 
 static oscar_status cpu_buffer_alloc(struct backend *be, size_t floats, float **buffer) {
@@ -88,6 +95,7 @@ static const struct backend_ops cpu_ops = {
     .free = cpu_free,
     .describe = cpu_describe,
     .product_scratch = cpu_product_scratch,
+    .reserve = cpu_reserve,
     .buffer_alloc = cpu_buffer_alloc,
     .buffer_free = cpu_buffer_free,
     .upload = cpu_copy,
@@ -97,7 +105,9 @@ static const struct backend_ops cpu_ops = {
     .pack = cpu_pack,
     .embed = cpu_embed,
     .matmul = cpu_matmul,
+    .matmul_gated = cpu_matmul_gated,
     .rms_norm = cpu_rms_norm,
+    .add_rms_norm = cpu_add_rms_norm,
     .rope = cpu_rope,
     .add = cpu_add,
     .scale = cpu_scale,
@@ -130,9 +140,9 @@ oscar_status backend_create_cpu(oscar_context *context, struct backend **backend
   *backend = NULL;
   struct cpu_backend *cpu = mem_zalloc(context, 1, sizeof *cpu);
   if (!cpu) return OSCAR_NO_MEMORY;
-  cpu->base = (struct backend){&cpu_ops, context};
   cpu->threads = context->options.threads;
   cpu->kernels = choose_kernels(&context->cpu);
+  cpu->base = (struct backend){.ops = &cpu_ops, .context = context, .shared_tokens = cpu->kernels->many_tokens - 1};
   cpu->packed = choose_packed(&context->cpu);
   *backend = &cpu->base;
   return OSCAR_OK;

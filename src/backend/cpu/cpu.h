@@ -48,6 +48,8 @@ oscar_status cpu_weight_check(struct backend *be, const struct weight *w);
 oscar_status cpu_embed(struct backend *be, const struct weight *w, int n, const int32_t *ids, float *y);
 oscar_status cpu_matmul(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
                         const float *x, float *const *y);
+oscar_status cpu_matmul_gated(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
+                              const float *up, float *y);
 
 /* panels.c: as the matmul of the table, through oneDNN; arguments are checked */
 oscar_status panels_matmul(struct cpu_backend *cpu, int count, const struct weight *const *w, const float *const *bias, int n,
@@ -60,8 +62,10 @@ void panels_library(char *text, size_t bytes);
 
 /* ops.c */
 void cpu_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y);
-oscar_status cpu_rope(struct backend *be, const struct rope_spec *spec, int n, int heads, int head_dim, const int32_t *positions,
-                      float *x);
+void cpu_add_rms_norm(struct backend *be, int64_t rows, int dim, float *x, const float *add, const float *weight, float eps,
+                      float *y);
+oscar_status cpu_rope(struct backend *be, const struct rope_spec *spec, int n, int head_dim, const int32_t *positions, float eps,
+                      int count, const struct heads *tensors);
 void cpu_add(struct backend *be, size_t count, float *x, const float *y);
 void cpu_scale(struct backend *be, size_t count, float *x, float factor);
 void cpu_silu_mul(struct backend *be, size_t count, float *gate, const float *up);

@@ -70,21 +70,41 @@ struct norm {
   float eps;
   const float *x, *weight;
   float *y;
+  float *sum; /* add_rms_norm: x again, and */
+  const float *add;
 };
+
+static void norm_row(const struct norm *n, const float *from, float *to) {
+  double squares = sum_of_squares(n->dim, from);
+  float factor = (float)(1 / sqrt(squares / n->dim + (double)n->eps));
+  for (int i = 0; i < n->dim; i++) to[i] = from[i] * factor * n->weight[i];
+}
 
 static void norm_rows(void *arg, int64_t first, int64_t last) {
   const struct norm *n = arg;
-  for (int64_t r = first; r < last; r++) {
-    const float *from = n->x + r * n->dim;
-    float *to = n->y + r * n->dim;
-    double squares = sum_of_squares(n->dim, from);
-    float factor = (float)(1 / sqrt(squares / n->dim + (double)n->eps));
-    for (int i = 0; i < n->dim; i++) to[i] = from[i] * factor * n->weight[i];
-  }
+  for (int64_t r = first; r < last; r++) norm_row(n, n->x + r * n->dim, n->y + r * n->dim);
 }
 
 void cpu_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y) {
-  spread(be, rows, rows * dim, norm_rows, &(struct norm){dim, eps, x, weight, y});
+  spread(be, rows, rows * dim, norm_rows, &(struct norm){.dim = dim, .eps = eps, .x = x, .weight = weight, .y = y});
+}
+
+static void add_row(int dim, float *restrict x, const float *restrict y) {
+  for (int i = 0; i < dim; i++) x[i] += y[i];
+}
+
+static void add_and_norm_rows(void *arg, int64_t first, int64_t last) {
+  const struct norm *n = arg;
+  for (int64_t r = first; r < last; r++) {
+    add_row(n->dim, n->sum + r * n->dim, n->add + r * n->dim);
+    norm_row(n, n->sum + r * n->dim, n->y + r * n->dim);
+  }
+}
+
+void cpu_add_rms_norm(struct backend *be, int64_t rows, int dim, float *x, const float *add, const float *weight, float eps,
+                      float *y) {
+  struct norm norm = {.dim = dim, .eps = eps, .weight = weight, .y = y, .sum = x, .add = add};
+  spread(be, rows, rows * dim, add_and_norm_rows, &norm);
 }
 
 /* ---- RoPE ---- */
@@ -167,8 +187,8 @@ static void rotate_tokens(void *arg, int64_t first, int64_t last) {
       rotate_head(pairs, step, next, cosines + t * pairs, sines + t * pairs, r->x + (t * r->heads + h) * r->head_dim);
 }
 
-oscar_status cpu_rope(struct backend *be, const struct rope_spec *spec, int n, int heads, int head_dim, const int32_t *positions,
-                      float *x) {
+oscar_status cpu_rope(struct backend *be, const struct rope_spec *spec, int n, int head_dim, const int32_t *positions, float eps,
+                      int count, const struct heads *tensors) {
   struct cpu_backend *cpu = cpu_of(be);
   if (spec->rotary_dim < 2 || spec->rotary_dim % 2 || spec->rotary_dim > head_dim)
     return set_error(be->context, OSCAR_INVALID_ARGUMENT,
@@ -176,10 +196,13 @@ oscar_status cpu_rope(struct backend *be, const struct rope_spec *spec, int n, i
                      head_dim);
   if (n == 0) return OSCAR_OK;
   oscar_status status = rope_table_fill(cpu, spec, n, positions);
-  if (status != OSCAR_OK) return status;
-  struct rotation rotation = {spec, &cpu->rope, heads, head_dim, x};
-  spread(be, n, (int64_t)n * heads * head_dim, rotate_tokens, &rotation);
-  return OSCAR_OK;
+  for (int i = 0; i < count && status == OSCAR_OK; i++) {
+    const struct heads *t = &tensors[i];
+    if (t->norm) cpu_rms_norm(be, (int64_t)n * t->count, head_dim, t->x, t->norm, eps, t->x);
+    struct rotation rotation = {spec, &cpu->rope, t->count, head_dim, t->x};
+    spread(be, n, (int64_t)n * t->count * head_dim, rotate_tokens, &rotation);
+  }
+  return status;
 }
 
 /* ---- element by element ---- */

@@ -174,3 +174,13 @@ oscar_status cpu_matmul(struct backend *be, int count, const struct weight *cons
   if (n == 0) return OSCAR_OK;
   return n >= cpu->kernels->many_tokens ? panels_matmul(cpu, count, w, bias, n, x, y) : few_tokens(cpu, count, w, bias, n, x, y);
 }
+
+oscar_status cpu_matmul_gated(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
+                              const float *up, float *y) {
+  const size_t count = n > 0 ? (size_t)n * (size_t)w->cols : 0;
+  if (activation == ACTIVATION_SILU)
+    cpu_silu_mul(be, count, gate, up);
+  else
+    cpu_gelu_mul(be, count, gate, up);
+  return cpu_matmul(be, 1, &w, NULL, n, gate, &y);
+}

@@ -1,0 +1,124 @@
+/* backend/cuda/cuda_backend.h - the state of the CUDA backend, and what its files offer each other. Private, CUDA C++. */
+#ifndef OSCAR_CUDA_BACKEND_H
+#define OSCAR_CUDA_BACKEND_H
+
+extern "C" {
+#include "backend/backend.h"
+}
+#include "backend/cuda/library.h"
+#include "cuda/device.h"
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+/* Memory that only grows; contents are not kept. */
+struct device_scratch {
+  void *data;
+  size_t bytes;
+};
+
+/* A buffer that was given out. */
+struct device_block {
+  struct device_block *next;
+  void *memory;
+  size_t bytes;
+};
+
+/* What a position is multiplied with to give the angle of a pair, [rotary_dim/2], of a setting that was asked for. */
+#define KEPT_ROPES 8
+struct rope_frequencies {
+  struct rope_spec spec;
+  float *factors;  /* host: a copy of spec.factors, or NULL */
+  double *on_host; /* of on_gpu; NULL: this place is free */
+  double *on_gpu;
+};
+
+struct cuda_backend {
+  struct backend base;
+  struct oscar_cuda *cuda;
+  cudaStream_t stream;
+  struct device_block *blocks;
+  struct library library;
+  struct device_scratch workspace; /* of the library */
+  struct device_scratch rounded;   /* activations in BF16 */
+  struct device_scratch joined;    /* results of weights that were multiplied as one */
+  struct device_scratch raw;       /* blocks of a weight as the file has them, while it is packed */
+  struct rope_frequencies ropes[KEPT_ROPES];
+  int next_rope;
+  enum cuda_product way; /* of products; BY_SHAPE but in tests and benchmarks */
+};
+
+static inline struct cuda_backend *cuda_of(struct backend *be) { return (struct cuda_backend *)(void *)be; }
+static inline const struct cuda_backend *cuda_of(const struct backend *be) {
+  return (const struct cuda_backend *)(const void *)be;
+}
+
+oscar_status device_scratch_reserve(struct cuda_backend *b, struct device_scratch *scratch, size_t bytes);
+void device_scratch_free(struct cuda_backend *b, struct device_scratch *scratch);
+
+/* Blocks of `threads` for so many of anything. */
+static inline unsigned blocks_for(size_t count, int threads) {
+  return (unsigned)((count + (size_t)threads - 1) / (size_t)threads);
+}
+
+/*
+ * Launches. A kernel may begin while the one before it ends (compute capability 9.0 and later: programmatic dependent launch),
+ * which hides most of what a launch costs. So every kernel of the backend calls wait_for_input before it touches anything but
+ * weights: then all that was enqueued before is done. Weights are there before: nothing overtakes the copy that a step begins
+ * with.
+ */
+template <typename... P, typename... A>
+static inline void launch(const struct cuda_backend *b, void (*kernel)(P...), dim3 grid, int threads, const A &...arguments) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3((unsigned)threads);
+  config.stream = b->stream;
+  config.attrs = &early;
+  config.numAttrs = b->cuda->info.capability >= 90 ? 1 : 0;
+  (void)cudaLaunchKernelEx(&config, kernel, P(arguments)...); /* what went wrong is found by cuda_launched */
+}
+
+__device__ static inline void wait_for_input(void) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/*
+ * A weight on the GPU is BF16, [rows][packed_cols]: rows are padded with zeros to 16 bytes, so that every row can be read in
+ * vectors and the library always gets its favourite alignment.
+ */
+#define PACKED_COLS 8
+static inline int64_t packed_cols(const struct weight *w) { return (int64_t)round_up((size_t)w->cols, PACKED_COLS); }
+static inline const __nv_bfloat16 *packed_of(const struct weight *w) { return (const __nv_bfloat16 *)w->packed; }
+
+/* weights.cu */
+oscar_status cuda_weight_check(struct backend *be, const struct weight *w);
+size_t cuda_packed_bytes(const struct backend *be, const struct weight *w);
+oscar_status cuda_pack(struct backend *be, struct weight *w, void *memory);
+oscar_status cuda_embed(struct backend *be, const struct weight *w, int n, const int32_t *ids, float *y);
+
+/* products.cu */
+size_t cuda_product_scratch(const struct backend *be, const struct weight *w, int n);
+oscar_status cuda_reserve(struct backend *be, const struct weight *w, int n);
+oscar_status cuda_matmul(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
+                         const float *x, float *const *y);
+oscar_status cuda_matmul_gated(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
+                               const float *up, float *y);
+/* ops.cu */
+void cuda_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y);
+void cuda_add_rms_norm(struct backend *be, int64_t rows, int dim, float *x, const float *add, const float *weight, float eps,
+                       float *y);
+oscar_status cuda_rope(struct backend *be, const struct rope_spec *spec, int n, int head_dim, const int32_t *positions, float eps,
+                       int count, const struct heads *tensors);
+void cuda_rope_free(struct cuda_backend *b);
+void cuda_add(struct backend *be, size_t count, float *x, const float *y);
+void cuda_scale(struct backend *be, size_t count, float *x, float factor);
+void cuda_silu_mul(struct backend *be, size_t count, float *gate, const float *up);
+void cuda_gelu_mul(struct backend *be, size_t count, float *gate, const float *up);
+
+#endif

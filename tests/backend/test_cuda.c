@@ -1,0 +1,620 @@
+/*
+ * The CUDA backend against the portable CPU backend and against products in double precision. Skipped where there is no GPU.
+ */
+#include "random_weights.h"
+
+#include "backend/backend.h"
+
+#include <oscar/cuda.h>
+
+struct pair {
+  oscar_context *context;
+  oscar_cuda *cuda;
+  struct backend *cpu, *gpu;
+};
+
+static void open_pair(struct pair *p) {
+  *p = (struct pair){.context = test_context(OSCAR_ISA_PORTABLE, 2)};
+  assert_ok(p->context, oscar_cuda_create(p->context, NULL, &p->cuda));
+  assert_ok(p->context, backend_create_cpu(p->context, &p->cpu));
+  assert_ok(p->context, backend_create_cuda(p->context, p->cuda, &p->gpu));
+}
+
+static size_t allocated(const struct pair *p) {
+  oscar_cuda_info info;
+  oscar_cuda_describe(p->cuda, &info);
+  return info.allocated_bytes;
+}
+
+static void close_pair(struct pair *p) {
+  assert_ok(p->context, oscar_cuda_wait(p->cuda));
+  p->gpu->ops->free(p->gpu);
+  p->cpu->ops->free(p->cpu);
+  assert_int_equal(allocated(p), 0); /* all of it was counted, and given back */
+  oscar_cuda_free(p->cuda);
+  oscar_context_free(p->context);
+}
+
+/* ---- buffers ---- */
+
+static float *on_gpu(struct pair *p, const float *x, size_t count) {
+  float *buffer;
+  assert_ok(p->context, p->gpu->ops->buffer_alloc(p->gpu, count + 1, &buffer));
+  assert_ok(p->context, p->gpu->ops->upload(p->gpu, buffer, x, count));
+  return buffer;
+}
+
+static const int32_t *ids_on_gpu(struct pair *p, const int32_t *ids, size_t count) {
+  return (const int32_t *)(const void *)on_gpu(p, (const float *)(const void *)ids, count);
+}
+
+static float *from_gpu(struct pair *p, const float *buffer, size_t count) {
+  float *x = malloc((count + 1) * sizeof *x);
+  assert_non_null(x);
+  for (size_t i = 0; i < count; i++) x[i] = NAN;
+  assert_ok(p->context, p->gpu->ops->download(p->gpu, x, buffer, count));
+  return x;
+}
+
+static void drop(struct pair *p, const float *buffer) { p->gpu->ops->buffer_free(p->gpu, (float *)(uintptr_t)buffer); }
+
+/* The buffer's contents, after which it is gone. */
+static float *take(struct pair *p, float *buffer, size_t count) {
+  float *x = from_gpu(p, buffer, count);
+  drop(p, buffer);
+  return x;
+}
+
+static float *copy_of(const float *x, size_t count) {
+  float *copy = malloc((count + 1) * sizeof *copy);
+  assert_non_null(copy);
+  memcpy(copy, x, count * sizeof *x);
+  return copy;
+}
+
+static void assert_near(const char *what, size_t count, const float *got, const float *expected, double relative,
+                        double absolute) {
+  for (size_t i = 0; i < count; i++) {
+    const double e = (double)expected[i];
+    if (!(fabs((double)got[i] - e) <= relative * fabs(e) + absolute))
+      fail_msg("%s: element %zu of %zu is %.9g instead of %.9g", what, i, count, (double)got[i], e);
+  }
+}
+
+/* A weight packed into a buffer of its own. */
+static float *packed(struct pair *p, struct weight *w) {
+  float *memory;
+  const size_t bytes = p->gpu->ops->packed_bytes(p->gpu, w);
+  assert_int_equal(bytes % sizeof *memory, 0);
+  assert_ok(p->context, p->gpu->ops->weight_check(p->gpu, w));
+  assert_ok(p->context, p->gpu->ops->buffer_alloc(p->gpu, bytes / sizeof *memory, &memory));
+  assert_ok(p->context, p->gpu->ops->pack(p->gpu, w, memory));
+  assert_ptr_equal(w->packed, memory);
+  return memory;
+}
+
+static float rounded(float x) { return bf16_to_f32(f32_to_bf16(x)); }
+
+/* ---- weights ---- */
+
+static void check_expansion(struct pair *p, enum weight_type type, int64_t rows, int64_t cols) {
+  struct random_weight w = random_weight(type, rows, cols, (uint64_t)(rows + cols));
+  const size_t count = (size_t)(rows * cols);
+  float *exact = malloc(count * sizeof *exact), *out, *memory = packed(p, &w.weight);
+  int32_t *ids = malloc((size_t)rows * sizeof *ids);
+  assert_true(exact && ids);
+  weight_dequantize(type, (int64_t)count, w.weight.data, exact);
+  for (int64_t r = 0; r < rows; r++) ids[r] = (int32_t)(rows - 1 - r);
+  assert_ok(p->context, p->gpu->ops->buffer_alloc(p->gpu, count, &out));
+  const int32_t *there = ids_on_gpu(p, ids, (size_t)rows);
+  assert_ok(p->context, p->gpu->ops->embed(p->gpu, &w.weight, (int)rows, there, out));
+  drop(p, (const float *)(const void *)there);
+  float *got = take(p, out, count);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t c = 0; c < cols; c++) {
+      const float expected = rounded(exact[ids[r] * cols + c]);
+      if (got[r * cols + c] != expected)
+        fail_msg("%s %lldx%lld, row %d, column %lld: %.9g instead of %.9g", weight_type_name((int)type), (long long)rows,
+                 (long long)cols, ids[r], (long long)c, (double)got[r * cols + c], (double)expected);
+    }
+  drop(p, memory);
+  free(got);
+  free(ids);
+  free(exact);
+  random_weight_free(&w);
+}
+
+static void weights_are_what_the_host_dequantizes_in_bf16(void **state) {
+  (void)state;
+  static const int64_t float_cols[] = {1, 7, 8, 15, 33, 64, 201, 520}, block_counts[] = {1, 2, 3, 7, 9};
+  struct pair p;
+  open_pair(&p);
+  for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
+    int elements;
+    size_t bytes;
+    weight_block(all_types[k], &elements, &bytes);
+    for (size_t c = 0; c < (elements == 1 ? ARRAY_LENGTH(float_cols) : ARRAY_LENGTH(block_counts)); c++) {
+      const int64_t cols = elements == 1 ? float_cols[c] : block_counts[c] * elements;
+      check_expansion(&p, all_types[k], 1, cols);
+      check_expansion(&p, all_types[k], 67, cols);
+    }
+  }
+  close_pair(&p);
+}
+
+/* A model packs a weight a few rows at a time. */
+static void parts_of_a_weight_pack_like_the_whole(void **state) {
+  (void)state;
+  enum { ROWS = 3 * PACKED_ROWS + 5, COLS = 768 };
+  struct pair p;
+  open_pair(&p);
+  struct random_weight w = random_weight(WEIGHT_Q5_K, ROWS, COLS, 3);
+  struct weight part = w.weight;
+  const size_t floats = p.gpu->ops->packed_bytes(p.gpu, &w.weight) / sizeof(float);
+  float *whole = packed(&p, &w.weight), *parts;
+  assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, floats, &parts));
+  uint8_t *at = (uint8_t *)parts;
+  for (int64_t done = 0; done < ROWS; done += part.rows) {
+    part.rows = ROWS - done < PACKED_ROWS ? ROWS - done : PACKED_ROWS;
+    assert_ok(p.context, p.gpu->ops->pack(p.gpu, &part, at));
+    at += p.gpu->ops->packed_bytes(p.gpu, &part);
+    part.data = (const uint8_t *)part.data + (size_t)part.rows * (COLS / 256) * 176;
+  }
+  float *a = take(&p, whole, floats), *b = take(&p, parts, floats);
+  assert_memory_equal(a, b, floats * sizeof *a);
+  free(b);
+  free(a);
+  random_weight_free(&w);
+  close_pair(&p);
+}
+
+static void unusable_weights_are_refused_by_name(void **state) {
+  (void)state;
+  struct pair p;
+  open_pair(&p);
+  const uint8_t data[64] = {0};
+  float *x = on_gpu(&p, (const float[]){1}, 1);
+  struct weight w = {.name = "odd.weight", .type = WEIGHT_Q4_0, .rows = 1, .cols = 33, .data = data};
+  const struct weight *pw = &w;
+  assert_int_equal(p.gpu->ops->weight_check(p.gpu, &w), OSCAR_FORMAT);
+  assert_non_null(strstr(oscar_last_error(p.context), "odd.weight"));
+  w.type = (enum weight_type)10;
+  assert_int_equal(p.gpu->ops->weight_check(p.gpu, &w), OSCAR_UNSUPPORTED);
+  w.type = WEIGHT_F32;
+  assert_int_equal(p.gpu->ops->matmul(p.gpu, 1, &pw, NULL, 1, x, &x), OSCAR_INVALID_ARGUMENT); /* not packed */
+  assert_non_null(strstr(oscar_last_error(p.context), "odd.weight"));
+  drop(&p, x);
+  close_pair(&p);
+}
+
+/* ---- products ---- */
+
+enum { MOST = 3 };
+
+/* Weights that share an input, packed one after the other as a model does. */
+struct shared {
+  int count;
+  struct random_weight w[MOST];
+  float *memory, *bias[MOST], *gpu_bias[MOST];
+};
+
+static struct shared make_shared(struct pair *p, int count, enum weight_type type, const int64_t *rows, int64_t cols) {
+  struct shared s = {.count = count};
+  size_t bytes = 0;
+  for (int i = 0; i < count; i++) {
+    s.w[i] = random_weight(type, rows[i], cols, (uint64_t)(i + rows[i] * 1000 + cols));
+    bytes += round_up(p->gpu->ops->packed_bytes(p->gpu, &s.w[i].weight), 64);
+    s.bias[i] = random_floats((size_t)rows[i], (uint64_t)i);
+    s.gpu_bias[i] = on_gpu(p, s.bias[i], (size_t)rows[i]);
+  }
+  assert_ok(p->context, p->gpu->ops->buffer_alloc(p->gpu, bytes / sizeof(float), &s.memory));
+  uint8_t *at = (uint8_t *)s.memory;
+  for (int i = 0; i < count; i++) {
+    assert_ok(p->context, p->gpu->ops->pack(p->gpu, &s.w[i].weight, at));
+    at += round_up(p->gpu->ops->packed_bytes(p->gpu, &s.w[i].weight), 64);
+  }
+  return s;
+}
+
+static void free_shared(struct pair *p, struct shared *s) {
+  for (int i = 0; i < s->count; i++) {
+    drop(p, s->gpu_bias[i]);
+    free(s->bias[i]);
+    random_weight_free(&s->w[i]);
+  }
+  drop(p, s->memory);
+}
+
+/* y against sums in double of weights in BF16 and inputs as they are, or in BF16. The bound: every product meets at most a
+ * sixteenth of the columns in additions that round, or cut off, to 24 bits. */
+static void check_result(const struct shared *s, int i, bool biased, int n, const float *x, enum cuda_product way,
+                         const float *y) {
+  const struct weight *w = &s->w[i].weight;
+  double *exact = dequantized(w);
+  float *inputs = copy_of(x, (size_t)(n * w->cols));
+  for (int64_t k = 0; k < w->rows * w->cols; k++) exact[k] = (double)rounded((float)exact[k]);
+  for (int64_t k = 0; k < n * w->cols && way != PRODUCT_FEW; k++) inputs[k] = rounded(inputs[k]);
+  for (int t = 0; t < n; t++)
+    for (int64_t r = 0; r < w->rows; r++) {
+      double sum = biased ? (double)s->bias[i][r] : 0, size = fabs(sum);
+      for (int64_t k = 0; k < w->cols; k++) {
+        const double term = exact[r * w->cols + k] * (double)inputs[t * w->cols + k];
+        sum += term;
+        size += fabs(term);
+      }
+      /* The choice is the backend's: inputs may have been rounded or not. */
+      const double unsure = way == PRODUCT_BY_SHAPE ? 0x1p-8 * size : 0;
+      const double bound = size * 0x1p-23 * ((double)w->cols / 16 + 40) + unsure, got = (double)y[t * w->rows + r];
+      if (!(fabs(got - sum) <= bound))
+        fail_msg("%s %lldx%lld (%d of %d)%s, token %d of %d, row %lld: %.9g instead of %.9g (+-%.3g)",
+                 weight_type_name((int)w->type), (long long)w->rows, (long long)w->cols, i, s->count, biased ? " + bias" : "", t,
+                 n, (long long)r, got, sum, bound);
+    }
+  free(inputs);
+  free(exact);
+}
+
+static void check_products(struct pair *p, const struct shared *s, enum cuda_product way, bool biased, int n) {
+  const int64_t cols = s->w[0].weight.cols;
+  float *x = random_floats((size_t)(n * cols), (uint64_t)n), *there = on_gpu(p, x, (size_t)(n * cols)), *y[MOST];
+  const struct weight *w[MOST];
+  const float *bias[MOST];
+  for (int i = 0; i < s->count; i++) {
+    w[i] = &s->w[i].weight;
+    bias[i] = biased ? s->gpu_bias[i] : NULL;
+    assert_ok(p->context, p->gpu->ops->buffer_alloc(p->gpu, (size_t)(n * w[i]->rows), &y[i]));
+    assert_ok(p->context, p->gpu->ops->reserve(p->gpu, w[i], n));
+  }
+  const size_t before = allocated(p);
+  backend_cuda_choose(p->gpu, way);
+  assert_ok(p->context, p->gpu->ops->matmul(p->gpu, s->count, w, biased || n % 2 ? bias : NULL, n, there, y));
+  if (way == PRODUCT_BY_SHAPE) assert_int_equal(allocated(p), before); /* reserve had taken all */
+  backend_cuda_choose(p->gpu, PRODUCT_BY_SHAPE);
+  for (int i = 0; i < s->count; i++) {
+    float *got = take(p, y[i], (size_t)(n * w[i]->rows));
+    check_result(s, i, biased, n, x, way, got);
+    free(got);
+  }
+  drop(p, there);
+  free(x);
+}
+
+static void products_agree_with_double_precision(void **state) {
+  (void)state;
+  static const int tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33};
+  static const int64_t shapes[][2] = {{1, 1}, {5, 15}, {63, 33}, {64, 64}, {67, 201}, {192, 576}, {130, 1536}};
+  struct pair p;
+  open_pair(&p);
+  for (size_t k = 0; k < ARRAY_LENGTH(shapes); k++) {
+    struct shared s = make_shared(&p, 1, WEIGHT_BF16, &shapes[k][0], shapes[k][1]);
+    for (size_t t = 0; t < ARRAY_LENGTH(tokens); t++)
+      for (enum cuda_product way = PRODUCT_BY_SHAPE; way <= PRODUCT_LIBRARY; way++) {
+        check_products(&p, &s, way, false, tokens[t]);
+        check_products(&p, &s, way, true, tokens[t]);
+      }
+    free_shared(&p, &s);
+  }
+  close_pair(&p);
+}
+
+/* Enough rows for warps that take several of them, and columns for every stage of the loops. */
+static void large_weights_agree_with_double_precision(void **state) {
+  (void)state;
+  static const int64_t rows[] = {4096 + 3, 5003, 9001}, cols[] = {264, 1032, 256};
+  static const int tokens[] = {1, 2, 3, 4, 8, 11, 130};
+  struct pair p;
+  open_pair(&p);
+  for (size_t k = 0; k < ARRAY_LENGTH(rows); k++) {
+    struct shared s = make_shared(&p, 1, WEIGHT_F16, &rows[k], cols[k]);
+    for (size_t t = 0; t < ARRAY_LENGTH(tokens); t++)
+      for (enum cuda_product way = PRODUCT_FEW; way <= PRODUCT_LIBRARY; way++)
+        if (tokens[t] <= 16 || way == PRODUCT_LIBRARY) check_products(&p, &s, way, t % 2, tokens[t]);
+    free_shared(&p, &s);
+  }
+  close_pair(&p);
+}
+
+static void weights_that_share_an_input_agree_with_double_precision(void **state) {
+  (void)state;
+  static const int64_t rows[][MOST] = {{576, 192, 192}, {64, 64, 64}, {1, 130, 7}, {512, 512, 0}};
+  static const int64_t cols[] = {576, 128, 33, 256};
+  static const int tokens[] = {1, 3, 5, 16, 128, 129};
+  struct pair p;
+  open_pair(&p);
+  for (size_t k = 0; k < ARRAY_LENGTH(rows); k++) {
+    struct shared s = make_shared(&p, rows[k][2] ? 3 : 2, WEIGHT_F32, rows[k], cols[k]);
+    for (size_t t = 0; t < ARRAY_LENGTH(tokens); t++)
+      for (enum cuda_product way = PRODUCT_BY_SHAPE; way <= PRODUCT_LIBRARY; way++) {
+        check_products(&p, &s, way, true, tokens[t]);
+        check_products(&p, &s, way, false, tokens[t]);
+      }
+    free_shared(&p, &s);
+  }
+  close_pair(&p);
+}
+
+/* All types against the portable CPU: weights and activations in BF16 are each good to 2^-8 at worst. */
+static void products_agree_with_the_portable_cpu(void **state) {
+  (void)state;
+  enum { ROWS = 96, COLS = 512, N = 12 };
+  struct pair p;
+  open_pair(&p);
+  for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
+    struct shared s = make_shared(&p, 1, all_types[k], (const int64_t[]){ROWS}, COLS);
+    const struct weight *w = &s.w[0].weight;
+    struct weight plain = *w;
+    const struct weight *on_cpu = &plain;
+    plain.packed = NULL;
+    for (int n = 1; n <= N; n += N - 1) {
+      float *x = random_floats((size_t)n * COLS, k), *there = on_gpu(&p, x, (size_t)n * COLS), *y, expected[N * ROWS];
+      float *to = expected;
+      assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, (size_t)n * ROWS, &y));
+      assert_ok(p.context, p.gpu->ops->matmul(p.gpu, 1, &w, NULL, n, there, &y));
+      assert_ok(p.context, p.cpu->ops->matmul(p.cpu, 1, &on_cpu, NULL, n, x, &to));
+      float *got = take(&p, y, (size_t)n * ROWS);
+      double squares = 0, size = 0;
+      for (int i = 0; i < n * ROWS; i++) {
+        squares += pow((double)got[i] - (double)expected[i], 2);
+        size += pow((double)expected[i], 2);
+      }
+      if (!(sqrt(squares / size) < 0x1p-8))
+        fail_msg("%s, %d tokens: results differ by %.3g of their size", weight_type_name((int)w->type), n, sqrt(squares / size));
+      free(got);
+      drop(&p, there);
+      free(x);
+    }
+    free_shared(&p, &s);
+  }
+  close_pair(&p);
+}
+
+/* An activation and a product as one have the bits of both. */
+static void gated_products_have_the_bits_of_both(void **state) {
+  (void)state;
+  static const int64_t shapes[][2] = {{67, 201}, {192, 576}};
+  static const int tokens[] = {1, 4, 11, 40};
+  struct pair p;
+  open_pair(&p);
+  for (size_t k = 0; k < ARRAY_LENGTH(shapes); k++) {
+    struct shared s = make_shared(&p, 1, WEIGHT_BF16, &shapes[k][0], shapes[k][1]);
+    const struct weight *w = &s.w[0].weight;
+    for (size_t t = 0; t < ARRAY_LENGTH(tokens) * 2; t++) {
+      const int n = tokens[t / 2];
+      const size_t count = (size_t)(n * w->cols), results = (size_t)(n * w->rows);
+      float *x = random_floats(count, 1), *u = random_floats(count, 2), *y[2];
+      float *gate[2] = {on_gpu(&p, x, count), on_gpu(&p, x, count)}, *up = on_gpu(&p, u, count);
+      for (int i = 0; i < 2; i++) assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, results, &y[i]));
+      if (t % 2)
+        p.gpu->ops->gelu_mul(p.gpu, count, gate[0], up);
+      else
+        p.gpu->ops->silu_mul(p.gpu, count, gate[0], up);
+      assert_ok(p.context, p.gpu->ops->matmul(p.gpu, 1, &w, NULL, n, gate[0], &y[0]));
+      assert_ok(p.context, p.gpu->ops->matmul_gated(p.gpu, w, t % 2 ? ACTIVATION_GELU : ACTIVATION_SILU, n, gate[1], up, y[1]));
+      float *expected = take(&p, y[0], results), *got = take(&p, y[1], results);
+      assert_memory_equal(got, expected, results * sizeof *got);
+      drop(&p, gate[0]);
+      drop(&p, gate[1]);
+      drop(&p, up);
+      free(got);
+      free(expected);
+      free(u);
+      free(x);
+    }
+    free_shared(&p, &s);
+  }
+  close_pair(&p);
+}
+
+/* ---- the other operations ---- */
+
+static void norms_agree_with_the_cpu(void **state) {
+  (void)state;
+  static const int dims[] = {1, 3, 64, 128, 256, 257, 576, 1536, 2049, 4096, 8200};
+  static const int64_t rows[] = {0, 1, 9, 130};
+  struct pair p;
+  open_pair(&p);
+  for (size_t d = 0; d < ARRAY_LENGTH(dims); d++)
+    for (size_t k = 0; k < ARRAY_LENGTH(rows); k++) {
+      const int dim = dims[d];
+      const size_t count = (size_t)(rows[k] * dim);
+      float *x = random_floats(count, 1), *add = random_floats(count, 2), *weight = random_floats((size_t)dim, 3);
+      float *gx = on_gpu(&p, x, count), *gadd = on_gpu(&p, add, count), *gweight = on_gpu(&p, weight, (size_t)dim);
+      float *gy = on_gpu(&p, x, count), *y = copy_of(x, count);
+      p.cpu->ops->rms_norm(p.cpu, rows[k], dim, y, weight, 1e-5f, y);
+      p.gpu->ops->rms_norm(p.gpu, rows[k], dim, gy, gweight, 1e-5f, gy); /* in place */
+      float *got = take(&p, gy, count);
+      assert_near("rms_norm", count, got, y, 1e-6, 0);
+      free(got);
+      p.cpu->ops->add_rms_norm(p.cpu, rows[k], dim, x, add, weight, 1e-5f, add);
+      p.gpu->ops->add_rms_norm(p.gpu, rows[k], dim, gx, gadd, gweight, 1e-5f, gadd);
+      float *sum = take(&p, gx, count), *normed = take(&p, gadd, count);
+      assert_memory_equal(sum, x, count * sizeof *x);
+      assert_near("add_rms_norm", count, normed, add, 1e-6, 0);
+      free(normed);
+      free(sum);
+      drop(&p, gweight);
+      free(weight);
+      free(add);
+      free(y);
+      free(x);
+    }
+  close_pair(&p);
+}
+
+static void check_rope(struct pair *p, const struct rope_spec *spec, int n, int head_dim, int32_t first, int q_heads,
+                       int kv_heads, bool normed) {
+  const int counts[2] = {q_heads, kv_heads};
+  int32_t *positions = malloc((size_t)n * sizeof *positions);
+  assert_non_null(positions);
+  for (int t = 0; t < n; t++) positions[t] = first + 3 * t;
+  const int32_t *there = ids_on_gpu(p, positions, (size_t)n);
+  float *norm = random_floats((size_t)head_dim, 5), *gnorm = on_gpu(p, norm, (size_t)head_dim);
+  struct heads host[2], device[2];
+  for (int i = 0; i < 2; i++) {
+    const size_t count = (size_t)(n * counts[i] * head_dim);
+    float *x = random_floats(count, (uint64_t)i);
+    host[i] = (struct heads){counts[i], normed ? norm : NULL, x};
+    device[i] = (struct heads){counts[i], normed ? gnorm : NULL, on_gpu(p, x, count)};
+  }
+  assert_ok(p->context, p->cpu->ops->rope(p->cpu, spec, n, head_dim, positions, 1e-6f, 2, host));
+  assert_ok(p->context, p->gpu->ops->rope(p->gpu, spec, n, head_dim, there, 1e-6f, 2, device));
+  for (int i = 0; i < 2; i++) {
+    const size_t count = (size_t)(n * counts[i] * head_dim);
+    float *got = take(p, device[i].x, count);
+    assert_near("rope", count, got, host[i].x, 2e-6, 2e-6);
+    free(got);
+    free(host[i].x);
+  }
+  drop(p, (const float *)(const void *)there);
+  drop(p, gnorm);
+  free(norm);
+  free(positions);
+}
+
+static void rope_agrees_with_the_cpu(void **state) {
+  (void)state;
+  struct pair p;
+  open_pair(&p);
+  float factors[64];
+  for (int i = 0; i < 64; i++) factors[i] = 1 + (float)i / 8;
+  for (int kind = ROPE_NORMAL; kind <= ROPE_NEOX; kind++)
+    for (int normed = 0; normed < 2; normed++) {
+      const enum rope_kind k = (enum rope_kind)kind;
+      check_rope(&p, &(struct rope_spec){k, 64, 10000, 1, NULL}, 5, 64, 0, 3, 1, normed);
+      check_rope(&p, &(struct rope_spec){k, 128, 1e6f, 1, NULL}, 1, 128, 131071, 32, 8, normed);
+      check_rope(&p, &(struct rope_spec){k, 128, 1e6f, 0.125f, factors}, 300, 128, 7, 4, 2, normed);
+      check_rope(&p, &(struct rope_spec){k, 32, 10000, 1, NULL}, 2, 80, 100, 2, 2, normed);
+      check_rope(&p, &(struct rope_spec){k, 2, 10000, 1, NULL}, 2, 2, 1, 1, 1, normed);
+      check_rope(&p, &(struct rope_spec){k, 256, 10000, 1, NULL}, 9, 256, 40000, 4, 1, normed);
+      factors[3] += 0.5f; /* the same array with other contents */
+      check_rope(&p, &(struct rope_spec){k, 128, 1e6f, 0.125f, factors}, 3, 128, 7, 4, 2, normed);
+    }
+  float *x = on_gpu(&p, factors, 64);
+  const struct heads tensor = {1, NULL, x};
+  static const int dims[] = {-2, 0, 3, 66};
+  for (size_t i = 0; i < ARRAY_LENGTH(dims); i++) {
+    const struct rope_spec spec = {ROPE_NEOX, dims[i], 10000, 1, NULL};
+    assert_int_equal(p.gpu->ops->rope(p.gpu, &spec, 1, 64, NULL, 0, 1, &tensor), OSCAR_INVALID_ARGUMENT);
+  }
+  drop(&p, x);
+  close_pair(&p);
+}
+
+static void activations_agree_with_the_cpu(void **state) {
+  (void)state;
+  enum { COUNT = 200003 };
+  static const float limits[] = {0, 3e38f, -3e38f, 1e10f, -1e10f, -88, -104, -120};
+  struct pair p;
+  open_pair(&p);
+  float *x = malloc(COUNT * sizeof *x), *up = malloc(COUNT * sizeof *up);
+  assert_true(x && up);
+  for (int i = 0; i < COUNT; i++) {
+    x[i] = i < 8 ? limits[i] : (float)(i - COUNT / 2) * 0.0011f;
+    up[i] = i % 2 ? 1 : -0.5f;
+  }
+  for (int gelu = 0; gelu < 2; gelu++) {
+    float *host = copy_of(x, COUNT), *device = on_gpu(&p, x, COUNT), *gup = on_gpu(&p, up, COUNT);
+    if (gelu) {
+      p.cpu->ops->gelu_mul(p.cpu, COUNT, host, up);
+      p.gpu->ops->gelu_mul(p.gpu, COUNT, device, gup);
+    } else {
+      p.cpu->ops->silu_mul(p.cpu, COUNT, host, up);
+      p.gpu->ops->silu_mul(p.gpu, COUNT, device, gup);
+    }
+    float *got = take(&p, device, COUNT);
+    /* Where e^-2u is large, its exponent is good to 2^-24 of itself. */
+    assert_near(gelu ? "gelu" : "silu", COUNT, got, host, gelu ? 3e-5 : 2e-6, 1e-12);
+    drop(&p, gup);
+    free(got);
+    free(host);
+  }
+  float *bad = on_gpu(&p, (const float[]){NAN}, 1);
+  p.gpu->ops->silu_mul(p.gpu, 1, bad, bad);
+  float *got = take(&p, bad, 1);
+  assert_true(isnan(got[0]));
+  free(got);
+  free(up);
+  free(x);
+  close_pair(&p);
+}
+
+static void add_and_scale_touch_every_element_once(void **state) {
+  (void)state;
+  static const size_t counts[] = {0, 1, 3, 17, 70001};
+  struct pair p;
+  open_pair(&p);
+  for (size_t k = 0; k < ARRAY_LENGTH(counts); k++)
+    for (size_t shift = 0; shift < 2; shift++) { /* off the alignment of vectors too */
+      const size_t n = counts[k];
+      float *x = random_floats(n + 2, 1), *y = random_floats(n + 2, 2), *gx = on_gpu(&p, x, n + 2), *gy = on_gpu(&p, y, n + 2);
+      p.gpu->ops->add(p.gpu, n, gx + shift, gy + shift);
+      p.gpu->ops->scale(p.gpu, n, gx + shift, 0.5f);
+      float *got = take(&p, gx, n + 2);
+      for (size_t i = 0; i < n + 2; i++) assert_true(got[i] == (i >= shift && i < n + shift ? (x[i] + y[i]) * 0.5f : x[i]));
+      drop(&p, gy);
+      free(got);
+      free(y);
+      free(x);
+    }
+  close_pair(&p);
+}
+
+static void ids_outside_the_table_show(void **state) {
+  (void)state;
+  enum { ROWS = 5, COLS = 40 };
+  static const int32_t ids[] = {ROWS, 2, -1};
+  struct pair p;
+  open_pair(&p);
+  struct random_weight w = random_weight(WEIGHT_F32, ROWS, COLS, 1);
+  float *memory = packed(&p, &w.weight), *y;
+  const int32_t *there = ids_on_gpu(&p, ids, 3);
+  assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, (size_t)3 * COLS, &y));
+  assert_ok(p.context, p.gpu->ops->embed(p.gpu, &w.weight, 3, there, y));
+  float *got = take(&p, y, (size_t)3 * COLS);
+  for (int i = 0; i < 3 * COLS; i++) assert_int_equal(isnan(got[i]) != 0, i / COLS != 1);
+  free(got);
+  drop(&p, (const float *)(const void *)there);
+  drop(&p, memory);
+  random_weight_free(&w);
+  close_pair(&p);
+}
+
+static void the_description_names_gpu_and_library(void **state) {
+  (void)state;
+  struct pair p;
+  char text[200];
+  open_pair(&p);
+  oscar_cuda_info info;
+  oscar_cuda_describe(p.cuda, &info);
+  p.gpu->ops->describe(p.gpu, text, sizeof text);
+  printf("%s\n", text);
+  assert_non_null(strstr(text, info.name));
+  assert_non_null(strstr(text, "cuBLASLt"));
+  assert_string_equal(p.gpu->ops->name, "cuda");
+  assert_true(backend_cuda_free_bytes(p.gpu) > 0);
+  close_pair(&p);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(the_description_names_gpu_and_library),
+      cmocka_unit_test(weights_are_what_the_host_dequantizes_in_bf16),
+      cmocka_unit_test(parts_of_a_weight_pack_like_the_whole),
+      cmocka_unit_test(unusable_weights_are_refused_by_name),
+      cmocka_unit_test(products_agree_with_double_precision),
+      cmocka_unit_test(large_weights_agree_with_double_precision),
+      cmocka_unit_test(weights_that_share_an_input_agree_with_double_precision),
+      cmocka_unit_test(products_agree_with_the_portable_cpu),
+      cmocka_unit_test(gated_products_have_the_bits_of_both),
+      cmocka_unit_test(norms_agree_with_the_cpu),
+      cmocka_unit_test(rope_agrees_with_the_cpu),
+      cmocka_unit_test(activations_agree_with_the_cpu),
+      cmocka_unit_test(add_and_scale_touch_every_element_once),
+      cmocka_unit_test(ids_outside_the_table_show),
+  };
+  if (oscar_cuda_count() == 0) {
+    printf("skipped: there is no GPU, or no CUDA in this build\n");
+    return SKIPPED;
+  }
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
