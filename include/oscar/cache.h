@@ -116,7 +116,8 @@ OSCAR_API oscar_status oscar_sequence_begin(oscar_sequence *sequence, int n);
  * Errors: INVALID_ARGUMENT, NUMERIC (non-finite input, named by layer, head and position): the step must then be aborted. */
 OSCAR_API oscar_status oscar_sequence_write(oscar_sequence *sequence, int layer, const float *k, const float *v);
 /* All layers written: the step becomes part of the sequence, exact forms that are not read any more are released. Cannot run out.
- * On a GPU, where writes are only enqueued, this is what reports NUMERIC, and it waits for them; the step must then be aborted. */
+ * On a GPU, where writes are only enqueued, this is what reports NUMERIC, and it waits for them; the step must then be aborted.
+ */
 OSCAR_API oscar_status oscar_sequence_commit(oscar_sequence *sequence);
 OSCAR_API void oscar_sequence_abort(oscar_sequence *sequence);
 

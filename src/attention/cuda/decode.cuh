@@ -37,7 +37,7 @@ struct shared_layout {
 };
 /* As many warps as registers and shared memory allow. */
 __host__ __device__ constexpr int warps_of(int value_blocks, int row_tiles, bool waves) {
-  return value_blocks > 16 ? 4 : value_blocks > 8 ? 6 : row_tiles == 2 ? (waves ? 6 : 8) : waves ? 8 : 12;
+  return value_blocks > 16 ? 4 : value_blocks > 8 ? (waves ? 4 : 6) : row_tiles == 2 ? (waves ? 6 : 8) : waves ? 8 : 12;
 }
 
 /* Of a warp's sums: [4 NT rows][stride], then (m, l) of every row. */
