@@ -255,7 +255,7 @@ static void group_sizes_agree(void **state) {
   const int lengths[] = {1000, 64, 333}, steps[] = {1, 1, 3};
   for (int group = 1; group <= 16; group++) {
     const struct setup s = {
-        .kv_heads = 2, .group = group, .head_dim = 64, .form = {LOG, 4, 64, 64, group % 2 == 0}, .sink = 1, .recent = 2};
+        .kv_heads = 2, .group = group, .head_dim = 64, .form = {LOG, 4, 64, 64, group % 2 == 0, 0}, .sink = 1, .recent = 2};
     expect_close("group", &s, lengths, 3, steps, 3);
   }
   assert_int_equal(too_far, 0);
@@ -269,37 +269,37 @@ static void head_dimensions_and_layouts_agree(void **state) {
     int d;
     struct form form;
   } cases[] = {
-      {128, {LOG, 4, 128, 128, true}},
-      {128, {LOG, 4, 128, 128, false}},
-      {64, {LOG, 4, 64, 64, true}},
-      {96, {LOG, 4, 96, 96, true}},
-      {256, {LOG, 4, 256, 256, true}},
-      {128, {LOG, 4, 96, 128, true}},
-      {128, {LOG, 4, 80, 128, true}},
-      {128, {LOG, 4, 112, 128, false}},
-      {128, {LOG, 4, 64, 128, true}},
+      {128, {LOG, 4, 128, 128, true, 0}},
+      {128, {LOG, 4, 128, 128, false, 0}},
+      {64, {LOG, 4, 64, 64, true, 0}},
+      {96, {LOG, 4, 96, 96, true, 0}},
+      {256, {LOG, 4, 256, 256, true, 0}},
+      {128, {LOG, 4, 96, 128, true, 0}},
+      {128, {LOG, 4, 80, 128, true, 0}},
+      {128, {LOG, 4, 112, 128, false, 0}},
+      {128, {LOG, 4, 64, 128, true, 0}},
       {128, {LOG, 2, 32, 128, false, 4}},
       {128, {LOG, 3, 48, 128, false, 4}},
       {128, {LOG, 1, 16, 128, false, 4}},
-      {128, {LOG, 2, 128, 128, false}},
+      {128, {LOG, 2, 128, 128, false, 0}},
       {128, {LOG, 4, 128, 128, false, 2}},
-      {128, {LOG, 4, 144, 160, true}},
-      {128, {LOG, 4, 160, 128, true}},
-      {128, {LOG, 4, 176, 144, true}},
-      {128, {LOG, 4, 256, 256, true}},
-      {64, {LOG, 4, 112, 80, true}},
-      {64, {OSCAR_ROW_GAIN, 1, 64, 64, true}},
-      {128, {OSCAR_ROW_GAIN, 1, 128, 128, true}},
-      {128, {OSCAR_ROW_GAIN, 2, 128, 128, false}},
-      {128, {OSCAR_ROW_SCALE_ZERO, 1, 128, 128, false}},
-      {64, {OSCAR_ROW_SCALE_ZERO, 1, 128, 128, false}},
-      {64, {OSCAR_ROW_SCALE_ZERO, 1, 256, 256, false}},
-      {128, {OSCAR_ROW_SCALE_ZERO, 1, 512, 512, false}},
-      {256, {OSCAR_ROW_GAIN, 1, 256, 256, false}},
-      {64, {LOG, 0, 0, 0, false}},
-      {96, {LOG, 0, 0, 0, false}},
-      {128, {LOG, 0, 0, 0, false}},
-      {256, {LOG, 0, 0, 0, false}},
+      {128, {LOG, 4, 144, 160, true, 0}},
+      {128, {LOG, 4, 160, 128, true, 0}},
+      {128, {LOG, 4, 176, 144, true, 0}},
+      {128, {LOG, 4, 256, 256, true, 0}},
+      {64, {LOG, 4, 112, 80, true, 0}},
+      {64, {OSCAR_ROW_GAIN, 1, 64, 64, true, 0}},
+      {128, {OSCAR_ROW_GAIN, 1, 128, 128, true, 0}},
+      {128, {OSCAR_ROW_GAIN, 2, 128, 128, false, 0}},
+      {128, {OSCAR_ROW_SCALE_ZERO, 1, 128, 128, false, 0}},
+      {64, {OSCAR_ROW_SCALE_ZERO, 1, 128, 128, false, 0}},
+      {64, {OSCAR_ROW_SCALE_ZERO, 1, 256, 256, false, 0}},
+      {128, {OSCAR_ROW_SCALE_ZERO, 1, 512, 512, false, 0}},
+      {256, {OSCAR_ROW_GAIN, 1, 256, 256, false, 0}},
+      {64, {LOG, 0, 0, 0, false, 0}},
+      {96, {LOG, 0, 0, 0, false, 0}},
+      {128, {LOG, 0, 0, 0, false, 0}},
+      {256, {LOG, 0, 0, 0, false, 0}},
   };
   for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
     struct setup s = {.kv_heads = 2, .group = 4, .head_dim = cases[i].d, .form = cases[i].form, .sink = 1, .recent = 4};
@@ -313,7 +313,7 @@ static void head_dimensions_and_layouts_agree(void **state) {
 static void lengths_and_windows_agree(void **state) {
   too_far = 0;
   (void)state;
-  const struct form form = {LOG, 4, 128, 128, true};
+  const struct form form = {LOG, 4, 128, 128, true, 0};
   static const int lengths[8][3] = {{0, 0, 0},       {1, 5, 16},     {63, 64, 65},     {320, 321, 384},
                                     {385, 448, 449}, {3000, 1, 700}, {4096, 4097, 17}, {9000, 0, 0}};
   const int steps[] = {1, 1, 8};
@@ -338,7 +338,7 @@ static void many_short_sequences_agree(void **state) {
   uint64_t seed = 5;
   for (int i = 0; i < 40; i++) lengths[i] = (int)(exp(test_uniform(&seed) * 7.5));
   const int steps[] = {1, 1};
-  struct setup s = {.kv_heads = 2, .group = 4, .head_dim = 64, .form = {LOG, 4, 64, 64, true}, .sink = 1, .recent = 2};
+  struct setup s = {.kv_heads = 2, .group = 4, .head_dim = 64, .form = {LOG, 4, 64, 64, true, 0}, .sink = 1, .recent = 2};
   expect_close("40 sequences", &s, lengths, 40, steps, 2);
   assert_int_equal(too_far, 0);
 }

@@ -564,13 +564,15 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
     const struct decode_tile tile = a.tiles[item.tile];
     const int stop = min(end, item.begin + tile.units), first = unit - item.begin, last = stop - item.begin;
     const int exact_units = EXACT_WEIGHT * tile.exact_tiles, index = item.tile * a.kv_heads + item.head;
-    /* this warp's part of it */
-    const int from = first + (int)((long long)(last - first) * warp / WARPS),
-              to = first + (int)((long long)(last - first) * (warp + 1) / WARPS);
-    const int exact_from = (min(from, exact_units) + EXACT_WEIGHT - 1) / EXACT_WEIGHT;
-    const int exact_to = (min(to, exact_units) + EXACT_WEIGHT - 1) / EXACT_WEIGHT;
+    /* Blocks share out bytes, warps of a block time: to a warp a tile of 16 exact tokens and a coded page are about the same. */
+    const int exact_first = (min(first, exact_units) + EXACT_WEIGHT - 1) / EXACT_WEIGHT;
+    const int exact_count = (min(last, exact_units) + EXACT_WEIGHT - 1) / EXACT_WEIGHT - exact_first;
+    const int coded_first = max(first, exact_units) - exact_units,
+              coded_count = max(last, exact_units) - exact_units - coded_first;
+    const int from = (exact_count + coded_count) * warp / WARPS, to = (exact_count + coded_count) * (warp + 1) / WARPS;
+    const int exact_from = exact_first + min(from, exact_count), exact_to = exact_first + min(to, exact_count);
     coded_stretch stretch =
-        begin_coded(a, tile, item.head, max(from, exact_units) - exact_units, max(to, exact_units) - exact_units, ring);
+        begin_coded(a, tile, item.head, coded_first + max(from - exact_count, 0), coded_first + max(to - exact_count, 0), ring);
     if (!waited) {
       wait_for_kernel_before();
       if (a.waves) {

@@ -1,0 +1,203 @@
+/*
+ * What a GPU's kernels are told to do, without a GPU: tiles and lists of pages against the reading rule, and the tables of
+ * turning means against the angles they stand for.
+ */
+#include "support.h"
+
+#include "attention/cuda/plan.h"
+#include "attention/cuda/rope_tables.h"
+
+#define KV_HEADS 3
+#define D        64
+
+struct fixture {
+  oscar_context *context;
+  oscar_codec_set *codecs;
+  oscar_cache *cache;
+  const struct cache_geometry *g;
+};
+
+static struct fixture open_fixture(bool coded, int sink, int recent) {
+  struct fixture f = {.context = test_context(OSCAR_ISA_PORTABLE, 1)};
+  const oscar_codec_set_info info = {1, KV_HEADS, D, "test", "", ""};
+  const oscar_plain_options plain = {.rotate = true, .crumbs_per_channel = 1, .clip_keys = 1, .clip_values = 1};
+  if (coded) assert_ok(f.context, oscar_codec_set_create_plain(f.context, &info, &plain, &f.codecs));
+  oscar_cache_options options;
+  oscar_cache_options_default(&options);
+  options.layers = 1, options.kv_heads = KV_HEADS, options.head_dim = D;
+  options.sink_pages = sink, options.recent_pages = recent;
+  options.codecs = f.codecs;
+  options.budget_bytes = (size_t)64 << 20;
+  assert_ok(f.context, oscar_cache_create(f.context, &options, &f.cache));
+  f.g = cache_geometry_of(f.cache);
+  return f;
+}
+
+static void close_fixture(struct fixture *f) {
+  oscar_cache_free(f->cache);
+  oscar_codec_set_free(f->codecs);
+  oscar_context_free(f->context);
+}
+
+/* n tokens of nothing in particular; `open` leaves the step open. */
+static void feed(const struct fixture *f, oscar_sequence *s, int n, bool open) {
+  uint64_t seed = 3;
+  float *x = malloc(sizeof(float) * (size_t)(n * KV_HEADS * D));
+  for (int i = 0; i < n * KV_HEADS * D; i++) x[i] = test_normal(&seed);
+  assert_ok(f->context, oscar_sequence_begin(s, n));
+  assert_ok(f->context, oscar_sequence_write(s, 0, x, x));
+  if (!open) assert_ok(f->context, oscar_sequence_commit(s));
+  free(x);
+}
+
+/* The form in which a query of page T has to read a page, by the rule; codes where an exact form is gone. */
+static int32_t unit_by_rule(const struct fixture *f, const oscar_sequence *s, int64_t page, int64_t T, bool *coded) {
+  const struct page_units units = sequence_page_units(s, 0, page);
+  *coded = !(page < f->g->sink_pages || page + f->g->recent_pages >= T) || units.exact == NO_UNIT;
+  if (units.coded == NO_UNIT) *coded = false;
+  return *coded ? units.coded : units.exact;
+}
+
+static void check_plan(const struct fixture *f, int group, int most_rows, int window, const oscar_attention_job *jobs,
+                       int n_jobs) {
+  const struct plan_bounds bound = plan_bound(group, most_rows, 0, jobs, n_jobs);
+  struct decode_tile *tiles = malloc(bound.tiles * sizeof *tiles);
+  struct decode_page *pages = malloc(bound.pages * sizeof *pages);
+  const struct plan_result r = plan_fill(f->g, group, most_rows, 0, window, jobs, n_jobs, tiles, pages);
+  assert_true((size_t)r.tiles <= bound.tiles && (size_t)r.pages <= bound.pages);
+  int tile = 0, token = 0, largest = 0;
+  int64_t units = 0, last_page = -1;
+  bool any_coded = false;
+  for (int j = 0; j < n_jobs; j++) {
+    const int64_t end = sequence_visible(jobs[j].sequence, 0);
+    int row = 0; /* of the page's queries */
+    for (int64_t first = end - jobs[j].n; first < end; row = 0) {
+      const int64_t T = first / 64, next = (T + 1) * 64 < end ? (T + 1) * 64 : end;
+      const int rows = (int)(next - first) * group;
+      for (; row < rows; tile++) { /* tiles of this page's queries, in order, without a gap */
+        assert_true(tile < r.tiles);
+        const struct decode_tile *t = &tiles[tile];
+        assert_int_equal(t->first_row, row);
+        assert_in_range(t->rows, 1, most_rows);
+        assert_int_equal(t->position, first);
+        assert_int_equal(t->token, token + (int)(first - (end - jobs[j].n)));
+        assert_int_equal(t->begin, units);
+        /* every page that a row sees is in one list, in its form */
+        const int64_t begin = window && first >= window ? (first - window + 1) / 64 : 0;
+        int at[2] = {t->exact_first, t->coded_first};
+        for (int64_t page = begin; page <= T; page++) {
+          bool coded;
+          const int32_t unit = unit_by_rule(f, jobs[j].sequence, page, T, &coded);
+          any_coded = any_coded || coded;
+          assert_int_equal(pages[at[coded]].unit, unit);
+          assert_int_equal(pages[at[coded]].number, page);
+          at[coded]++;
+        }
+        assert_int_equal(at[0], t->exact_first + t->exact_pages);
+        assert_int_equal(at[1], t->coded_first + t->coded_pages);
+        /* as many tiles of 16 tokens as hold all that is seen, and no more */
+        const int64_t last = first + (row + t->rows - 1) / group;
+        assert_int_equal(t->exact_tiles, (t->exact_pages - 1) * 4 + (int)(last % 64) / 16 + 1);
+        assert_int_equal(t->units, EXACT_WEIGHT * t->exact_tiles + t->coded_pages);
+        units += (int64_t)t->units * KV_HEADS;
+        row += t->rows;
+        if (t->rows > largest) largest = t->rows;
+      }
+      assert_int_equal(row, rows);
+      if (T > last_page) last_page = T;
+      first = next;
+    }
+    token += jobs[j].n;
+  }
+  assert_int_equal(tile, r.tiles);
+  assert_int_equal(units, r.units);
+  assert_int_equal(largest, r.rows);
+  assert_int_equal(last_page, r.last_page);
+  assert_int_equal(any_coded, r.coded);
+  free(tiles);
+  free(pages);
+}
+
+static void plans_follow_the_reading_rule(void **state) {
+  (void)state;
+  uint64_t seed = 1;
+  for (int round = 0; round < 60; round++) {
+    struct fixture f = open_fixture(round % 5 != 0, round % 3, round % 4);
+    oscar_sequence *s[3];
+    oscar_attention_job jobs[3];
+    for (int i = 0; i < 3; i++) {
+      assert_ok(f.context, oscar_sequence_create(f.cache, &s[i]));
+      const int before = (int)(test_random(&seed) % 900), n = 1 + (int)(test_random(&seed) % (round % 2 ? 9 : 200));
+      if (before) feed(&f, s[i], before, false);
+      if (round % 7 == 3 && before > 300) { /* pages that the rule wants exact are codes */
+        int64_t resume;
+        assert_ok(f.context, oscar_sequence_truncate(s[i], before - 200, OSCAR_REWIND_REFILL, &resume));
+      }
+      feed(&f, s[i], n, true);
+      jobs[i] = (oscar_attention_job){.sequence = s[i], .n = n};
+    }
+    for (int group = 1; group <= 16; group += 1 + group / 4)
+      for (int most_rows = 4; most_rows <= 8; most_rows += 4) check_plan(&f, group, most_rows, round % 4 == 1 ? 150 : 0, jobs, 3);
+    close_fixture(&f);
+  }
+}
+
+static float half_of(uint32_t word, int which) { return f16_to_f32((uint16_t)(which ? word >> 16 : word & 0xFFFF)); }
+
+/* Operands multiplied out: curves (as weights of one pair) times angles give the turned mean of each token. */
+static void tables_turn_means(void **state) {
+  (void)state;
+  oscar_context *context = test_context(OSCAR_ISA_PORTABLE, 1);
+  for (int d = 32; d <= 256; d += 32) {
+    float frequencies[128];
+    for (int i = 0; i < d / 2; i++) frequencies[i] = (float)pow(d % 64 ? 1e4 : 1e6, -2.0 * i / d);
+    oscar_rope *rope;
+    assert_ok(context, oscar_rope_create(context, &(oscar_rope_spec){OSCAR_ROPE_HALVES, d, frequencies}, &rope));
+    oscar_status status;
+    const struct rope_table_sizes sizes = rope_table_sizes_of(context, rope, &status);
+    assert_int_equal(status, OSCAR_OK);
+    assert_int_equal(sizes.pairs % 8, 0);
+    assert_int_equal(sizes.curves % 16, 0);
+    float *series = malloc(sizes.series), *fast = malloc(sizes.fast_angles + 1);
+    uint32_t *curves = malloc(sizes.curve_words), *angles = malloc(sizes.angles);
+    assert_ok(context, rope_tables_fill(context, rope, &sizes, series, curves));
+    const int64_t page = 977;
+    rope_angles_fill(rope, &sizes, page, 1, angles, fast);
+    double worst = 0;
+    for (int pair = 0; pair < d / 2; pair++)
+      for (int token = 0; token < 64; token++) {
+        /* (a, b) = (1, 0): a_k cos(t w) + b_k sin(t w) */
+        const uint32_t *word = angles + (pair / 8 * 4 + pair % 4) * 4 + pair % 8 / 4 * 2;
+        const double cosine = half_of(word[0], 0) + half_of(word[1], 0), sine = half_of(word[0], 1) + half_of(word[1], 1);
+        double sum = 0;
+        for (int curve = 0; curve < sizes.curves; curve++) {
+          const int step = curve / 16, k = curve % 16, tile = token / 16, row = token % 16;
+          const int lane = row % 8 * 4 + k % 8 / 2, reg = row / 8 + k / 8 * 2;
+          const uint32_t *at = curves + ((step * 4 + tile) * 2 * 32 + lane) * 4 + reg;
+          const double value = half_of(at[0], k % 2) + half_of(at[128], k % 2);
+          double weight = 0;
+          if (curve < 16)
+            weight = series[pair * 16 + curve] * (curve < 8 ? cosine : -sine);
+          else if (pair < sizes.fast && curve == 16 + pair)
+            weight = fast[2 * pair];
+          else if (pair < sizes.fast && curve == 16 + sizes.fast + pair)
+            weight = -fast[2 * pair + 1];
+          sum += weight * value;
+        }
+        const double error = fabs(sum - cos((double)frequencies[pair] * (double)(page * 64 + token)));
+        if (error > worst) worst = error;
+      }
+    assert_true(worst < 1e-5);
+    free(series), free(fast), free(curves), free(angles);
+    oscar_rope_release(rope);
+  }
+  oscar_context_free(context);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(plans_follow_the_reading_rule),
+      cmocka_unit_test(tables_turn_means),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
