@@ -1,35 +1,18 @@
 /* decode.cu - which kernel serves a layer, and its launch (decode.h, decode.cuh). */
 #include "attention/cuda/decode.cuh"
+#include "attention/cuda/decode_variant.cuh"
+
+#include <initializer_list>
 
 namespace {
 
 constexpr int MOST_BLOCKS = 190; /* so that merging has room for all parts of an item */
 
-/* Kernels for a head dimension: for what fits usually are, without and with a mean that turns; for any keys and forms; for any
- * values besides. */
-struct variant {
-  int head_dim, blocks;                           /* of keys and of values that are usual */
-  const void *usual[2][2], *any_keys[2], *any[2]; /* [turning][tiles of 4 rows - 1] */
-};
-constexpr int MOST_VALUE_BLOCKS = 32;
-
-#define KERNEL(d, keys, values, row_tiles, any, any_values, waves)                                                               \
-  ((const void *)&decode::kernel<decode::traits<d, keys, values, row_tiles, any, any_values, waves>>)
-#define VARIANT(d, blocks)                                                                                                       \
-  {                                                                                                                              \
-    d, blocks,                                                                                                                   \
-        {{KERNEL(d, blocks, blocks, 1, false, false, false), KERNEL(d, blocks, blocks, 2, false, false, false)},                 \
-         {KERNEL(d, blocks, blocks, 1, false, false, true), KERNEL(d, blocks, blocks, 2, false, false, true)}},                  \
-        {KERNEL(d, 0, blocks, 1, true, false, true), KERNEL(d, 0, blocks, 2, true, false, true)}, {                              \
-      KERNEL(d, 0, MOST_VALUE_BLOCKS, 1, true, true, true), KERNEL(d, 0, MOST_VALUE_BLOCKS, 2, true, true, true)                 \
-    }                                                                                                                            \
-  }
-
-const variant variants[] = {VARIANT(64, 4), VARIANT(96, 6), VARIANT(128, 8), VARIANT(256, 16)};
+using decode::variant;
 
 const variant *variant_of(int head_dim) {
-  for (const variant &v : variants)
-    if (v.head_dim == head_dim) return &v;
+  for (const variant *v : {&decode::variant_64, &decode::variant_96, &decode::variant_128, &decode::variant_256})
+    if (v->head_dim == head_dim) return v;
   return nullptr;
 }
 
@@ -53,7 +36,7 @@ choice choose(const variant &v, const struct decode_layer *layer, int window, in
   const bool turns = layer->rope != nullptr;
   if (is_usual(v, layer, window)) return {v.usual[turns][row_tiles - 1], decode::warps_of(v.blocks, row_tiles, turns)};
   if (layer->values.crumbs == 16 * v.blocks) return {v.any_keys[row_tiles - 1], decode::warps_of(v.blocks, row_tiles, true)};
-  return {v.any[row_tiles - 1], decode::warps_of(MOST_VALUE_BLOCKS, row_tiles, true)};
+  return {v.any[row_tiles - 1], decode::warps_of(decode::MOST_VALUE_BLOCKS, row_tiles, true)};
 }
 
 decode::arguments arguments_of(const struct decode_shape *shape, const struct decode_layer *layer) {
@@ -94,7 +77,7 @@ bool groups_fit(const struct decode_side *side) {
 oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                           int *rows) {
   const variant *v = variant_of(shape->head_dim);
-  if (!v || layer->values.crumbs > 16 * MOST_VALUE_BLOCKS)
+  if (!v || layer->values.crumbs > 16 * decode::MOST_VALUE_BLOCKS)
     return set_error(
         cuda->context, OSCAR_UNSUPPORTED,
         "attention on a GPU: head dimension %d with %d crumbs of values; there are kernels for 64, 96, 128 and 256, and up "
