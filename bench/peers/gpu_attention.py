@@ -27,9 +27,12 @@ import subprocess
 import sys
 import tempfile
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+try:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+except ImportError as missing:
+    sys.exit(f"gpu_attention.py: needs PyTorch with CUDA, 2.5 or later: {missing}")
 
 QUERY_HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 8, 128, 36
 CASES = [(1, 29952), (1, 32768), (1, 59968), (1, 102400), (1, 131072), (8, 32768), (8, 102400), (32, 32768)]
@@ -90,7 +93,7 @@ def ways():
                 found.append((kernel, "bf16", way, order, sdpa(backend, order, rows)))
     try:
         from fa3_fwd_interface import flash_attn_with_kvcache as forward
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         note(f"FlashAttention-3 is left out: {error} (pip install fa3-fwd)")
         return found
     for dtype in ("bf16", "fp8"):
