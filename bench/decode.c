@@ -121,7 +121,7 @@ static void write_head(struct out *o, const struct shape *s, const struct tensor
   put(o, "GGUF", 4);
   put_u32(o, 3);
   put_u64(o, (uint64_t)n);
-  put_u64(o, 2 + 8 + 5);
+  put_u64(o, 2 + 9 + 5);
   put_string(o, "general.architecture", "llama");
   put_string(o, "general.name", s->name);
   put_number(o, "llama.block_count", (uint32_t)s->layers);
@@ -131,6 +131,9 @@ static void write_head(struct out *o, const struct shape *s, const struct tensor
   put_number(o, "llama.attention.head_count_kv", (uint32_t)s->kv_heads);
   put_number(o, "llama.attention.key_length", (uint32_t)s->head_dim);
   put_number(o, "llama.context_length", 1 << 20);
+  put_text(o, "llama.rope.freq_base");
+  put_u32(o, GGUF_FLOAT32);
+  put(o, &(float){1e6f}, 4);
   put_text(o, "llama.attention.layer_norm_rms_epsilon");
   put_u32(o, GGUF_FLOAT32);
   put(o, &(float){1e-6f}, 4);

@@ -18,8 +18,7 @@
 
 namespace decode {
 
-constexpr int WAVE_PAGES = 8;  /* whose curves' weights are computed together */
-constexpr int USUAL_STEPS = 2; /* of 16 curves: the polynomials, and those of up to 8 fast pairs */
+constexpr int WAVE_PAGES = 8; /* whose curves' weights are computed together */
 constexpr float NONE = -INFINITY;
 
 /* Forms of the two sides. */

@@ -20,11 +20,15 @@ bool plain_gains(const struct decode_side &side) {
   return side.form == OSCAR_ROW_LOG_GAINS ? side.groups == GAIN_CLASSES : side.form == OSCAR_ROW_GAIN && side.groups == 1;
 }
 
-/* Whether the usual kernels do. Those of the head dimension serve caches without codes too. */
-bool is_usual(const variant &v, const struct decode_layer *layer, int window) {
-  if (layer->values.crumbs == 0) return true;
-  return !window && layer->keys.crumbs == 16 * v.blocks && layer->values.crumbs == 16 * v.blocks && plain_gains(layer->keys) &&
-         plain_gains(layer->values) && (!layer->rope || layer->rope->curves == 16 * decode::USUAL_STEPS);
+/* Which of the usual kernels does; -1: none. Those of the head dimension serve caches without codes too. */
+int usual_kind(const variant &v, const struct decode_layer *layer, int window) {
+  if (layer->values.crumbs == 0) return 0;
+  if (window || layer->keys.crumbs != 16 * v.blocks || layer->values.crumbs != 16 * v.blocks || !plain_gains(layer->keys) ||
+      !plain_gains(layer->values))
+    return -1;
+  if (!layer->rope) return 0;
+  const int kind = layer->rope->curves / 16 - decode::LEAST_STEPS + 1;
+  return kind >= 1 && kind < decode::USUAL_KINDS ? kind : -1;
 }
 
 struct choice {
@@ -33,8 +37,8 @@ struct choice {
 };
 
 choice choose(const variant &v, const struct decode_layer *layer, int window, int row_tiles) {
-  const bool turns = layer->rope != nullptr;
-  if (is_usual(v, layer, window)) return {v.usual[turns][row_tiles - 1], decode::warps_of(v.blocks, row_tiles, turns)};
+  const int kind = usual_kind(v, layer, window);
+  if (kind >= 0) return {v.usual[kind][row_tiles - 1], decode::warps_of(v.blocks, row_tiles, kind > 0)};
   if (layer->values.crumbs == 16 * v.blocks) return {v.any_keys[row_tiles - 1], decode::warps_of(v.blocks, row_tiles, true)};
   return {v.any[row_tiles - 1], decode::warps_of(decode::MOST_VALUE_BLOCKS, row_tiles, true)};
 }

@@ -280,12 +280,12 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
 /* ---- coded pages, a stretch of a tile's list ---- */
 
 /* What is known when a kernel is compiled. */
-template <int D_, int KEY_BLOCKS_, int VALUE_BLOCKS_, int NT_, bool ANY_, bool ANY_VALUES_, bool WAVES_> struct traits {
+template <int D_, int KEY_BLOCKS_, int VALUE_BLOCKS_, int NT_, bool ANY_, bool ANY_VALUES_, int STEPS_> struct traits {
   static constexpr int D = D_, KEY_BLOCKS = KEY_BLOCKS_, VALUE_BLOCKS = VALUE_BLOCKS_, NT = NT_;
   static constexpr bool ANY = ANY_;               /* any number of blocks of keys, any form, a window, or waves */
   static constexpr bool ANY_VALUES = ANY_VALUES_; /* any number of blocks of values, up to VALUE_BLOCKS */
-  static constexpr bool WAVES = WAVES_;           /* a mean turns; ANY: perhaps */
-  static constexpr int WARPS = warps_of(VALUE_BLOCKS_, NT_, WAVES_);
+  static constexpr int STEPS = STEPS_; /* of 16 curves of a mean that turns; 0: it does not; ANY: as many as there are */
+  static constexpr int WARPS = warps_of(VALUE_BLOCKS_, NT_, ANY_ || STEPS_ > 0);
 };
 
 /* The pages of this warp, begun while the block is busy with something else. */
@@ -322,7 +322,7 @@ template <class T>
 __device__ inline void load_queries(const arguments &a, const uint8_t *prepared, uint8_t *memory, const shared_layout &layout,
                                     uint64_t *barrier, uint32_t &parity) {
   constexpr int NT = T::NT, THREADS = T::WARPS * 32;
-  const bool waves = T::ANY ? a.waves : T::WAVES;
+  const bool waves = T::ANY ? a.waves : T::STEPS > 0;
   const int blocks = T::ANY ? a.forms.key_crumbs / 16 : T::KEY_BLOCKS, fast = waves ? a.rope.fast : 0;
   const prepared_layout at = prepared_layout_of(blocks, waves ? a.rope.pairs : 0, fast, NT);
   if (waves) begin_block_copy(memory + layout.mixing, prepared + at.mixing, at.mixing_bytes, barrier);
@@ -343,12 +343,12 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
                                   const shared_layout &layout, ring &ring) {
   constexpr int NT = T::NT, BLOCKS = T::VALUE_BLOCKS;
   constexpr bool ANY = T::ANY;
-  constexpr int STEPS = ANY ? 0 : USUAL_STEPS; /* 0: as many as there are */
+  constexpr int STEPS = ANY ? 0 : T::STEPS;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, mine = c.count;
   const page_forms &forms = a.forms;
   const uint8_t *base = a.memory + (size_t)head * a.head_bytes;
-  const bool waves = ANY ? a.waves : T::WAVES, log_gains = !ANY && forms.key_form == OSCAR_ROW_LOG_GAINS;
-  const int blocks = ANY ? forms.key_crumbs / 16 : T::KEY_BLOCKS, steps = STEPS ? STEPS : waves ? a.rope.curves / 16 : 0;
+  const bool waves = ANY ? a.waves : T::STEPS > 0, log_gains = !ANY && forms.key_form == OSCAR_ROW_LOG_GAINS;
+  const int blocks = ANY ? forms.key_crumbs / 16 : T::KEY_BLOCKS, steps = ANY ? waves ? a.rope.curves / 16 : 0 : STEPS;
   const uint32_t *operand_words = (const uint32_t *)(memory + layout.operands);
   const struct row_constants *constants = (const struct row_constants *)(memory + layout.constants);
   const float2 *amplitudes = (const float2 *)(memory + layout.amplitudes);
@@ -583,7 +583,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
     }
     waited = true;
     if (last > exact_units) {
-      const bool waves = T::ANY ? a.waves : T::WAVES;
+      const bool waves = T::ANY ? a.waves : T::STEPS > 0;
       const prepared_layout prepared =
           prepared_layout_of(a.forms.key_crumbs / 16, waves ? a.rope.pairs : 0, waves ? a.rope.fast : 0, NT);
       load_queries<T>(a, a.prepared + (size_t)index * prepared.bytes, memory, layout, block_barrier, parity);

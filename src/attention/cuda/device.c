@@ -321,6 +321,9 @@ static oscar_status make_plan(struct device_attention *a, int layer, int window,
   struct decode_tile *tiles = a->host_plan;
   struct decode_page *pages = (struct decode_page *)(void *)((uint8_t *)a->host_plan + tile_bytes);
   const struct plan_result r = plan_fill(g, a->group, a->most_rows, layer, window, jobs, n_jobs, tiles, pages);
+  if (r.missing >= 0)
+    return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention job %d: page %lld of layer %d holds nothing to read",
+                     r.missing_job, (long long)r.missing, layer);
   if (r.units > INT32_MAX / 2 || (size_t)r.tiles * (size_t)g->kv_heads > INT32_MAX / 4)
     return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: too many queries in one call");
   uint8_t *memory = a->plan.memory;

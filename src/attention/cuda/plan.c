@@ -37,7 +37,7 @@ static int list_pages(const struct cache_geometry *g, const oscar_sequence *s, i
 
 struct plan_result plan_fill(const struct cache_geometry *g, int group, int most_rows, int layer, int window,
                              const oscar_attention_job *jobs, int n_jobs, struct decode_tile *tiles, struct decode_page *pages) {
-  struct plan_result r = {.last_page = -1};
+  struct plan_result r = {.last_page = -1, .missing = -1};
   int token = 0;
   for (int j = 0; j < n_jobs; j++) {
     const int64_t end = sequence_visible(jobs[j].sequence, layer), begin = end - jobs[j].n;
@@ -48,6 +48,8 @@ struct plan_result plan_fill(const struct cache_geometry *g, int group, int most
       const int count =
           list_pages(g, jobs[j].sequence, layer, window_begin(window, first) / PAGE_TOKENS, page, pages + r.pages, &exact);
       if (count > exact) r.coded = true;
+      for (int i = r.pages; i < r.pages + count && r.missing < 0; i++)
+        if (pages[i].unit == NO_UNIT) r.missing = pages[i].number, r.missing_job = j;
       if (page > r.last_page) r.last_page = page;
       const int rows = (int)(next - first) * group, cuts = (rows + most_rows - 1) / most_rows;
       for (int i = 0; i < cuts; i++) {

@@ -21,6 +21,8 @@ struct plan_result {
   int64_t units;     /* of the line */
   int64_t last_page; /* the largest number in the lists; -1: none */
   bool coded;        /* a page is read as codes */
+  int64_t missing;   /* a page of a job that holds nothing to read; -1: none */
+  int missing_job;
 };
 /* Tiles have at most `most_rows` rows. The jobs have been checked; query i of job j is row `tokens before j` + i of q. */
 struct plan_result plan_fill(const struct cache_geometry *geometry, int group, int most_rows, int layer, int window,
