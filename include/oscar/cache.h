@@ -115,6 +115,10 @@ OSCAR_API oscar_status oscar_sequence_begin(oscar_sequence *sequence, int n);
  * Pages that this step demotes are encoded here. Each layer exactly once per step, any order.
  * Errors: INVALID_ARGUMENT, NUMERIC (non-finite input, named by layer, head and position): the step must then be aborted. */
 OSCAR_API oscar_status oscar_sequence_write(oscar_sequence *sequence, int layer, const float *k, const float *v);
+/* The same of `count` different sequences of one cache, their rows after each other: one launch on a GPU. After NUMERIC the steps
+ * of all must be aborted. */
+OSCAR_API oscar_status oscar_sequences_write(oscar_sequence *const *sequences, int count, int layer, const float *k,
+                                             const float *v);
 /* All layers written: the step becomes part of the sequence, exact forms that are not read any more are released. Cannot run out.
  * On a GPU, where writes are only enqueued, this is what reports NUMERIC, and it waits for them; the step must then be aborted.
  */

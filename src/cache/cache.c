@@ -50,7 +50,6 @@ static void copy_coded(void *user, int32_t from, int32_t to) {
 
 static void compact(oscar_cache *c) {
   c->changes++;
-  c->moved++;
   int32_t block = arena_evacuate_begin(&c->arena, copy_coded, c);
   for (oscar_sequence *s = c->sequences; s; s = s->next)
     for (int64_t p = 0; p < s->pages; p++) s->table[p].coded = arena_forwarded(&c->arena, block, s->table[p].coded);

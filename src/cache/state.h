@@ -43,7 +43,6 @@ struct oscar_cache {
   uint8_t *memory, *scratch;
   struct device_store *store; /* where memory is a GPU's (cache/cuda/store.h) */
   uint64_t changes;           /* of any table, counted */
-  uint64_t moved;             /* how often pages were moved to make room */
   struct layer_part layers[];
 };
 
@@ -62,7 +61,6 @@ struct oscar_sequence {
   int step_tokens;          /* n of the open step, 0: none */
   int step_layers;          /* layers written */
   bool step_failed;
-  uint64_t step_begun;                /* the cache's changes when the step was opened: no other step has the same */
   int64_t demoted_first, demoted_end; /* pages that the open step demotes are among these */
   bool written[];                     /* [layers] in the open step */
 };

@@ -81,7 +81,6 @@ oscar_status oscar_sequence_begin(oscar_sequence *s, int n) {
   s->step_tokens = n;
   s->step_layers = 0;
   s->step_failed = false;
-  s->step_begun = c->changes;
   memset(s->written, 0, (size_t)c->geometry.layers * sizeof s->written[0]);
   cache_note_peak(c);
   debug_check(c);
@@ -185,7 +184,7 @@ static oscar_status refuse_row(oscar_sequence *s, int layer, int64_t bad, int64_
                    (int)(bad / 2 % heads), (long long)(base + bad / 2 / heads), bad % 2 ? "value" : "key", why);
 }
 
-oscar_status oscar_sequence_write(oscar_sequence *s, int layer, const float *k, const float *v) {
+static oscar_status check_write(const oscar_sequence *s, int layer) {
   const struct cache_geometry *g = &s->cache->geometry;
   if (s->step_tokens == 0) return set_error(g->context, OSCAR_INVALID_ARGUMENT, "write without a step: call begin first");
   if (s->step_failed) return set_error(g->context, OSCAR_INVALID_ARGUMENT, "this step has failed and must be aborted");
@@ -193,13 +192,11 @@ oscar_status oscar_sequence_write(oscar_sequence *s, int layer, const float *k, 
     return set_error(g->context, OSCAR_INVALID_ARGUMENT, "layer %d; the cache has layers 0 to %d", layer, g->layers - 1);
   if (s->written[layer])
     return set_error(g->context, OSCAR_INVALID_ARGUMENT, "layer %d has been written in this step already", layer);
-  if (g->cuda) {
-    oscar_status status = device_store_write(s, layer, k, v);
-    if (status != OSCAR_OK) return status;
-    s->written[layer] = true;
-    s->step_layers++;
-    return OSCAR_OK;
-  }
+  return OSCAR_OK;
+}
+
+static oscar_status write_on_host(oscar_sequence *s, int layer, const float *k, const float *v) {
+  const struct cache_geometry *g = &s->cache->geometry;
   struct writing w = {.s = s, .layer = layer, .k = k, .v = v, .bad = INT64_MAX};
   const int64_t rows = (int64_t)s->step_tokens * g->kv_heads;
   const int threads = g->context->options.threads;
@@ -207,10 +204,31 @@ oscar_status oscar_sequence_write(oscar_sequence *s, int layer, const float *k, 
   if (w.bad != INT64_MAX) return refuse_row(s, layer, w.bad, s->length, "is not finite in BF16");
   if (encode_jobs(s) > 0) team_run(g->context, s->cache->plan.threads, encode_pages, &w);
   if (w.bad != INT64_MAX) return refuse_row(s, layer, w.bad, 0, "cannot be encoded: its scale leaves the range of fp16");
-  s->written[layer] = true;
-  s->step_layers++;
-  debug_check(s->cache);
   return OSCAR_OK;
+}
+
+oscar_status oscar_sequences_write(oscar_sequence *const *sequences, int count, int layer, const float *k, const float *v) {
+  if (count < 1) return OSCAR_OK;
+  oscar_cache *c = sequences[0]->cache;
+  const size_t width = (size_t)c->geometry.kv_heads * (size_t)c->geometry.head_dim;
+  for (int i = 0; i < count; i++) {
+    if (sequences[i]->cache != c)
+      return set_error(c->geometry.context, OSCAR_INVALID_ARGUMENT, "sequence %d belongs to another cache than the first", i);
+    oscar_status status = check_write(sequences[i], layer);
+    if (status != OSCAR_OK) return status;
+  }
+  oscar_status status = c->store ? device_store_write(sequences, count, layer, k, v) : OSCAR_OK;
+  for (size_t i = 0, row = 0; i < (size_t)count && status == OSCAR_OK; row += (size_t)sequences[i++]->step_tokens) {
+    if (!c->store && (status = write_on_host(sequences[i], layer, k + row * width, v + row * width)) != OSCAR_OK) break;
+    sequences[i]->written[layer] = true;
+    sequences[i]->step_layers++;
+  }
+  debug_check(c);
+  return status;
+}
+
+oscar_status oscar_sequence_write(oscar_sequence *s, int layer, const float *k, const float *v) {
+  return oscar_sequences_write(&s, 1, layer, k, v);
 }
 
 /* ---- commit and abort ---- */

@@ -49,7 +49,8 @@ struct runner {
   struct span *spans, *output_spans;    /* room for a span per job each */
   int n_spans, n_output_spans, outputs; /* outputs: rows of logits of all */
   oscar_attention_job *attention_jobs;
-  int room; /* jobs that there is room for */
+  oscar_sequence **sequences; /* of the jobs */
+  int room;                   /* jobs that there is room for */
 };
 
 struct buffer_size {
@@ -91,12 +92,16 @@ static oscar_status make_room(struct runner *r, int count) {
   oscar_context *context = r->model->context;
   struct span *spans = mem_alloc(context, 2 * (size_t)count, sizeof *spans);
   oscar_attention_job *jobs = spans ? mem_alloc(context, (size_t)count, sizeof *jobs) : NULL;
-  if (!jobs) {
+  oscar_sequence **sequences = jobs ? mem_alloc(context, (size_t)count, sizeof(oscar_sequence *)) : NULL;
+  if (!sequences) {
+    mem_free(context, jobs);
     mem_free(context, spans);
     return OSCAR_NO_MEMORY;
   }
   mem_free(context, r->spans);
   mem_free(context, r->attention_jobs);
+  mem_free(context, r->sequences);
+  r->sequences = sequences;
   r->spans = spans;
   r->output_spans = spans + count;
   r->attention_jobs = jobs;
@@ -163,6 +168,7 @@ void runner_free(struct runner *r) {
   mem_free(context, r->tokens);
   mem_free(context, r->spans);
   mem_free(context, r->attention_jobs);
+  mem_free(context, r->sequences);
   mem_free(context, r);
 }
 
@@ -218,10 +224,7 @@ static oscar_status project_qkv(const struct runner *r, int layer, int window) {
   if (status != OSCAR_OK) return status;
   const struct heads rotated[2] = {{g->query_heads, vector_of(&w->q_norm), r->q}, {g->kv_heads, vector_of(&w->k_norm), r->k}};
   status = be->ops->rope(be, rope, r->n, g->head_dim, r->positions, m->parameters.norm_eps, 2, rotated);
-  const size_t width = (size_t)g->kv_heads * (size_t)g->head_dim;
-  size_t row = 0;
-  for (int i = 0; i < r->count && status == OSCAR_OK; row += (size_t)r->jobs[i++].n)
-    status = oscar_sequence_write(r->jobs[i].sequence, layer, r->k + row * width, r->v + row * width);
+  if (status == OSCAR_OK) status = oscar_sequences_write(r->sequences, r->count, layer, r->k, r->v);
   return status;
 }
 
@@ -444,6 +447,7 @@ static void lay_out(struct runner *r, int count, const struct forward_job *jobs)
   r->n = r->outputs = r->n_spans = r->n_output_spans = 0;
   for (int i = 0; i < count; i++) {
     const struct forward_job *job = &jobs[i];
+    r->sequences[i] = job->sequence;
     r->attention_jobs[i] = (oscar_attention_job){
         .sequence = job->sequence, .n = job->n, .q = r->q + (size_t)r->n * width, .out = r->o + (size_t)r->n * width};
     add_rows(r->spans, &r->n_spans, job->n, shared);

@@ -19,8 +19,8 @@ void device_store_free(oscar_cache *cache) { (void)cache; }
 void device_store_copy(const oscar_cache *cache, int32_t from, int32_t to, bool exact) {
   (void)cache, (void)from, (void)to, (void)exact;
 }
-oscar_status device_store_write(oscar_sequence *sequence, int layer, const float *k, const float *v) {
-  (void)sequence, (void)layer, (void)k, (void)v;
+oscar_status device_store_write(oscar_sequence *const *sequences, int count, int layer, const float *k, const float *v) {
+  (void)sequences, (void)count, (void)layer, (void)k, (void)v;
   return never();
 }
 oscar_status device_store_read(const oscar_sequence *sequence, struct page_entry entry, int layer, int kv_head, oscar_side side,

@@ -8,14 +8,15 @@
 
 #include <string.h>
 
-/* What one step needs on the device: where its tokens go and what it demotes. The same in every layer, so it is uploaded once.
- * With several steps open at once the last few are kept. */
+/* What the open steps of some sequences need on the device: where their tokens go and what they demote. The same in every layer,
+ * so it is uploaded once; who writes sequences one by one finds the last few still there. */
 #define KEPT_STEPS 64
 struct step_data {
   void *host, *device;
   size_t bytes;
-  const oscar_sequence *sequence; /* whose open step this is */
-  uint64_t begun, moved;
+  const oscar_sequence *first; /* of `count`; NULL: nothing */
+  int count;
+  uint64_t changes; /* of the cache when it was made */
   int tokens, demotions;
 };
 
@@ -119,54 +120,63 @@ static oscar_status reserve_step(const oscar_cache *c, struct step_data *step, s
   return status;
 }
 
-/* Places of tokens, then demotions. A step is told from others by its sequence, and from earlier ones by the number that its
- * begin left in it. */
-static oscar_status upload_step(const oscar_sequence *s, struct step_data **out) {
-  const oscar_cache *c = s->cache;
-  struct device_store *store = c->store;
-  for (int i = 0; i < KEPT_STEPS; i++) {
-    *out = &store->steps[i];
-    if ((*out)->sequence == s && (*out)->begun == s->step_begun && (*out)->moved == c->moved) return OSCAR_OK;
-  }
-  struct step_data *step = *out = &store->steps[store->step = (store->step + 1) % KEPT_STEPS];
-  const size_t place_bytes = round_up((size_t)s->step_tokens * sizeof(struct write_place), 16);
-  const size_t bytes = place_bytes + (size_t)(s->demoted_end - s->demoted_first) * sizeof(struct cuda_demotion);
-  step->sequence = NULL;
-  oscar_status status = reserve_step(c, step, bytes);
-  if (status != OSCAR_OK) return status;
-  struct write_place *places = step->host;
+static void list_step(const oscar_sequence *s, struct step_data *step, struct write_place *places,
+                      struct cuda_demotion *demotions) {
   for (int i = 0; i < s->step_tokens; i++) {
     const int64_t position = s->length + i;
-    places[i] = (struct write_place){s->table[position / PAGE_TOKENS].exact, (int32_t)(position % PAGE_TOKENS)};
+    places[step->tokens++] = (struct write_place){s->table[position / PAGE_TOKENS].exact, (int32_t)(position % PAGE_TOKENS)};
   }
-  struct cuda_demotion *demotions = (struct cuda_demotion *)(void *)((uint8_t *)step->host + place_bytes);
-  step->demotions = 0;
   for (int64_t page = s->demoted_first; page < s->demoted_end; page++) {
     const struct page_entry *entry = &s->table[page];
-    if (entry_is_being_encoded(c, entry))
+    if (entry_is_being_encoded(s->cache, entry))
       demotions[step->demotions++] = (struct cuda_demotion){.exact = entry->exact, .coded = entry->coded, .page = page};
   }
-  status = cuda_upload(store->cuda, step->device, step->host, bytes);
-  step->sequence = status == OSCAR_OK ? s : NULL;
-  step->begun = s->step_begun;
-  step->moved = c->moved;
-  step->tokens = s->step_tokens;
-  return status;
 }
 
-oscar_status device_store_write(oscar_sequence *s, int layer, const float *k, const float *v) {
-  const oscar_cache *c = s->cache;
+/* Places of tokens, then demotions. *places_bytes: where the latter begin. */
+static oscar_status upload_step(oscar_sequence *const *sequences, int count, struct step_data **out, size_t *place_bytes) {
+  const oscar_cache *c = sequences[0]->cache;
+  struct device_store *store = c->store;
+  size_t tokens = 0, demotions = 0;
+  for (int i = 0; i < count; i++) {
+    tokens += (size_t)sequences[i]->step_tokens;
+    demotions += (size_t)(sequences[i]->demoted_end - sequences[i]->demoted_first);
+  }
+  *place_bytes = round_up(tokens * sizeof(struct write_place), 16);
+  for (int i = 0; i < KEPT_STEPS; i++) {
+    *out = &store->steps[i];
+    if ((*out)->first == sequences[0] && (*out)->count == count && (*out)->changes == c->changes) return OSCAR_OK;
+  }
+  struct step_data *step = *out = &store->steps[store->step = (store->step + 1) % KEPT_STEPS];
+  const size_t bytes = *place_bytes + demotions * sizeof(struct cuda_demotion);
+  step->first = NULL;
+  oscar_status status = reserve_step(c, step, bytes);
+  if (status != OSCAR_OK) return status;
+  step->tokens = step->demotions = 0;
+  for (int i = 0; i < count; i++)
+    list_step(sequences[i], step, step->host, (struct cuda_demotion *)(void *)((uint8_t *)step->host + *place_bytes));
+  status = cuda_upload(store->cuda, step->device, step->host, bytes);
+  if (status != OSCAR_OK) return status;
+  step->first = sequences[0];
+  step->count = count;
+  step->changes = c->changes;
+  return OSCAR_OK;
+}
+
+oscar_status device_store_write(oscar_sequence *const *sequences, int count, int layer, const float *k, const float *v) {
+  const oscar_cache *c = sequences[0]->cache;
   struct device_store *store = c->store;
   const struct cache_geometry *g = &c->geometry;
   struct step_data *step;
-  oscar_status status = upload_step(s, &step);
+  size_t place_bytes;
+  oscar_status status = upload_step(sequences, count, &step, &place_bytes);
   if (status != OSCAR_OK) return status;
   const struct layer_part *part = &c->layers[layer];
   store->unchecked = true;
   status = write_rows(store->cuda, part->memory, part->unit_bytes, g->kv_heads, g->head_dim, step->tokens, step->device, k, v,
                       store->bad);
   if (status != OSCAR_OK || step->demotions == 0) return status;
-  const uint8_t *demotions = (const uint8_t *)step->device + round_up((size_t)step->tokens * sizeof(struct write_place), 16);
+  const uint8_t *demotions = (const uint8_t *)step->device + place_bytes;
   return cuda_encode(store->codecs, store->layers, layer, layer + 1, g->kv_heads,
                      (const struct cuda_demotion *)(const void *)demotions, step->demotions, store->bad + 1);
 }

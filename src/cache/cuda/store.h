@@ -23,9 +23,9 @@ void device_store_free(oscar_cache *cache);
 /* Copies `bytes` of every layer from one unit on to another. Enqueued; a failure shows at the next call that can fail. */
 void device_store_copy(const oscar_cache *cache, int32_t from, int32_t to, bool exact);
 
-/* The rows of the open step into their exact pages, and the pages that it demotes into codes, in one layer. k, v: device memory.
+/* The rows of open steps into their exact pages, and the pages that these demote into codes, in one layer. k, v: device memory.
  */
-oscar_status device_store_write(oscar_sequence *sequence, int layer, const float *k, const float *v);
+oscar_status device_store_write(oscar_sequence *const *sequences, int count, int layer, const float *k, const float *v);
 /* One side of a page in canonical form (coded) or as BF16 (exact), in host memory. Waits. */
 oscar_status device_store_read(const oscar_sequence *sequence, struct page_entry entry, int layer, int kv_head, oscar_side side,
                                void *out);
