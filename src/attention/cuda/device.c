@@ -1,8 +1,7 @@
 /*
  * device.c - attention over a cache on a GPU: maps, tables and work space in its memory, plans, launches (device.h).
  *
- * A plan depends on page tables, jobs and window alone, not on the layer, so one upload serves all layers of a step. Plans are
- * made in host memory that copies run from; there are two, so that the next can be made while the last is still being copied.
+ * A plan depends on page tables, jobs and window alone, not on the layer, so one upload serves all layers of a step.
  */
 #include "attention/cuda/device.h"
 
@@ -26,9 +25,10 @@ struct rope_entry {
   struct space fixed, angles; /* series and curves; angles and fast angles */
 };
 
+/* What the current plan was made for; its jobs are kept beside it. */
 struct plan_key {
   uint64_t changes;
-  int window, n_jobs, layer_state;
+  int window, n_jobs;
   bool valid;
 };
 
