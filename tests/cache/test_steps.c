@@ -280,6 +280,66 @@ static void wrong_use_is_refused_and_changes_nothing(void **state) {
   close_world(&w);
 }
 
+/* Rows of several sequences in one call lie where those of single calls do; a sequence of another cache is refused before any is
+ * written. */
+static void sequences_written_together_are_those_written_alone(void **state) {
+  (void)state;
+  enum { COUNT = 3, MOST_TOKENS = 200 };
+  const struct geometry *g = &geometries[1];
+  const size_t width = (size_t)(g->kv_heads * g->head_dim);
+  const int steps[4][COUNT] = {{1, 130, 64}, {200, 3, 1}, {1, 1, 1}, {64, 190, 65}};
+  struct world w, other;
+  open_world(&w, g, 2);
+  open_world(&other, g, 1);
+  oscar_sequence *together[COUNT], *alone[COUNT], *stranger;
+  uint64_t seed = 1;
+  for (int i = 0; i < COUNT; i++) {
+    assert_ok(w.context, oscar_sequence_create(w.cache, &together[i]));
+    assert_ok(w.context, oscar_sequence_create(w.cache, &alone[i]));
+  }
+  float *x = malloc(sizeof *x * width * COUNT * MOST_TOKENS);
+  assert_non_null(x);
+  for (int step = 0; step < 4; step++) {
+    for (size_t i = 0; i < width * COUNT * MOST_TOKENS; i++) x[i] = test_normal(&seed);
+    for (int i = 0; i < COUNT; i++) {
+      assert_ok(w.context, oscar_sequence_begin(together[i], steps[step][i]));
+      assert_ok(w.context, oscar_sequence_begin(alone[i], steps[step][i]));
+    }
+    for (int layer = 0; layer < g->layers; layer++) {
+      assert_ok(w.context, oscar_sequences_write(together, COUNT, layer, x, x + 1));
+      assert_int_equal(oscar_sequences_write(together, COUNT, layer, x, x + 1), OSCAR_INVALID_ARGUMENT);
+      size_t row = 0;
+      for (int i = 0; i < COUNT; row += (size_t)steps[step][i++])
+        assert_ok(w.context, oscar_sequence_write(alone[i], layer, x + row * width, x + row * width + 1));
+    }
+    for (int i = 0; i < COUNT; i++) {
+      assert_ok(w.context, oscar_sequence_commit(together[i]));
+      assert_ok(w.context, oscar_sequence_commit(alone[i]));
+    }
+  }
+  uint8_t *pages[2][2];
+  for (int i = 0; i < 4; i++) assert_non_null(pages[i / 2][i % 2] = calloc(1, PAGE_BUFFER));
+  for (int i = 0; i < COUNT; i++)
+    for (int p = 0; p < page_count((int)oscar_sequence_length(alone[i])); p++)
+      for (int place = 0; place < g->layers * g->kv_heads; place++) {
+        bool coded[2];
+        for (int which = 0; which < 2; which++)
+          assert_ok(w.context, oscar_sequence_read_page(which ? alone[i] : together[i], p, place / g->kv_heads,
+                                                        place % g->kv_heads, &coded[which], pages[which][0], pages[which][1]));
+        assert_int_equal(coded[0], coded[1]);
+        for (int side = 0; side < 2; side++) assert_memory_equal(pages[0][side], pages[1][side], PAGE_BUFFER);
+      }
+  assert_ok(other.context, oscar_sequence_create(other.cache, &stranger));
+  assert_ok(other.context, oscar_sequence_begin(stranger, 1));
+  assert_ok(w.context, oscar_sequence_begin(together[0], 1));
+  assert_int_equal(oscar_sequences_write((oscar_sequence *[]){together[0], stranger}, 2, 0, x, x), OSCAR_INVALID_ARGUMENT);
+  assert_int_equal(sequence_visible(together[0], 0), -1);
+  for (int i = 0; i < 4; i++) free(pages[i / 2][i % 2]);
+  free(x);
+  close_world(&other);
+  close_world(&w);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(the_reading_rule_decides_the_form_of_every_page),
@@ -291,6 +351,7 @@ int main(void) {
       cmocka_unit_test(what_a_filter_refuses_is_named_by_place),
       cmocka_unit_test(the_largest_bf16_number_is_kept),
       cmocka_unit_test(wrong_use_is_refused_and_changes_nothing),
+      cmocka_unit_test(sequences_written_together_are_those_written_alone),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
