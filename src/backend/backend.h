@@ -136,6 +136,8 @@ void backend_cuda_choose(struct backend *backend, enum cuda_product way);
 /* elements of a block and its bytes; false for a type this build does not know */
 bool weight_block(enum weight_type type, int *elements, size_t *bytes);
 const char *weight_type_name(int type);
+/* What every backend's weight_check asks; has_kernels: whether this one has them for the weight's type. */
+oscar_status weight_check_layout(struct backend *be, const struct weight *w, bool has_kernels);
 /* count: a multiple of the block; exact to float rounding of the published formulas */
 void weight_dequantize(enum weight_type type, int64_t count, const void *blocks, float *out);
 

@@ -7,6 +7,7 @@
  */
 #include "backend/blocks.h"
 
+#include <limits.h>
 #include <string.h>
 
 static const struct format {
@@ -153,6 +154,21 @@ static void dequantize_q6_k(int64_t blocks, const struct block_q6_k *b, float *o
       }
     }
   }
+}
+
+oscar_status weight_check_layout(struct backend *be, const struct weight *w, bool has_kernels) {
+  int elements;
+  size_t bytes;
+  if (!weight_block(w->type, &elements, &bytes) || !has_kernels)
+    return set_error(be->context, OSCAR_UNSUPPORTED, "tensor %s has type %s, for which the %s backend has no kernels", w->name,
+                     weight_type_name((int)w->type), be->ops->name);
+  if (!w->data || w->rows < 1 || w->cols < 1 || w->rows > INT_MAX || w->cols > INT_MAX)
+    return set_error(be->context, OSCAR_FORMAT, "tensor %s of %lld x %lld is empty, absent or too large", w->name,
+                     (long long)w->rows, (long long)w->cols);
+  if (w->cols % elements)
+    return set_error(be->context, OSCAR_FORMAT, "tensor %s has rows of %lld elements, not a multiple of the %d of a %s block",
+                     w->name, (long long)w->cols, elements, weight_type_name((int)w->type));
+  return OSCAR_OK;
 }
 
 void weight_dequantize(enum weight_type type, int64_t count, const void *blocks, float *out) {

@@ -87,12 +87,6 @@ __device__ __forceinline__ uint2 log_gains_fp16(uint32_t word, int less) {
   return make_uint2(__byte_perm(low, high, 0x5140), __byte_perm(low, high, 0x7362));
 }
 
-__device__ inline float largest_of_warp(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
-  return x;
-}
-
 /* Gains of values times 2^-exponent, where the exponent grows with the largest gain seen. */
 __device__ inline void expand_value_gains(const page_forms &a, const page_gains &to, const uint16_t *meta, int &exponent,
                                           int lane) {

@@ -59,7 +59,7 @@ decode::arguments arguments_of(const struct decode_shape *shape, const struct de
              layer->values.crumbs, layer->values.groups, layer->values.form};
   a.waves = layer->rope != nullptr;
   if (layer->rope) a.rope = *layer->rope;
-  a.scale = shape->scale * 1.44269504088896341f;
+  a.scale = shape->scale * LOG2_E;
   return a;
 }
 

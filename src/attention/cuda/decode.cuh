@@ -153,9 +153,9 @@ template <int NT, int WARPS> __device__ inline void store_part(const arguments &
 
 /* ---- exact pages ---- */
 
-/* Tiles of 16 tokens, `from` to `to` - 1, of one warp. Scores and sums as for codes, with BF16
- * operands from global memory: a lane's 16 bytes are eight channels of a token, in whatever order of inputs both operands agree
- * on. Queries and probabilities come as two BF16 numbers each, in neighbouring columns. */
+/* Tiles of 16 tokens, `from` to `to` - 1, of one warp. Scores and sums as for codes, with BF16 operands from global memory: a
+ * lane's 16 bytes are eight channels of a token, in whatever order of inputs both operands agree on. Queries and probabilities
+ * come as two BF16 numbers each, in neighbouring columns. */
 template <int D, int NT>
 __device__ inline void read_exact(const arguments &a, const struct decode_tile &tile, int head, int from, int to,
                                   const warp_sums &sums) {
@@ -171,94 +171,92 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
     seen[n] = row < tile.rows ? tile.position + (tile.first_row + row) / a.group : -1;
   }
   const int64_t last = tile.position + (tile.first_row + tile.rows - 1) / a.group;
-  {
-    uint32_t operand[NT][STEPS][4];
+  uint32_t operand[NT][STEPS][4];
 #pragma unroll
-    for (int n = 0; n < NT; n++) {
-      const int row = n * 4 + g / 2;
-      const float *mine = a.q + row_offset(tile, row < tile.rows ? row : 0, a.kv_heads, a.group, head, D);
-      const float scale = row < tile.rows ? a.scale : 0;
+  for (int n = 0; n < NT; n++) {
+    const int row = n * 4 + g / 2;
+    const float *mine = a.q + row_offset(tile, row < tile.rows ? row : 0, a.kv_heads, a.group, head, D);
+    const float scale = row < tile.rows ? a.scale : 0;
+#pragma unroll
+    for (int j = 0; j < STEPS; j++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const float2 x = *(const float2 *)(mine + 32 * j + 8 * q + 2 * i);
+        uint32_t packed = pack_bf162(x.x * scale, x.y * scale);
+        if (g % 2) packed = pack_bf162(x.x * scale - low_bf16(packed), x.y * scale - high_bf16(packed));
+        operand[n][j][i] = packed;
+      }
+  }
+  for (int i = from; i < to; i++) {
+    const struct decode_page page = a.pages[tile.exact_first + i / 4];
+    const uint16_t *keys =
+        (const uint16_t *)(a.memory + (size_t)page.unit * a.unit_bytes) + (size_t)head * 2 * 64 * D + i % 4 * 16 * D;
+    const uint16_t *values = keys + 64 * D;
+    const int64_t position = (int64_t)page.number * 64 + i % 4 * 16;
+    float s[NT][4] = {};
+    uint4 v[CHUNKS][4];
+    {
+      uint4 low[STEPS], high[STEPS];
+#pragma unroll
+      for (int j = 0; j < STEPS; j++) {
+        low[j] = *(const uint4 *)(keys + g * D + 32 * j + 8 * q);
+        high[j] = *(const uint4 *)(keys + (g + 8) * D + 32 * j + 8 * q);
+      }
+#pragma unroll
+      for (int chunk = 0; chunk < CHUNKS; chunk++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          const int token = 2 * q + j % 2 + j / 2 * 8, channel = 8 * (g + 8 * chunk);
+          v[chunk][j] = make_uint4(0, 0, 0, 0); /* what lies behind the last position may be anything */
+          if (position + token <= last && (D % 64 == 0 || channel < D))
+            v[chunk][j] = *(const uint4 *)(values + token * D + channel);
+        }
 #pragma unroll
       for (int j = 0; j < STEPS; j++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const float2 x = *(const float2 *)(mine + 32 * j + 8 * q + 2 * i);
-          uint32_t packed = pack_bf162(x.x * scale, x.y * scale);
-          if (g % 2) packed = pack_bf162(x.x * scale - low_bf16(packed), x.y * scale - high_bf16(packed));
-          operand[n][j][i] = packed;
+        for (int n = 0; n < NT; n++) {
+          mma_bf16(s[n], low[j].x, high[j].x, low[j].y, high[j].y, operand[n][j][0], operand[n][j][1]);
+          mma_bf16(s[n], low[j].z, high[j].z, low[j].w, high[j].w, operand[n][j][2], operand[n][j][3]);
         }
     }
-    for (int i = from; i < to; i++) {
-      const struct decode_page page = a.pages[tile.exact_first + i / 4];
-      const uint16_t *keys =
-          (const uint16_t *)(a.memory + (size_t)page.unit * a.unit_bytes) + (size_t)head * 2 * 64 * D + i % 4 * 16 * D;
-      const uint16_t *values = keys + 64 * D;
-      const int64_t position = (int64_t)page.number * 64 + i % 4 * 16;
-      float s[NT][4] = {};
-      uint4 v[CHUNKS][4];
-      {
-        uint4 low[STEPS], high[STEPS];
+    float score[NT][2], largest[NT], factor[NT];
 #pragma unroll
-        for (int j = 0; j < STEPS; j++) {
-          low[j] = *(const uint4 *)(keys + g * D + 32 * j + 8 * q);
-          high[j] = *(const uint4 *)(keys + (g + 8) * D + 32 * j + 8 * q);
-        }
+    for (int n = 0; n < NT; n++)
 #pragma unroll
-        for (int chunk = 0; chunk < CHUNKS; chunk++)
-#pragma unroll
-          for (int j = 0; j < 4; j++) {
-            const int token = 2 * q + j % 2 + j / 2 * 8, channel = 8 * (g + 8 * chunk);
-            v[chunk][j] = make_uint4(0, 0, 0, 0); /* what lies behind the last position may be anything */
-            if (position + token <= last && (D % 64 == 0 || channel < D))
-              v[chunk][j] = *(const uint4 *)(values + token * D + channel);
-          }
-#pragma unroll
-        for (int j = 0; j < STEPS; j++)
-#pragma unroll
-          for (int n = 0; n < NT; n++) {
-            mma_bf16(s[n], low[j].x, high[j].x, low[j].y, high[j].y, operand[n][j][0], operand[n][j][1]);
-            mma_bf16(s[n], low[j].z, high[j].z, low[j].w, high[j].w, operand[n][j][2], operand[n][j][3]);
-          }
+      for (int j = 0; j < 2; j++) {
+        const int64_t at = position + g + 8 * j;
+        const bool visible = at <= seen[n] && (a.window == 0 || at > seen[n] - a.window);
+        score[n][j] = visible ? s[n][2 * j] + s[n][2 * j + 1] : NONE;
       }
-      float score[NT][2], largest[NT], factor[NT];
+#pragma unroll
+    for (int n = 0; n < NT; n++) largest[n] = fmaxf(score[n][0], score[n][1]);
+    if (raise_maxima<NT>(largest, state, factor)) {
 #pragma unroll
       for (int n = 0; n < NT; n++)
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
-          const int64_t at = position + g + 8 * j;
-          const bool visible = at <= seen[n] && (a.window == 0 || at > seen[n] - a.window);
-          score[n][j] = visible ? s[n][2 * j] + s[n][2 * j + 1] : NONE;
-        }
+        for (int b = 0; b < CHUNKS * 4; b++)
 #pragma unroll
-      for (int n = 0; n < NT; n++) largest[n] = fmaxf(score[n][0], score[n][1]);
-      if (raise_maxima<NT>(largest, state, factor)) {
+          for (int j = 0; j < 4; j++) acc[n][b][j] *= factor[n];
+    }
+    uint32_t p[NT][2];
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const float x = score[n][j] > NONE ? exp2_fast(score[n][j] - state.m[n]) : 0;
+        state.l[n] += x;
+        const uint32_t rounded = pack_bf162(x, 0);
+        p[n][j] = transpose_8x8(pack_bf162(x, x - low_bf16(rounded)));
+      }
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+      const uint32_t *v0 = &v[chunk][0].x, *v1 = &v[chunk][1].x, *v2 = &v[chunk][2].x, *v3 = &v[chunk][3].x;
+#pragma unroll
+      for (int b = 0; b < 4; b++)
 #pragma unroll
         for (int n = 0; n < NT; n++)
-#pragma unroll
-          for (int b = 0; b < CHUNKS * 4; b++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) acc[n][b][j] *= factor[n];
-      }
-      uint32_t p[NT][2];
-#pragma unroll
-      for (int n = 0; n < NT; n++)
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-          const float x = score[n][j] > NONE ? exp2_fast(score[n][j] - state.m[n]) : 0;
-          state.l[n] += x;
-          const uint32_t rounded = pack_bf162(x, 0);
-          p[n][j] = transpose_8x8(pack_bf162(x, x - low_bf16(rounded)));
-        }
-#pragma unroll
-      for (int chunk = 0; chunk < CHUNKS; chunk++) {
-        const uint32_t *v0 = &v[chunk][0].x, *v1 = &v[chunk][1].x, *v2 = &v[chunk][2].x, *v3 = &v[chunk][3].x;
-#pragma unroll
-        for (int b = 0; b < 4; b++)
-#pragma unroll
-          for (int n = 0; n < NT; n++)
-            mma_bf16(acc[n][chunk * 4 + b], __byte_perm(v0[b], v1[b], 0x5410), __byte_perm(v0[b], v1[b], 0x7632),
-                     __byte_perm(v2[b], v3[b], 0x5410), __byte_perm(v2[b], v3[b], 0x7632), p[n][0], p[n][1]);
-      }
+          mma_bf16(acc[n][chunk * 4 + b], __byte_perm(v0[b], v1[b], 0x5410), __byte_perm(v0[b], v1[b], 0x7632),
+                   __byte_perm(v2[b], v3[b], 0x5410), __byte_perm(v2[b], v3[b], 0x7632), p[n][0], p[n][1]);
     }
   }
   store_states<NT>(state, sums, lane, 0);

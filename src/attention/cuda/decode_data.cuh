@@ -78,6 +78,9 @@ __device__ inline size_t row_offset(const struct decode_tile &tile, int row, int
          (size_t)head_dim;
 }
 
+/* Kernels hold scores in base 2, so that a weight is 2^score: their scale is the scale of scores times this. */
+constexpr float LOG2_E = 1.44269504088896341f;
+
 /* Launches a kernel that may start while the one before it still runs (instructions.cuh, wait_for_kernel_before). */
 inline oscar_status launch_early(struct oscar_cuda *cuda, const void *kernel, dim3 grid, int threads, int shared_bytes,
                                  void **arguments, const char *what) {
@@ -90,7 +93,7 @@ inline oscar_status launch_early(struct oscar_cuda *cuda, const void *kernel, di
   launch.dynamicSmemBytes = (size_t)shared_bytes;
   launch.stream = (cudaStream_t)cuda->stream;
   launch.attrs = &early;
-  launch.numAttrs = 1;
+  launch.numAttrs = cuda->info.capability >= 90 ? 1 : 0;
   return cuda_result(cuda, cudaLaunchKernelExC(&launch, kernel, arguments), what);
 }
 

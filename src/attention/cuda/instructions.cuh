@@ -48,6 +48,17 @@ __device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
   asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
   return y;
 }
+/* Over the 32 lanes of a warp; every lane gets the result. */
+__device__ __forceinline__ float largest_of_warp(float x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+  return x;
+}
+template <typename T> __device__ __forceinline__ T sum_of_warp(T x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+  return x;
+}
 /* A kernel may be started while the one before it still runs: it waits for the other's end where it needs what that leaves, and
  * tells when the one after it may be started. Without the launch attribute neither does anything. */
 __device__ __forceinline__ void wait_for_kernel_before() {

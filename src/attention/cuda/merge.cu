@@ -39,17 +39,6 @@ __host__ __device__ inline shared_layout shared_layout_of(int crumbs) {
   return s;
 }
 
-__device__ float warp_largest(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
-  return x;
-}
-__device__ float warp_sum(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-  return x;
-}
-
 /* Four neighbouring sums of parts `first`, `first + step`, ... below `parts`, each times its factor. */
 __device__ float4 add_parts(const float *at, size_t floats, int first, int step, int parts, const float *factors, int row) {
   float4 sum = {};
@@ -100,7 +89,7 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_constant__ 
     float m = NONE, l[2] = {0, 0};
     for (int i = lane; i < parts; i += 32)
       m = fmaxf(m, __ldcg((i < exact_parts ? exact_from + i * floats : coded_from + (i - exact_parts) * floats) + 2 * warp));
-    m = warp_largest(m);
+    m = largest_of_warp(m);
     for (int i = lane; i < parts; i += 32) {
       const float2 from =
           __ldcg((const float2 *)(i < exact_parts ? exact_from + i * floats : coded_from + (i - exact_parts) * floats) + warp);
@@ -108,7 +97,7 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_constant__ 
       factors[i * DECODE_ROWS + warp] = factor;
       if (factor > 0) l[i >= exact_parts] += from.y * factor;
     }
-    l[0] = warp_sum(l[0]), l[1] = warp_sum(l[1]);
+    l[0] = sum_of_warp(l[0]), l[1] = sum_of_warp(l[1]);
     if (lane == 0) totals[warp] = l[0] + l[1], totals[DECODE_ROWS + warp] = l[1];
   }
   __syncthreads();

@@ -48,17 +48,6 @@ __device__ void multiply_columns(const arguments &a, const float *map, const flo
   __syncthreads();
 }
 
-__device__ float largest_of_warp(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
-  return x;
-}
-__device__ int sum_of_warp(int x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-  return x;
-}
-
 /* A warp makes one row of a class into bytes. */
 __device__ void write_class(const arguments &a, uint8_t *prepared, int class_, int count, const float (*mapped)[DECODE_ROWS]) {
   const int row = threadIdx.x / 32, lane = threadIdx.x % 32, blocks = a.crumbs / 16;
@@ -185,7 +174,7 @@ oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *
   a.row_tiles = plan->rows > 4 ? 2 : 1;
   a.rotating_pairs = layer->rotating_pairs;
   a.stores_zero = layer->keys.form == OSCAR_ROW_SCALE_ZERO;
-  a.scale = shape->scale * 1.44269504088896341f;
+  a.scale = shape->scale * LOG2_E;
   const dim3 grid((unsigned)(plan->tile_count * shape->kv_heads), (unsigned)(GAIN_CLASSES + 1 + (pairs + PAIRS - 1) / PAIRS));
   prepare_kernel<<<grid, COLUMNS * SPLITS, 0, (cudaStream_t)cuda->stream>>>(a);
   return cuda_launched(cuda, "mapping queries");

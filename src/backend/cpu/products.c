@@ -8,8 +8,6 @@
 #include "backend/cpu/cpu.h"
 #include "base/team.h"
 
-#include <limits.h>
-
 #define ACTIVATION_BYTES ((size_t)1 << 20) /* of quantized activations that meet all rows of a thread at a time */
 
 /* Products smaller than this are done before a second thread has woken up. */
@@ -25,18 +23,7 @@
 #define FEW_CHUNKS 16
 
 oscar_status cpu_weight_check(struct backend *be, const struct weight *w) {
-  int elements;
-  size_t bytes;
-  if (!weight_block(w->type, &elements, &bytes) || !cpu_of(be)->kernels->rows[w->type])
-    return set_error(be->context, OSCAR_UNSUPPORTED, "tensor %s has type %s, for which the cpu backend has no kernels", w->name,
-                     weight_type_name((int)w->type));
-  if (!w->data || w->rows < 1 || w->cols < 1 || w->rows > INT_MAX || w->cols > INT_MAX)
-    return set_error(be->context, OSCAR_FORMAT, "tensor %s of %lld x %lld is empty, absent or too large", w->name,
-                     (long long)w->rows, (long long)w->cols);
-  if (w->cols % elements)
-    return set_error(be->context, OSCAR_FORMAT, "tensor %s has rows of %lld elements, not a multiple of the %d of a %s block",
-                     w->name, (long long)w->cols, elements, weight_type_name((int)w->type));
-  return OSCAR_OK;
+  return weight_check_layout(be, w, (unsigned)w->type < WEIGHT_TYPES && cpu_of(be)->kernels->rows[w->type]);
 }
 
 oscar_status cpu_embed(struct backend *be, const struct weight *w, int n, const int32_t *ids, float *y) {

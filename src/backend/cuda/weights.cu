@@ -12,7 +12,6 @@ extern "C" {
 }
 
 #include <cuda_fp16.h>
-#include <limits.h>
 
 /* ---- elements of blocks ---- */
 
@@ -131,18 +130,7 @@ static expand_kernel *kernel_of(enum weight_type type) {
 }
 
 oscar_status cuda_weight_check(struct backend *be, const struct weight *w) {
-  int elements;
-  size_t bytes;
-  if (!weight_block(w->type, &elements, &bytes) || !kernel_of(w->type))
-    return set_error(be->context, OSCAR_UNSUPPORTED, "tensor %s has type %s, for which the cuda backend has no kernels", w->name,
-                     weight_type_name((int)w->type));
-  if (!w->data || w->rows < 1 || w->cols < 1 || w->rows > INT_MAX || w->cols > INT_MAX)
-    return set_error(be->context, OSCAR_FORMAT, "tensor %s of %lld x %lld is empty, absent or too large", w->name,
-                     (long long)w->rows, (long long)w->cols);
-  if (w->cols % elements)
-    return set_error(be->context, OSCAR_FORMAT, "tensor %s has rows of %lld elements, not a multiple of the %d of a %s block",
-                     w->name, (long long)w->cols, elements, weight_type_name((int)w->type));
-  return OSCAR_OK;
+  return weight_check_layout(be, w, kernel_of(w->type) != NULL);
 }
 
 size_t cuda_packed_bytes(const struct backend *be, const struct weight *w) {
