@@ -295,7 +295,7 @@ struct bench {
     plan.tiles = keep(tiles);
     plan.pages = keep(list);
     plan.tile_count = (int)tiles.size();
-    plan.total_units = begin;
+    plan.total_units = keep(std::vector<int32_t>(1, begin));
     const size_t items = tiles.size() * o.kv_heads, width = (size_t)o.query_heads * o.head_dim * what.lengths.size();
     if (how.coded) space.prepared = keep_empty(items * decode_prepared_bytes(&layers[0]));
     space.parts = (float *)keep_empty((2 * items + decode_most_blocks(cuda)) * decode_part_bytes(&shape, &layers[0]));

@@ -8,8 +8,9 @@
  * The weights go into a file in DIR (default: $TMPDIR or /tmp) that is unlinked as soon as it is open: Q8_0, which a GPU keeps in
  * BF16. Histories are random keys and values that went through the cache as those of a prompt do: exact pages, then codes. `int2`
  * has the form that fits have: 2 bits, four log gains a row, a key mean that turns in all pairs. A step takes one token of every
- * sequence through the model and brings the logits back to the host. Steps are timed one by one; medians. A line is left out
- * where memory does not suffice.
+ * sequence through the model and brings the logits back to the host. Steps are timed one by one; medians. `host` is the time of a
+ * step in which the host did not wait; on a GPU steps are also timed as they are without being recorded (`direct`). A line is
+ * left out where memory does not suffice.
  */
 #include "base/sort.h"
 #include "engine/engine.h"
@@ -272,22 +273,44 @@ static float *random_buffer(struct backend *be, size_t floats) {
   return buffer;
 }
 
-/* Median seconds of a step; negative where memory does not suffice. */
-static double time_steps(const struct options *o, struct backend *be, struct model *model, const oscar_codec_set *codecs,
-                         int64_t tokens, int batch, size_t *held) {
+/* Median seconds of a step, and of its part on the host. */
+struct step_times {
+  double step, host;
+};
+
+static struct step_times time_some(struct runner *runner, int batch, const struct forward_job *jobs, int steps) {
+  double *times = calloc(2 * (size_t)steps, sizeof *times), *host = times + steps;
+  if (!times) die("out of memory");
+  for (int i = -3; i < steps; i++) {
+    const int64_t begun = time_ns();
+    check(runner_forward_all(runner, batch, jobs));
+    if (i < 0) continue;
+    times[i] = 1e-9 * (double)(time_ns() - begun);
+    host[i] = 1e-9 * (double)runner_host_ns(runner);
+  }
+  sort_doubles(times, (size_t)steps);
+  sort_doubles(host, (size_t)steps);
+  const struct step_times medians = {times[steps / 2], host[steps / 2]};
+  free(times);
+  return medians;
+}
+
+/* False where memory does not suffice. direct: on a GPU, without recording. */
+static bool time_steps(const struct options *o, struct backend *be, struct model *model, const oscar_codec_set *codecs,
+                       int64_t tokens, int batch, struct step_times *normal, struct step_times *direct, size_t *held) {
   const struct shape *s = o->shape;
   const size_t kv = (size_t)FILL_CHUNK * (size_t)(s->kv_heads * s->head_dim);
   oscar_cache_options options;
   oscar_cache *cache;
   struct runner *runner = NULL;
-  double *times = calloc((size_t)o->steps, sizeof *times), result = -1;
+  bool room = false;
   float *logits = malloc(sizeof(float) * (size_t)batch * (size_t)s->vocab);
   struct forward_job *jobs = calloc((size_t)batch, sizeof *jobs);
-  if (!times || !logits || !jobs) die("out of memory");
+  if (!logits || !jobs) die("out of memory");
   const int32_t id = 1;
   model_cache_options(model, &options);
   options.codecs = codecs;
-  options.budget_bytes = oscar_cache_bytes_for(&options, tokens + o->steps + 8, batch, FILL_CHUNK);
+  options.budget_bytes = oscar_cache_bytes_for(&options, tokens + 2 * o->steps + 8, batch, FILL_CHUNK);
   if (oscar_cache_create(context, &options, &cache) != OSCAR_OK) goto free_host;
   if (runner_create(model, cache, batch, &runner) != OSCAR_OK) goto free_cache;
   float *k = random_buffer(be, kv), *v = random_buffer(be, kv);
@@ -300,13 +323,10 @@ static double time_steps(const struct options *o, struct backend *be, struct mod
   }
   be->ops->buffer_free(be, k);
   be->ops->buffer_free(be, v);
-  for (int i = -3; i < o->steps; i++) {
-    const int64_t begun = time_ns();
-    check(runner_forward_all(runner, batch, jobs));
-    if (i >= 0) times[i] = 1e-9 * (double)(time_ns() - begun);
-  }
-  sort_doubles(times, (size_t)o->steps);
-  result = times[o->steps / 2];
+  *normal = time_some(runner, batch, jobs, o->steps);
+  runner_record(runner, false);
+  *direct = be->cuda ? time_some(runner, batch, jobs, o->steps) : (struct step_times){0, 0};
+  room = true;
   oscar_cache_usage usage;
   oscar_cache_usage_get(cache, &usage);
   *held = usage.held_bytes;
@@ -316,8 +336,7 @@ free_cache:
 free_host:
   free(jobs);
   free(logits);
-  free(times);
-  return result;
+  return room;
 }
 
 /* ---- the command line ---- */
@@ -391,7 +410,9 @@ int main(int argc, char **argv) {
   be->ops->describe(be, text, sizeof text);
   printf("%s with random weights, %.2f GB read for a token; %s\n", o.shape->name,
          1e-9 * (double)model_read_bytes_per_token(model), text);
-  printf("%-6s %8s %6s %10s %11s %10s\n", "kv", "context", "batch", "ms/step", "tokens/s", "cache GB");
+  printf("%-6s %8s %6s %10s %11s %10s %10s", "kv", "context", "batch", "ms/step", "tokens/s", "cache GB", "host ms");
+  if (cuda) printf(" %10s %10s", "direct ms", "host ms");
+  printf("\n");
   for (const char *kv = o.kv; *kv; kv += strcspn(kv, ",") + (kv[strcspn(kv, ",")] == ',')) {
     const int length = (int)strcspn(kv, ",");
     const bool coded = length == 4 && strncmp(kv, "int2", 4) == 0;
@@ -400,12 +421,15 @@ int main(int argc, char **argv) {
     for (int i = 0; i < o.n_contexts; i++)
       for (int j = 0; j < o.n_batches; j++) {
         size_t held = 0;
-        const double seconds = time_steps(&o, be, model, codecs, o.contexts[i], (int)o.batches[j], &held);
+        struct step_times normal, direct;
         printf("%-6.*s %8lld %6lld ", length, kv, (long long)o.contexts[i], (long long)o.batches[j]);
-        if (seconds < 0)
+        if (time_steps(&o, be, model, codecs, o.contexts[i], (int)o.batches[j], &normal, &direct, &held)) {
+          printf("%10.3f %11.1f %10.2f %10.3f", 1e3 * normal.step, (double)o.batches[j] / normal.step, 1e-9 * (double)held,
+                 1e3 * normal.host);
+          if (cuda) printf(" %10.3f %10.3f", 1e3 * direct.step, 1e3 * direct.host);
+          printf("\n");
+        } else
           printf("%10s\n", "no room");
-        else
-          printf("%10.3f %11.1f %10.2f\n", 1e3 * seconds, (double)o.batches[j] / seconds, 1e-9 * (double)held);
         fflush(stdout);
       }
     oscar_codec_set_free(codecs);

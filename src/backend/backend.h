@@ -10,6 +10,7 @@
 #define OSCAR_BACKEND_H
 
 #include "base/base.h"
+#include "cuda/rotation.h"
 
 #include <oscar/cuda.h>
 
@@ -61,6 +62,7 @@ struct heads {
 enum activation { ACTIVATION_SILU, ACTIVATION_GELU };
 
 struct backend;
+struct backend_recording; /* operations that were enqueued, to be enqueued again at once */
 struct backend_ops {
   const char *name; /* "cpu" */
   bool host_memory; /* buffers are host memory: a host pointer may stand where a buffer is expected, and the other way round */
@@ -110,6 +112,19 @@ struct backend_ops {
   void (*scale)(struct backend *be, size_t count, float *x, float factor);          /* x *= factor */
   void (*silu_mul)(struct backend *be, size_t count, float *gate, const float *up); /* gate = silu(gate) * up */
   void (*gelu_mul)(struct backend *be, size_t count, float *gate, const float *up); /* gate = gelu_tanh(gate) * up */
+
+  /* ---- GPUs only ---- */
+  /* The same rotation for kernels of other rooms. Valid like a recording. */
+  oscar_status (*rope_on_device)(struct backend *be, const struct rope_spec *spec, int head_dim, struct head_rotation *rotation);
+  /* Between begin and end whatever is enqueued on the handle's stream is not done but recorded: kernels and their arguments, not
+   * what memory holds. No upload, download or taking of memory is possible meanwhile. end gives NULL and a status if recording
+   * failed, of which all that was recorded is forgotten. */
+  oscar_status (*record_begin)(struct backend *be);
+  oscar_status (*record_end)(struct backend *be, struct backend_recording **recording);
+  /* Whether everything that it refers to is still where it was: no memory of the GPU has been given back since. */
+  bool (*recording_holds)(const struct backend *be, const struct backend_recording *recording);
+  oscar_status (*replay)(struct backend *be, const struct backend_recording *recording);
+  void (*recording_free)(struct backend *be, struct backend_recording *recording);
 };
 
 struct backend {

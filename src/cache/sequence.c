@@ -215,14 +215,16 @@ oscar_status oscar_sequence_truncate(oscar_sequence *s, int64_t length, oscar_re
 
 /* ---- reading ---- */
 
+static bool is_written(const oscar_sequence *s, int layer) { return layer == EVERY_LAYER || s->written[layer]; }
+
 int64_t sequence_visible(const oscar_sequence *s, int layer) {
   if (s->step_tokens == 0) return s->length;
-  return s->written[layer] ? s->length + s->step_tokens : -1;
+  return is_written(s, layer) ? s->length + s->step_tokens : -1;
 }
 
 struct page_units sequence_page_units(const oscar_sequence *s, int layer, int64_t page) {
   const struct page_entry *entry = &s->table[page];
-  bool encoded = s->written[layer] || !entry_is_being_encoded(s->cache, entry);
+  bool encoded = is_written(s, layer) || !entry_is_being_encoded(s->cache, entry);
   return (struct page_units){entry->exact, encoded ? entry->coded : NO_UNIT};
 }
 

@@ -207,24 +207,52 @@ static oscar_status write_on_host(oscar_sequence *s, int layer, const float *k, 
   return OSCAR_OK;
 }
 
-oscar_status oscar_sequences_write(oscar_sequence *const *sequences, int count, int layer, const float *k, const float *v) {
-  if (count < 1) return OSCAR_OK;
-  oscar_cache *c = sequences[0]->cache;
-  const size_t width = (size_t)c->geometry.kv_heads * (size_t)c->geometry.head_dim;
+/* That rows of all of them may be written to the layer. */
+static oscar_status check_writes(oscar_sequence *const *sequences, int count, int layer) {
+  const oscar_cache *c = sequences[0]->cache;
   for (int i = 0; i < count; i++) {
     if (sequences[i]->cache != c)
       return set_error(c->geometry.context, OSCAR_INVALID_ARGUMENT, "sequence %d belongs to another cache than the first", i);
     oscar_status status = check_write(sequences[i], layer);
     if (status != OSCAR_OK) return status;
   }
-  oscar_status status = c->store ? device_store_write(sequences, count, layer, k, v) : OSCAR_OK;
+  return OSCAR_OK;
+}
+
+static void note_written(oscar_sequence *s, int layer) {
+  s->written[layer] = true;
+  s->step_layers++;
+}
+
+oscar_status oscar_sequences_write(oscar_sequence *const *sequences, int count, int layer, const float *k, const float *v) {
+  if (count < 1) return OSCAR_OK;
+  oscar_cache *c = sequences[0]->cache;
+  const size_t width = (size_t)c->geometry.kv_heads * (size_t)c->geometry.head_dim;
+  oscar_status status = check_writes(sequences, count, layer);
+  if (status != OSCAR_OK) return status;
+  status = c->store ? device_store_write(sequences, count, layer, k, v) : OSCAR_OK;
   for (size_t i = 0, row = 0; i < (size_t)count && status == OSCAR_OK; row += (size_t)sequences[i++]->step_tokens) {
     if (!c->store && (status = write_on_host(sequences[i], layer, k + row * width, v + row * width)) != OSCAR_OK) break;
-    sequences[i]->written[layer] = true;
-    sequences[i]->step_layers++;
+    note_written(sequences[i], layer);
   }
   debug_check(c);
   return status;
+}
+
+/* ---- rows that kernels of other rooms write ---- */
+
+oscar_status sequences_make_ready(oscar_sequence *const *sequences, int count, struct device_step *step) {
+  if (count < 1 || !sequences[0]->cache->store) return OSCAR_INVALID_ARGUMENT;
+  for (int layer = 0; layer < sequences[0]->cache->geometry.layers; layer++) {
+    oscar_status status = check_writes(sequences, count, layer);
+    if (status != OSCAR_OK) return status;
+  }
+  return device_store_make_ready(sequences, count, step);
+}
+
+void sequences_note_written(oscar_sequence *const *sequences, int count) {
+  for (int i = 0; i < count; i++)
+    for (int layer = 0; layer < sequences[i]->cache->geometry.layers; layer++) note_written(sequences[i], layer);
 }
 
 oscar_status oscar_sequence_write(oscar_sequence *s, int layer, const float *k, const float *v) {

@@ -22,6 +22,9 @@ struct cache_geometry {
 const struct cache_geometry *cache_geometry_of(const oscar_cache *cache);
 const oscar_cache *sequence_cache(const oscar_sequence *sequence);
 
+/* Instead of a layer: as if the open step had been written to all of them. */
+#define EVERY_LAYER (-1)
+
 /* Positions readable in `layer` now: committed tokens, plus those of the open step once the layer has been written; -1 if a step
  * is open and the layer has not been written. */
 int64_t sequence_visible(const oscar_sequence *sequence, int layer);

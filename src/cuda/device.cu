@@ -152,7 +152,17 @@ oscar_status cuda_alloc(struct oscar_cuda *cuda, size_t bytes, void **memory) {
 void cuda_release(struct oscar_cuda *cuda, void *memory, size_t bytes) {
   if (!memory) return;
   (void)cudaFree(memory);
+  cuda->releases++;
   cuda->info.allocated_bytes -= bytes;
+}
+
+oscar_status cuda_host_alloc(struct oscar_cuda *cuda, size_t bytes, void **memory) {
+  *memory = NULL;
+  return cuda_result(cuda, cudaMallocHost(memory, bytes), "taking memory of the host");
+}
+
+void cuda_host_release(void *memory) {
+  if (memory) (void)cudaFreeHost(memory);
 }
 
 /* ---- copies ---- */

@@ -21,6 +21,7 @@ struct oscar_cuda {
   bool owns_stream;
   size_t shared_bytes; /* shared memory that one block may ask for */
   struct cuda_staging *staging;
+  uint64_t releases; /* of device memory, counted: what was recorded holds as long as there are no more */
 };
 
 /* ---- builds with CUDA only (device.cu) ---- */
@@ -34,6 +35,9 @@ oscar_status cuda_launched(struct oscar_cuda *cuda, const char *what);
 /* Device memory, 256-byte aligned and counted. Released memory may still be in use by what is enqueued: both wait. */
 oscar_status cuda_alloc(struct oscar_cuda *cuda, size_t bytes, void **memory);
 void cuda_release(struct oscar_cuda *cuda, void *memory, size_t bytes);
+/* Memory of the host that kernels can write to; what they wrote is there after oscar_cuda_wait. */
+oscar_status cuda_host_alloc(struct oscar_cuda *cuda, size_t bytes, void **memory);
+void cuda_host_release(void *memory);
 /* Enqueued, by way of memory that copies run from beside the host: `from_host` may be used again at once. */
 oscar_status cuda_upload(struct oscar_cuda *cuda, void *to, const void *from_host, size_t bytes);
 /* Waits for what was enqueued before. */

@@ -9,11 +9,16 @@
  * Products round differently for few tokens and for many, so which tokens share one is decided here: with a backend whose results
  * depend on it, sequences share products only while all of them get the bits that they would get alone (spans).
  *
- * On a GPU nothing waits between the upload of a step's ids and positions and the download of its logits.
+ * On a GPU nothing waits between the upload of a step's ids and positions and the download of its logits. While decoding, when
+ * every sequence has one token, all that changes from step to step is uploaded first and the kernels after it are the same ones:
+ * they are recorded and replayed (model/recordings.h), and rotating heads and writing rows belong to attention's first kernel.
  */
 #include "model/model_private.h"
 
+#include "attention/step.h"
 #include "base/team.h"
+#include "cache/device_step.h"
+#include "model/recordings.h"
 
 #include <math.h>
 #include <string.h>
@@ -41,6 +46,9 @@ struct runner {
   int32_t *tokens;                          /* [2 max_chunk]: ids of a step, then its positions */
   float *device_tokens;                     /* the same as a buffer, where buffers are not host memory */
   struct host_rows observed;                /* made for the first observer there */
+  int windows[STEP_WINDOWS], n_windows;     /* that layers have */
+  struct recordings recordings;
+  bool records;
 
   /* of the step that runs */
   const struct forward_job *jobs;
@@ -51,6 +59,10 @@ struct runner {
   oscar_attention_job *attention_jobs;
   oscar_sequence **sequences; /* of the jobs */
   int room;                   /* jobs that there is room for */
+  bool decodes;               /* one token of each sequence, on a GPU, without an observer */
+  struct device_step places;
+  struct head_rotation rotations[STEP_WINDOWS]; /* of layers without a window, and with one */
+  int64_t host_ns, waited_ns;
 };
 
 struct buffer_size {
@@ -131,6 +143,16 @@ static oscar_status make_buffers(struct runner *r) {
   return status;
 }
 
+static void list_windows(struct runner *r) {
+  const struct model *m = r->model;
+  for (int layer = 0; layer < m->parameters.geometry.layers; layer++) {
+    const int window = layer_window(m->architecture, &m->parameters, layer);
+    int i = 0;
+    while (i < r->n_windows && r->windows[i] != window) i++;
+    if (i == r->n_windows && i < STEP_WINDOWS) r->windows[r->n_windows++] = window;
+  }
+}
+
 oscar_status runner_create(struct model *model, oscar_cache *cache, int max_chunk, struct runner **runner) {
   *runner = NULL;
   oscar_context *context = model->context;
@@ -140,6 +162,8 @@ oscar_status runner_create(struct model *model, oscar_cache *cache, int max_chun
   r->model = model;
   r->cache = cache;
   r->max_chunk = max_chunk;
+  r->records = true;
+  list_windows(r);
   const oscar_attention_options attention = {.query_heads = model->parameters.geometry.query_heads};
   oscar_status status = make_buffers(r);
   if (status == OSCAR_OK) status = oscar_attention_create(cache, &attention, &r->attention);
@@ -158,6 +182,7 @@ void runner_free(struct runner *r) {
   oscar_context *context = r->model->context;
   struct backend *be = r->model->backend;
   struct buffer_size sizes[8];
+  recordings_free(&r->recordings, be);
   int count = chunk_buffers(r, &r->model->parameters.geometry, r->max_chunk, sizes);
   for (int i = 0; i < count; i++)
     if (*sizes[i].buffer) be->ops->buffer_free(be, *sizes[i].buffer);
@@ -171,6 +196,9 @@ void runner_free(struct runner *r) {
   mem_free(context, r->sequences);
   mem_free(context, r);
 }
+
+void runner_record(struct runner *r, bool records) { r->records = records; }
+int64_t runner_host_ns(const struct runner *r) { return r->host_ns; }
 
 /* ---- products ---- */
 
@@ -211,21 +239,42 @@ static void add_rows(struct span *spans, int *count, int n, int shared_tokens) {
 
 /* ---- layers ---- */
 
-/* q, k, v of the normed input in h, and K and V into the cache */
-static oscar_status project_qkv(const struct runner *r, int layer, int window) {
+/* q, k, v of the normed input in h */
+static oscar_status project_qkv(const struct runner *r, int layer) {
+  const struct layer_weights *w = &r->model->weights.layers[layer];
+  const struct products p = {
+      3, {&w->q, &w->k, &w->v}, {vector_of(&w->q_bias), vector_of(&w->k_bias), vector_of(&w->v_bias)}, {r->q, r->k, r->v}};
+  return multiply(r->model->backend, &p, r->spans, r->n_spans, r->h);
+}
+
+/* RoPE, K and V into the cache, attention in o */
+static oscar_status attend(const struct runner *r, int layer, int window) {
   const struct model *m = r->model;
   struct backend *be = m->backend;
   const struct layer_weights *w = &m->weights.layers[layer];
   const struct model_geometry *g = &m->parameters.geometry;
   const struct rope_spec *rope = window ? &m->parameters.window_rope : &m->parameters.rope;
-  const struct products p = {
-      3, {&w->q, &w->k, &w->v}, {vector_of(&w->q_bias), vector_of(&w->k_bias), vector_of(&w->v_bias)}, {r->q, r->k, r->v}};
-  oscar_status status = multiply(be, &p, r->spans, r->n_spans, r->h);
-  if (status != OSCAR_OK) return status;
   const struct heads rotated[2] = {{g->query_heads, vector_of(&w->q_norm), r->q}, {g->kv_heads, vector_of(&w->k_norm), r->k}};
-  status = be->ops->rope(be, rope, r->n, g->head_dim, r->positions, m->parameters.norm_eps, 2, rotated);
+  oscar_status status = be->ops->rope(be, rope, r->n, g->head_dim, r->positions, m->parameters.norm_eps, 2, rotated);
   if (status == OSCAR_OK) status = oscar_sequences_write(r->sequences, r->count, layer, r->k, r->v);
-  return status;
+  return status == OSCAR_OK ? oscar_attention_run(r->attention, layer, window, r->attention_jobs, r->count) : status;
+}
+
+/* The same of a step that decodes, whose rows k and v stay as the products left them. */
+static oscar_status attend_decoding(const struct runner *r, int layer, int window) {
+  const struct model *m = r->model;
+  const struct layer_weights *w = &m->weights.layers[layer];
+  const struct decode_rows rows = {.q = r->q,
+                                   .k = r->k,
+                                   .v = r->v,
+                                   .q_norm = vector_of(&w->q_norm),
+                                   .k_norm = vector_of(&w->k_norm),
+                                   .eps = m->parameters.norm_eps,
+                                   .rotation = r->rotations[window != 0],
+                                   .positions = r->positions,
+                                   .places = r->places.places,
+                                   .bad = r->places.bad};
+  return attention_step(r->attention, layer, window, &rows, r->o);
 }
 
 /* One block of memory, rows for max_chunk tokens. */
@@ -266,8 +315,8 @@ static oscar_status attention_block(struct runner *r, int layer, const struct fo
   const float eps = m->parameters.norm_eps;
   const int window = layer_window(m->architecture, &m->parameters, layer);
 
-  oscar_status status = project_qkv(r, layer, window);
-  if (status == OSCAR_OK) status = oscar_attention_run(r->attention, layer, window, r->attention_jobs, r->count);
+  oscar_status status = project_qkv(r, layer);
+  if (status == OSCAR_OK) status = r->decodes ? attend_decoding(r, layer, window) : attend(r, layer, window);
   if (status == OSCAR_OK && observer) status = observe(r, layer, observer);
   if (status == OSCAR_OK) status = multiply_one(r, &w->output, r->o, r->h);
   if (status != OSCAR_OK) return status;
@@ -304,18 +353,25 @@ static oscar_status feed_forward_block(const struct runner *r, int layer) {
 
 /* ---- logits ---- */
 
-/* The rows of x whose logits are wanted, normed and after each other in h. */
+/* The rows of x whose logits are wanted, normed and after each other in h. Rows that follow each other are one call. */
 static void norm_outputs(const struct runner *r) {
   const struct model *m = r->model;
   const size_t e = (size_t)m->parameters.geometry.embedding;
-  size_t end = 0, to = 0;
-  for (int i = 0; i < r->count; i++) {
-    const size_t rows = (size_t)r->jobs[i].outputs;
-    end += (size_t)r->jobs[i].n;
+  size_t end = 0, first = 0, rows = 0, to = 0; /* rows [first, first + rows) are to go to `to` */
+  for (int i = 0; i <= r->count; i++) {
+    const size_t outputs = i < r->count ? (size_t)r->jobs[i].outputs : 0;
+    if (i < r->count) end += (size_t)r->jobs[i].n;
+    if (outputs > 0 && first + rows == end - outputs) {
+      rows += outputs;
+      continue;
+    }
+    if (i < r->count && outputs == 0) continue;
     if (rows > 0)
-      m->backend->ops->rms_norm(m->backend, (int64_t)rows, (int)e, r->x + (end - rows) * e, vector_of(&m->weights.output_norm),
+      m->backend->ops->rms_norm(m->backend, (int64_t)rows, (int)e, r->x + first * e, vector_of(&m->weights.output_norm),
                                 m->parameters.norm_eps, r->h + to * e);
     to += rows;
+    first = end - outputs;
+    rows = outputs;
   }
 }
 
@@ -334,19 +390,21 @@ static float *logits_at(const struct runner *r, int row, int rows, int *together
   return at;
 }
 
-static oscar_status download_logits(const struct runner *r, int first, int rows) {
+static oscar_status download_logits(struct runner *r, int first, int rows) {
   struct backend *be = r->model->backend;
   const size_t vocab = (size_t)r->model->parameters.geometry.vocab;
+  const int64_t begun = time_ns();
   oscar_status status = OSCAR_OK;
   for (int done = 0, together; done < rows && status == OSCAR_OK; done += together) {
     float *to = logits_at(r, first + done, rows - done, &together);
     status = be->ops->download(be, to, r->logits + (size_t)done * vocab, (size_t)together * vocab);
   }
+  r->waited_ns += time_ns() - begun;
   return status;
 }
 
 /* Rows first .. first + rows - 1 of the step's logits, which products on the host write where they are wanted. */
-static oscar_status output_rows(const struct runner *r, int first, int rows) {
+static oscar_status output_rows(struct runner *r, int first, int rows) {
   const struct model *m = r->model;
   struct backend *be = m->backend;
   const size_t e = (size_t)m->parameters.geometry.embedding;
@@ -356,7 +414,7 @@ static oscar_status output_rows(const struct runner *r, int first, int rows) {
   if (!be->ops->host_memory) {
     float *to = r->logits;
     status = be->ops->matmul(be, 1, &w, &no_bias, rows, r->h + (size_t)first * e, &to);
-    return status == OSCAR_OK ? download_logits(r, first, rows) : status;
+    return status == OSCAR_OK && !r->decodes ? download_logits(r, first, rows) : status; /* else after all of the step */
   }
   for (int done = 0, together; done < rows && status == OSCAR_OK; done += together) {
     float *to = logits_at(r, first + done, rows - done, &together);
@@ -365,7 +423,7 @@ static oscar_status output_rows(const struct runner *r, int first, int rows) {
   return status;
 }
 
-static oscar_status output_block(const struct runner *r) {
+static oscar_status output_block(struct runner *r) {
   norm_outputs(r);
   oscar_status status = OSCAR_OK;
   for (int s = 0; s < r->n_output_spans; s++)
@@ -474,21 +532,66 @@ static oscar_status place_tokens(struct runner *r) {
   return be->ops->upload(be, r->device_tokens, (const float *)(const void *)r->tokens, 2 * (size_t)r->n);
 }
 
+/* ---- decoding on a GPU ---- */
+
+/* What the kernels of the step will read, uploaded; nothing of it has been enqueued. */
+static oscar_status make_ready(struct runner *r) {
+  const struct hyperparameters *p = &r->model->parameters;
+  struct backend *be = r->model->backend;
+  oscar_status status = sequences_make_ready(r->sequences, r->count, &r->places);
+  if (status == OSCAR_OK) status = attention_make_ready(r->attention, r->windows, r->n_windows, r->sequences, r->count);
+  for (int i = 0; i < r->n_windows && status == OSCAR_OK; i++) {
+    const bool windowed = r->windows[i] != 0;
+    status = be->ops->rope_on_device(be, windowed ? &p->window_rope : &p->rope, p->geometry.head_dim, &r->rotations[windowed]);
+  }
+  return status;
+}
+
+static oscar_status record(struct runner *r, struct kept_recording *kept) {
+  struct backend *be = r->model->backend;
+  oscar_status status = be->ops->record_begin(be);
+  if (status != OSCAR_OK) return status;
+  status = run_layers(r, NULL);
+  const oscar_status ended = be->ops->record_end(be, &kept->recording);
+  if (status == OSCAR_OK) return ended;
+  be->ops->recording_free(be, kept->recording); /* of a part of the step */
+  kept->recording = NULL;
+  return status;
+}
+
+static oscar_status decode(struct runner *r) {
+  struct backend *be = r->model->backend;
+  struct kept_recording *kept;
+  oscar_status status = make_ready(r);
+  if (status != OSCAR_OK) return status;
+  const enum step_way way =
+      r->records && r->outputs == r->n ? recordings_choose(&r->recordings, be, r->count, &kept) : STEP_DIRECT;
+  if (way == STEP_DIRECT) status = run_layers(r, NULL);
+  if (way == STEP_RECORD) status = record(r, kept);
+  if (way != STEP_DIRECT && status == OSCAR_OK) status = be->ops->replay(be, kept->recording);
+  if (status == OSCAR_OK) sequences_note_written(r->sequences, r->count);
+  return status == OSCAR_OK && r->outputs > 0 ? download_logits(r, 0, r->outputs) : status;
+}
+
 static oscar_status run_step(struct runner *r, int count, const struct forward_job *jobs,
                              const struct forward_observer *observer) {
+  const int64_t started = time_ns();
+  r->waited_ns = 0;
   oscar_status status = check_step(r, count, jobs);
   if (status == OSCAR_OK) status = make_room(r, count);
   if (status != OSCAR_OK) return status;
   lay_out(r, count, jobs);
+  r->decodes = !r->model->backend->ops->host_memory && !observer && r->n == count && count <= LOGIT_ROWS;
   int begun = 0, committed = 0;
   while (begun < count && (status = oscar_sequence_begin(jobs[begun].sequence, jobs[begun].n)) == OSCAR_OK) begun++;
   if (status == OSCAR_OK) status = place_tokens(r);
-  if (status == OSCAR_OK) status = run_layers(r, observer);
+  if (status == OSCAR_OK) status = r->decodes ? decode(r) : run_layers(r, observer);
   while (status == OSCAR_OK && committed < count) {
     status = oscar_sequence_commit(jobs[committed].sequence);
     committed += status == OSCAR_OK;
   }
   for (int i = committed; i < begun; i++) oscar_sequence_abort(jobs[i].sequence);
+  r->host_ns = time_ns() - started - r->waited_ns;
   team_before_openmp(r->model->context); /* with which callers look at the logits */
   return status;
 }

@@ -66,6 +66,11 @@ struct forward_observer {
 struct runner;
 oscar_status runner_create(struct model *model, oscar_cache *cache, int max_chunk, struct runner **runner);
 void runner_free(struct runner *runner);
+/* On a GPU, steps of one token and one output of each sequence are recorded and replayed (CUDA graphs), with the same results,
+ * unless they are not to be. */
+void runner_record(struct runner *runner, bool records);
+/* Of the last step, the time in which the host did not wait for a GPU. */
+int64_t runner_host_ns(const struct runner *runner);
 
 /* The next n tokens of a sequence, and where the logits of the last `outputs` of them go: [outputs][vocab], host memory,
  * allocated by the caller; outputs may be 0. */

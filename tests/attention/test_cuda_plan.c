@@ -142,6 +142,51 @@ static void plans_follow_the_reading_rule(void **state) {
   }
 }
 
+/* Before a step's rows are written, a plan that counts them as written is the one that is made afterwards. */
+static void plans_can_be_made_ahead(void **state) {
+  (void)state;
+  enum { N = 4 };
+  uint64_t seed = 7;
+  float rows[N * KV_HEADS * D];
+  for (int i = 0; i < N * KV_HEADS * D; i++) rows[i] = test_normal(&seed);
+  for (int round = 0; round < 40; round++) {
+    struct fixture f = open_fixture(round % 5 != 0, round % 3, round % 4);
+    const int window = round % 4 == 1 ? 150 : 0;
+    oscar_sequence *s[N];
+    oscar_attention_job jobs[N];
+    for (int i = 0; i < N; i++) {
+      /* some steps begin a page, and so demote one */
+      const int before = round % 2 ? 64 * (1 + (int)(test_random(&seed) % 9)) : 1 + (int)(test_random(&seed) % 600);
+      assert_ok(f.context, oscar_sequence_create(f.cache, &s[i]));
+      feed(&f, s[i], before, false);
+      jobs[i] = (oscar_attention_job){.sequence = s[i], .n = 1};
+      assert_ok(f.context, oscar_sequence_begin(s[i], 1));
+      assert_int_equal(sequence_visible(s[i], 0), -1);
+      assert_int_equal(sequence_visible(s[i], EVERY_LAYER), before + 1);
+    }
+    const struct plan_bounds bound = plan_bound(8, 8, EVERY_LAYER, jobs, N);
+    struct decode_tile *tiles[2];
+    struct decode_page *pages[2];
+    struct plan_result r[2];
+    for (int written = 0; written < 2; written++) {
+      tiles[written] = malloc(bound.tiles * sizeof **tiles);
+      pages[written] = malloc(bound.pages * sizeof **pages);
+      if (written) assert_ok(f.context, oscar_sequences_write(s, N, 0, rows, rows));
+      r[written] = plan_fill(f.g, 8, 8, written ? 0 : EVERY_LAYER, window, jobs, N, tiles[written], pages[written]);
+      /* what launches are made of is the same for all steps of so many sequences */
+      assert_int_equal(r[written].tiles, N);
+      assert_int_equal(r[written].rows, 8);
+    }
+    const struct plan_bounds after = plan_bound(8, 8, 0, jobs, N);
+    assert_true(after.tiles == bound.tiles && after.pages == bound.pages);
+    assert_memory_equal(&r[0], &r[1], sizeof r[0]);
+    assert_memory_equal(tiles[0], tiles[1], (size_t)r[0].tiles * sizeof **tiles);
+    assert_memory_equal(pages[0], pages[1], (size_t)r[0].pages * sizeof **pages);
+    for (int i = 0; i < 2; i++) free(tiles[i]), free(pages[i]);
+    close_fixture(&f);
+  }
+}
+
 static float half_of(uint32_t word, int which) { return f16_to_f32((uint16_t)(which ? word >> 16 : word & 0xFFFF)); }
 
 /* Operands multiplied out: curves (as weights of one pair) times angles give the turned mean of each token. */
@@ -197,6 +242,7 @@ static void tables_turn_means(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(plans_follow_the_reading_rule),
+      cmocka_unit_test(plans_can_be_made_ahead),
       cmocka_unit_test(tables_turn_means),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -291,12 +291,168 @@ static void a_gpu_gives_what_the_cpu_gives(void **state) {
   }
 }
 
+/* ---- decoding on a GPU ---- */
+
+static oscar_status look(void *user, int layer, int n, const float *q, const float *k, const float *v, float *o) {
+  (void)layer, (void)n, (void)q, (void)k, (void)v, (void)o;
+  ++*(int *)user;
+  return OSCAR_OK;
+}
+
+/* Single tokens take kernels of their own, unless somebody looks on. */
+static void decoding_gives_what_other_steps_give(void **state) {
+  (void)state;
+  if (oscar_cuda_count() == 0) skip();
+  for (size_t c = 0; c < ARRAY_LENGTH(cases); c++) {
+    struct small_model m;
+    struct rig watched, decoding;
+    small_model_make(&m, cases[c].architecture, cases[c].tied, c + 1);
+    if (!open_rig(&watched, m.path, cases[c].coded, true, 2)) {
+      small_model_free(&m);
+      continue;
+    }
+    assert_true(open_rig(&decoding, m.path, cases[c].coded, true, 2));
+    oscar_sequence *a, *b;
+    make_sequences(&watched, 1, &a);
+    make_sequences(&decoding, 1, &b);
+    int calls = 0;
+    const struct forward_observer observer = {look, &calls};
+    double worst = 0;
+    for (int i = 0; i < 220; i++) {
+      const int n = i == 0 ? 150 : 1;
+      int32_t ids[150];
+      float x[SMALL_VOCAB], y[SMALL_VOCAB];
+      next_ids(0, a, n, ids);
+      assert_ok(watched.context, runner_forward(watched.runner, a, n, ids, 1, x, &observer));
+      assert_ok(decoding.context, runner_forward(decoding.runner, b, n, ids, 1, y, NULL));
+      worst = fmax(worst, relative_distance(x, y, SMALL_VOCAB));
+    }
+    assert_int_equal(calls, 220 * SMALL_LAYERS);
+    printf("  %s, %s: %.2g\n", cases[c].architecture, cases[c].coded ? "2 bits" : "BF16", worst);
+    assert_true(worst < 1e-6);
+    oscar_sequence_free(a);
+    oscar_sequence_free(b);
+    close_rig(&decoding);
+    close_rig(&watched);
+    small_model_free(&m);
+  }
+}
+
+/* Two runs of the same: one that records its steps and one that does not. */
+struct twins {
+  struct rig rig[2];
+  oscar_sequence *s[2][MOST_JOBS];
+  int n;
+  int32_t next; /* token ids differ from step to step, and from sequence to sequence */
+};
+
+static void twins_step(struct twins *t, int count, const int *which, int tokens, oscar_status expected) {
+  static float logits[2][MOST_JOBS * SMALL_VOCAB];
+  static int32_t ids[CHUNK];
+  for (int i = 0; i < count * tokens; i++) ids[i] = (t->next = (t->next * 31 + 17) % SMALL_VOCAB);
+  for (int side = 0; side < 2; side++) {
+    struct forward_job jobs[MOST_JOBS];
+    for (int i = 0; i < count; i++)
+      jobs[i] = (struct forward_job){t->s[side][which[i]], tokens, ids + i * tokens, 1, logits[side] + i * SMALL_VOCAB};
+    for (int i = 0; i < count * SMALL_VOCAB; i++) logits[side][i] = NAN;
+    const oscar_status status = runner_forward_all(t->rig[side].runner, count, jobs);
+    if (expected == OSCAR_OK) assert_ok(t->rig[side].context, status);
+    assert_int_equal(status, expected);
+  }
+  if (expected == OSCAR_OK) assert_memory_equal(logits[0], logits[1], (size_t)(count * SMALL_VOCAB) * sizeof(float));
+}
+
+static void twins_add(struct twins *t, int of) {
+  for (int side = 0; side < 2; side++)
+    assert_ok(t->rig[side].context, of < 0 ? oscar_sequence_create(t->rig[side].cache, &t->s[side][t->n])
+                                           : oscar_sequence_fork(t->s[side][of], &t->s[side][t->n]));
+  t->n++;
+}
+
+static void twins_drop(struct twins *t, int which) {
+  t->n--;
+  for (int side = 0; side < 2; side++) {
+    oscar_sequence_free(t->s[side][which]);
+    t->s[side][which] = t->s[side][t->n];
+  }
+}
+
+static void twins_cut(struct twins *t, int which, uint64_t by) {
+  int64_t resume[2];
+  for (int side = 0; side < 2; side++) {
+    const int64_t length = oscar_sequence_length(t->s[side][which]);
+    assert_ok(t->rig[side].context, oscar_sequence_truncate(t->s[side][which], length - (int64_t)(by % (uint64_t)(length + 1)),
+                                                            OSCAR_REWIND_REFILL, &resume[side]));
+  }
+  assert_int_equal(resume[0], resume[1]);
+}
+
+/* Sequences come, go, fork, are cut, read prompts, and decode in steps of any of them, over ends of pages. */
+static void twins_live(struct twins *t, uint64_t seed) {
+  int decoded = 0;
+  for (int i = 0; i < 400; i++) {
+    const uint64_t kind = test_random(&seed) % 64;
+    const int which = t->n > 0 ? (int)(test_random(&seed) % (uint64_t)t->n) : -1;
+    if (which < 0 || (kind == 0 && t->n < 5)) {
+      twins_add(t, -1);
+      twins_step(t, 1, &(int){t->n - 1}, 1 + (int)(test_random(&seed) % 150), OSCAR_OK);
+    } else if (kind == 1 && t->n < 5) {
+      twins_add(t, which);
+    } else if (kind == 2 && t->n > 1) {
+      twins_drop(t, which);
+    } else if (kind == 3) {
+      twins_cut(t, which, test_random(&seed));
+    } else if (kind == 4 || oscar_sequence_length(t->s[0][which]) == 0) {
+      twins_step(t, 1, &which, 2 + (int)(test_random(&seed) % 60), OSCAR_OK);
+    } else {
+      int all[5], count = 0;
+      const uint64_t chosen = kind < 8 ? test_random(&seed) : ~0ull;
+      for (int k = 0; k < t->n; k++)
+        if (k == which || chosen >> k & 1) all[count++] = k;
+      twins_step(t, count, all, 1, OSCAR_OK);
+      decoded++;
+    }
+    for (int k = 0; k < t->n; k++)
+      if (oscar_sequence_length(t->s[0][k]) > LENGTH - 200) twins_drop(t, k);
+  }
+  for (int side = 0; side < 2; side++) assert_ok(t->rig[side].context, oscar_cache_check(t->rig[side].cache));
+  assert_true(decoded > 200);
+}
+
+static void replayed_steps_have_the_bits_of_direct_ones(void **state) {
+  (void)state;
+  if (oscar_cuda_count() == 0) skip();
+  for (size_t c = 0; c < ARRAY_LENGTH(cases); c++) {
+    struct small_model m;
+    struct twins t = {.n = 0};
+    small_model_make(&m, cases[c].architecture, cases[c].tied, c + 1);
+    if (!open_rig(&t.rig[0], m.path, cases[c].coded, true, 6)) {
+      small_model_free(&m);
+      continue;
+    }
+    assert_true(open_rig(&t.rig[1], m.path, cases[c].coded, true, 6));
+    runner_record(t.rig[0].runner, false);
+    twins_live(&t, c + 1);
+    while (t.n > 0) twins_drop(&t, 0);
+    /* A step that fails in the middle, when there is no room for the second sequence, is as if it had not been. */
+    twins_add(&t, -1);
+    twins_step(&t, 1, &(int){0}, 64, OSCAR_OK);
+    twins_add(&t, 0);
+    for (int i = 0; i < 3; i++) twins_step(&t, 2, (int[]){0, 1}, 1, OSCAR_OK);
+    twins_step(&t, 2, (int[]){1, 1}, 1, OSCAR_INVALID_ARGUMENT); /* its step is open already */
+    for (int i = 0; i < 70; i++) twins_step(&t, 2, (int[]){0, 1}, 1, OSCAR_OK);
+    while (t.n > 0) twins_drop(&t, 0);
+    close_rig(&t.rig[1]);
+    close_rig(&t.rig[0]);
+    small_model_free(&m);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(sequences_share_steps_without_a_trace),
-      cmocka_unit_test(many_sequences_decode_together),
-      cmocka_unit_test(a_step_that_fails_changes_nothing),
-      cmocka_unit_test(a_gpu_gives_what_the_cpu_gives),
+      cmocka_unit_test(sequences_share_steps_without_a_trace), cmocka_unit_test(many_sequences_decode_together),
+      cmocka_unit_test(a_step_that_fails_changes_nothing),     cmocka_unit_test(a_gpu_gives_what_the_cpu_gives),
+      cmocka_unit_test(decoding_gives_what_other_steps_give),  cmocka_unit_test(replayed_steps_have_the_bits_of_direct_ones),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

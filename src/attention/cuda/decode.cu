@@ -117,11 +117,6 @@ int decode_most_blocks(const struct oscar_cuda *cuda) {
   return cuda->info.multiprocessors < MOST_BLOCKS ? cuda->info.multiprocessors : MOST_BLOCKS;
 }
 
-int decode_blocks(const struct oscar_cuda *cuda, const struct decode_plan *plan) {
-  const int most = decode_most_blocks(cuda);
-  return plan->total_units < most ? plan->total_units : most;
-}
-
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                         const struct decode_plan *plan, const float *q, const struct decode_space *space) {
   const int row_tiles = plan->rows > 4 ? 2 : 1;
@@ -131,7 +126,7 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
   a.pages = plan->pages;
   a.tile_count = plan->tile_count;
   a.total_units = plan->total_units;
-  a.blocks = decode_blocks(cuda, plan);
+  a.blocks = decode_most_blocks(cuda);
   a.q = q;
   a.prepared = (const uint8_t *)space->prepared;
   a.parts = space->parts;

@@ -25,7 +25,8 @@ struct arguments {
   float *parts;
   struct decode_rope rope;
   struct page_forms forms;
-  int tile_count, total_units, blocks, kv_heads, group, head_dim, window;
+  const int32_t *total_units;
+  int tile_count, blocks, kv_heads, group, head_dim, window;
   int head_bytes, value_offset, page_bytes; /* page_bytes: what is copied of a page for one head */
   bool coded, waves;
   float scale;
@@ -540,6 +541,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
   constexpr int WARPS = T::WARPS, NT = T::NT;
   extern __shared__ __align__(128) uint8_t memory[];
   start_kernel_after();
+  const int total_units = *a.total_units, blocks = working_blocks(total_units, a.blocks);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const shared_layout layout = shared_layout_of(a, WARPS, NT);
   uint64_t *barriers = (uint64_t *)(memory + layout.barriers), *block_barrier = barriers + WARPS * STAGES;
@@ -551,12 +553,13 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
   if (threadIdx.x == 0) copies_init(block_barrier);
   copies_visible();
   __syncthreads();
+  if ((int)blockIdx.x >= blocks) return; /* before a copy begins that nobody would wait for */
   if (threadIdx.x < 16) ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
   if (a.waves) begin_block_copy(memory + layout.curves, a.rope.curve_words, a.rope.curves / 16 * 4096, block_barrier);
 
   bool waited = false; /* for what the kernel before leaves: mapped queries, and the end of its use of work space */
-  int unit = (int)((long long)a.total_units * blockIdx.x / a.blocks);
-  const int end = (int)((long long)a.total_units * (blockIdx.x + 1) / a.blocks);
+  int unit = (int)((long long)total_units * blockIdx.x / blocks);
+  const int end = (int)((long long)total_units * (blockIdx.x + 1) / blocks);
   while (unit < end) {
     const line_item item = item_of(a, unit);
     const struct decode_tile tile = a.tiles[item.tile];

@@ -13,7 +13,9 @@
 #ifndef OSCAR_ATTENTION_CUDA_DECODE_H
 #define OSCAR_ATTENTION_CUDA_DECODE_H
 
+#include "cache/cuda/write.h"
 #include "cuda/device.h"
+#include "cuda/rotation.h"
 
 #include <oscar/codec.h>
 
@@ -79,18 +81,32 @@ struct decode_shape {
   int window;  /* 0: none */
 };
 
-/* On the device but for the numbers. */
+/* On the device but for the numbers. Launches that were recorded read the tiles, pages and units that are there when they are
+ * replayed: the numbers are what has to be the same. */
 struct decode_plan {
   const struct decode_tile *tiles;
   const struct decode_page *pages;
-  int tile_count, rows; /* rows: of the largest tile */
-  int total_units;
+  const int32_t *total_units; /* of the line, at least 1 */
+  int tile_count, rows;       /* rows: of the largest tile */
 };
 
 /* Work space on the device. */
 struct decode_space {
   void *prepared; /* decode_prepared_bytes for each tile and KV head */
-  float *parts;   /* decode_part_bytes for each of 2 tiles kv_heads + blocks */
+  float *parts;   /* decode_part_bytes for each of 2 tiles kv_heads + decode_most_blocks */
+};
+
+/* New tokens, one of each sequence, as products leave them: rows [tokens][heads][head_dim]. All on the device but for the
+ * numbers. */
+struct decode_rows {
+  const float *q, *k, *v;
+  const float *q_norm, *k_norm; /* [head_dim], or NULL */
+  float eps;                    /* of the norms */
+  struct head_rotation rotation;
+  const int32_t *positions;         /* [tokens] */
+  const struct write_place *places; /* [tokens] where k and v go */
+  unsigned long long *bad;          /* as write_rows says */
+  float *rotated;                   /* [tokens][query_heads][head_dim]: q as attention wants it; not q */
 };
 
 /* Whether kernels exist for a layer of this form. The reason, where not, is recorded. *rows: how many a tile may have, at most
@@ -98,14 +114,18 @@ struct decode_space {
 oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer, int *rows);
 size_t decode_prepared_bytes(const struct decode_layer *layer);
 size_t decode_part_bytes(const struct decode_shape *shape, const struct decode_layer *layer);
-int decode_most_blocks(const struct oscar_cuda *cuda);                            /* of any launch */
-int decode_blocks(const struct oscar_cuda *cuda, const struct decode_plan *plan); /* each has at least one unit of the line */
+int decode_most_blocks(const struct oscar_cuda *cuda); /* of any launch; where there are fewer units, only so many do something */
 
 /* Maps the queries into the space of codes: q [tokens][query_heads][head_dim] -> prepared. Only where pages are coded. */
 oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                             const struct decode_plan *plan, const float *q, const struct decode_space *space);
+/* What comes before decode_run in a step of one token of each sequence, in one launch: q and k normed and rotated, k and v into
+ * their exact pages, and what decode_prepare does where pages are coded. The plan, places and pages that are read as codes must
+ * be there before the step is enqueued. */
+oscar_status decode_enter(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
+                          const struct decode_plan *plan, const struct decode_rows *rows, const struct decode_space *space);
 /* Sums of all pages, in parts. Coded pages are read while the kernel enqueued before may still run: that must be one that does
- * not write them, such as decode_prepare. */
+ * not write them, such as decode_prepare and decode_enter. */
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                         const struct decode_plan *plan, const float *q, const struct decode_space *space);
 /* The parts put together: out [tokens][query_heads][head_dim]. */

@@ -10,6 +10,7 @@
 #define OSCAR_ATTENTION_CUDA_DECODE_DATA_H
 
 #include "attention/cuda/decode.h"
+#include "cuda/launch.cuh"
 #include "quant/device_form.h"
 
 #include <cuda_runtime.h>
@@ -53,6 +54,8 @@ __host__ __device__ inline struct prepared_layout prepared_layout_of(int blocks,
   return p;
 }
 
+/* Every block of threads that works has at least one unit of the line. */
+__host__ __device__ inline int working_blocks(int units, int blocks) { return units < blocks ? units : blocks; }
 /* Which block of threads has a unit of the line, when block i of N has units i U / N to (i + 1) U / N - 1. */
 __host__ __device__ inline int block_of_unit(int unit, int units, int blocks) {
   return (int)((((long long)unit + 1) * blocks - 1) / units);
@@ -81,20 +84,10 @@ __device__ inline size_t row_offset(const struct decode_tile &tile, int row, int
 /* Kernels hold scores in base 2, so that a weight is 2^score: their scale is the scale of scores times this. */
 constexpr float LOG2_E = 1.44269504088896341f;
 
-/* Launches a kernel that may start while the one before it still runs (instructions.cuh, wait_for_kernel_before). */
+/* A kernel that overlaps with those around it (cuda/launch.cuh). */
 inline oscar_status launch_early(struct oscar_cuda *cuda, const void *kernel, dim3 grid, int threads, int shared_bytes,
                                  void **arguments, const char *what) {
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t launch = {};
-  launch.gridDim = grid;
-  launch.blockDim = dim3((unsigned)threads);
-  launch.dynamicSmemBytes = (size_t)shared_bytes;
-  launch.stream = (cudaStream_t)cuda->stream;
-  launch.attrs = &early;
-  launch.numAttrs = cuda->info.capability >= 90 ? 1 : 0;
-  return cuda_result(cuda, cudaLaunchKernelExC(&launch, kernel, arguments), what);
+  return cuda_result(cuda, launch_overlapping(cuda, kernel, grid, threads, (size_t)shared_bytes, arguments), what);
 }
 
 #endif

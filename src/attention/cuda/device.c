@@ -25,11 +25,16 @@ struct rope_entry {
   struct space fixed, angles; /* series and curves; angles and fast angles */
 };
 
-/* What the current plan was made for; its jobs are kept beside it. */
-struct plan_key {
-  uint64_t changes;
-  int window, n_jobs;
+/* A plan in device memory and what it was made for. One for each window that layers have. */
+struct kept_plan {
+  int window;
   bool valid;
+  uint64_t changes; /* of the cache */
+  oscar_attention_job *jobs;
+  int n_jobs, jobs_room;
+  struct space space;
+  struct decode_plan plan;
+  struct plan_result result;
 };
 
 struct device_attention {
@@ -44,14 +49,13 @@ struct device_attention {
   struct rope_entry *ropes;
   int rope_count;
   struct space maps; /* all maps and rows of waves */
-  struct space plan, prepared, parts;
-  void *host_plan; /* where it is made */
+  struct space prepared, parts, rotated;
+  struct kept_plan plans[STEP_WINDOWS];
+  int next_plan;
+  void *host_plan; /* where plans are made */
   size_t host_plan_bytes;
-  struct plan_key key;
-  oscar_attention_job *key_jobs;
-  int key_jobs_room;
-  struct decode_plan current;
-  struct plan_result result;
+  oscar_attention_job *step_jobs; /* of device_attention_make_ready */
+  int step_jobs_room;
 };
 
 static oscar_context *context_of(const struct device_attention *a) { return a->geometry->context; }
@@ -262,14 +266,18 @@ oscar_status device_attention_create(oscar_cache *cache, int query_heads, float 
 
 void device_attention_free(struct device_attention *a) {
   if (!a) return;
-  struct space *const spaces[] = {&a->maps, &a->plan, &a->prepared, &a->parts};
+  struct space *const spaces[] = {&a->maps, &a->prepared, &a->parts, &a->rotated};
   for (size_t i = 0; i < ARRAY_LENGTH(spaces); i++) space_free(a, spaces[i]);
   for (int i = 0; a->ropes && i < a->rope_count; i++) {
     space_free(a, &a->ropes[i].fixed);
     space_free(a, &a->ropes[i].angles);
   }
   mem_free(context_of(a), a->host_plan);
-  mem_free(context_of(a), a->key_jobs);
+  for (int i = 0; i < STEP_WINDOWS; i++) {
+    space_free(a, &a->plans[i].space);
+    mem_free(context_of(a), a->plans[i].jobs);
+  }
+  mem_free(context_of(a), a->step_jobs);
   mem_free(context_of(a), a->ropes);
   mem_free(context_of(a), a->rope_of_layer);
   mem_free(context_of(a), a->layers);
@@ -278,24 +286,24 @@ void device_attention_free(struct device_attention *a) {
 
 /* ---- plans ---- */
 
-static bool plan_is_current(const struct device_attention *a, int window, const oscar_attention_job *jobs, int n_jobs) {
-  const struct plan_key *key = &a->key;
-  if (!key->valid || key->changes != cache_changes(a->cache) || key->window != window || key->n_jobs != n_jobs) return false;
+static bool plan_is_current(const struct device_attention *a, const struct kept_plan *kept, int window,
+                            const oscar_attention_job *jobs, int n_jobs) {
+  if (!kept->valid || kept->changes != cache_changes(a->cache) || kept->window != window || kept->n_jobs != n_jobs) return false;
   for (int i = 0; i < n_jobs; i++)
-    if (a->key_jobs[i].sequence != jobs[i].sequence || a->key_jobs[i].n != jobs[i].n) return false;
+    if (kept->jobs[i].sequence != jobs[i].sequence || kept->jobs[i].n != jobs[i].n) return false;
   return true;
 }
 
-static oscar_status keep_key(struct device_attention *a, int window, const oscar_attention_job *jobs, int n_jobs) {
-  if (n_jobs > a->key_jobs_room) {
+static oscar_status keep_jobs(struct device_attention *a, struct kept_plan *kept, const oscar_attention_job *jobs, int n_jobs) {
+  if (n_jobs > kept->jobs_room) {
     oscar_attention_job *copy = mem_alloc(context_of(a), (size_t)n_jobs, sizeof *copy);
     if (!copy) return OSCAR_NO_MEMORY;
-    mem_free(context_of(a), a->key_jobs);
-    a->key_jobs = copy;
-    a->key_jobs_room = n_jobs;
+    mem_free(context_of(a), kept->jobs);
+    kept->jobs = copy;
+    kept->jobs_room = n_jobs;
   }
-  memcpy(a->key_jobs, jobs, (size_t)n_jobs * sizeof *jobs);
-  a->key = (struct plan_key){.changes = cache_changes(a->cache), .window = window, .n_jobs = n_jobs, .valid = true};
+  memcpy(kept->jobs, jobs, (size_t)n_jobs * sizeof *jobs);
+  kept->n_jobs = n_jobs;
   return OSCAR_OK;
 }
 
@@ -309,59 +317,142 @@ static oscar_status reserve_host(struct device_attention *a, size_t bytes) {
   return OSCAR_OK;
 }
 
-static oscar_status make_plan(struct device_attention *a, int layer, int window, const oscar_attention_job *jobs, int n_jobs) {
+/* In memory: total units, tiles, pages, at places that follow from how many tiles there may be. */
+static oscar_status make_plan(struct device_attention *a, struct kept_plan *kept, int layer, int window,
+                              const oscar_attention_job *jobs, int n_jobs) {
   const struct cache_geometry *g = a->geometry;
-  a->key.valid = false;
+  kept->valid = false;
+  kept->window = window;
   const struct plan_bounds bound = plan_bound(a->group, a->most_rows, layer, jobs, n_jobs);
-  const size_t tile_bytes = round_up(bound.tiles * sizeof(struct decode_tile), 256);
-  const size_t bytes = tile_bytes + bound.pages * sizeof(struct decode_page);
+  const size_t tiles_at = 256, pages_at = tiles_at + round_up(bound.tiles * sizeof(struct decode_tile), 256);
+  const size_t bytes = pages_at + bound.pages * sizeof(struct decode_page);
   oscar_status status = reserve_host(a, bytes);
-  if (status == OSCAR_OK) status = space_reserve(a, &a->plan, bytes);
+  if (status == OSCAR_OK) status = space_reserve(a, &kept->space, bytes);
   if (status != OSCAR_OK) return status;
-  struct decode_tile *tiles = a->host_plan;
-  struct decode_page *pages = (struct decode_page *)(void *)((uint8_t *)a->host_plan + tile_bytes);
-  const struct plan_result r = plan_fill(g, a->group, a->most_rows, layer, window, jobs, n_jobs, tiles, pages);
+  uint8_t *host = a->host_plan, *device = kept->space.memory;
+  struct decode_page *pages = (struct decode_page *)(void *)(host + pages_at);
+  const struct plan_result r =
+      plan_fill(g, a->group, a->most_rows, layer, window, jobs, n_jobs, (struct decode_tile *)(void *)(host + tiles_at), pages);
   if (r.missing >= 0)
     return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention job %d: page %lld of layer %d holds nothing to read",
-                     r.missing_job, (long long)r.missing, layer);
+                     r.missing_job, (long long)r.missing, layer == EVERY_LAYER ? 0 : layer);
   if (r.units > INT32_MAX / 2 || (size_t)r.tiles * (size_t)g->kv_heads > INT32_MAX / 4)
     return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: too many queries in one call");
-  uint8_t *memory = a->plan.memory;
-  status = cuda_upload(a->cuda, memory, a->host_plan, tile_bytes + (size_t)r.pages * sizeof *pages);
+  *(int32_t *)(void *)host = (int32_t)r.units;
+  status = cuda_upload(a->cuda, device, host, pages_at + (size_t)r.pages * sizeof *pages);
+  if (status == OSCAR_OK) status = keep_jobs(a, kept, jobs, n_jobs);
   if (status != OSCAR_OK) return status;
-  a->result = r;
-  a->current = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)memory,
-                                    .pages = (const struct decode_page *)(const void *)(memory + tile_bytes),
+  kept->result = r;
+  kept->plan = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)(device + tiles_at),
+                                    .pages = (const struct decode_page *)(const void *)(device + pages_at),
+                                    .total_units = (const int32_t *)(const void *)device,
                                     .tile_count = r.tiles,
-                                    .rows = r.rows,
-                                    .total_units = (int)r.units};
-  return keep_key(a, window, jobs, n_jobs);
+                                    .rows = r.rows};
+  kept->changes = cache_changes(a->cache);
+  kept->valid = true;
+  return OSCAR_OK;
 }
 
-static oscar_status reserve_space(struct device_attention *a, const struct decode_shape *shape, const struct decode_layer *layer,
-                                  struct decode_space *space) {
-  const size_t items = (size_t)a->result.tiles * (size_t)shape->kv_heads;
+/* The place of a window's plan: its own, else one that is free or the next in turn. */
+static struct kept_plan *place_of(struct device_attention *a, int window) {
+  for (int i = 0; i < STEP_WINDOWS; i++)
+    if (a->plans[i].space.memory && a->plans[i].window == window) return &a->plans[i];
+  struct kept_plan *next = &a->plans[a->next_plan];
+  a->next_plan = (a->next_plan + 1) % STEP_WINDOWS;
+  return next;
+}
+
+static oscar_status find_plan(struct device_attention *a, int layer, int window, const oscar_attention_job *jobs, int n_jobs,
+                              struct kept_plan **kept) {
+  *kept = place_of(a, window);
+  return plan_is_current(a, *kept, window, jobs, n_jobs) ? OSCAR_OK : make_plan(a, *kept, layer, window, jobs, n_jobs);
+}
+
+/* ---- running ---- */
+
+static struct decode_shape shape_of(const struct device_attention *a, int window) {
+  return (struct decode_shape){.kv_heads = a->geometry->kv_heads,
+                               .group = a->group,
+                               .head_dim = a->geometry->head_dim,
+                               .scale = a->scale,
+                               .window = window};
+}
+
+static struct decode_space space_of(const struct device_attention *a) {
+  return (struct decode_space){a->prepared.memory, a->parts.memory};
+}
+
+static oscar_status reserve_space(struct device_attention *a, int layer, const struct plan_result *plan, bool coded) {
+  const struct decode_shape shape = shape_of(a, 0);
+  const size_t items = (size_t)plan->tiles * (size_t)shape.kv_heads;
   oscar_status status = OSCAR_OK;
-  if (a->result.coded) status = space_reserve(a, &a->prepared, items * decode_prepared_bytes(layer));
-  if (status == OSCAR_OK)
-    status = space_reserve(a, &a->parts, (2 * items + (size_t)decode_most_blocks(a->cuda)) * decode_part_bytes(shape, layer));
-  *space = (struct decode_space){a->prepared.memory, a->parts.memory};
-  return status;
+  if (coded) status = space_reserve(a, &a->prepared, items * decode_prepared_bytes(&a->layers[layer]));
+  if (status != OSCAR_OK) return status;
+  return space_reserve(a, &a->parts,
+                       (2 * items + (size_t)decode_most_blocks(a->cuda)) * decode_part_bytes(&shape, &a->layers[layer]));
 }
 
 oscar_status device_attention_run(struct device_attention *a, int layer, int window, const oscar_attention_job *jobs,
                                   int n_jobs) {
-  const struct cache_geometry *g = a->geometry;
-  oscar_status status = plan_is_current(a, window, jobs, n_jobs) ? OSCAR_OK : make_plan(a, layer, window, jobs, n_jobs);
+  struct kept_plan *kept;
+  oscar_status status = find_plan(a, layer, window, jobs, n_jobs, &kept);
   if (status != OSCAR_OK) return status;
-  const struct decode_shape shape = {
-      .kv_heads = g->kv_heads, .group = a->group, .head_dim = g->head_dim, .scale = a->scale, .window = window};
+  const struct decode_shape shape = shape_of(a, window);
   const struct decode_layer *l = &a->layers[layer];
-  struct decode_space space;
-  status = reserve_space(a, &shape, l, &space);
-  if (status == OSCAR_OK && l->rope) status = extend_angles(a, &a->ropes[a->rope_of_layer[layer]], a->result.last_page);
-  if (status == OSCAR_OK && a->result.coded) status = decode_prepare(a->cuda, &shape, l, &a->current, jobs[0].q, &space);
-  if (status == OSCAR_OK) status = decode_run(a->cuda, &shape, l, &a->current, jobs[0].q, &space);
-  if (status == OSCAR_OK) status = decode_merge(a->cuda, &shape, l, &a->current, &space, jobs[0].out);
+  const bool coded = kept->result.coded && a->geometry->codecs;
+  status = reserve_space(a, layer, &kept->result, coded);
+  if (status == OSCAR_OK && l->rope) status = extend_angles(a, &a->ropes[a->rope_of_layer[layer]], kept->result.last_page);
+  const struct decode_space space = space_of(a);
+  if (status == OSCAR_OK && coded) status = decode_prepare(a->cuda, &shape, l, &kept->plan, jobs[0].q, &space);
+  if (status == OSCAR_OK) status = decode_run(a->cuda, &shape, l, &kept->plan, jobs[0].q, &space);
+  if (status == OSCAR_OK) status = decode_merge(a->cuda, &shape, l, &kept->plan, &space, jobs[0].out);
+  return status;
+}
+
+/* ---- steps ---- */
+
+static oscar_status list_jobs(struct device_attention *a, oscar_sequence *const *sequences, int count) {
+  if (count > a->step_jobs_room) {
+    mem_free(context_of(a), a->step_jobs);
+    a->step_jobs_room = 0;
+    a->step_jobs = mem_alloc(context_of(a), (size_t)count, sizeof *a->step_jobs);
+    if (!a->step_jobs) return OSCAR_NO_MEMORY;
+    a->step_jobs_room = count;
+  }
+  for (int i = 0; i < count; i++) a->step_jobs[i] = (oscar_attention_job){.sequence = sequences[i], .n = 1};
+  return OSCAR_OK;
+}
+
+oscar_status device_attention_make_ready(struct device_attention *a, const int *windows, int n_windows,
+                                         oscar_sequence *const *sequences, int count) {
+  const struct cache_geometry *g = a->geometry;
+  oscar_status status = list_jobs(a, sequences, count);
+  if (status == OSCAR_OK)
+    status =
+        space_reserve(a, &a->rotated, (size_t)count * (size_t)(g->kv_heads * a->group) * (size_t)g->head_dim * sizeof(float));
+  for (int i = 0; i < n_windows && status == OSCAR_OK; i++) {
+    struct kept_plan *kept;
+    status = find_plan(a, EVERY_LAYER, windows[i], a->step_jobs, count, &kept);
+    for (int layer = 0; layer < g->layers && status == OSCAR_OK; layer++)
+      status = reserve_space(a, layer, &kept->result, g->codecs != NULL);
+    for (int rope = 0; rope < a->rope_count && status == OSCAR_OK; rope++)
+      status = extend_angles(a, &a->ropes[rope], kept->result.last_page);
+  }
+  return status;
+}
+
+oscar_status device_attention_step(struct device_attention *a, int layer, int window, const struct decode_rows *rows,
+                                   float *out) {
+  const struct decode_shape shape = shape_of(a, window);
+  const struct decode_layer *l = &a->layers[layer];
+  const struct kept_plan *kept = place_of(a, window);
+  if (!kept->valid || kept->changes != cache_changes(a->cache))
+    return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention with window %d was not made ready for this step", window);
+  struct decode_rows entered = *rows;
+  entered.rotated = a->rotated.memory;
+  const struct decode_space space = space_of(a);
+  oscar_status status = decode_enter(a->cuda, &shape, l, &kept->plan, &entered, &space);
+  if (status == OSCAR_OK) status = decode_run(a->cuda, &shape, l, &kept->plan, entered.rotated, &space);
+  if (status == OSCAR_OK) status = decode_merge(a->cuda, &shape, l, &kept->plan, &space, out);
   return status;
 }

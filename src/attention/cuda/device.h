@@ -4,6 +4,7 @@
 #ifndef OSCAR_ATTENTION_CUDA_DEVICE_H
 #define OSCAR_ATTENTION_CUDA_DEVICE_H
 
+#include "attention/step.h"
 #include "cache/view.h"
 #include "cuda/device.h"
 
@@ -17,5 +18,10 @@ void device_attention_free(struct device_attention *attention);
 /* The jobs have been checked; their q, and out, follow each other in memory. */
 oscar_status device_attention_run(struct device_attention *attention, int layer, int window, const oscar_attention_job *jobs,
                                   int n_jobs);
+/* As attention_make_ready and attention_step. */
+oscar_status device_attention_make_ready(struct device_attention *attention, const int *windows, int n_windows,
+                                         oscar_sequence *const *sequences, int count);
+oscar_status device_attention_step(struct device_attention *attention, int layer, int window, const struct decode_rows *rows,
+                                   float *out);
 
 #endif

@@ -4,6 +4,8 @@
 #ifndef OSCAR_ATTENTION_CUDA_INSTRUCTIONS_H
 #define OSCAR_ATTENTION_CUDA_INSTRUCTIONS_H
 
+#include "cuda/launch.cuh"
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -58,18 +60,6 @@ template <typename T> __device__ __forceinline__ T sum_of_warp(T x) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
   return x;
-}
-/* A kernel may be started while the one before it still runs: it waits for the other's end where it needs what that leaves, and
- * tells when the one after it may be started. Without the launch attribute neither does anything. */
-__device__ __forceinline__ void wait_for_kernel_before() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void start_kernel_after() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }
 /* Bytes of x by the nibbles of `select`; the eighth bit of a nibble asks for its byte's sign, eight times. */
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t x, uint32_t y, uint32_t select) {

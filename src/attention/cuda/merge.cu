@@ -17,7 +17,8 @@ struct arguments {
   const float *parts;
   const float *map; /* [kv_heads][rows][head_dim] */
   float *out;
-  int total_units, blocks, kv_heads, group, head_dim, crumbs, groups, rows;
+  const int32_t *total_units;
+  int blocks, kv_heads, group, head_dim, crumbs, groups, rows;
 };
 
 struct shared_layout {
@@ -74,10 +75,11 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_constant__ 
     const int k = i / (columns / 4), c = i % (columns / 4) * 4;
     *(float4 *)(map + k * COLUMNS + c) = __ldg((const float4 *)(a.map + ((size_t)head * a.rows + k) * a.head_dim + column0 + c));
   }
-  const int first_block = block_of_unit(begin, a.total_units, a.blocks);
-  const int exact_parts = block_of_unit(begin + exact_units - 1, a.total_units, a.blocks) - first_block + 1;
-  const int first_coded = coded ? block_of_unit(begin + exact_units, a.total_units, a.blocks) : 0;
-  const int coded_parts = coded ? block_of_unit(begin + tile.units - 1, a.total_units, a.blocks) - first_coded + 1 : 0;
+  const int total_units = *a.total_units, blocks = working_blocks(total_units, a.blocks);
+  const int first_block = block_of_unit(begin, total_units, blocks);
+  const int exact_parts = block_of_unit(begin + exact_units - 1, total_units, blocks) - first_block + 1;
+  const int first_coded = coded ? block_of_unit(begin + exact_units, total_units, blocks) : 0;
+  const int coded_parts = coded ? block_of_unit(begin + tile.units - 1, total_units, blocks) - first_coded + 1 : 0;
   const int parts = exact_parts + coded_parts, stride = part_stride(a.head_dim, a.crumbs);
   const size_t floats = part_floats(a.head_dim, a.crumbs);
   const float *exact_from = a.parts + (size_t)(2 * index + first_block) * floats;
@@ -158,7 +160,7 @@ oscar_status decode_merge(struct oscar_cuda *cuda, const struct decode_shape *sh
   a.map = layer->values.map;
   a.out = out;
   a.total_units = plan->total_units;
-  a.blocks = decode_blocks(cuda, plan);
+  a.blocks = decode_most_blocks(cuda);
   a.kv_heads = shape->kv_heads, a.group = shape->group, a.head_dim = shape->head_dim;
   a.crumbs = layer->values.crumbs, a.groups = layer->values.groups, a.rows = layer->values.rows;
   const int bytes = shared_layout_of(a.crumbs).bytes;

@@ -12,3 +12,13 @@ oscar_status device_attention_run(struct device_attention *attention, int layer,
   (void)attention, (void)layer, (void)window, (void)jobs, (void)n_jobs;
   return OSCAR_UNSUPPORTED;
 }
+oscar_status device_attention_make_ready(struct device_attention *attention, const int *windows, int n_windows,
+                                         oscar_sequence *const *sequences, int count) {
+  (void)attention, (void)windows, (void)n_windows, (void)sequences, (void)count;
+  return OSCAR_UNSUPPORTED;
+}
+oscar_status device_attention_step(struct device_attention *attention, int layer, int window, const struct decode_rows *rows,
+                                   float *out) {
+  (void)attention, (void)layer, (void)window, (void)rows, (void)out;
+  return OSCAR_UNSUPPORTED;
+}

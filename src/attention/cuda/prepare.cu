@@ -2,14 +2,23 @@
  * prepare.cu - queries into the space of codes (decode_data.cuh): one product with the map of the keys, then whole numbers.
  *
  * A block of threads has a (tile, KV head) and up to 32 columns of the map at a time: a class of crumbs, or columns of the mean
- * and its turning part. Eight warps divide the inputs of the product among themselves.
+ * and its turning part. Eight warps divide the inputs of the product among themselves. What does not depend on the kernel before,
+ * the first columns and the turning of heads, is there before that has ended.
+ *
+ * decode_enter takes queries before norms and RoPE: every block norms and rotates those of its tile, a row each warp, which takes
+ * less than a launch between would. Another block of every (tile, KV head) writes them, for exact pages, and the new rows of k
+ * and v.
  */
 #include "attention/cuda/decode_data.cuh"
 #include "attention/cuda/instructions.cuh"
+#include "cache/cuda/rounding.cuh"
+#include "cuda/rotation.cuh"
 
 namespace {
 
 constexpr int COLUMNS = 32, SPLITS = 8, PAIRS = COLUMNS / 2, MAX_CLASS_COLUMNS = 288; /* of 1024 crumbs, whole chunks */
+constexpr int MOST_HEAD_DIM = 256, MOST_SHARE = MOST_HEAD_DIM / SPLITS;
+static_assert(SPLITS == DECODE_ROWS, "a warp has a row, or a part of the inputs");
 
 struct arguments {
   const struct decode_tile *tiles;
@@ -21,22 +30,39 @@ struct arguments {
   int kv_heads, group, head_dim, rows, crumbs, groups, pairs, fast, rotating_pairs, row_tiles;
   bool stores_zero;
   float scale;
+  /* of decode_enter */
+  struct decode_rows rows_in;
+  uint8_t *memory; /* of the layer's pages */
+  size_t unit_bytes;
 };
 
-/* Sums of 32 columns for the 8 rows, left in sums[column][row]. column < 0: nothing. */
-__device__ void multiply_columns(const arguments &a, const float *map, const float *q, int column,
+/* A warp's part of a column of the map; column < 0: nothing. */
+struct column_part {
+  float at[MOST_SHARE];
+};
+__device__ __forceinline__ column_part load_column(const arguments &a, const float *map, int column) {
+  const int share = a.head_dim / SPLITS, begin = threadIdx.x / COLUMNS * share;
+  column_part part;
+#pragma unroll
+  for (int i = 0; i < MOST_SHARE; i++)
+    part.at[i] = column >= 0 && i < share ? __ldg(map + (size_t)(begin + i) * a.rows + column) : 0;
+  return part;
+}
+
+/* Sums of 32 columns for the 8 rows, left in sums[column][row]. */
+__device__ void multiply_columns(const arguments &a, const column_part &column, const float *q,
                                  float (*parts)[COLUMNS][DECODE_ROWS + 1], float (*sums)[DECODE_ROWS]) {
   const int lane = threadIdx.x % COLUMNS, split = threadIdx.x / COLUMNS;
   const int share = a.head_dim / SPLITS, begin = split * share;
   float sum[DECODE_ROWS] = {0};
-  if (column >= 0)
-#pragma unroll 4
-    for (int k = begin; k < begin + share; k++) {
-      const float m = map[(size_t)k * a.rows + column];
-      const float4 q0 = *(const float4 *)(q + k * DECODE_ROWS), q1 = *(const float4 *)(q + k * DECODE_ROWS + 4);
-      sum[0] += q0.x * m, sum[1] += q0.y * m, sum[2] += q0.z * m, sum[3] += q0.w * m;
-      sum[4] += q1.x * m, sum[5] += q1.y * m, sum[6] += q1.z * m, sum[7] += q1.w * m;
-    }
+#pragma unroll
+  for (int i = 0; i < MOST_SHARE; i++) {
+    if (i >= share) break;
+    const float m = column.at[i];
+    const float4 q0 = *(const float4 *)(q + (begin + i) * DECODE_ROWS), q1 = *(const float4 *)(q + (begin + i) * DECODE_ROWS + 4);
+    sum[0] += q0.x * m, sum[1] += q0.y * m, sum[2] += q0.z * m, sum[3] += q0.w * m;
+    sum[4] += q1.x * m, sum[5] += q1.y * m, sum[6] += q1.z * m, sum[7] += q1.w * m;
+  }
 #pragma unroll
   for (int r = 0; r < DECODE_ROWS; r++) parts[split][lane][r] = sum[r];
   __syncthreads();
@@ -86,46 +112,121 @@ __device__ void write_class(const arguments &a, uint8_t *prepared, int class_, i
   constants->low_offset[class_] = -(WHOLE_FLOAT + (float)(middle & 127)) * scaled;
 }
 
-__global__ void __launch_bounds__(COLUMNS *SPLITS) prepare_kernel(const __grid_constant__ arguments a) {
-  __shared__ float4 q_rows[256 * DECODE_ROWS / 4];
-  __shared__ float parts[SPLITS][COLUMNS][DECODE_ROWS + 1];
-  __shared__ float mapped[MAX_CLASS_COLUMNS][DECODE_ROWS];
-  const struct decode_tile tile = a.tiles[blockIdx.x / a.kv_heads];
-  if (tile.coded_pages == 0) return;
-  const int head = blockIdx.x % a.kv_heads, blocks = a.crumbs / 16;
-  float *q = (float *)q_rows;
+/* ---- rows ---- */
+
+/* Queries of the tile -> q [head_dim][DECODE_ROWS], scaled; zeros where there is no row. */
+__device__ void load_queries(const arguments &a, const struct decode_tile &tile, int head, float *q) {
   for (int i = threadIdx.x; i < a.head_dim * DECODE_ROWS; i += blockDim.x) {
     const int row = i / a.head_dim, k = i % a.head_dim;
     q[k * DECODE_ROWS + row] =
         row < tile.rows ? a.q[row_offset(tile, row, a.kv_heads, a.group, head, a.head_dim) + k] * a.scale : 0;
   }
+}
+typedef lane_turns<USUAL_TURNS> turns;
+__device__ void enter_queries(const arguments &a, const struct decode_tile &tile, int head, const turns &turned, float *q) {
+  const int row = threadIdx.x / 32, lane = threadIdx.x % 32;
+  float *to = q + row;
+  if (row >= tile.rows) {
+    for (int i = lane; i < a.head_dim; i += 32) to[i * DECODE_ROWS] = 0;
+    return;
+  }
+  const float *from = a.rows_in.q + row_offset(tile, row, a.kv_heads, a.group, head, a.head_dim), scale = a.scale;
+  rotate_head(from, a.rows_in.q_norm, a.rows_in.eps, a.head_dim, a.rows_in.rotation, turned, lane,
+              [to, scale](int i, float x) { to[i * DECODE_ROWS] = x * scale; });
+}
+
+/* The rows of the tile as they go on: queries as they are, and keys and values, once for all tiles of a token, in BF16. */
+__device__ void write_rows_of(const arguments &a, const struct decode_tile &tile, int head, const turns &turned) {
+  const struct decode_rows &in = a.rows_in;
+  const int lane = threadIdx.x % 32, all = tile.rows + (tile.first_row == 0 ? 2 : 0);
+  const size_t kv_row = ((size_t)tile.token * a.kv_heads + head) * a.head_dim;
+  const struct write_place place = in.places[tile.token];
+  for (int row = threadIdx.x / 32; row < all; row += SPLITS) {
+    if (row < tile.rows) {
+      const size_t at = row_offset(tile, row, a.kv_heads, a.group, head, a.head_dim);
+      float *to = in.rotated + at;
+      rotate_head(in.q + at, in.q_norm, in.eps, a.head_dim, in.rotation, turned, lane, [to](int i, float x) { to[i] = x; });
+      continue;
+    }
+    const int side = row - tile.rows;
+    uint16_t *to = (uint16_t *)(a.memory + (size_t)place.unit * a.unit_bytes) +
+                   (((size_t)head * 2 + side) * PAGE_TOKENS + place.place) * a.head_dim;
+    bool finite = true;
+    if (side == 0)
+      rotate_head(in.k + kv_row, in.k_norm, in.eps, a.head_dim, in.rotation, turned, lane,
+                  [to, &finite](int i, float x) { to[i] = (uint16_t)rounded_bf16(x, finite); });
+    else
+      for (int i = lane; i < a.head_dim; i += 32) to[i] = (uint16_t)rounded_bf16(in.v[kv_row + i], finite);
+    if (!__all_sync(~0u, finite) && lane == 0)
+      atomicMin(in.bad, 2ull * ((unsigned long long)tile.token * a.kv_heads + head) + (unsigned)side);
+  }
+}
+
+/* ---- the kernel ---- */
+
+/* The columns of the map that the block begins with, those of this lane; -1: none. Blocks of a (tile, KV head) are, in order,
+ * classes of crumbs; the mean (lane 0) and what zero points multiply (lane 1); a, then b, of 16 pairs each. */
+__device__ int first_column(const arguments &a, int head, int lane) {
+  const int blocks = a.crumbs / 16, of = (int)blockIdx.y;
+  if (of < GAIN_CLASSES) {
+    const int first = class_begin(blocks, of) * 16, count = class_begin(blocks, of + 1) * 16 - first;
+    return lane < count ? first + lane : -1;
+  }
+  if (of == GAIN_CLASSES) return lane == 0 ? a.crumbs + a.groups : lane == 1 && a.stores_zero ? a.crumbs : -1;
+  const int pair = (of - GAIN_CLASSES - 1) * PAIRS + lane % PAIRS;
+  const int wave = pair < a.pairs ? a.wave_rows[head * a.pairs + pair] : 0xFFFF;
+  return wave == 0xFFFF ? -1 : wave + lane / PAIRS * a.rotating_pairs;
+}
+
+/* ENTER: decode_enter; the last block of each (tile, KV head) writes rows. */
+template <bool ENTER> __global__ void __launch_bounds__(COLUMNS *SPLITS) prepare_kernel(const __grid_constant__ arguments a) {
+  __shared__ float4 q_rows[MOST_HEAD_DIM * DECODE_ROWS / 4];
+  __shared__ float parts[SPLITS][COLUMNS][DECODE_ROWS + 1];
+  __shared__ float mapped[MAX_CLASS_COLUMNS][DECODE_ROWS];
+  /* Attention begins to read coded pages now; what writes them comes long before decode_enter, but may come just before
+   * decode_prepare. */
+  if (ENTER) start_kernel_after();
+  const struct decode_tile tile = a.tiles[blockIdx.x / a.kv_heads];
+  const int head = blockIdx.x % a.kv_heads, blocks = a.crumbs / 16, lane = threadIdx.x % COLUMNS;
+  turns turned;
+  if (ENTER) turned = turns_at<USUAL_TURNS>(a.rows_in.rotation, a.rows_in.positions[tile.token], lane);
+  if (ENTER && blockIdx.y + 1 == gridDim.y) {
+    wait_for_kernel_before();
+    write_rows_of(a, tile, head, turned);
+    return;
+  }
+  const float *map = a.map + (size_t)head * a.head_dim * a.rows;
+  column_part column = load_column(a, map, first_column(a, head, lane));
+  float *q = (float *)q_rows;
+  wait_for_kernel_before();
+  if (!ENTER) start_kernel_after();
+  if (tile.coded_pages == 0) return;
+  if (ENTER)
+    enter_queries(a, tile, head, turned, q);
+  else
+    load_queries(a, tile, head, q);
   __syncthreads();
   const struct prepared_layout layout = prepared_layout_of(blocks, a.pairs, a.fast, a.row_tiles);
   uint8_t *prepared = a.prepared + (size_t)blockIdx.x * layout.bytes;
-  const float *map = a.map + (size_t)head * a.head_dim * a.rows;
-  const int lane = threadIdx.x % COLUMNS;
   if (blockIdx.y < GAIN_CLASSES) {
     const int class_ = blockIdx.y, first = class_begin(blocks, class_) * 16, count = class_begin(blocks, class_ + 1) * 16 - first;
     for (int done = 0; done < count; done += COLUMNS) {
-      const int column = done + lane;
-      multiply_columns(a, map, q, column < count ? first + column : -1, parts, mapped + done);
+      if (done > 0) column = load_column(a, map, done + lane < count ? first + done + lane : -1);
+      multiply_columns(a, column, q, parts, mapped + done);
     }
     write_class(a, prepared, class_, count, mapped);
     return;
   }
   const int of = threadIdx.x / DECODE_ROWS, row = threadIdx.x % DECODE_ROWS;
-  if (blockIdx.y == GAIN_CLASSES) { /* column 0: the mean; 1: what zero points multiply */
-    multiply_columns(a, map, q, lane == 0 ? a.crumbs + a.groups : lane == 1 && a.stores_zero ? a.crumbs : -1, parts, mapped);
+  multiply_columns(a, column, q, parts, mapped);
+  if (blockIdx.y == GAIN_CLASSES) {
     if (row >= 4 * a.row_tiles) return;
     struct row_constants *constants = (struct row_constants *)(prepared + layout.constants) + row;
     if (of == 0) constants->mean = mapped[of][row];
     if (of == 1) constants->zero = mapped[of][row];
     return;
   }
-  /* a, then b, of 16 pairs */
-  const int first = (blockIdx.y - GAIN_CLASSES - 1) * PAIRS, pair = first + lane % PAIRS;
-  const int wave = pair < a.pairs ? a.wave_rows[head * a.pairs + pair] : 0xFFFF;
-  multiply_columns(a, map, q, wave == 0xFFFF ? -1 : wave + lane / PAIRS * a.rotating_pairs, parts, mapped);
+  const int first = (blockIdx.y - GAIN_CLASSES - 1) * PAIRS; /* of 16 pairs */
   if (of < PAIRS && first + of < a.fast && row < 4 * a.row_tiles)
     ((float2 *)(prepared + layout.amplitudes))[row * a.fast + first + of] = make_float2(mapped[of][row], mapped[PAIRS + of][row]);
   const int columns = 8 * a.row_tiles;
@@ -153,12 +254,10 @@ size_t decode_prepared_bytes(const struct decode_layer *layer) {
   return (size_t)prepared_layout_of(layer->keys.crumbs / 16, rope ? rope->pairs : 0, rope ? rope->fast : 0, 2).bytes;
 }
 
-oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
-                            const struct decode_plan *plan, const float *q, const struct decode_space *space) {
-  const int pairs = layer->rope ? layer->rope->pairs : 0;
+static arguments arguments_of(const struct decode_shape *shape, const struct decode_layer *layer, const struct decode_plan *plan,
+                              const struct decode_space *space) {
   arguments a = {};
   a.tiles = plan->tiles;
-  a.q = q;
   a.map = layer->keys.map;
   a.wave_rows = layer->wave_rows;
   a.prepared = (uint8_t *)space->prepared;
@@ -168,14 +267,34 @@ oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *
   a.rows = layer->keys.rows;
   a.crumbs = layer->keys.crumbs;
   a.groups = layer->keys.groups;
-  a.pairs = pairs;
+  a.pairs = layer->rope ? layer->rope->pairs : 0;
   a.fast = layer->rope ? layer->rope->fast : 0;
   a.series = layer->rope ? layer->rope->series : nullptr;
   a.row_tiles = plan->rows > 4 ? 2 : 1;
   a.rotating_pairs = layer->rotating_pairs;
   a.stores_zero = layer->keys.form == OSCAR_ROW_SCALE_ZERO;
   a.scale = shape->scale * LOG2_E;
-  const dim3 grid((unsigned)(plan->tile_count * shape->kv_heads), (unsigned)(GAIN_CLASSES + 1 + (pairs + PAIRS - 1) / PAIRS));
-  prepare_kernel<<<grid, COLUMNS * SPLITS, 0, (cudaStream_t)cuda->stream>>>(a);
-  return cuda_launched(cuda, "mapping queries");
+  return a;
+}
+
+/* Blocks that map the queries of a (tile, KV head). */
+static int mapping_blocks(const arguments &a) { return GAIN_CLASSES + 1 + (a.pairs + PAIRS - 1) / PAIRS; }
+
+oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
+                            const struct decode_plan *plan, const float *q, const struct decode_space *space) {
+  arguments a = arguments_of(shape, layer, plan, space);
+  a.q = q;
+  const dim3 grid((unsigned)(plan->tile_count * shape->kv_heads), (unsigned)mapping_blocks(a));
+  return cuda_result(cuda, launch_kernel(cuda, prepare_kernel<false>, grid, COLUMNS * SPLITS, 0, a), "mapping queries");
+}
+
+oscar_status decode_enter(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
+                          const struct decode_plan *plan, const struct decode_rows *rows, const struct decode_space *space) {
+  arguments a = arguments_of(shape, layer, plan, space);
+  a.rows_in = *rows;
+  a.memory = layer->memory;
+  a.unit_bytes = layer->unit_bytes;
+  const bool coded = layer->keys.crumbs > 0;
+  const dim3 grid((unsigned)(plan->tile_count * shape->kv_heads), (unsigned)(1 + (coded ? mapping_blocks(a) : 0)));
+  return cuda_result(cuda, launch_kernel(cuda, prepare_kernel<true>, grid, COLUMNS * SPLITS, 0, a), "entering rows");
 }

@@ -90,6 +90,56 @@ static void free_backend(struct backend *be) {
   mem_free(be->context, b);
 }
 
+/* ---- recordings: CUDA graphs ---- */
+
+struct backend_recording {
+  cudaGraphExec_t graph;
+  uint64_t releases; /* of the handle, when it was made */
+};
+
+static oscar_status record_begin(struct backend *be) {
+  struct cuda_backend *b = cuda_of(be);
+  oscar_status status = cuda_launched(b->cuda, "starting its work");
+  if (status != OSCAR_OK) return status;
+  return cuda_result(b->cuda, cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal), "recording a step");
+}
+
+static oscar_status record_end(struct backend *be, struct backend_recording **recording) {
+  struct cuda_backend *b = cuda_of(be);
+  *recording = NULL;
+  cudaGraph_t graph = NULL;
+  oscar_status status = cuda_result(b->cuda, cudaStreamEndCapture(b->stream, &graph), "recording a step");
+  if (status == OSCAR_OK) status = cuda_launched(b->cuda, "recording a step");
+  struct backend_recording *made = NULL;
+  if (status == OSCAR_OK && !(made = (struct backend_recording *)mem_zalloc(be->context, 1, sizeof *made)))
+    status = OSCAR_NO_MEMORY;
+  if (status == OSCAR_OK) status = cuda_result(b->cuda, cudaGraphInstantiate(&made->graph, graph, 0), "making a graph of a step");
+  if (graph) (void)cudaGraphDestroy(graph);
+  (void)cudaGetLastError(); /* has been reported */
+  if (status != OSCAR_OK) {
+    mem_free(be->context, made);
+    return status;
+  }
+  made->releases = b->cuda->releases;
+  *recording = made;
+  return OSCAR_OK;
+}
+
+static bool recording_holds(const struct backend *be, const struct backend_recording *recording) {
+  return recording->releases == cuda_of(be)->cuda->releases;
+}
+
+static oscar_status replay(struct backend *be, const struct backend_recording *recording) {
+  struct cuda_backend *b = cuda_of(be);
+  return cuda_result(b->cuda, cudaGraphLaunch(recording->graph, b->stream), "replaying a step");
+}
+
+static void recording_free(struct backend *be, struct backend_recording *recording) {
+  if (!recording) return;
+  (void)cudaGraphExecDestroy(recording->graph); /* one that runs goes when it has ended */
+  mem_free(be->context, recording);
+}
+
 static constexpr struct backend_ops make_ops(void) {
   struct backend_ops ops = {};
   ops.name = "cuda";
@@ -115,6 +165,12 @@ static constexpr struct backend_ops make_ops(void) {
   ops.scale = cuda_scale;
   ops.silu_mul = cuda_silu_mul;
   ops.gelu_mul = cuda_gelu_mul;
+  ops.rope_on_device = cuda_rope_on_device;
+  ops.record_begin = record_begin;
+  ops.record_end = record_end;
+  ops.recording_holds = recording_holds;
+  ops.replay = replay;
+  ops.recording_free = recording_free;
   return ops;
 }
 

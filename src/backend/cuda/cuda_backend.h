@@ -6,7 +6,7 @@ extern "C" {
 #include "backend/backend.h"
 }
 #include "backend/cuda/library.h"
-#include "cuda/device.h"
+#include "cuda/launch.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -61,31 +61,10 @@ static inline unsigned blocks_for(size_t count, int threads) {
   return (unsigned)((count + (size_t)threads - 1) / (size_t)threads);
 }
 
-/*
- * Launches. A kernel may begin while the one before it ends (compute capability 9.0 and later: programmatic dependent launch),
- * which hides most of what a launch costs. So every kernel of the backend calls wait_for_input before it touches anything but
- * weights: then all that was enqueued before is done. Weights are there before: nothing overtakes the copy that a step begins
- * with.
- */
+/* What went wrong with a launch is found by cuda_launched. */
 template <typename... P, typename... A>
 static inline void launch(const struct cuda_backend *b, void (*kernel)(P...), dim3 grid, int threads, const A &...arguments) {
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3((unsigned)threads);
-  config.stream = b->stream;
-  config.attrs = &early;
-  config.numAttrs = b->cuda->info.capability >= 90 ? 1 : 0;
-  (void)cudaLaunchKernelEx(&config, kernel, P(arguments)...); /* what went wrong is found by cuda_launched */
-}
-
-__device__ static inline void wait_for_input(void) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
+  (void)launch_kernel(b->cuda, kernel, grid, threads, 0, arguments...);
 }
 
 /*
@@ -115,6 +94,7 @@ void cuda_add_rms_norm(struct backend *be, int64_t rows, int dim, float *x, cons
                        float *y);
 oscar_status cuda_rope(struct backend *be, const struct rope_spec *spec, int n, int head_dim, const int32_t *positions, float eps,
                        int count, const struct heads *tensors);
+oscar_status cuda_rope_on_device(struct backend *be, const struct rope_spec *spec, int head_dim, struct head_rotation *rotation);
 void cuda_rope_free(struct cuda_backend *b);
 void cuda_add(struct backend *be, size_t count, float *x, const float *y);
 void cuda_scale(struct backend *be, size_t count, float *x, float factor);

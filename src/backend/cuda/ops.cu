@@ -6,6 +6,7 @@
  */
 #include "backend/cuda/activations.cuh"
 #include "backend/cuda/cuda_backend.h"
+#include "cuda/rotation.cuh"
 
 #include <math.h>
 #include <string.h>
@@ -45,14 +46,67 @@ __global__ static void norm_rows(int64_t rows, int dim, const float *x, float *s
   for (int i = thread; i < dim; i += THREADS) y[row * dim + i] = (ADD ? sum : x)[row * dim + i] * factor * weight[i];
 }
 
+/*
+ * The same of one row a block, in vectors of 4 that stay in registers: thread t has vectors t, t + threads, ... A decoding step
+ * waits for it twice a layer, so there is one read of memory after the kernel before: weights come ahead of it.
+ */
+template <int VECTORS, bool ADD>
+__global__ static void norm_row(int dim, const float *x, float *sum, const float *add, const float *weight, float eps, float *y) {
+  __shared__ float shared[32];
+  const int64_t first = (int64_t)blockIdx.x * dim;
+  float4 w[VECTORS], v[VECTORS];
+#pragma unroll
+  for (int k = 0; k < VECTORS; k++) {
+    const int i = 4 * ((int)threadIdx.x + k * (int)blockDim.x);
+    if (i < dim) w[k] = __ldg((const float4 *)(weight + i));
+  }
+  wait_for_input();
+  float squares = 0;
+#pragma unroll
+  for (int k = 0; k < VECTORS; k++) {
+    const int i = 4 * ((int)threadIdx.x + k * (int)blockDim.x);
+    if (i >= dim) continue;
+    v[k] = *(const float4 *)(x + first + i);
+    if (ADD) {
+      const float4 more = *(const float4 *)(add + first + i);
+      v[k] = make_float4(v[k].x + more.x, v[k].y + more.y, v[k].z + more.z, v[k].w + more.w);
+      *(float4 *)(sum + first + i) = v[k];
+    }
+    squares += v[k].x * v[k].x + v[k].y * v[k].y + v[k].z * v[k].z + v[k].w * v[k].w;
+  }
+  for (int step = 16; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
+  const int lane = (int)threadIdx.x % 32;
+  if (lane == 0) shared[threadIdx.x / 32] = squares;
+  __syncthreads();
+  squares = lane < (int)blockDim.x / 32 ? shared[lane] : 0;
+  for (int step = 16; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
+  const float factor = 1 / sqrtf(squares / (float)dim + eps);
+#pragma unroll
+  for (int k = 0; k < VECTORS; k++) {
+    const int i = 4 * ((int)threadIdx.x + k * (int)blockDim.x);
+    if (i < dim)
+      *(float4 *)(y + first + i) =
+          make_float4(v[k].x * factor * w[k].x, v[k].y * factor * w[k].y, v[k].z * factor * w[k].z, v[k].w * factor * w[k].w);
+  }
+}
+
+static bool are_vectors(int dim, const float *x, const float *add, const float *weight, const float *y) {
+  return dim % 4 == 0 && (((uintptr_t)x | (uintptr_t)add | (uintptr_t)weight | (uintptr_t)y) & 15) == 0;
+}
+
 template <bool ADD>
 static void launch_norm(struct cuda_backend *b, int64_t rows, int dim, const float *x, float *sum, const float *add,
                         const float *weight, float eps, float *y) {
   if (rows == 0) return;
+  const int vectors = dim / 4, threads = vectors < 1024 ? (vectors + 31) / 32 * 32 : 1024;
   if (dim <= 256)
     launch(b, norm_rows<32, ADD>, blocks_for((size_t)rows, 8), 256, rows, dim, x, sum, add, weight, eps, y);
-  else if (dim <= 2048)
-    launch(b, norm_rows<256, ADD>, (unsigned)rows, 256, rows, dim, x, sum, add, weight, eps, y);
+  else if (are_vectors(dim, x, add, weight, y) && vectors <= 4 * threads)
+    launch(b,
+           vectors <= threads       ? norm_row<1, ADD>
+           : vectors <= 2 * threads ? norm_row<2, ADD>
+                                    : norm_row<4, ADD>,
+           (unsigned)rows, threads, dim, x, sum, add, weight, eps, y);
   else
     launch(b, norm_rows<1024, ADD>, (unsigned)rows, 1024, rows, dim, x, sum, add, weight, eps, y);
 }
@@ -125,32 +179,19 @@ static oscar_status frequencies_find(struct cuda_backend *b, const struct rope_s
   return OSCAR_OK;
 }
 
-/*
- * Cosine and sine of an angle. It is brought to -pi/4 .. pi/4 in double, because at position 100,000 a float would be wrong by
- * 0.004; there polynomials (Cephes, sinf and cosf) are good to a unit in the last place.
- */
-__device__ static void cosine_and_sine(double angle, float *cosine, float *sine) {
-  const double quarters = rint(angle * 0.63661977236758134308); /* 2 / pi */
-  const float r = (float)fma(-quarters, 1.57079632679489661923, angle), z = r * r;
-  const float s = ((-1.9515295891e-4f * z + 8.3321608736e-3f) * z - 1.6666654611e-1f) * z * r + r;
-  const float c = ((2.443315711809948e-5f * z - 1.388731625493765e-3f) * z + 4.166664568298827e-2f) * z * z - 0.5f * z + 1.0f;
-  const int quarter = (int)((int64_t)quarters & 3);
-  const float x = quarter & 1 ? s : c, y = quarter & 1 ? c : s;
-  *cosine = quarter == 1 || quarter == 2 ? -x : x;
-  *sine = quarter >= 2 ? -y : y;
-}
-
 #define MOST_TENSORS 4
 struct rotation {
-  int count, all_heads, head_dim, pairs, step, next; /* pairs are `step` apart, `next` from one to the next */
+  struct head_rotation head;
+  int count, all_heads, head_dim;
   float eps;
   int heads[MOST_TENSORS];
   const float *norm[MOST_TENSORS];
   float *x[MOST_TENSORS];
 };
 
-/* A warp for a head of a token; each lane reads and writes pairs, and elements past them, of its own. */
-__global__ static void rotate_heads(struct rotation r, int64_t n, const int32_t *positions, const double *frequencies) {
+/* A warp for a head of a token. */
+template <int TURNS>
+__global__ static void rotate_heads(const __grid_constant__ struct rotation r, int64_t n, const int32_t *positions) {
   const int64_t warp = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32;
   const int lane = (int)threadIdx.x % 32;
   const int64_t token = warp / r.all_heads;
@@ -158,50 +199,36 @@ __global__ static void rotate_heads(struct rotation r, int64_t n, const int32_t 
   if (token >= n) return;
   int head = (int)(warp % r.all_heads), tensor = 0;
   while (head >= r.heads[tensor]) head -= r.heads[tensor++];
-  const float *norm = r.norm[tensor];
   float *x = r.x[tensor] + (token * r.heads[tensor] + head) * r.head_dim;
-  float factor = 1;
-  if (norm) {
-    float squares = 0;
-    for (int i = lane; i < r.pairs; i += 32) {
-      const float re = x[i * r.next], im = x[i * r.next + r.step];
-      squares += re * re + im * im;
-    }
-    for (int i = 2 * r.pairs + lane; i < r.head_dim; i += 32) squares += x[i] * x[i];
-    squares = sum_of_row<32>(squares, NULL);
-    factor = 1 / sqrtf(squares / (float)r.head_dim + r.eps);
-    for (int i = 2 * r.pairs + lane; i < r.head_dim; i += 32) x[i] = x[i] * factor * norm[i];
-  }
-  const double position = (double)positions[token];
-  for (int i = lane; i < r.pairs; i += 32) {
-    const int at = i * r.next, beside = at + r.step;
-    float re = x[at], im = x[beside], cosine, sine;
-    if (norm) {
-      re *= factor * norm[at];
-      im *= factor * norm[beside];
-    }
-    cosine_and_sine(position * frequencies[i], &cosine, &sine);
-    x[at] = re * cosine - im * sine;
-    x[beside] = re * sine + im * cosine;
-  }
+  rotate_head(x, r.norm[tensor], r.eps, r.head_dim, r.head, turns_at<TURNS>(r.head, positions[token], lane), lane,
+              [x](int i, float value) { x[i] = value; });
+}
+
+oscar_status cuda_rope_on_device(struct backend *be, const struct rope_spec *spec, int head_dim, struct head_rotation *rotation) {
+  if (spec->rotary_dim < 2 || spec->rotary_dim % 2 || spec->rotary_dim > head_dim)
+    return set_error(be->context, OSCAR_INVALID_ARGUMENT,
+                     "RoPE over %d of %d dimensions is not possible: expected an even number, at most all", spec->rotary_dim,
+                     head_dim);
+  if (head_dim > OSCAR_MAX_HEAD_DIM)
+    return set_error(be->context, OSCAR_INVALID_ARGUMENT, "RoPE of heads of %d dimensions; at most %d", head_dim,
+                     OSCAR_MAX_HEAD_DIM);
+  rotation->pairs = spec->rotary_dim / 2;
+  rotation->step = spec->kind == ROPE_NEOX ? rotation->pairs : 1;
+  rotation->next = spec->kind == ROPE_NEOX ? 1 : 2;
+  return frequencies_find(cuda_of(be), spec, &rotation->frequencies);
 }
 
 oscar_status cuda_rope(struct backend *be, const struct rope_spec *spec, int n, int head_dim, const int32_t *positions, float eps,
                        int count, const struct heads *tensors) {
   struct cuda_backend *b = cuda_of(be);
-  if (spec->rotary_dim < 2 || spec->rotary_dim % 2 || spec->rotary_dim > head_dim)
-    return set_error(be->context, OSCAR_INVALID_ARGUMENT,
-                     "RoPE over %d of %d dimensions is not possible: expected an even number, at most all", spec->rotary_dim,
-                     head_dim);
+  struct rotation r = {};
+  oscar_status status = cuda_rope_on_device(be, spec, head_dim, &r.head);
+  if (status != OSCAR_OK) return status;
   if (count < 1 || count > MOST_TENSORS)
     return set_error(be->context, OSCAR_INVALID_ARGUMENT, "RoPE of %d tensors at once; expected 1 to %d", count, MOST_TENSORS);
   if (n == 0) return OSCAR_OK;
-  struct rotation r = {};
   r.count = count;
   r.head_dim = head_dim;
-  r.pairs = spec->rotary_dim / 2;
-  r.step = spec->kind == ROPE_NEOX ? r.pairs : 1;
-  r.next = spec->kind == ROPE_NEOX ? 1 : 2;
   r.eps = eps;
   for (int i = 0; i < count; i++) {
     r.heads[i] = tensors[i].count;
@@ -209,10 +236,8 @@ oscar_status cuda_rope(struct backend *be, const struct rope_spec *spec, int n, 
     r.x[i] = tensors[i].x;
     r.all_heads += tensors[i].count;
   }
-  const double *frequencies;
-  oscar_status status = frequencies_find(b, spec, &frequencies);
-  if (status != OSCAR_OK) return status;
-  launch(b, rotate_heads, blocks_for((size_t)n * (size_t)r.all_heads * 32, 128), 128, r, n, positions, frequencies);
+  launch(b, r.head.pairs <= 32 * USUAL_TURNS ? rotate_heads<USUAL_TURNS> : rotate_heads<MOST_TURNS>,
+         blocks_for((size_t)n * (size_t)r.all_heads * 32, 128), 128, r, (int64_t)n, positions);
   return cuda_launched(b->cuda, "rotating heads");
 }
 

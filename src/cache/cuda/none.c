@@ -23,6 +23,10 @@ oscar_status device_store_write(oscar_sequence *const *sequences, int count, int
   (void)sequences, (void)count, (void)layer, (void)k, (void)v;
   return never();
 }
+oscar_status device_store_make_ready(oscar_sequence *const *sequences, int count, struct device_step *step) {
+  (void)sequences, (void)count, (void)step;
+  return never();
+}
 oscar_status device_store_read(const oscar_sequence *sequence, struct page_entry entry, int layer, int kv_head, oscar_side side,
                                void *out) {
   (void)sequence, (void)entry, (void)layer, (void)kv_head, (void)side, (void)out;

@@ -9,7 +9,9 @@
 #include <string.h>
 
 /* What the open steps of some sequences need on the device: where their tokens go and what they demote. The same in every layer,
- * so it is uploaded once; who writes sequences one by one finds the last few still there. */
+ * so it is uploaded once; who writes sequences one by one finds the last few still there. Pages that were complete before the
+ * step are demoted in all layers then, by one launch that fills the GPU; those that it completes, layer by layer when their last
+ * rows have been written. */
 #define KEPT_STEPS 64
 struct step_data {
   void *host, *device;
@@ -18,24 +20,26 @@ struct step_data {
   int count;
   uint64_t changes; /* of the cache when it was made */
   int tokens, demotions;
+  size_t place_bytes; /* where demotions begin */
+  bool demoted;       /* in all layers */
 };
 
 struct device_store {
   struct oscar_cuda *cuda;
   struct cuda_codecs *codecs; /* NULL: BF16 */
   struct cuda_layer *layers;  /* on the device */
-  unsigned long long *bad;    /* on the device: [0] rows of writes, [1] of encoding; ~0: none */
+  unsigned long long *bad;    /* on the host, where kernels write if something is wrong: [0] rows of writes, [1] of encoding */
   bool unchecked;             /* rows were written since `bad` was read */
   size_t memory_bytes;
   struct step_data steps[KEPT_STEPS];
   int step;
+  struct step_data ready; /* of sequences_make_ready, whose memory stays where it is */
 };
 
 static struct oscar_cuda *cuda_of(const oscar_cache *c) { return c->geometry.cuda; }
 
 size_t device_store_bytes(const oscar_cache_options *o) {
-  return (size_t)o->layers * sizeof(struct cuda_layer) + 2 * sizeof(unsigned long long) +
-         (o->codecs ? cuda_codecs_bytes(o->codecs) : 0);
+  return (size_t)o->layers * sizeof(struct cuda_layer) + (o->codecs ? cuda_codecs_bytes(o->codecs) : 0);
 }
 
 oscar_status device_store_create(oscar_cache *c) {
@@ -52,11 +56,10 @@ oscar_status device_store_create(oscar_cache *c) {
     s->layers = memory;
   }
   if (status == OSCAR_OK) {
-    status = cuda_alloc(s->cuda, 2 * sizeof *s->bad, &memory);
+    status = cuda_host_alloc(s->cuda, 2 * sizeof *s->bad, &memory);
     s->bad = memory;
   }
-  static const unsigned long long none[2] = {~0ull, ~0ull};
-  if (status == OSCAR_OK) status = cuda_upload(s->cuda, s->bad, none, sizeof none);
+  if (status == OSCAR_OK) s->bad[0] = s->bad[1] = CUDA_BAD_NONE;
   if (status == OSCAR_OK && c->geometry.codecs) status = cuda_codecs_create(s->cuda, c->geometry.codecs, &s->codecs);
   return status;
 }
@@ -80,18 +83,23 @@ oscar_status device_store_layers(oscar_cache *c) {
   return status;
 }
 
+static void free_step(const oscar_cache *c, struct step_data *step) {
+  mem_free(c->geometry.context, step->host);
+  cuda_release(cuda_of(c), step->device, step->bytes);
+  *step = (struct step_data){0};
+}
+
 void device_store_free(oscar_cache *c) {
   struct device_store *s = c->store;
   if (!s) return;
   cuda_release(s->cuda, c->memory, s->memory_bytes);
   c->memory = NULL;
   cuda_release(s->cuda, s->layers, (size_t)c->geometry.layers * sizeof *s->layers);
-  cuda_release(s->cuda, s->bad, 2 * sizeof *s->bad);
+  (void)oscar_cuda_wait(s->cuda); /* for who writes to it */
+  cuda_host_release(s->bad);
   cuda_codecs_free(s->codecs);
-  for (int i = 0; i < KEPT_STEPS; i++) {
-    mem_free(c->geometry.context, s->steps[i].host);
-    cuda_release(s->cuda, s->steps[i].device, s->steps[i].bytes);
-  }
+  for (int i = 0; i < KEPT_STEPS; i++) free_step(c, &s->steps[i]);
+  free_step(c, &s->ready);
   mem_free(c->geometry.context, s);
   c->store = NULL;
 }
@@ -110,9 +118,7 @@ static oscar_status reserve_step(const oscar_cache *c, struct step_data *step, s
   if (bytes <= step->bytes) return OSCAR_OK;
   oscar_status status = oscar_cuda_wait(s->cuda); /* the old memory may still be read */
   if (status != OSCAR_OK) return status;
-  mem_free(c->geometry.context, step->host);
-  cuda_release(s->cuda, step->device, step->bytes);
-  *step = (struct step_data){0};
+  free_step(c, step);
   step->host = mem_alloc(c->geometry.context, 2 * bytes, 1);
   if (!step->host) return OSCAR_NO_MEMORY;
   status = cuda_alloc(s->cuda, 2 * bytes, &step->device);
@@ -133,8 +139,31 @@ static void list_step(const oscar_sequence *s, struct step_data *step, struct wr
   }
 }
 
-/* Places of tokens, then demotions. *places_bytes: where the latter begin. */
-static oscar_status upload_step(oscar_sequence *const *sequences, int count, struct step_data **out, size_t *place_bytes) {
+/* Whether every page that the steps demote was complete before them. */
+static bool demotes_complete_pages(oscar_sequence *const *sequences, int count) {
+  for (int i = 0; i < count; i++)
+    if (sequences[i]->demoted_end > sequences[i]->demoted_first && sequences[i]->demoted_end * PAGE_TOKENS > sequences[i]->length)
+      return false;
+  return true;
+}
+
+static const struct cuda_demotion *demotions_of(const struct step_data *step) {
+  return (const struct cuda_demotion *)(const void *)((const uint8_t *)step->device + step->place_bytes);
+}
+
+static oscar_status demote_layers(const oscar_cache *c, const struct step_data *step, int begin, int end) {
+  struct device_store *store = c->store;
+  if (step->demotions == 0) return OSCAR_OK;
+  return cuda_encode(store->codecs, store->layers, begin, end, c->geometry.kv_heads, demotions_of(step), step->demotions,
+                     store->bad + 1);
+}
+
+static bool is_of(const struct step_data *step, oscar_sequence *const *sequences, int count) {
+  return step->first == sequences[0] && step->count == count && step->changes == sequences[0]->cache->changes;
+}
+
+/* Places of tokens, then demotions. */
+static oscar_status fill_step(struct step_data *step, oscar_sequence *const *sequences, int count) {
   const oscar_cache *c = sequences[0]->cache;
   struct device_store *store = c->store;
   size_t tokens = 0, demotions = 0;
@@ -142,20 +171,19 @@ static oscar_status upload_step(oscar_sequence *const *sequences, int count, str
     tokens += (size_t)sequences[i]->step_tokens;
     demotions += (size_t)(sequences[i]->demoted_end - sequences[i]->demoted_first);
   }
-  *place_bytes = round_up(tokens * sizeof(struct write_place), 16);
-  for (int i = 0; i < KEPT_STEPS; i++) {
-    *out = &store->steps[i];
-    if ((*out)->first == sequences[0] && (*out)->count == count && (*out)->changes == c->changes) return OSCAR_OK;
-  }
-  struct step_data *step = *out = &store->steps[store->step = (store->step + 1) % KEPT_STEPS];
-  const size_t bytes = *place_bytes + demotions * sizeof(struct cuda_demotion);
+  const size_t place_bytes = round_up(tokens * sizeof(struct write_place), 16);
   step->first = NULL;
-  oscar_status status = reserve_step(c, step, bytes);
+  oscar_status status = reserve_step(c, step, place_bytes + demotions * sizeof(struct cuda_demotion));
   if (status != OSCAR_OK) return status;
+  step->place_bytes = place_bytes;
   step->tokens = step->demotions = 0;
   for (int i = 0; i < count; i++)
-    list_step(sequences[i], step, step->host, (struct cuda_demotion *)(void *)((uint8_t *)step->host + *place_bytes));
-  status = cuda_upload(store->cuda, step->device, step->host, bytes);
+    list_step(sequences[i], step, step->host, (struct cuda_demotion *)(void *)((uint8_t *)step->host + place_bytes));
+  status =
+      cuda_upload(store->cuda, step->device, step->host, place_bytes + (size_t)step->demotions * sizeof(struct cuda_demotion));
+  store->unchecked = true;
+  step->demoted = demotes_complete_pages(sequences, count);
+  if (status == OSCAR_OK && step->demoted) status = demote_layers(c, step, 0, c->geometry.layers);
   if (status != OSCAR_OK) return status;
   step->first = sequences[0];
   step->count = count;
@@ -163,36 +191,55 @@ static oscar_status upload_step(oscar_sequence *const *sequences, int count, str
   return OSCAR_OK;
 }
 
+static oscar_status find_step(oscar_sequence *const *sequences, int count, struct step_data **out) {
+  struct device_store *store = sequences[0]->cache->store;
+  *out = &store->ready;
+  if (is_of(*out, sequences, count)) return OSCAR_OK;
+  for (int i = 0; i < KEPT_STEPS; i++) {
+    *out = &store->steps[i];
+    if (is_of(*out, sequences, count)) return OSCAR_OK;
+  }
+  *out = &store->steps[store->step = (store->step + 1) % KEPT_STEPS];
+  return fill_step(*out, sequences, count);
+}
+
 oscar_status device_store_write(oscar_sequence *const *sequences, int count, int layer, const float *k, const float *v) {
   const oscar_cache *c = sequences[0]->cache;
   struct device_store *store = c->store;
   const struct cache_geometry *g = &c->geometry;
   struct step_data *step;
-  size_t place_bytes;
-  oscar_status status = upload_step(sequences, count, &step, &place_bytes);
+  oscar_status status = find_step(sequences, count, &step);
   if (status != OSCAR_OK) return status;
   const struct layer_part *part = &c->layers[layer];
   store->unchecked = true;
   status = write_rows(store->cuda, part->memory, part->unit_bytes, g->kv_heads, g->head_dim, step->tokens, step->device, k, v,
                       store->bad);
-  if (status != OSCAR_OK || step->demotions == 0) return status;
-  const uint8_t *demotions = (const uint8_t *)step->device + place_bytes;
-  return cuda_encode(store->codecs, store->layers, layer, layer + 1, g->kv_heads,
-                     (const struct cuda_demotion *)(const void *)demotions, step->demotions, store->bad + 1);
+  return status == OSCAR_OK && !step->demoted ? demote_layers(c, step, layer, layer + 1) : status;
+}
+
+oscar_status device_store_make_ready(oscar_sequence *const *sequences, int count, struct device_step *out) {
+  const oscar_cache *c = sequences[0]->cache;
+  struct device_store *store = c->store;
+  if (!demotes_complete_pages(sequences, count))
+    return set_error(c->geometry.context, OSCAR_INVALID_ARGUMENT,
+                     "a step demotes pages that it fills: its rows have to be written layer by layer");
+  oscar_status status = fill_step(&store->ready, sequences, count);
+  *out = (struct device_step){store->ready.device, store->bad};
+  return status;
 }
 
 oscar_status device_store_check(const oscar_cache *c) {
   struct device_store *s = c->store;
-  unsigned long long bad[2];
   if (!s->unchecked) return OSCAR_OK;
+  oscar_status status = oscar_cuda_wait(s->cuda);
+  if (status != OSCAR_OK) return status;
   s->unchecked = false;
-  oscar_status status = cuda_download(s->cuda, bad, s->bad, sizeof bad);
-  if (status != OSCAR_OK || (bad[0] == ~0ull && bad[1] == ~0ull)) return status;
-  static const unsigned long long none[2] = {~0ull, ~0ull};
-  (void)cuda_upload(s->cuda, s->bad, none, sizeof none);
+  const unsigned long long bad[2] = {s->bad[0], s->bad[1]};
+  if (bad[0] == CUDA_BAD_NONE && bad[1] == CUDA_BAD_NONE) return OSCAR_OK;
+  s->bad[0] = s->bad[1] = CUDA_BAD_NONE;
   return set_error(c->geometry.context, OSCAR_NUMERIC, "a %s that was written to the cache %s",
-                   (bad[0] != ~0ull ? bad[0] : bad[1]) % 2 ? "value" : "key",
-                   bad[0] != ~0ull ? "is not finite in BF16" : "cannot be encoded: its scale leaves the range of fp16");
+                   (bad[0] != CUDA_BAD_NONE ? bad[0] : bad[1]) % 2 ? "value" : "key",
+                   bad[0] != CUDA_BAD_NONE ? "is not finite in BF16" : "cannot be encoded: its scale leaves the range of fp16");
 }
 
 /* ---- reading ---- */

@@ -8,6 +8,7 @@
 #ifndef OSCAR_CACHE_CUDA_STORE_H
 #define OSCAR_CACHE_CUDA_STORE_H
 
+#include "cache/device_step.h"
 #include "cache/state.h"
 
 struct device_store;
@@ -26,6 +27,8 @@ void device_store_copy(const oscar_cache *cache, int32_t from, int32_t to, bool 
 /* The rows of open steps into their exact pages, and the pages that these demote into codes, in one layer. k, v: device memory.
  */
 oscar_status device_store_write(oscar_sequence *const *sequences, int count, int layer, const float *k, const float *v);
+/* As sequences_make_ready. */
+oscar_status device_store_make_ready(oscar_sequence *const *sequences, int count, struct device_step *step);
 /* One side of a page in canonical form (coded) or as BF16 (exact), in host memory. Waits. */
 oscar_status device_store_read(const oscar_sequence *sequence, struct page_entry entry, int layer, int kv_head, oscar_side side,
                                void *out);

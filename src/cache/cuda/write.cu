@@ -1,20 +1,15 @@
 /* write.cu - rows of new tokens into exact pages (cache/cuda/write.h). */
+#include "cache/cuda/rounding.cuh"
 #include "cache/cuda/write.h"
-
-#include <cuda_runtime.h>
+#include "cuda/launch.cuh"
 
 namespace {
-
-__device__ uint32_t rounded_bf16(float x, bool &finite) {
-  const uint32_t u = __float_as_uint(x), rounded = (u + 0x7FFFu + (u >> 16 & 1)) >> 16;
-  finite = finite && (u & 0x7F800000u) != 0x7F800000u && (rounded & 0x7F80u) != 0x7F80u;
-  return rounded & 0xFFFFu;
-}
 
 /* A warp for each row of k or v. */
 __global__ void write_kernel(uint8_t *memory, size_t unit_bytes, int kv_heads, int head_dim, int tokens,
                              const struct write_place *places, const float *k, const float *v, unsigned long long *bad) {
   const int row = (int)((blockIdx.x * (size_t)blockDim.x + threadIdx.x) / 32), lane = threadIdx.x % 32;
+  wait_for_input();
   if (row >= 2 * tokens * kv_heads) return;
   const int side = row % 2, head = row / 2 % kv_heads, token = row / 2 / kv_heads;
   const float *from = (side ? v : k) + ((size_t)token * kv_heads + head) * head_dim;
@@ -35,7 +30,8 @@ __global__ void write_kernel(uint8_t *memory, size_t unit_bytes, int kv_heads, i
 oscar_status write_rows(struct oscar_cuda *cuda, uint8_t *memory, size_t unit_bytes, int kv_heads, int head_dim, int tokens,
                         const struct write_place *places, const float *k, const float *v, unsigned long long *bad) {
   const int rows = 2 * tokens * kv_heads;
-  write_kernel<<<(rows + 7) / 8, 256, 0, (cudaStream_t)cuda->stream>>>(memory, unit_bytes, kv_heads, head_dim, tokens, places, k,
-                                                                       v, bad);
-  return cuda_launched(cuda, "writing rows");
+  return cuda_result(cuda,
+                     launch_kernel(cuda, write_kernel, dim3((unsigned)(rows + 7) / 8), 256, 0, memory, unit_bytes, kv_heads,
+                                   head_dim, tokens, places, k, v, bad),
+                     "writing rows");
 }
