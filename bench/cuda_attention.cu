@@ -6,7 +6,8 @@
  * As in a decode step, the layers have pages of their own and are launched one after the other in a CUDA graph; times are of one
  * layer: a replay over the number of layers, the median of several. In the same graph form, over the same buffers, `read` adds up
  * every byte that attention has to read (codes, metadata, exact pages), with nothing else to do: the floor. `map` is the product
- * that brings queries into the space of codes, which a step has besides.
+ * that brings queries into the space of codes, which a step has besides; `enter` is that, the norms and rotation of new queries
+ * and keys, and writing new keys and values, in the one launch that a decode step has for all of it.
  *
  * Pages are random bits with gains of the size that fits have; each sequence has a sink page and 4 full recent ones exactly.
  */
@@ -167,6 +168,7 @@ struct bench {
   decode_rope rope = {};
   size_t bytes = 0; /* that a layer reads */
   float *q = nullptr, *out = nullptr;
+  decode_rows rows = {};
   uint8_t *pages = nullptr;
   size_t layer_bytes = 0;
 
@@ -261,6 +263,8 @@ struct bench {
   void make_plan() {
     std::vector<decode_tile> tiles;
     std::vector<decode_page> list;
+    std::vector<write_place> places;
+    std::vector<int32_t> positions;
     const size_t unit = layers[0].unit_bytes, exact_page = (size_t)o.kv_heads * 2 * 64 * o.head_dim * 2;
     const int run = (int)((exact_page + unit - 1) / unit);
     int next_coded = 0, next_exact = 0, begin = 0;
@@ -276,6 +280,8 @@ struct bench {
       first.exact_first = (int)list.size();
       first.exact_pages = exact;
       for (int i = 0; i < exact; i++, next_exact += run) list.push_back({next_exact, i == 0 ? 0 : all - exact + i});
+      places.push_back({next_exact - run, (length - 1) % 64});
+      positions.push_back(length - 1);
       first.coded_first = (int)list.size();
       first.coded_pages = all - exact;
       for (int i = 0; i < all - exact; i++) list.push_back({next_coded++, 1 + i});
@@ -301,6 +307,19 @@ struct bench {
     space.parts = (float *)keep_empty((2 * items + decode_most_blocks(cuda)) * decode_part_bytes(&shape, &layers[0]));
     q = keep(normals(width, 1, 3));
     out = (float *)keep_empty(width * 4);
+    std::vector<double> frequencies(o.head_dim / 2);
+    for (size_t i = 0; i < frequencies.size(); i++) frequencies[i] = std::pow(1e6, -2.0 * (double)i / o.head_dim);
+    const size_t narrow = width / (size_t)shape.group;
+    rows.q = q;
+    rows.k = keep(normals(narrow, 1, 4));
+    rows.v = keep(normals(narrow, 1, 5));
+    rows.q_norm = rows.k_norm = keep(std::vector<float>(o.head_dim, 1));
+    rows.eps = 1e-6f;
+    rows.rotation = {o.head_dim / 2, o.head_dim / 2, 1, keep(frequencies)};
+    rows.positions = keep(positions);
+    rows.places = keep(places);
+    rows.bad = keep(std::vector<unsigned long long>(1, ~0ull));
+    rows.rotated = (float *)keep_empty(width * 4);
   }
 
   void attention() {
@@ -311,6 +330,9 @@ struct bench {
   }
   void prepare() {
     for (const decode_layer &l : layers) check(decode_prepare(cuda, &shape, &l, &plan, q, &space));
+  }
+  void enter() {
+    for (const decode_layer &l : layers) check(decode_enter(cuda, &shape, &l, &plan, &rows, &space));
   }
   void read() {
     for (int i = 0; i < o.layers; i++)
@@ -388,9 +410,10 @@ int main(int argc, char **argv) {
   oscar_cuda_info info;
   oscar_cuda_describe(cuda, &info);
   FILE *csv = o.csv ? fopen(o.csv, "w") : nullptr;
-  if (csv) fprintf(csv, "gpu,query_heads,kv_heads,head_dim,sequences,form,bytes,attention_us,map_us,read_us\n");
+  if (csv) fprintf(csv, "gpu,query_heads,kv_heads,head_dim,sequences,form,bytes,attention_us,map_us,read_us,enter_us\n");
   printf("%s, %d query and %d KV heads of %d, %d layers\n", info.name, o.query_heads, o.kv_heads, o.head_dim, o.layers);
-  printf("%-12s %-32s %9s %9s %7s %9s %8s %8s\n", "sequences", "form", "MB", "us", "map us", "read us", "x floor", "GB/s");
+  printf("%-12s %-32s %9s %9s %7s %8s %9s %8s %8s\n", "sequences", "form", "MB", "us", "map us", "enter us", "read us", "x floor",
+         "GB/s");
   for (const setting &what : settings()) {
     if (o.only && !strstr(o.only, what.name)) continue;
     for (const form &how : forms) {
@@ -403,12 +426,14 @@ int main(int argc, char **argv) {
       bench b(fitting, what, how);
       const double read = time_graph([&] { b.read(); }) / fitting.layers;
       const double map = how.coded ? time_graph([&] { b.prepare(); }) / fitting.layers : 0;
+      const double enter = time_graph([&] { b.enter(); }) / fitting.layers;
       const double attention = time_graph([&] { b.attention(); }) / fitting.layers;
-      printf("%-12s %-32s %9.2f %9.2f %7.2f %9.2f %8.3f %8.0f%s\n", what.name, how.name, (double)b.bytes / 1e6, attention, map,
-             read, attention / read, (double)b.bytes / attention / 1e3, fitting.layers < o.layers ? "  (fewer layers)" : "");
+      printf("%-12s %-32s %9.2f %9.2f %7.2f %8.2f %9.2f %8.3f %8.0f%s\n", what.name, how.name, (double)b.bytes / 1e6, attention,
+             map, enter, read, attention / read, (double)b.bytes / attention / 1e3,
+             fitting.layers < o.layers ? "  (fewer layers)" : "");
       if (csv)
-        fprintf(csv, "%s,%d,%d,%d,%s,\"%s\",%zu,%.3f,%.3f,%.3f\n", info.name, o.query_heads, o.kv_heads, o.head_dim, what.name,
-                how.name, b.bytes, attention, map, read);
+        fprintf(csv, "%s,%d,%d,%d,%s,\"%s\",%zu,%.3f,%.3f,%.3f,%.3f\n", info.name, o.query_heads, o.kv_heads, o.head_dim,
+                what.name, how.name, b.bytes, attention, map, read, enter);
       fflush(stdout);
     }
   }

@@ -275,7 +275,7 @@ static float *random_buffer(struct backend *be, size_t floats) {
 
 /* Median seconds of a step, and of its part on the host. */
 struct step_times {
-  double step, host;
+  double step, host, demoting;
 };
 
 static struct step_times time_some(struct runner *runner, int batch, const struct forward_job *jobs, int steps) {
@@ -290,9 +290,24 @@ static struct step_times time_some(struct runner *runner, int batch, const struc
   }
   sort_doubles(times, (size_t)steps);
   sort_doubles(host, (size_t)steps);
-  const struct step_times medians = {times[steps / 2], host[steps / 2]};
+  const struct step_times medians = {times[steps / 2], host[steps / 2], 0};
   free(times);
   return medians;
+}
+
+#define DEMOTIONS 3
+
+/* Median seconds of a step that demotes a page of every sequence. */
+static double time_demotions(struct runner *runner, int batch, const struct forward_job *jobs) {
+  double times[DEMOTIONS];
+  for (int seen = 0; seen < DEMOTIONS;) {
+    const bool demotes = oscar_sequence_length(jobs[0].sequence) % OSCAR_PAGE_TOKENS == 0;
+    const int64_t begun = time_ns();
+    check(runner_forward_all(runner, batch, jobs));
+    if (demotes) times[seen++] = 1e-9 * (double)(time_ns() - begun);
+  }
+  sort_doubles(times, DEMOTIONS);
+  return times[DEMOTIONS / 2];
 }
 
 /* False where memory does not suffice. direct: on a GPU, without recording. */
@@ -310,7 +325,8 @@ static bool time_steps(const struct options *o, struct backend *be, struct model
   const int32_t id = 1;
   model_cache_options(model, &options);
   options.codecs = codecs;
-  options.budget_bytes = oscar_cache_bytes_for(&options, tokens + 2 * o->steps + 8, batch, FILL_CHUNK);
+  options.budget_bytes =
+      oscar_cache_bytes_for(&options, tokens + 2 * o->steps + 8 + DEMOTIONS * OSCAR_PAGE_TOKENS, batch, FILL_CHUNK);
   if (oscar_cache_create(context, &options, &cache) != OSCAR_OK) goto free_host;
   if (runner_create(model, cache, batch, &runner) != OSCAR_OK) goto free_cache;
   float *k = random_buffer(be, kv), *v = random_buffer(be, kv);
@@ -324,8 +340,9 @@ static bool time_steps(const struct options *o, struct backend *be, struct model
   be->ops->buffer_free(be, k);
   be->ops->buffer_free(be, v);
   *normal = time_some(runner, batch, jobs, o->steps);
+  if (codecs) normal->demoting = time_demotions(runner, batch, jobs);
   runner_record(runner, false);
-  *direct = be->cuda ? time_some(runner, batch, jobs, o->steps) : (struct step_times){0, 0};
+  *direct = be->cuda ? time_some(runner, batch, jobs, o->steps) : (struct step_times){0, 0, 0};
   room = true;
   oscar_cache_usage usage;
   oscar_cache_usage_get(cache, &usage);
@@ -410,7 +427,8 @@ int main(int argc, char **argv) {
   be->ops->describe(be, text, sizeof text);
   printf("%s with random weights, %.2f GB read for a token; %s\n", o.shape->name,
          1e-9 * (double)model_read_bytes_per_token(model), text);
-  printf("%-6s %8s %6s %10s %11s %10s %10s", "kv", "context", "batch", "ms/step", "tokens/s", "cache GB", "host ms");
+  printf("%-6s %8s %6s %10s %11s %10s %10s %18s", "kv", "context", "batch", "ms/step", "tokens/s", "cache GB", "host ms",
+         "demote ms (share)");
   if (cuda) printf(" %10s %10s", "direct ms", "host ms");
   printf("\n");
   for (const char *kv = o.kv; *kv; kv += strcspn(kv, ",") + (kv[strcspn(kv, ",")] == ',')) {
@@ -426,6 +444,8 @@ int main(int argc, char **argv) {
         if (time_steps(&o, be, model, codecs, o.contexts[i], (int)o.batches[j], &normal, &direct, &held)) {
           printf("%10.3f %11.1f %10.2f %10.3f", 1e3 * normal.step, (double)o.batches[j] / normal.step, 1e-9 * (double)held,
                  1e3 * normal.host);
+          const double demoting = coded ? normal.demoting - normal.step : 0;
+          printf(" %8.3f (%5.2f %%)", 1e3 * demoting, 100 * demoting / (OSCAR_PAGE_TOKENS * normal.step));
           if (cuda) printf(" %10.3f %10.3f", 1e3 * direct.step, 1e3 * direct.host);
           printf("\n");
         } else
