@@ -278,12 +278,15 @@ struct step_times {
   double step, host, demoting;
 };
 
-static struct step_times time_some(struct runner *runner, int batch, const struct forward_job *jobs, int steps) {
+static struct step_times time_some(struct runner *runner, int batch, const struct forward_job *jobs, int steps, bool sampled) {
   double *times = calloc(2 * (size_t)steps, sizeof *times), *host = times + steps;
   if (!times) die("out of memory");
   for (int i = -3; i < steps; i++) {
+    struct sampling sampling[MOST];
+    int32_t next[MOST];
+    for (int k = 0; k < batch; k++) sampling[k] = (struct sampling){0.8f, 40, 0.95f, 0.05f, 0.5};
     const int64_t begun = time_ns();
-    check(runner_forward_all(runner, batch, jobs));
+    check(sampled ? runner_sample_all(runner, batch, jobs, sampling, next) : runner_forward_all(runner, batch, jobs));
     if (i < 0) continue;
     times[i] = 1e-9 * (double)(time_ns() - begun);
     host[i] = 1e-9 * (double)runner_host_ns(runner);
@@ -312,7 +315,8 @@ static double time_demotions(struct runner *runner, int batch, const struct forw
 
 /* False where memory does not suffice. direct: on a GPU, without recording. */
 static bool time_steps(const struct options *o, struct backend *be, struct model *model, const oscar_codec_set *codecs,
-                       int64_t tokens, int batch, struct step_times *normal, struct step_times *direct, size_t *held) {
+                       int64_t tokens, int batch, struct step_times *normal, struct step_times *direct,
+                       struct step_times *sampled, size_t *held) {
   const struct shape *s = o->shape;
   const size_t kv = (size_t)FILL_CHUNK * (size_t)(s->kv_heads * s->head_dim);
   oscar_cache_options options;
@@ -326,7 +330,7 @@ static bool time_steps(const struct options *o, struct backend *be, struct model
   model_cache_options(model, &options);
   options.codecs = codecs;
   options.budget_bytes =
-      oscar_cache_bytes_for(&options, tokens + 2 * o->steps + 8 + DEMOTIONS * OSCAR_PAGE_TOKENS, batch, FILL_CHUNK);
+      oscar_cache_bytes_for(&options, tokens + 3 * o->steps + 12 + DEMOTIONS * OSCAR_PAGE_TOKENS, batch, FILL_CHUNK);
   if (oscar_cache_create(context, &options, &cache) != OSCAR_OK) goto free_host;
   if (runner_create(model, cache, batch, &runner) != OSCAR_OK) goto free_cache;
   float *k = random_buffer(be, kv), *v = random_buffer(be, kv);
@@ -339,10 +343,11 @@ static bool time_steps(const struct options *o, struct backend *be, struct model
   }
   be->ops->buffer_free(be, k);
   be->ops->buffer_free(be, v);
-  *normal = time_some(runner, batch, jobs, o->steps);
+  *normal = time_some(runner, batch, jobs, o->steps, false);
   if (codecs) normal->demoting = time_demotions(runner, batch, jobs);
+  if (runner_can_sample(runner)) *sampled = time_some(runner, batch, jobs, o->steps, true);
   runner_record(runner, false);
-  *direct = be->cuda ? time_some(runner, batch, jobs, o->steps) : (struct step_times){0, 0, 0};
+  *direct = be->cuda ? time_some(runner, batch, jobs, o->steps, false) : (struct step_times){0, 0, 0};
   room = true;
   oscar_cache_usage usage;
   oscar_cache_usage_get(cache, &usage);
@@ -429,7 +434,7 @@ int main(int argc, char **argv) {
          1e-9 * (double)model_read_bytes_per_token(model), text);
   printf("%-6s %8s %6s %10s %11s %10s %10s %18s", "kv", "context", "batch", "ms/step", "tokens/s", "cache GB", "host ms",
          "demote ms (share)");
-  if (cuda) printf(" %10s %10s", "direct ms", "host ms");
+  if (cuda) printf(" %10s %10s %10s %10s", "direct ms", "host ms", "sampled ms", "host ms");
   printf("\n");
   for (const char *kv = o.kv; *kv; kv += strcspn(kv, ",") + (kv[strcspn(kv, ",")] == ',')) {
     const int length = (int)strcspn(kv, ",");
@@ -439,14 +444,15 @@ int main(int argc, char **argv) {
     for (int i = 0; i < o.n_contexts; i++)
       for (int j = 0; j < o.n_batches; j++) {
         size_t held = 0;
-        struct step_times normal, direct;
+        struct step_times normal, direct, sampled;
         printf("%-6.*s %8lld %6lld ", length, kv, (long long)o.contexts[i], (long long)o.batches[j]);
-        if (time_steps(&o, be, model, codecs, o.contexts[i], (int)o.batches[j], &normal, &direct, &held)) {
+        if (time_steps(&o, be, model, codecs, o.contexts[i], (int)o.batches[j], &normal, &direct, &sampled, &held)) {
           printf("%10.3f %11.1f %10.2f %10.3f", 1e3 * normal.step, (double)o.batches[j] / normal.step, 1e-9 * (double)held,
                  1e3 * normal.host);
           const double demoting = coded ? normal.demoting - normal.step : 0;
           printf(" %8.3f (%5.2f %%)", 1e3 * demoting, 100 * demoting / (OSCAR_PAGE_TOKENS * normal.step));
-          if (cuda) printf(" %10.3f %10.3f", 1e3 * direct.step, 1e3 * direct.host);
+          if (cuda)
+            printf(" %10.3f %10.3f %10.3f %10.3f", 1e3 * direct.step, 1e3 * direct.host, 1e3 * sampled.step, 1e3 * sampled.host);
           printf("\n");
         } else
           printf("%10s\n", "no room");

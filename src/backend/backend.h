@@ -9,6 +9,7 @@
 #ifndef OSCAR_BACKEND_H
 #define OSCAR_BACKEND_H
 
+#include "backend/sampling.h"
 #include "base/base.h"
 #include "cuda/rotation.h"
 
@@ -114,6 +115,10 @@ struct backend_ops {
   void (*gelu_mul)(struct backend *be, size_t count, float *gate, const float *up); /* gate = gelu_tanh(gate) * up */
 
   /* ---- GPUs only ---- */
+  /* ids [rows], one for each row of logits [rows][vocab], chosen as each [rows] says; -1 where no logit is finite. reserve makes
+   * room for so many rows at once. */
+  oscar_status (*reserve_samples)(struct backend *be, int rows, int vocab);
+  oscar_status (*sample)(struct backend *be, int rows, int vocab, const float *logits, const struct sampling *each, int32_t *ids);
   /* The same rotation for kernels of other rooms. Valid like a recording. */
   oscar_status (*rope_on_device)(struct backend *be, const struct rope_spec *spec, int head_dim, struct head_rotation *rotation);
   /* Between begin and end whatever is enqueued on the handle's stream is not done but recorded: kernels and their arguments, not

@@ -12,7 +12,6 @@
 #include "engine/sampler.h"
 
 #include <math.h>
-#include <string.h>
 
 struct candidate {
   float logit;
@@ -54,22 +53,6 @@ static uint64_t random_next(uint64_t s[4]) {
 
 /* [0, 1), a multiple of 2^-53 */
 static double random_unit(uint64_t s[4]) { return (double)(random_next(s) >> 11) * 0x1p-53; }
-
-/* ---- e^x for x <= 0: x = k ln 2 + r, |r| <= ln(2)/2, Taylor series to r^13 (remainder below 1e-17) ---- */
-
-static double exponential(double x) {
-  static const double ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33; /* ln 2; k * ln2_high is exact */
-  if (!(x > -700)) return 0; /* below 1e-304: no random number of 53 bits would find it */
-  static const double inverse_factorials[] = {
-      1,          1,           1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
-      1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
-  double k = floor(x * 0x1.71547652b82fep+0 + 0.5), r = x - k * ln2_high - k * ln2_low, sum = inverse_factorials[13];
-  for (int n = 12; n >= 0; n--) sum = sum * r + inverse_factorials[n];
-  uint64_t bits = (uint64_t)((int64_t)k + 1023) << 52;
-  double power;
-  memcpy(&power, &bits, sizeof power);
-  return sum * power;
-}
 
 /* ---- a heap of candidates: nothing comes before the one on top ---- */
 
@@ -115,7 +98,9 @@ static int collect(struct sampler *s, const float *logits, struct candidate *bes
 }
 
 /* Relative to the best one, whose weight is 1. */
-static double weight(struct candidate c, struct candidate best) { return exponential((double)c.logit - (double)best.logit); }
+static double weight(struct candidate c, struct candidate best) {
+  return sampling_exponential((double)c.logit - (double)best.logit);
+}
 
 /* Moves the k best of n to the front: a heap of the best so far, with the one to be replaced next on top. */
 static int keep_top_k(struct candidate *c, int n, int k) {
@@ -151,10 +136,22 @@ static int keep_ranked(struct candidate *c, int n, double top_p, double min_p, s
   return kept;
 }
 
+/* The n candidates from worst to best, when there are few: top-p, min-p and the draw as a GPU does them. */
+static int32_t choose_ranked(struct sampler *s, struct candidate *c, int n, struct candidate best) {
+  const struct sampler_options *o = &s->options;
+  make_heap(c, n, better);
+  for (int left = n; left > 1; left--) (void)pop_best(c, left);
+  for (int rank = 0; rank < n; rank++) s->weights[rank] = weight(c[n - 1 - rank], best);
+  const int kept = sampling_keep(n, s->weights, (double)o->top_p, (double)o->min_p);
+  for (int rank = 0; rank < kept; rank++)
+    s->weights[rank] = sampling_exponential(((double)c[n - 1 - rank].logit - (double)best.logit) / (double)o->temperature);
+  return c[n - 1 - sampling_draw(kept, s->weights, random_unit(s->random))].id;
+}
+
 static int32_t draw(struct sampler *s, const struct candidate *c, int count, struct candidate best) {
   double total = 0;
   for (int i = 0; i < count; i++) {
-    s->weights[i] = exponential(((double)c[i].logit - (double)best.logit) / (double)s->options.temperature);
+    s->weights[i] = sampling_exponential(((double)c[i].logit - (double)best.logit) / (double)s->options.temperature);
     total += s->weights[i];
   }
   double target = random_unit(s->random) * total;
@@ -225,11 +222,24 @@ oscar_status sampler_next(struct sampler *s, const float *logits, int32_t *id) {
     return OSCAR_OK;
   }
   if (o->top_k > 0 && o->top_k < n) n = keep_top_k(c, n, o->top_k);
-  if (o->top_p < 1) {
+  if (o->top_k > 0 && o->top_k <= MOST_RANKED) {
+    *id = choose_ranked(s, c, n, best);
+  } else if (o->top_p < 1) {
     int kept = keep_ranked(c, n, (double)o->top_p, (double)o->min_p, best);
     *id = draw(s, c + (n - kept), kept, best);
   } else {
     *id = draw(s, c, keep_likely(c, n, (double)o->min_p, best), best);
   }
   return OSCAR_OK;
+}
+
+bool sampler_describe(struct sampler *s, struct sampling *sampling) {
+  const struct sampler_options *o = &s->options;
+  if (o->temperature > 0 && (o->top_k < 1 || o->top_k > MOST_RANKED)) return false;
+  *sampling = (struct sampling){.temperature = o->temperature,
+                                .top_k = o->top_k,
+                                .top_p = o->top_p,
+                                .min_p = o->min_p,
+                                .random = o->temperature > 0 ? random_unit(s->random) : 0};
+  return true;
 }

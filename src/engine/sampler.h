@@ -2,6 +2,7 @@
 #ifndef OSCAR_SAMPLER_H
 #define OSCAR_SAMPLER_H
 
+#include "backend/sampling.h"
 #include "base/base.h"
 
 struct sampler_options {
@@ -20,5 +21,8 @@ size_t sampler_bytes(int vocab); /* that a sampler holds */
 /* logits [vocab]; filters in the order top-k, top-p, min-p, temperature (llama.cpp's); the same seed and logits give the same ids
  * on every machine that computes the same logits. Greedy ties: lowest id. Errors: NUMERIC if no logit is finite. */
 oscar_status sampler_next(struct sampler *sampler, const float *logits, int32_t *id);
+/* The next choice for who makes it in its place, with the random number that it takes; false, and nothing is taken, where it has
+ * to be made here: many candidates are not ranked elsewhere. The token is the one that sampler_next would give. */
+bool sampler_describe(struct sampler *sampler, struct sampling *sampling);
 
 #endif

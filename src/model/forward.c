@@ -45,6 +45,7 @@ struct runner {
   float *logits;                            /* LOGIT_ROWS rows at most; only where buffers are not host memory */
   int32_t *tokens;                          /* [2 max_chunk]: ids of a step, then its positions */
   float *device_tokens;                     /* the same as a buffer, where buffers are not host memory */
+  float *device_sampling, *device_next;     /* there: [max_chunk] struct sampling, and what is chosen */
   struct host_rows observed;                /* made for the first observer there */
   int windows[STEP_WINDOWS], n_windows;     /* that layers have */
   struct recordings recordings;
@@ -62,6 +63,7 @@ struct runner {
   bool decodes;               /* one token of each sequence, on a GPU, without an observer */
   struct device_step places;
   struct head_rotation rotations[STEP_WINDOWS]; /* of layers without a window, and with one */
+  const struct sampling *sampling;              /* [count], or NULL: logits are wanted */
   int64_t host_ns, waited_ns;
 };
 
@@ -133,6 +135,11 @@ static oscar_status make_buffers(struct runner *r) {
     status = be->ops->buffer_alloc(be, (size_t)logit_rows(r->max_chunk) * (size_t)m->parameters.geometry.vocab, &r->logits);
   if (status == OSCAR_OK && !be->ops->host_memory)
     status = be->ops->buffer_alloc(be, 2 * (size_t)r->max_chunk, &r->device_tokens);
+  if (status == OSCAR_OK && !be->ops->host_memory)
+    status = be->ops->buffer_alloc(be, (size_t)r->max_chunk * sizeof(struct sampling) / sizeof(float), &r->device_sampling);
+  if (status == OSCAR_OK && !be->ops->host_memory) status = be->ops->buffer_alloc(be, (size_t)r->max_chunk, &r->device_next);
+  if (status == OSCAR_OK && !be->ops->host_memory)
+    status = be->ops->reserve_samples(be, logit_rows(r->max_chunk), m->parameters.geometry.vocab);
   for (int layer = 0; layer < m->parameters.geometry.layers; layer++) {
     const struct layer_weights *w = &m->weights.layers[layer];
     const struct weight *const products[] = {&w->q, &w->k, &w->v, &w->output, &w->gate, &w->up, &w->down};
@@ -187,7 +194,9 @@ void runner_free(struct runner *r) {
   for (int i = 0; i < count; i++)
     if (*sizes[i].buffer) be->ops->buffer_free(be, *sizes[i].buffer);
   if (r->logits) be->ops->buffer_free(be, r->logits);
-  if (r->device_tokens) be->ops->buffer_free(be, r->device_tokens);
+  float *const others[] = {r->device_tokens, r->device_sampling, r->device_next};
+  for (size_t i = 0; i < ARRAY_LENGTH(others); i++)
+    if (others[i]) be->ops->buffer_free(be, others[i]);
   oscar_attention_free(r->attention);
   mem_free(context, r->observed.q);
   mem_free(context, r->tokens);
@@ -403,6 +412,28 @@ static oscar_status download_logits(struct runner *r, int first, int rows) {
   return status;
 }
 
+/* Tokens of rows first .. first + rows - 1, whose logits have just been computed. */
+static oscar_status sample_rows(const struct runner *r, int first, int rows) {
+  struct backend *be = r->model->backend;
+  const struct sampling *each = (const struct sampling *)(const void *)r->device_sampling;
+  return be->ops->sample(be, rows, r->model->parameters.geometry.vocab, r->logits, each + first,
+                         (int32_t *)(void *)r->device_next + first);
+}
+
+/* next [count] */
+static oscar_status download_next(struct runner *r, int32_t *next) {
+  struct backend *be = r->model->backend;
+  const int64_t begun = time_ns();
+  oscar_status status = be->ops->download(be, (float *)(void *)next, r->device_next, (size_t)r->count);
+  r->waited_ns += time_ns() - begun;
+  for (int i = 0; i < r->count && status == OSCAR_OK; i++)
+    if (next[i] < 0)
+      status =
+          set_error(r->model->context, OSCAR_NUMERIC, "none of the %d logits is a finite number: the model's output is broken",
+                    r->model->parameters.geometry.vocab);
+  return status;
+}
+
 /* Rows first .. first + rows - 1 of the step's logits, which products on the host write where they are wanted. */
 static oscar_status output_rows(struct runner *r, int first, int rows) {
   const struct model *m = r->model;
@@ -414,6 +445,7 @@ static oscar_status output_rows(struct runner *r, int first, int rows) {
   if (!be->ops->host_memory) {
     float *to = r->logits;
     status = be->ops->matmul(be, 1, &w, &no_bias, rows, r->h + (size_t)first * e, &to);
+    if (status == OSCAR_OK && r->sampling) return sample_rows(r, first, rows);
     return status == OSCAR_OK && !r->decodes ? download_logits(r, first, rows) : status; /* else after all of the step */
   }
   for (int done = 0, together; done < rows && status == OSCAR_OK; done += together) {
@@ -564,28 +596,38 @@ static oscar_status decode(struct runner *r) {
   struct kept_recording *kept;
   oscar_status status = make_ready(r);
   if (status != OSCAR_OK) return status;
-  const enum step_way way =
-      r->records && r->outputs == r->n ? recordings_choose(&r->recordings, be, r->count, &kept) : STEP_DIRECT;
+  const int kind = 2 * r->count + (r->sampling != NULL);
+  const enum step_way way = r->records && r->outputs == r->n ? recordings_choose(&r->recordings, be, kind, &kept) : STEP_DIRECT;
   if (way == STEP_DIRECT) status = run_layers(r, NULL);
   if (way == STEP_RECORD) status = record(r, kept);
   if (way != STEP_DIRECT && status == OSCAR_OK) status = be->ops->replay(be, kept->recording);
   if (status == OSCAR_OK) sequences_note_written(r->sequences, r->count);
-  return status == OSCAR_OK && r->outputs > 0 ? download_logits(r, 0, r->outputs) : status;
+  return status == OSCAR_OK && r->outputs > 0 && !r->sampling ? download_logits(r, 0, r->outputs) : status;
 }
 
-static oscar_status run_step(struct runner *r, int count, const struct forward_job *jobs,
-                             const struct forward_observer *observer) {
+static oscar_status place_sampling(struct runner *r) {
+  struct backend *be = r->model->backend;
+  return be->ops->upload(be, r->device_sampling, (const float *)(const void *)r->sampling,
+                         (size_t)r->count * sizeof *r->sampling / sizeof(float));
+}
+
+/* sampling, next: NULL where logits are wanted. */
+static oscar_status run_step(struct runner *r, int count, const struct forward_job *jobs, const struct forward_observer *observer,
+                             const struct sampling *sampling, int32_t *next) {
   const int64_t started = time_ns();
   r->waited_ns = 0;
   oscar_status status = check_step(r, count, jobs);
   if (status == OSCAR_OK) status = make_room(r, count);
   if (status != OSCAR_OK) return status;
   lay_out(r, count, jobs);
+  r->sampling = sampling;
   r->decodes = !r->model->backend->ops->host_memory && !observer && r->n == count && count <= LOGIT_ROWS;
   int begun = 0, committed = 0;
   while (begun < count && (status = oscar_sequence_begin(jobs[begun].sequence, jobs[begun].n)) == OSCAR_OK) begun++;
   if (status == OSCAR_OK) status = place_tokens(r);
+  if (status == OSCAR_OK && sampling) status = place_sampling(r);
   if (status == OSCAR_OK) status = r->decodes ? decode(r) : run_layers(r, observer);
+  if (status == OSCAR_OK && sampling) status = download_next(r, next);
   while (status == OSCAR_OK && committed < count) {
     status = oscar_sequence_commit(jobs[committed].sequence);
     committed += status == OSCAR_OK;
@@ -597,11 +639,23 @@ static oscar_status run_step(struct runner *r, int count, const struct forward_j
 }
 
 oscar_status runner_forward_all(struct runner *r, int count, const struct forward_job *jobs) {
-  return run_step(r, count, jobs, NULL);
+  return run_step(r, count, jobs, NULL, NULL, NULL);
+}
+
+bool runner_can_sample(const struct runner *r) { return !r->model->backend->ops->host_memory; }
+
+oscar_status runner_sample_all(struct runner *r, int count, const struct forward_job *jobs, const struct sampling *sampling,
+                               int32_t *next) {
+  if (!runner_can_sample(r)) return set_error(r->model->context, OSCAR_UNSUPPORTED, "tokens are sampled on GPUs only");
+  for (int i = 0; i < count; i++)
+    if (jobs[i].outputs != 1)
+      return set_error(r->model->context, OSCAR_INVALID_ARGUMENT, "a sampled step of %d outputs of a sequence; expected 1",
+                       jobs[i].outputs);
+  return run_step(r, count, jobs, NULL, sampling, next);
 }
 
 oscar_status runner_forward(struct runner *r, oscar_sequence *sequence, int n, const int32_t *ids, int outputs, float *logits,
                             const struct forward_observer *observer) {
   const struct forward_job job = {sequence, n, ids, outputs, logits};
-  return run_step(r, 1, &job, observer);
+  return run_step(r, 1, &job, observer, NULL, NULL);
 }

@@ -66,8 +66,8 @@ struct forward_observer {
 struct runner;
 oscar_status runner_create(struct model *model, oscar_cache *cache, int max_chunk, struct runner **runner);
 void runner_free(struct runner *runner);
-/* On a GPU, steps of one token and one output of each sequence are recorded and replayed (CUDA graphs), with the same results,
- * unless they are not to be. */
+/* On a GPU, steps of one token of each sequence, with logits or samples of all, are recorded and replayed (CUDA graphs), with the
+ * same results, unless they are not to be. */
 void runner_record(struct runner *runner, bool records);
 /* Of the last step, the time in which the host did not wait for a GPU. */
 int64_t runner_host_ns(const struct runner *runner);
@@ -86,6 +86,13 @@ struct forward_job {
  * of single calls, on the CPU to the bit. Where those of all jobs lie after each other a GPU copies them at once. On error all
  * sequences are as before. Errors: as runner_forward. */
 oscar_status runner_forward_all(struct runner *runner, int count, const struct forward_job *jobs);
+
+/* The same with one output of each job, of which not the logits are given but the token that is chosen from them: next [count],
+ * as sampling [count] says. On a GPU only (runner_can_sample): there logits stay where they are. Errors: as runner_forward, and
+ * NUMERIC if a job's logits are none of them finite. */
+bool runner_can_sample(const struct runner *runner);
+oscar_status runner_sample_all(struct runner *runner, int count, const struct forward_job *jobs, const struct sampling *sampling,
+                               int32_t *next);
 
 /* Appends n tokens (1 .. max_chunk) to the sequence (begin, all layers, commit) and gives logits of the last `outputs` of them,
  * [outputs][vocab], host memory, allocated by the caller; outputs may be 0. On error the step is aborted.

@@ -6,22 +6,22 @@ static void forget(struct kept_recording *kept, struct backend *be) {
   kept->recording = NULL;
 }
 
-/* The one of so many sequences, else the one that goes. */
-static struct kept_recording *find(struct recordings *r, int sequences) {
+/* The one of the kind, else the one that goes. */
+static struct kept_recording *find(struct recordings *r, int kind) {
   struct kept_recording *oldest = &r->kept[0];
   for (int i = 0; i < KEPT_RECORDINGS; i++) {
-    if (r->kept[i].sequences == sequences) return &r->kept[i];
+    if (r->kept[i].kind == kind) return &r->kept[i];
     if (r->kept[i].used < oldest->used) oldest = &r->kept[i];
   }
   return oldest;
 }
 
-enum step_way recordings_choose(struct recordings *r, struct backend *be, int sequences, struct kept_recording **out) {
-  struct kept_recording *kept = *out = find(r, sequences);
+enum step_way recordings_choose(struct recordings *r, struct backend *be, int kind, struct kept_recording **out) {
+  struct kept_recording *kept = *out = find(r, kind);
   kept->used = ++r->steps;
-  if (kept->sequences != sequences) {
+  if (kept->kind != kind) {
     forget(kept, be);
-    kept->sequences = sequences;
+    kept->kind = kind;
     return STEP_DIRECT;
   }
   if (kept->recording && be->ops->recording_holds(be, kept->recording)) return STEP_REPLAY;

@@ -1,7 +1,10 @@
 /* The sampler against probabilities computed the plain way: sort everything, softmax in long double, cut, renormalize. */
 #include "support.h"
 
+#include "backend/backend.h"
 #include "engine/sampler.h"
+
+#include <oscar/cuda.h>
 
 static const struct sampler_options everything = {.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0, .seed = 1};
 
@@ -260,6 +263,113 @@ static void a_seed_fixes_the_ids(void **state) {
   oscar_context_free(c);
 }
 
+/* ---- on a GPU ---- */
+
+/* Logits of one of several kinds: far apart, many that are equal, all equal, some that are not finite, only a few that are. */
+static void fill_logits(int kind, int vocab, float *logits, uint64_t *seed) {
+  for (int i = 0; i < vocab; i++) {
+    const float x = test_normal(seed);
+    logits[i] = kind == 0 ? 3 * x : kind == 1 ? roundf(x) : kind == 2 ? -1.5f : kind == 3 ? 40 * x : x;
+    if (kind == 1 && i % 3 == 0) logits[i] = copysignf(0, x); /* zeros of both signs are equal */
+    if (kind == 4 && i % 7) logits[i] = i % 2 ? NAN : INFINITY;
+    if (kind == 5 && i % (vocab / 3 + 1) != vocab / 5) logits[i] = -INFINITY;
+  }
+}
+
+static void a_gpu_chooses_the_same_tokens(void **state) {
+  (void)state;
+  if (oscar_cuda_count() == 0) skip();
+  enum { KINDS = 6, ROUNDS = 20 };
+  static const struct sampler_options filters[] = {{0, 0, 1, 0, 0},     {0.8f, 40, 0.95f, 0.05f, 1}, {1, 128, 1, 0, 2},
+                                                   {1, 1, 1, 0, 3},     {1.7f, 100, 0.5f, 0, 4},     {0.3f, 7, 1, 0.2f, 5},
+                                                   {5, 64, 0, 0.5f, 6}, {1, 128, 0.999f, 0, 7},      {1, 33, 0.9f, 0.001f, 8},
+                                                   {100, 128, 1, 0, 9}, {1, 2, 0.6f, 0, 10}};
+  static const int vocabs[] = {1, 15, 300, 16383, 151936, 262144};
+  enum { ROWS = KINDS * ARRAY_LENGTH(filters) };
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  oscar_cuda *cuda;
+  struct backend *be;
+  assert_ok(c, oscar_cuda_create(c, NULL, &cuda));
+  assert_ok(c, backend_create_cuda(c, cuda, &be));
+  uint64_t seed = 11;
+  for (size_t v = 0; v < ARRAY_LENGTH(vocabs); v++) {
+    const int vocab = vocabs[v];
+    float *logits = malloc((size_t)ROWS * (size_t)vocab * sizeof *logits), *device, *each, *ids;
+    struct sampler *on_host[ROWS], *described[ROWS];
+    assert_non_null(logits);
+    assert_ok(c, be->ops->reserve_samples(be, ROWS, vocab));
+    assert_ok(c, be->ops->buffer_alloc(be, (size_t)ROWS * (size_t)vocab, &device));
+    assert_ok(c, be->ops->buffer_alloc(be, ROWS * sizeof(struct sampling) / sizeof(float), &each));
+    assert_ok(c, be->ops->buffer_alloc(be, ROWS, &ids));
+    for (int row = 0; row < (int)ROWS; row++) {
+      fill_logits(row % KINDS, vocab, logits + (size_t)row * (size_t)vocab, &seed);
+      on_host[row] = make(c, filters[row / KINDS], vocab);
+      described[row] = make(c, filters[row / KINDS], vocab);
+    }
+    assert_ok(c, be->ops->upload(be, device, logits, (size_t)ROWS * (size_t)vocab));
+    for (int round = 0; round < ROUNDS; round++) {
+      struct sampling sampling[ROWS];
+      int32_t got[ROWS];
+      for (int row = 0; row < (int)ROWS; row++) assert_true(sampler_describe(described[row], &sampling[row]));
+      assert_ok(c, be->ops->upload(be, each, (const float *)(const void *)sampling, ROWS * (sizeof *sampling / sizeof(float))));
+      assert_ok(c, be->ops->sample(be, ROWS, vocab, device, (const struct sampling *)(const void *)each, (int32_t *)(void *)ids));
+      assert_ok(c, be->ops->download(be, (float *)(void *)got, ids, ROWS));
+      for (int row = 0; row < (int)ROWS; row++) {
+        int32_t expected_id = -1;
+        const oscar_status status = sampler_next(on_host[row], logits + (size_t)row * (size_t)vocab, &expected_id);
+        if (status == OSCAR_NUMERIC) {
+          assert_int_equal(got[row], -1);
+          continue;
+        }
+        assert_ok(c, status);
+        if (got[row] != expected_id)
+          fail_msg("vocabulary %d, row %d, round %d: %d on a GPU, %d here", vocab, row, round, got[row], expected_id);
+      }
+    }
+    for (int row = 0; row < (int)ROWS; row++) sampler_free(on_host[row]), sampler_free(described[row]);
+    be->ops->buffer_free(be, device);
+    be->ops->buffer_free(be, each);
+    be->ops->buffer_free(be, ids);
+    free(logits);
+  }
+  be->ops->free(be);
+  oscar_cuda_free(cuda);
+  oscar_context_free(c);
+}
+
+/* What is ranked is drawn as the definition says for every random number, and what is not is left to the host. */
+static void only_few_candidates_are_described(void **state) {
+  (void)state;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  struct sampling sampling;
+  static const struct {
+    struct sampler_options options;
+    bool described;
+  } cases[] = {{{0, 0, 1, 0, 1}, true},
+               {{0, 5000, 0.5f, 0, 1}, true},
+               {{1, 0, 1, 0, 1}, false},
+               {{1, 0, 0.9f, 0, 1}, false},
+               {{1, MOST_RANKED, 1, 0, 1}, true},
+               {{1, MOST_RANKED + 1, 1, 0, 1}, false},
+               {{0.8f, 40, 0.95f, 0.05f, 1}, true}};
+  for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
+    struct sampler *a = make(c, cases[i].options, 10), *b = make(c, cases[i].options, 10);
+    assert_int_equal(sampler_describe(a, &sampling), cases[i].described);
+    if (!cases[i].described) { /* nothing was drawn */
+      const float logits[10] = {1, 2, 3, 2, 1, 2, 3, 2, 1, 2};
+      int32_t x, y;
+      for (int k = 0; k < 20; k++) {
+        assert_ok(c, sampler_next(a, logits, &x));
+        assert_ok(c, sampler_next(b, logits, &y));
+        assert_int_equal(x, y);
+      }
+    }
+    sampler_free(a);
+    sampler_free(b);
+  }
+  oscar_context_free(c);
+}
+
 static void wrong_options_are_refused(void **state) {
   (void)state;
   oscar_context *c = test_context(OSCAR_ISA_PORTABLE, 1);
@@ -307,6 +417,8 @@ int main(void) {
       cmocka_unit_test(greedy_takes_the_lowest_of_equals_and_no_broken_logit),
       cmocka_unit_test(nothing_finite_is_an_error),
       cmocka_unit_test(a_seed_fixes_the_ids),
+      cmocka_unit_test(a_gpu_chooses_the_same_tokens),
+      cmocka_unit_test(only_few_candidates_are_described),
       cmocka_unit_test(wrong_options_are_refused),
       cmocka_unit_test(a_large_vocabulary_is_fast),
   };

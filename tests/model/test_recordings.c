@@ -24,10 +24,10 @@ static const struct backend_ops ops = {.recording_holds = holds, .recording_free
 static struct backend counting = {.ops = &ops};
 
 /* What the runner does. */
-static enum step_way run(struct recordings *r, int sequences) {
+static enum step_way run(struct recordings *r, int kind) {
   struct kept_recording *kept;
-  const enum step_way way = recordings_choose(r, &counting, sequences, &kept);
-  assert_int_equal(kept->sequences, sequences);
+  const enum step_way way = recordings_choose(r, &counting, kind, &kept);
+  assert_int_equal(kept->kind, kind);
   if (way == STEP_RECORD) {
     assert_null(kept->recording);
     kept->recording = malloc(sizeof *kept->recording);
@@ -41,10 +41,10 @@ static enum step_way run(struct recordings *r, int sequences) {
 static void the_second_step_is_recorded(void **state) {
   (void)state;
   struct recordings r = {0};
-  for (int sequences = 1; sequences <= 3; sequences++) {
-    assert_int_equal(run(&r, sequences), STEP_DIRECT);
-    assert_int_equal(run(&r, sequences), STEP_RECORD);
-    for (int i = 0; i < 5; i++) assert_int_equal(run(&r, sequences), STEP_REPLAY);
+  for (int kind = 1; kind <= 3; kind++) {
+    assert_int_equal(run(&r, kind), STEP_DIRECT);
+    assert_int_equal(run(&r, kind), STEP_RECORD);
+    for (int i = 0; i < 5; i++) assert_int_equal(run(&r, kind), STEP_REPLAY);
   }
   assert_int_equal(run(&r, 1), STEP_REPLAY); /* others in between change nothing */
   assert_int_equal(alive, 3);
@@ -83,8 +83,8 @@ static void a_failure_is_no_recording(void **state) {
 static void the_least_recently_used_goes(void **state) {
   (void)state;
   struct recordings r = {0};
-  for (int sequences = 1; sequences <= KEPT_RECORDINGS; sequences++)
-    for (int i = 0; i < 3; i++) run(&r, sequences);
+  for (int kind = 1; kind <= KEPT_RECORDINGS; kind++)
+    for (int i = 0; i < 3; i++) run(&r, kind);
   assert_int_equal(run(&r, 1), STEP_REPLAY);
   assert_int_equal(run(&r, 1000), STEP_DIRECT); /* takes the place of 2 */
   assert_int_equal(run(&r, 1), STEP_REPLAY);

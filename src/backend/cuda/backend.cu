@@ -83,7 +83,7 @@ static void free_backend(struct backend *be) {
   struct cuda_backend *b = cuda_of(be);
   while (b->blocks) buffer_free(be, (float *)b->blocks->memory);
   cuda_rope_free(b);
-  struct device_scratch *const scratch[] = {&b->workspace, &b->rounded, &b->joined, &b->raw};
+  struct device_scratch *const scratch[] = {&b->workspace, &b->rounded, &b->joined, &b->samples, &b->raw};
   for (size_t i = 0; i < ARRAY_LENGTH(scratch); i++) device_scratch_free(b, scratch[i]);
   library_close(&b->library);
   mem_free(be->context, b->library.plans);
@@ -165,6 +165,8 @@ static constexpr struct backend_ops make_ops(void) {
   ops.scale = cuda_scale;
   ops.silu_mul = cuda_silu_mul;
   ops.gelu_mul = cuda_gelu_mul;
+  ops.reserve_samples = cuda_reserve_samples;
+  ops.sample = cuda_sample;
   ops.rope_on_device = cuda_rope_on_device;
   ops.record_begin = record_begin;
   ops.record_end = record_end;

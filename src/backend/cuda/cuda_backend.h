@@ -42,6 +42,7 @@ struct cuda_backend {
   struct device_scratch workspace; /* of the library */
   struct device_scratch rounded;   /* activations in BF16 */
   struct device_scratch joined;    /* results of weights that were multiplied as one */
+  struct device_scratch samples;   /* candidates of rows that are sampled */
   struct device_scratch raw;       /* blocks of a weight as the file has them, while it is packed */
   struct rope_frequencies ropes[KEPT_ROPES];
   int next_rope;
@@ -100,5 +101,9 @@ void cuda_add(struct backend *be, size_t count, float *x, const float *y);
 void cuda_scale(struct backend *be, size_t count, float *x, float factor);
 void cuda_silu_mul(struct backend *be, size_t count, float *gate, const float *up);
 void cuda_gelu_mul(struct backend *be, size_t count, float *gate, const float *up);
+
+/* sample.cu */
+oscar_status cuda_reserve_samples(struct backend *be, int rows, int vocab);
+oscar_status cuda_sample(struct backend *be, int rows, int vocab, const float *logits, const struct sampling *each, int32_t *ids);
 
 #endif
