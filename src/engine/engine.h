@@ -138,7 +138,8 @@ oscar_status session_feed(struct session *session, const int32_t *ids, int n, co
 /* Makes the session hold exactly these tokens: what it already holds of them is kept (rewinding if it holds other tokens after a
  * common beginning), the rest is fed. This is how a conversation continues: encode it whole, then sync. */
 oscar_status session_sync(struct session *session, const int32_t *ids, int n, const struct progress *progress);
-/* The next token. *end is set when it ends the turn; such a token is not part of the session. */
+/* The next token. *end is set when it ends the turn; such a token is not part of the session, and something has to be fed after
+ * it. */
 oscar_status session_next(struct session *session, int32_t *id, bool *end);
 int64_t session_length(const struct session *session); /* tokens held, the newest included */
 const oscar_sequence *session_sequence(const struct session *session);

@@ -4,7 +4,8 @@
  *
  * The token that was sampled last is `pending`: it belongs to the session but is run through the model only when something
  * follows it, so that the last token of an answer costs nothing. Invariant: history = tokens in the sequence, then at most one
- * pending token; `logits` belong to the end of the sequence and are usable when nothing is pending.
+ * pending token; `logits` belong to the end of the sequence and are usable when nothing is pending. On a GPU the step of a
+ * pending token gives the next one where that can be chosen there, and no logits.
  */
 #include "engine/engine.h"
 
@@ -77,6 +78,18 @@ static oscar_status run_unfed(struct session *s, const struct progress *progress
   return OSCAR_OK;
 }
 
+/* Runs the pending token; gives the one after it, or logits. */
+static oscar_status run_pending(struct session *s, int32_t *id, bool *sampled) {
+  struct runner *runner = s->engine->runner;
+  struct sampling sampling;
+  *sampled = runner_can_sample(runner) && sampler_describe(s->sampler, &sampling);
+  if (!*sampled) return run_unfed(s, NULL);
+  s->logits_valid = false;
+  const struct forward_job job = {
+      .sequence = s->sequence, .n = 1, .ids = s->history + oscar_sequence_length(s->sequence), .outputs = 1};
+  return runner_sample_all(runner, 1, &job, &sampling, id);
+}
+
 /* Drops from the history what did not get into the sequence. */
 static void forget_unfed(struct session *s) { s->length = oscar_sequence_length(s->sequence); }
 
@@ -115,16 +128,19 @@ oscar_status session_sync(struct session *s, const int32_t *ids, int n, const st
 oscar_status session_next(struct session *s, int32_t *id, bool *end) {
   const int64_t begun = time_ns();
   oscar_status status = OSCAR_OK;
+  bool sampled = false;
   if (s->pending) {
     s->pending = false;
-    if ((status = run_unfed(s, NULL)) != OSCAR_OK) {
+    if ((status = run_pending(s, id, &sampled)) != OSCAR_OK) {
       forget_unfed(s);
       return status;
     }
     s->timings.decoded_tokens++;
   }
-  if (!s->logits_valid) return set_error(s->engine->context, OSCAR_INVALID_ARGUMENT, "nothing was fed yet");
-  if ((status = sampler_next(s->sampler, s->logits, id)) != OSCAR_OK) return status;
+  if (!sampled) {
+    if (!s->logits_valid) return set_error(s->engine->context, OSCAR_INVALID_ARGUMENT, "nothing was fed yet");
+    if ((status = sampler_next(s->sampler, s->logits, id)) != OSCAR_OK) return status;
+  }
   *end = tokenizer_is_end(model_tokenizer(s->engine->model), *id);
   if (!*end) {
     if (s->length >= s->engine->options.context)

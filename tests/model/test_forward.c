@@ -4,6 +4,7 @@
  */
 #include "small_model.h"
 
+#include "engine/sampler.h"
 #include "model/model.h"
 
 #include <oscar/cuda.h>
@@ -448,11 +449,79 @@ static void replayed_steps_have_the_bits_of_direct_ones(void **state) {
   }
 }
 
+/* Two sequences with a sampler each, in steps of both: those that are sampled give the ids that the host finds in logits. */
+static void sampled_steps_choose_what_the_host_chooses(void **state) {
+  (void)state;
+  if (oscar_cuda_count() == 0) skip();
+  static const struct sampler_options options[2] = {{0, 0, 1, 0, 1}, {1.5f, 40, 0.95f, 0.01f, 2}};
+  struct small_model m;
+  struct twins t = {.n = 0};
+  struct sampler *samplers[2][2];
+  small_model_make(&m, "llama", true, 3);
+  if (!open_rig(&t.rig[0], m.path, true, true, 2)) skip();
+  assert_true(open_rig(&t.rig[1], m.path, true, true, 2));
+  twins_add(&t, -1);
+  twins_add(&t, -1);
+  for (int i = 0; i < 4; i++)
+    assert_ok(t.rig[i / 2].context, sampler_create(t.rig[i / 2].context, &options[i % 2], SMALL_VOCAB, &samplers[i / 2][i % 2]));
+  int32_t ids[2][80] = {{5, 9}, {200, 17}};
+  int different = 0;
+  for (int step = 0; step < 150; step++) {
+    struct forward_job jobs[2][2];
+    float logits[2 * SMALL_VOCAB];
+    struct sampling sampling[2];
+    int32_t expected[2], got[2];
+    for (int i = 0; i < 4; i++)
+      jobs[i / 2][i % 2] = (struct forward_job){.sequence = t.s[i / 2][i % 2],
+                                                .n = step == 0 ? 70 : 1,
+                                                .ids = ids[i % 2],
+                                                .outputs = 1,
+                                                .logits = i < 2 ? logits + i * SMALL_VOCAB : NULL};
+    assert_ok(t.rig[0].context, runner_forward_all(t.rig[0].runner, 2, jobs[0]));
+    for (int i = 0; i < 2; i++) {
+      assert_ok(t.rig[0].context, sampler_next(samplers[0][i], logits + i * SMALL_VOCAB, &expected[i]));
+      assert_true(sampler_describe(samplers[1][i], &sampling[i]));
+    }
+    assert_ok(t.rig[1].context, runner_sample_all(t.rig[1].runner, 2, jobs[1], sampling, got));
+    assert_int_equal(got[0], expected[0]);
+    assert_int_equal(got[1], expected[1]);
+    different += got[1] != ids[1][0];
+    ids[0][0] = got[0];
+    ids[1][0] = got[1];
+  }
+  assert_true(different > 50);
+  struct forward_job none = {.sequence = t.s[1][0], .n = 1, .ids = ids[0], .outputs = 0};
+  assert_int_equal(runner_sample_all(t.rig[1].runner, 1, &none, &(struct sampling){0}, &(int32_t){0}), OSCAR_INVALID_ARGUMENT);
+  for (int i = 0; i < 4; i++) sampler_free(samplers[i / 2][i % 2]);
+  while (t.n > 0) twins_drop(&t, 0);
+  close_rig(&t.rig[1]);
+  close_rig(&t.rig[0]);
+  small_model_free(&m);
+}
+
+static void tokens_are_sampled_on_gpus_only(void **state) {
+  (void)state;
+  struct small_model m;
+  struct rig r;
+  oscar_sequence *s;
+  small_model_make(&m, "llama", true, 3);
+  assert_true(open_rig(&r, m.path, false, false, 1));
+  make_sequences(&r, 1, &s);
+  const struct forward_job job = {.sequence = s, .n = 1, .ids = &(int32_t){1}, .outputs = 1};
+  assert_false(runner_can_sample(r.runner));
+  assert_int_equal(runner_sample_all(r.runner, 1, &job, &(struct sampling){0}, &(int32_t){0}), OSCAR_UNSUPPORTED);
+  assert_int_equal(oscar_sequence_length(s), 0);
+  oscar_sequence_free(s);
+  close_rig(&r);
+  small_model_free(&m);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(sequences_share_steps_without_a_trace), cmocka_unit_test(many_sequences_decode_together),
-      cmocka_unit_test(a_step_that_fails_changes_nothing),     cmocka_unit_test(a_gpu_gives_what_the_cpu_gives),
-      cmocka_unit_test(decoding_gives_what_other_steps_give),  cmocka_unit_test(replayed_steps_have_the_bits_of_direct_ones),
+      cmocka_unit_test(sequences_share_steps_without_a_trace),      cmocka_unit_test(many_sequences_decode_together),
+      cmocka_unit_test(a_step_that_fails_changes_nothing),          cmocka_unit_test(a_gpu_gives_what_the_cpu_gives),
+      cmocka_unit_test(decoding_gives_what_other_steps_give),       cmocka_unit_test(replayed_steps_have_the_bits_of_direct_ones),
+      cmocka_unit_test(sampled_steps_choose_what_the_host_chooses), cmocka_unit_test(tokens_are_sampled_on_gpus_only),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
