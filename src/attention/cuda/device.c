@@ -6,11 +6,18 @@
 #include "attention/cuda/device.h"
 
 #include "attention/cuda/plan.h"
+#include "attention/cuda/prefill.h"
 #include "attention/cuda/rope_tables.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define FIRST_PAGES 512 /* of a table of angles; it doubles */
+
+/* On an H100, a block of prefill_run reads a page for 128 rows in about PREFILL_COST times as long as a block of decode_run reads
+ * one for 8, and of the latter none is idle. Prompts of fewer rows than LEAST_PREFILL_ROWS leave most of a tile empty. */
+#define PREFILL_COST       3
+#define LEAST_PREFILL_ROWS 64
 
 /* Device memory that only grows; contents are not kept. */
 struct space {
@@ -32,6 +39,17 @@ struct plan_key {
   bool valid;
 };
 
+/* Tiles of the jobs that one kind of kernel reads for, on the host and on the device. */
+struct planned {
+  struct plan_job *jobs;
+  int n_jobs;
+  struct space memory;
+  void *host; /* where it is made */
+  size_t host_bytes;
+  struct decode_plan current;
+  struct plan_result result;
+};
+
 struct device_attention {
   struct oscar_cuda *cuda;
   oscar_cache *cache;
@@ -44,14 +62,15 @@ struct device_attention {
   struct rope_entry *ropes;
   int rope_count;
   struct space maps; /* all maps and rows of waves */
-  struct space plan, prepared, parts;
-  void *host_plan; /* where it is made */
-  size_t host_plan_bytes;
+  struct space prepared, parts;
+  bool has_prefill;               /* for the forms of all layers */
+  struct prefill_tables *prefill; /* [layers]; NULL without codes */
+  struct space prefill_maps;
+  enum attention_way way;
   struct plan_key key;
   oscar_attention_job *key_jobs;
-  int key_jobs_room;
-  struct decode_plan current;
-  struct plan_result result;
+  int jobs_room; /* of key_jobs and of both plans' */
+  struct planned few, many; /* rows: of decode_run and of prefill_run */
 };
 
 static oscar_context *context_of(const struct device_attention *a) { return a->geometry->context; }
@@ -143,6 +162,73 @@ static oscar_status upload_maps(struct device_attention *a) {
     to += bytes;
   }
   mem_free(context_of(a), host);
+  return status;
+}
+
+/* Codecs of a layer's heads, keys then values. Free with mem_free. */
+static const oscar_codec **codecs_of(const struct device_attention *a, int layer) {
+  const int heads = a->geometry->kv_heads;
+  const oscar_codec **codecs = mem_alloc(context_of(a), 2 * (size_t)heads, sizeof *codecs);
+  for (int i = 0; codecs && i < 2 * heads; i++)
+    codecs[i] = codec_of(a, layer, i % heads, i < heads ? OSCAR_KEYS : OSCAR_VALUES);
+  return codecs;
+}
+
+static size_t prefill_bytes(const struct prefill_table_sizes *s) { return s->keys + s->values + s->pairs + s->turns + s->scales; }
+
+static oscar_status upload_prefill(struct device_attention *a, int layer, uint8_t *to, const oscar_codec *const *codecs,
+                                   const struct prefill_table_sizes *sizes) {
+  const int heads = a->geometry->kv_heads;
+  uint8_t *host = mem_alloc(context_of(a), prefill_bytes(sizes), 1);
+  if (!host) return OSCAR_NO_MEMORY;
+  prefill_tables_fill(heads, codecs, codecs + heads, host);
+  oscar_status status = cuda_upload(a->cuda, to, host, prefill_bytes(sizes));
+  mem_free(context_of(a), host);
+  uint8_t *pairs = to + sizes->keys + sizes->values, *turns = pairs + sizes->pairs;
+  a->prefill[layer] = (struct prefill_tables){.key_columns = sizes->key_columns,
+                                              .turning_pairs = sizes->turning_pairs,
+                                              .keys = to,
+                                              .values = to + sizes->keys,
+                                              .pairs = (const int32_t *)(const void *)pairs,
+                                              .turns = (const float *)(const void *)turns,
+                                              .scales = (const float *)(const void *)(turns + sizes->turns)};
+  return status;
+}
+
+/* Tables of all layers, if all have kernels. */
+static oscar_status make_prefill(struct device_attention *a) {
+  const struct cache_geometry *g = a->geometry;
+  const struct decode_shape shape = {.kv_heads = g->kv_heads, .group = a->group, .head_dim = g->head_dim, .scale = a->scale};
+  struct prefill_table_sizes *sizes = mem_zalloc(context_of(a), (size_t)g->layers, sizeof *sizes);
+  oscar_status status = sizes ? OSCAR_OK : OSCAR_NO_MEMORY;
+  size_t total = 0;
+  a->has_prefill = sizes != NULL;
+  for (int layer = 0; layer < g->layers && a->has_prefill; layer++) {
+    if (g->codecs) {
+      const oscar_codec **codecs = codecs_of(a, layer);
+      if (!codecs) {
+        status = OSCAR_NO_MEMORY;
+        break;
+      }
+      sizes[layer] = prefill_table_sizes_of(g->kv_heads, codecs, codecs + g->kv_heads);
+      mem_free(context_of(a), codecs);
+      total += round_up(prefill_bytes(&sizes[layer]), 256);
+    }
+    a->has_prefill = prefill_serves(a->cuda, &shape, &a->layers[layer], &sizes[layer]);
+  }
+  if (status == OSCAR_OK && a->has_prefill && g->codecs) {
+    a->prefill = mem_zalloc(context_of(a), (size_t)g->layers, sizeof *a->prefill);
+    status = a->prefill ? cuda_alloc(a->cuda, total, &a->prefill_maps.memory) : OSCAR_NO_MEMORY;
+    if (status == OSCAR_OK) a->prefill_maps.bytes = total;
+    uint8_t *to = a->prefill_maps.memory;
+    for (int layer = 0; layer < g->layers && status == OSCAR_OK; layer++) {
+      const oscar_codec **codecs = codecs_of(a, layer);
+      status = codecs ? upload_prefill(a, layer, to, codecs, &sizes[layer]) : OSCAR_NO_MEMORY;
+      mem_free(context_of(a), codecs);
+      to += round_up(prefill_bytes(&sizes[layer]), 256);
+    }
+  }
+  mem_free(context_of(a), sizes);
   return status;
 }
 
@@ -252,6 +338,7 @@ oscar_status device_attention_create(oscar_cache *cache, int query_heads, float 
   a->ropes = a->rope_of_layer ? mem_zalloc(g->context, (size_t)g->layers, sizeof *a->ropes) : NULL;
   oscar_status status = a->ropes ? describe_layers(a) : OSCAR_NO_MEMORY;
   if (status == OSCAR_OK && g->codecs) status = upload_maps(a);
+  if (status == OSCAR_OK) status = make_prefill(a);
   if (status != OSCAR_OK) {
     device_attention_free(a);
     return status;
@@ -262,14 +349,18 @@ oscar_status device_attention_create(oscar_cache *cache, int query_heads, float 
 
 void device_attention_free(struct device_attention *a) {
   if (!a) return;
-  struct space *const spaces[] = {&a->maps, &a->plan, &a->prepared, &a->parts};
+  struct space *const spaces[] = {&a->maps, &a->prefill_maps, &a->few.memory, &a->many.memory, &a->prepared, &a->parts};
   for (size_t i = 0; i < ARRAY_LENGTH(spaces); i++) space_free(a, spaces[i]);
   for (int i = 0; a->ropes && i < a->rope_count; i++) {
     space_free(a, &a->ropes[i].fixed);
     space_free(a, &a->ropes[i].angles);
   }
-  mem_free(context_of(a), a->host_plan);
+  for (int i = 0; i < 2; i++) {
+    mem_free(context_of(a), (i ? &a->many : &a->few)->host);
+    mem_free(context_of(a), (i ? &a->many : &a->few)->jobs);
+  }
   mem_free(context_of(a), a->key_jobs);
+  mem_free(context_of(a), a->prefill);
   mem_free(context_of(a), a->ropes);
   mem_free(context_of(a), a->rope_of_layer);
   mem_free(context_of(a), a->layers);
@@ -286,82 +377,145 @@ static bool plan_is_current(const struct device_attention *a, int window, const 
   return true;
 }
 
-static oscar_status keep_key(struct device_attention *a, int window, const oscar_attention_job *jobs, int n_jobs) {
-  if (n_jobs > a->key_jobs_room) {
-    oscar_attention_job *copy = mem_alloc(context_of(a), (size_t)n_jobs, sizeof *copy);
-    if (!copy) return OSCAR_NO_MEMORY;
-    mem_free(context_of(a), a->key_jobs);
-    a->key_jobs = copy;
-    a->key_jobs_room = n_jobs;
-  }
+static void keep_key(struct device_attention *a, int window, const oscar_attention_job *jobs, int n_jobs) {
   memcpy(a->key_jobs, jobs, (size_t)n_jobs * sizeof *jobs);
   a->key = (struct plan_key){.changes = cache_changes(a->cache), .window = window, .n_jobs = n_jobs, .valid = true};
+}
+
+static oscar_status reserve_jobs(struct device_attention *a, int n_jobs) {
+  if (n_jobs <= a->jobs_room) return OSCAR_OK;
+  const size_t room = 2 * (size_t)n_jobs;
+  oscar_attention_job *keys = mem_alloc(context_of(a), room, sizeof *keys);
+  struct plan_job *few = mem_alloc(context_of(a), room, sizeof *few), *many = mem_alloc(context_of(a), room, sizeof *many);
+  mem_free(context_of(a), a->key_jobs);
+  mem_free(context_of(a), a->few.jobs);
+  mem_free(context_of(a), a->many.jobs);
+  a->key_jobs = keys, a->few.jobs = few, a->many.jobs = many;
+  a->jobs_room = keys && few && many ? (int)room : 0;
+  return a->jobs_room ? OSCAR_OK : OSCAR_NO_MEMORY;
+}
+
+/* Whether jobs of so many rows altogether, in so many tiles of prefill_run, are sooner done by it. */
+static bool prefill_pays(const struct device_attention *a, int64_t rows, int64_t tiles) {
+  if (a->way != ATTENTION_BY_COST) return a->way == ATTENTION_PREFILL;
+  const int64_t heads = a->geometry->kv_heads, at_once = a->cuda->info.multiprocessors;
+  const int64_t turns = (tiles * heads + at_once - 1) / at_once;
+  return PREFILL_COST * turns * at_once <= rows / DECODE_ROWS * heads;
+}
+
+/* Which jobs are whose. */
+static void divide_jobs(struct device_attention *a, const oscar_attention_job *jobs, int n_jobs) {
+  int64_t rows = 0, tiles = 0;
+  const int least = a->way == ATTENTION_PREFILL ? 1 : LEAST_PREFILL_ROWS;
+  for (int i = 0; i < n_jobs; i++) {
+    const int64_t mine = (int64_t)jobs[i].n * a->group;
+    if (mine < least) continue;
+    rows += mine;
+    tiles += (mine + PREFILL_ROWS - 1) / PREFILL_ROWS;
+  }
+  const bool pays = a->has_prefill && rows > 0 && prefill_pays(a, rows, tiles);
+  a->few.n_jobs = a->many.n_jobs = 0;
+  for (int i = 0, token = 0; i < n_jobs; token += jobs[i++].n) {
+    struct planned *to = pays && (int64_t)jobs[i].n * a->group >= least ? &a->many : &a->few;
+    to->jobs[to->n_jobs++] = (struct plan_job){jobs[i].sequence, jobs[i].n, token};
+  }
+}
+
+static oscar_status reserve_host(struct device_attention *a, struct planned *p, size_t bytes) {
+  if (bytes <= p->host_bytes) return OSCAR_OK;
+  mem_free(context_of(a), p->host);
+  p->host_bytes = 0;
+  p->host = mem_alloc(context_of(a), bytes + bytes / 2, 1);
+  if (!p->host) return OSCAR_NO_MEMORY;
+  p->host_bytes = bytes + bytes / 2;
   return OSCAR_OK;
 }
 
-static oscar_status reserve_host(struct device_attention *a, size_t bytes) {
-  if (bytes <= a->host_plan_bytes) return OSCAR_OK;
-  mem_free(context_of(a), a->host_plan);
-  a->host_plan_bytes = 0;
-  a->host_plan = mem_alloc(context_of(a), bytes + bytes / 2, 1);
-  if (!a->host_plan) return OSCAR_NO_MEMORY;
-  a->host_plan_bytes = bytes + bytes / 2;
-  return OSCAR_OK;
+static int longer_first(const void *x, const void *y) {
+  const struct decode_tile *a = x, *b = y;
+  const int left = a->exact_pages + a->coded_pages, right = b->exact_pages + b->coded_pages;
+  return left != right ? right - left : a->token != b->token ? a->token - b->token : a->first_row - b->first_row;
 }
 
-static oscar_status make_plan(struct device_attention *a, int layer, int window, const oscar_attention_job *jobs, int n_jobs) {
+static oscar_status make_plan(struct device_attention *a, struct planned *p, int most_rows, int layer, int window) {
   const struct cache_geometry *g = a->geometry;
-  a->key.valid = false;
-  const struct plan_bounds bound = plan_bound(a->group, a->most_rows, layer, jobs, n_jobs);
+  p->result = (struct plan_result){.last_page = -1};
+  if (p->n_jobs == 0) return OSCAR_OK;
+  const struct plan_bounds bound = plan_bound(a->group, most_rows, layer, p->jobs, p->n_jobs);
   const size_t tile_bytes = round_up(bound.tiles * sizeof(struct decode_tile), 256);
   const size_t bytes = tile_bytes + bound.pages * sizeof(struct decode_page);
-  oscar_status status = reserve_host(a, bytes);
-  if (status == OSCAR_OK) status = space_reserve(a, &a->plan, bytes);
+  oscar_status status = reserve_host(a, p, bytes);
+  if (status == OSCAR_OK) status = space_reserve(a, &p->memory, bytes);
   if (status != OSCAR_OK) return status;
-  struct decode_tile *tiles = a->host_plan;
-  struct decode_page *pages = (struct decode_page *)(void *)((uint8_t *)a->host_plan + tile_bytes);
-  const struct plan_result r = plan_fill(g, a->group, a->most_rows, layer, window, jobs, n_jobs, tiles, pages);
+  struct decode_tile *tiles = p->host;
+  struct decode_page *pages = (struct decode_page *)(void *)((uint8_t *)p->host + tile_bytes);
+  const struct plan_result r = plan_fill(g, a->group, most_rows, layer, window, p->jobs, p->n_jobs, tiles, pages);
   if (r.missing >= 0)
-    return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention job %d: page %lld of layer %d holds nothing to read",
-                     r.missing_job, (long long)r.missing, layer);
+    return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: page %lld of layer %d of a job holds nothing to read",
+                     (long long)r.missing, layer);
   if (r.units > INT32_MAX / 2 || (size_t)r.tiles * (size_t)g->kv_heads > INT32_MAX / 4)
     return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: too many queries in one call");
-  uint8_t *memory = a->plan.memory;
-  status = cuda_upload(a->cuda, memory, a->host_plan, tile_bytes + (size_t)r.pages * sizeof *pages);
+  if (p == &a->many) qsort(tiles, (size_t)r.tiles, sizeof *tiles, longer_first);
+  uint8_t *memory = p->memory.memory;
+  status = cuda_upload(a->cuda, memory, p->host, tile_bytes + (size_t)r.pages * sizeof *pages);
   if (status != OSCAR_OK) return status;
-  a->result = r;
-  a->current = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)memory,
+  p->result = r;
+  p->current = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)memory,
                                     .pages = (const struct decode_page *)(const void *)(memory + tile_bytes),
                                     .tile_count = r.tiles,
                                     .rows = r.rows,
                                     .total_units = (int)r.units};
-  return keep_key(a, window, jobs, n_jobs);
+  return OSCAR_OK;
+}
+
+static oscar_status make_plans(struct device_attention *a, int layer, int window, const oscar_attention_job *jobs, int n_jobs) {
+  a->key.valid = false;
+  oscar_status status = reserve_jobs(a, n_jobs);
+  if (status != OSCAR_OK) return status;
+  divide_jobs(a, jobs, n_jobs);
+  status = make_plan(a, &a->few, a->most_rows, layer, window);
+  if (status == OSCAR_OK) status = make_plan(a, &a->many, PREFILL_ROWS, layer, window);
+  if (status == OSCAR_OK) keep_key(a, window, jobs, n_jobs);
+  return status;
 }
 
 static oscar_status reserve_space(struct device_attention *a, const struct decode_shape *shape, const struct decode_layer *layer,
                                   struct decode_space *space) {
-  const size_t items = (size_t)a->result.tiles * (size_t)shape->kv_heads;
+  const size_t items = (size_t)a->few.result.tiles * (size_t)shape->kv_heads;
   oscar_status status = OSCAR_OK;
-  if (a->result.coded) status = space_reserve(a, &a->prepared, items * decode_prepared_bytes(layer));
+  if (a->few.result.coded) status = space_reserve(a, &a->prepared, items * decode_prepared_bytes(layer));
   if (status == OSCAR_OK)
     status = space_reserve(a, &a->parts, (2 * items + (size_t)decode_most_blocks(a->cuda)) * decode_part_bytes(shape, layer));
   *space = (struct decode_space){a->prepared.memory, a->parts.memory};
   return status;
 }
 
+static oscar_status run_few(struct device_attention *a, const struct decode_shape *shape, const struct decode_layer *l,
+                            const float *q, float *out) {
+  struct decode_space space;
+  oscar_status status = reserve_space(a, shape, l, &space);
+  if (status == OSCAR_OK && a->few.result.coded) status = decode_prepare(a->cuda, shape, l, &a->few.current, q, &space);
+  if (status == OSCAR_OK) status = decode_run(a->cuda, shape, l, &a->few.current, q, &space);
+  return status == OSCAR_OK ? decode_merge(a->cuda, shape, l, &a->few.current, &space, out) : status;
+}
+
 oscar_status device_attention_run(struct device_attention *a, int layer, int window, const oscar_attention_job *jobs,
                                   int n_jobs) {
   const struct cache_geometry *g = a->geometry;
-  oscar_status status = plan_is_current(a, window, jobs, n_jobs) ? OSCAR_OK : make_plan(a, layer, window, jobs, n_jobs);
+  oscar_status status = plan_is_current(a, window, jobs, n_jobs) ? OSCAR_OK : make_plans(a, layer, window, jobs, n_jobs);
   if (status != OSCAR_OK) return status;
   const struct decode_shape shape = {
       .kv_heads = g->kv_heads, .group = a->group, .head_dim = g->head_dim, .scale = a->scale, .window = window};
   const struct decode_layer *l = &a->layers[layer];
-  struct decode_space space;
-  status = reserve_space(a, &shape, l, &space);
-  if (status == OSCAR_OK && l->rope) status = extend_angles(a, &a->ropes[a->rope_of_layer[layer]], a->result.last_page);
-  if (status == OSCAR_OK && a->result.coded) status = decode_prepare(a->cuda, &shape, l, &a->current, jobs[0].q, &space);
-  if (status == OSCAR_OK) status = decode_run(a->cuda, &shape, l, &a->current, jobs[0].q, &space);
-  if (status == OSCAR_OK) status = decode_merge(a->cuda, &shape, l, &a->current, &space, jobs[0].out);
+  const int64_t last = a->few.result.last_page > a->many.result.last_page ? a->few.result.last_page : a->many.result.last_page;
+  if (l->rope) status = extend_angles(a, &a->ropes[a->rope_of_layer[layer]], last);
+  if (status == OSCAR_OK && a->many.n_jobs > 0)
+    status = prefill_run(a->cuda, &shape, l, a->prefill ? &a->prefill[layer] : NULL, &a->many.current, jobs[0].q, jobs[0].out);
+  if (status == OSCAR_OK && a->few.n_jobs > 0) status = run_few(a, &shape, l, jobs[0].q, jobs[0].out);
   return status;
+}
+
+void device_attention_choose(struct device_attention *a, enum attention_way way) {
+  a->way = way;
+  a->key.valid = false;
 }

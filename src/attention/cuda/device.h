@@ -18,4 +18,10 @@ void device_attention_free(struct device_attention *attention);
 oscar_status device_attention_run(struct device_attention *attention, int layer, int window, const oscar_attention_job *jobs,
                                   int n_jobs);
 
+/* Which kernels read for jobs from here on: for tests and benchmarks. ATTENTION_PREFILL: wherever there is one. */
+enum attention_way { ATTENTION_BY_COST, ATTENTION_DECODE, ATTENTION_PREFILL };
+void device_attention_choose(struct device_attention *attention, enum attention_way way);
+/* The same of an attention object over a cache on a GPU. */
+void attention_choose(oscar_attention *attention, enum attention_way way);
+
 #endif

@@ -12,3 +12,4 @@ oscar_status device_attention_run(struct device_attention *attention, int layer,
   (void)attention, (void)layer, (void)window, (void)jobs, (void)n_jobs;
   return OSCAR_UNSUPPORTED;
 }
+void device_attention_choose(struct device_attention *attention, enum attention_way way) { (void)attention, (void)way; }
