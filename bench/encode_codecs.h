@@ -36,7 +36,8 @@ static int graded_crumbs(int total, uint8_t *crumbs) {
   return channels + total / 2;
 }
 
-static oscar_codec *make_codec(oscar_context *context, int d, oscar_row_form form, oscar_side side) {
+/* turning: pairs of channels whose mean turns. */
+static oscar_codec *make_turning_codec(oscar_context *context, int d, oscar_row_form form, oscar_side side, int turning) {
   bool graded = form != OSCAR_ROW_SCALE_ZERO && side == OSCAR_KEYS;
   uint8_t crumbs[MOST_DIM];
   uint16_t pair[MOST_DIM / 2];
@@ -61,11 +62,11 @@ static oscar_codec *make_codec(oscar_context *context, int d, oscar_row_form for
                            .encode = matrix,
                            .decode = matrix};
   oscar_rope *rope = NULL;
-  if (graded) {
+  if (turning > 0) {
     oscar_rope_spec rope_spec = {OSCAR_ROPE_HALVES, d, frequencies};
     if (oscar_rope_create(context, &rope_spec, &rope) != OSCAR_OK) exit(1);
     spec.rope = rope;
-    spec.rotating_pairs = d / 2;
+    spec.rotating_pairs = turning;
     spec.rotating_pair = pair;
     spec.rotating_mean = mean;
   }
@@ -79,8 +80,12 @@ static oscar_codec *make_codec(oscar_context *context, int d, oscar_row_form for
   return codec;
 }
 
+static inline oscar_codec *make_codec(oscar_context *context, int d, oscar_row_form form, oscar_side side) {
+  return make_turning_codec(context, d, form, side, form != OSCAR_ROW_SCALE_ZERO && side == OSCAR_KEYS ? d / 2 : 0);
+}
+
 /* Rows [rows][d] in BF16: Gaussian, with norms that vary by an octave each way. */
-static void fill_rows(int d, int rows, uint16_t *exact) {
+static inline void fill_rows(int d, int rows, uint16_t *exact) {
   for (int row = 0; row < rows; row++) {
     float size = exp2f(2 * uniform() - 1);
     for (int i = 0; i < d; i++) exact[row * d + i] = f32_to_bf16(size * normal());

@@ -640,6 +640,10 @@ static void execute(void *arg, int member, int members) {
   }
 }
 
+void attention_choose(oscar_attention *attention, enum attention_way way) {
+  if (attention->device) device_attention_choose(attention->device, way);
+}
+
 oscar_status oscar_attention_run(oscar_attention *attention, int layer, int window, const oscar_attention_job *jobs, int n_jobs) {
   if (!attention) return OSCAR_INVALID_ARGUMENT;
   const struct cache_geometry *g = attention->geometry;

@@ -4,6 +4,7 @@
  */
 #include "support.h"
 
+#include "attention/cuda/device.h"
 #include "cuda/device.h"
 
 #include <oscar/attention.h>
@@ -172,17 +173,37 @@ static void compare_pages(const oscar_sequence *host, const oscar_sequence *devi
   for (int i = 0; i < 2; i++) free(a[i]), free(b[i]);
 }
 
-/* Several sequences of different lengths, then steps of different sizes for all of them in one call. */
+/* Relative errors of one way to compute. */
 struct errors {
-  double all, row;
+  double all, row, squared, norm;
 };
+static const enum attention_way ways[] = {ATTENTION_DECODE, ATTENTION_PREFILL, ATTENTION_BY_COST};
+static const char *const way_names[] = {"decode", "prefill", "by cost"};
 
-static struct errors compare(const struct setup *s, const int *lengths, int sequences, const int *steps, int n_steps) {
+static void add_errors(struct errors *e, const struct setup *s, size_t rows, const float *expected, const float *out, int step) {
+  for (size_t row = 0; row < rows; row++) {
+    double error = 0, norm = 0;
+    for (int i = 0; i < s->head_dim; i++) {
+      const size_t x = row * (size_t)s->head_dim + (size_t)i;
+      error += pow((double)out[x] - (double)expected[x], 2);
+      norm += pow((double)expected[x], 2);
+    }
+    const double relative = sqrt(error / norm);
+    if (isnan(relative)) fail_msg("row %zu of step %d was not computed", row, step);
+    e->squared += error;
+    e->norm += norm;
+    e->row = fmax(e->row, relative);
+  }
+  e->all = sqrt(e->squared / e->norm);
+}
+
+/* Several sequences of different lengths, then steps of different sizes for all of them in one call. errors: of each way. */
+static void compare(const struct setup *s, const int *lengths, int sequences, const int *steps, int n_steps,
+                    struct errors *errors) {
   uint64_t seed = 7;
   const size_t kv = (size_t)(s->kv_heads * s->head_dim), q_width = kv * (size_t)s->group;
   struct side_of_test sides[2] = {open_side(s, false, (size_t)256 << 20), open_side(s, true, (size_t)256 << 20)};
   oscar_sequence *sequence[2][64];
-  double worst = 0, all_error = 0, all_norm = 0;
   for (int i = 0; i < sequences; i++)
     for (int side = 0; side < 2; side++)
       assert_ok(sides[side].context, oscar_sequence_create(sides[side].cache, &sequence[side][i]));
@@ -193,9 +214,8 @@ static struct errors compare(const struct setup *s, const int *lengths, int sequ
     if (total == 0) continue;
     float *k = random_floats(total * kv, &seed, 1), *v = random_floats(total * kv, &seed, 1);
     float *q = random_floats(total * q_width, &seed, 2.5f), *out[2] = {malloc(4 * total * q_width), malloc(4 * total * q_width)};
-    memset(out[1], 0xFF, 4 * total * q_width);
     float *dk = on_device(k, 4 * total * kv), *dv = on_device(v, 4 * total * kv), *dq = on_device(q, 4 * total * q_width),
-          *dout = on_device(out[1], 4 * total * q_width);
+          *dout = on_device(q, 4 * total * q_width);
     oscar_attention_job jobs[2][64];
     size_t at = 0;
     int n_jobs = 0;
@@ -211,40 +231,35 @@ static struct errors compare(const struct setup *s, const int *lengths, int sequ
       at += (size_t)tokens[i];
       n_jobs++;
     }
-    for (int side = 0; side < 2; side++)
-      assert_ok(sides[side].context, oscar_attention_run(sides[side].attention, 0, s->window, jobs[side], n_jobs));
+    assert_ok(host_context, oscar_attention_run(sides[0].attention, 0, s->window, jobs[0], n_jobs));
+    for (size_t way = 0; way < ARRAY_LENGTH(ways); way++) {
+      attention_choose(sides[1].attention, ways[way]);
+      memset(out[1], 0xFF, 4 * total * q_width);
+      assert_ok(gpu_context, cuda_upload(gpu, dout, out[1], 4 * total * q_width));
+      assert_ok(gpu_context, oscar_attention_run(sides[1].attention, 0, s->window, jobs[1], n_jobs));
+      assert_ok(gpu_context, cuda_download(gpu, out[1], dout, 4 * total * q_width));
+      add_errors(&errors[way], s, total * (size_t)(s->kv_heads * s->group), out[0], out[1], step);
+    }
     for (int i = 0; i < sequences; i++)
       for (int side = 0; side < 2 && tokens[i]; side++) assert_ok(sides[side].context, oscar_sequence_commit(sequence[side][i]));
-    assert_ok(gpu_context, cuda_download(gpu, out[1], dout, 4 * total * q_width));
-    for (size_t row = 0; row < total * (size_t)(s->kv_heads * s->group); row++) {
-      double error = 0, norm = 0;
-      for (int i = 0; i < s->head_dim; i++) {
-        const size_t x = row * (size_t)s->head_dim + (size_t)i;
-        error += pow((double)out[1][x] - (double)out[0][x], 2);
-        norm += pow((double)out[0][x], 2);
-      }
-      const double relative = sqrt(error / norm);
-      all_error += error;
-      all_norm += norm;
-      if (isnan(relative)) fail_msg("row %zu of step %d was not computed", row, step);
-      if (relative > worst) worst = relative;
-    }
     cuda_release(gpu, dk, 4 * total * kv), cuda_release(gpu, dv, 4 * total * kv);
     cuda_release(gpu, dq, 4 * total * q_width), cuda_release(gpu, dout, 4 * total * q_width);
     free(k), free(v), free(q), free(out[0]), free(out[1]);
   }
   for (int i = 0; i < sequences; i++) compare_pages(sequence[0][i], sequence[1][i], s);
   for (int side = 0; side < 2; side++) close_side(&sides[side]);
-  return (struct errors){sqrt(all_error / all_norm), worst};
 }
 
 static void expect_close(const char *what, const struct setup *s, const int *lengths, int sequences, const int *steps,
                          int n_steps) {
-  const struct errors errors = compare(s, lengths, sequences, steps, n_steps);
-  print_message("%-28s heads %d x %2d, d %3d, crumbs %3d/%3d, form %d groups %d%s: relative error %.2e, of a row at most %.2e\n",
-                what, s->kv_heads, s->group, s->head_dim, s->form.key_crumbs, s->form.value_crumbs, (int)s->form.form,
-                s->form.groups, s->form.turns ? ", turning" : "", errors.all, errors.row);
-  if (!(errors.all < TOLERANCE && errors.row < ROW_TOLERANCE)) too_far++;
+  struct errors errors[ARRAY_LENGTH(ways)] = {{0}};
+  compare(s, lengths, sequences, steps, n_steps, errors);
+  for (size_t way = 0; way < ARRAY_LENGTH(ways); way++) {
+    print_message("%-18s %-8s heads %d x %2d, d %3d, crumbs %3d/%3d, form %d groups %d%s: relative error %.2e, of a row %.2e\n", what,
+                  way_names[way], s->kv_heads, s->group, s->head_dim, s->form.key_crumbs, s->form.value_crumbs,
+                  (int)s->form.form, s->form.groups, s->form.turns ? ", turning" : "", errors[way].all, errors[way].row);
+    if (!(errors[way].all < TOLERANCE && errors[way].row < ROW_TOLERANCE)) too_far++;
+  }
 }
 
 #define LOG OSCAR_ROW_LOG_GAINS

@@ -5,6 +5,7 @@
 #include "support.h"
 
 #include "attention/cuda/plan.h"
+#include "attention/cuda/prefill.h"
 #include "attention/cuda/rope_tables.h"
 
 #define KV_HEADS 3
@@ -58,14 +59,13 @@ static int32_t unit_by_rule(const struct fixture *f, const oscar_sequence *s, in
   return *coded ? units.coded : units.exact;
 }
 
-static void check_plan(const struct fixture *f, int group, int most_rows, int window, const oscar_attention_job *jobs,
-                       int n_jobs) {
+static void check_plan(const struct fixture *f, int group, int most_rows, int window, const struct plan_job *jobs, int n_jobs) {
   const struct plan_bounds bound = plan_bound(group, most_rows, 0, jobs, n_jobs);
   struct decode_tile *tiles = malloc(bound.tiles * sizeof *tiles);
   struct decode_page *pages = malloc(bound.pages * sizeof *pages);
   const struct plan_result r = plan_fill(f->g, group, most_rows, 0, window, jobs, n_jobs, tiles, pages);
   assert_true((size_t)r.tiles <= bound.tiles && (size_t)r.pages <= bound.pages);
-  int tile = 0, token = 0, largest = 0;
+  int tile = 0, largest = 0;
   int64_t units = 0, last_page = -1;
   bool any_coded = false;
   for (int j = 0; j < n_jobs; j++) {
@@ -80,7 +80,7 @@ static void check_plan(const struct fixture *f, int group, int most_rows, int wi
         assert_int_equal(t->first_row, row);
         assert_in_range(t->rows, 1, most_rows);
         assert_int_equal(t->position, first);
-        assert_int_equal(t->token, token + (int)(first - (end - jobs[j].n)));
+        assert_int_equal(t->token, jobs[j].token + (int)(first - (end - jobs[j].n)));
         assert_int_equal(t->begin, units);
         /* every page that a row sees is in one list, in its form */
         const int64_t begin = window && first >= window ? (first - window + 1) / 64 : 0;
@@ -107,7 +107,6 @@ static void check_plan(const struct fixture *f, int group, int most_rows, int wi
       if (T > last_page) last_page = T;
       first = next;
     }
-    token += jobs[j].n;
   }
   assert_int_equal(tile, r.tiles);
   assert_int_equal(units, r.units);
@@ -124,7 +123,8 @@ static void plans_follow_the_reading_rule(void **state) {
   for (int round = 0; round < 60; round++) {
     struct fixture f = open_fixture(round % 5 != 0, round % 3, round % 4);
     oscar_sequence *s[3];
-    oscar_attention_job jobs[3];
+    struct plan_job jobs[3];
+    int token = 5;
     for (int i = 0; i < 3; i++) {
       assert_ok(f.context, oscar_sequence_create(f.cache, &s[i]));
       const int before = (int)(test_random(&seed) % 900), n = 1 + (int)(test_random(&seed) % (round % 2 ? 9 : 200));
@@ -134,10 +134,12 @@ static void plans_follow_the_reading_rule(void **state) {
         assert_ok(f.context, oscar_sequence_truncate(s[i], before - 200, OSCAR_REWIND_REFILL, &resume));
       }
       feed(&f, s[i], n, true);
-      jobs[i] = (oscar_attention_job){.sequence = s[i], .n = n};
+      jobs[i] = (struct plan_job){.sequence = s[i], .n = n, .token = token};
+      token += n + i;
     }
     for (int group = 1; group <= 16; group += 1 + group / 4)
-      for (int most_rows = 4; most_rows <= 8; most_rows += 4) check_plan(&f, group, most_rows, round % 4 == 1 ? 150 : 0, jobs, 3);
+      for (int most_rows = 4; most_rows <= 128; most_rows *= most_rows < 8 ? 2 : 16)
+        check_plan(&f, group, most_rows, round % 4 == 1 ? 150 : 0, jobs, 3);
     close_fixture(&f);
   }
 }
@@ -153,13 +155,13 @@ static void plans_can_be_made_ahead(void **state) {
     struct fixture f = open_fixture(round % 5 != 0, round % 3, round % 4);
     const int window = round % 4 == 1 ? 150 : 0;
     oscar_sequence *s[N];
-    oscar_attention_job jobs[N];
+    struct plan_job jobs[N];
     for (int i = 0; i < N; i++) {
       /* some steps begin a page, and so demote one */
       const int before = round % 2 ? 64 * (1 + (int)(test_random(&seed) % 9)) : 1 + (int)(test_random(&seed) % 600);
       assert_ok(f.context, oscar_sequence_create(f.cache, &s[i]));
       feed(&f, s[i], before, false);
-      jobs[i] = (oscar_attention_job){.sequence = s[i], .n = 1};
+      jobs[i] = (struct plan_job){.sequence = s[i], .n = 1, .token = i};
       assert_ok(f.context, oscar_sequence_begin(s[i], 1));
       assert_int_equal(sequence_visible(s[i], 0), -1);
       assert_int_equal(sequence_visible(s[i], EVERY_LAYER), before + 1);
@@ -239,11 +241,111 @@ static void tables_turn_means(void **state) {
   oscar_context_free(context);
 }
 
+/* Element (k, n) of an operand B with `inputs` rows: the value and what fp16 lost of it. */
+static double operand_element(const uint32_t *operand, int inputs, int k, int n) {
+  const uint32_t *words =
+      operand + (((size_t)(n / 8) * (size_t)(inputs / 16) + (size_t)(k / 16)) * 32 + (size_t)(n % 8 * 4 + k % 8 / 2)) * 4;
+  return (double)half_of(words[k % 16 / 8], k % 2) + (double)half_of(words[2 + k % 16 / 8], k % 2);
+}
+
+/* The tables that prompts need, against the map of a codec and the angles of its mean, for every number of crumbs. */
+static void prefill_tables_hold_maps(void **state) {
+  (void)state;
+  oscar_context *context = test_context(OSCAR_ISA_PORTABLE, 1);
+  uint64_t seed = 11;
+  for (int crumbs = 16; crumbs <= 128; crumbs += 16) {
+    enum { PAIRS = 11 };
+    uint8_t n[D];
+    uint16_t pair[PAIRS];
+    float steps[D], mean[D], rotating[2 * PAIRS], matrix[D * D], frequencies[D / 2];
+    for (int i = 0; i < D; i++) n[i] = (uint8_t)(crumbs <= D ? i < crumbs : 1 + (i % 8 < (crumbs - D) / 8));
+    for (int i = 0; i < D; i++) steps[i] = .5f + (float)test_uniform(&seed), mean[i] = test_normal(&seed);
+    for (int i = 0; i < D * D; i++) matrix[i] = .01f * test_normal(&seed);
+    for (int i = 0; i < D / 2; i++) frequencies[i] = (float)pow(1e5, -2.0 * i / D);
+    for (int i = 0; i < PAIRS; i++)
+      pair[i] = (uint16_t)(2 * i + 1), rotating[2 * i] = test_normal(&seed), rotating[2 * i + 1] = 1;
+    oscar_rope *rope;
+    assert_ok(context, oscar_rope_create(context, &(oscar_rope_spec){OSCAR_ROPE_HALVES, D, frequencies}, &rope));
+    const oscar_codec_spec spec = {.head_dim = D,
+                                   .channels = D,
+                                   .form = OSCAR_ROW_GAIN,
+                                   .groups = 1,
+                                   .clip_ratio = 1,
+                                   .crumbs = n,
+                                   .steps = steps,
+                                   .mean = mean,
+                                   .encode = matrix,
+                                   .decode = matrix,
+                                   .rope = rope,
+                                   .rotating_pairs = PAIRS,
+                                   .rotating_pair = pair,
+                                   .rotating_mean = rotating};
+    oscar_codec *codec;
+    assert_ok(context, oscar_codec_create(context, &spec, &codec));
+    const oscar_codec *codecs[2] = {codec, codec};
+    const struct prefill_table_sizes sizes = prefill_table_sizes_of(2, codecs, codecs);
+    assert_int_equal(sizes.turning_pairs, 16);
+    assert_int_equal(sizes.key_columns, crumbs + 32);
+    uint8_t *memory = malloc(sizes.keys + sizes.values + sizes.pairs + sizes.turns + sizes.scales);
+    prefill_tables_fill(2, codecs, codecs, memory);
+    const uint32_t *keys = (const uint32_t *)(void *)(memory + sizes.keys / 2), /* of the second head */
+        *values = (const uint32_t *)(void *)(memory + sizes.keys + sizes.values / 2);
+    const int32_t *pairs = (const int32_t *)(void *)(memory + sizes.keys + sizes.values) + 16;
+    const float *turns = (const float *)(void *)(memory + sizes.keys + sizes.values + sizes.pairs) + 5 * 16 * 2;
+    const float *scales = (const float *)(void *)(memory + sizes.keys + sizes.values + sizes.pairs + sizes.turns) + 2;
+    bool taken[D * 2 + 32] = {false};
+    for (int c = 0; c < crumbs; c++) {
+      const int column = prefill_key_column(crumbs / 16, c);
+      assert_in_range(column, 0, crumbs - 1);
+      assert_false(taken[column]);
+      taken[column] = true;
+      for (int i = 0; i < D; i++) {
+        const double expected = (double)codec->map[c * D + i];
+        assert_true(fabs(operand_element(keys, D, i, column) * (double)scales[0] - expected) < 1e-6 * (double)scales[0]);
+        assert_true(fabs(operand_element(values, crumbs, c, i) * (double)scales[1] - expected) < 1e-6 * (double)scales[1]);
+      }
+    }
+    for (int i = 0; i < D; i++) {
+      assert_true(fabs(operand_element(keys, D, i, sizes.key_columns) * (double)scales[0] - (double)mean[i]) < 1e-5);
+      for (int k = 0; k < 16; k++)
+        for (int part = 0; part < 2; part++) {
+          const double of = operand_element(keys, D, i, crumbs + 2 * k + part) * (double)scales[0];
+          const double expected = k < PAIRS ? (double)codec->map[(crumbs + 2 + k + part * PAIRS) * D + i] : 0;
+          assert_true(fabs(of - expected) < 1e-5);
+        }
+    }
+    for (int k = 0; k < PAIRS; k++)
+      for (int i = 0; i < 5; i++) {
+        const double angle = (double)frequencies[pair[k]] * (i < 4 ? 16 * i - 31.5 : 1);
+        assert_int_equal(pairs[k], pair[k]);
+        assert_true(fabs((double)turns[2 * (i * 16 + k)] - cos(angle)) < 1e-6);
+        assert_true(fabs((double)turns[2 * (i * 16 + k) + 1] - sin(angle)) < 1e-6);
+      }
+    free(memory);
+    oscar_codec_release(codec);
+    oscar_rope_release(rope);
+  }
+  oscar_context_free(context);
+}
+
+/* Columns of tokens are a permutation under which the words of values (quant/device_form.h) hold eight neighbours. */
+static void token_columns_are_those_of_values(void **state) {
+  (void)state;
+  for (int token = 0; token < 64; token++) {
+    const int column = prefill_token_column(token);
+    const struct crumb_place place = place_of_value_crumb(token, 3);
+    assert_int_equal(place.word % 64, (3 * 4 + column % 32 / 8) * 2 + column / 32);
+    assert_int_equal(place.shift, column % 8 / 2 * 4 + column % 2 * 16);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(plans_follow_the_reading_rule),
       cmocka_unit_test(plans_can_be_made_ahead),
       cmocka_unit_test(tables_turn_means),
+      cmocka_unit_test(prefill_tables_hold_maps),
+      cmocka_unit_test(token_columns_are_those_of_values),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,11 +6,18 @@
 #include "attention/cuda/device.h"
 
 #include "attention/cuda/plan.h"
+#include "attention/cuda/prefill.h"
 #include "attention/cuda/rope_tables.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define FIRST_PAGES 512 /* of a table of angles; it doubles */
+
+/* On an H100, a block of prefill_run reads a page for 128 rows in about PREFILL_COST times as long as a block of decode_run reads
+ * one for 8, and of the latter none is idle. Prompts of fewer rows than LEAST_PREFILL_ROWS leave most of a tile empty. */
+#define PREFILL_COST       3
+#define LEAST_PREFILL_ROWS 64
 
 /* Device memory that only grows; contents are not kept. */
 struct space {
@@ -25,16 +32,23 @@ struct rope_entry {
   struct space fixed, angles; /* series and curves; angles and fast angles */
 };
 
-/* A plan in device memory and what it was made for. One for each window that layers have. */
+/* Tiles of the jobs that one kind of kernel reads for, in device memory. */
+struct planned {
+  struct plan_job *jobs;
+  int n_jobs;
+  struct space memory;
+  struct decode_plan current;
+  struct plan_result result;
+};
+
+/* A plan and what it was made for. One for each window that layers have. */
 struct kept_plan {
   int window;
-  bool valid;
+  bool used, valid;
   uint64_t changes; /* of the cache */
   oscar_attention_job *jobs;
-  int n_jobs, jobs_room;
-  struct space space;
-  struct decode_plan plan;
-  struct plan_result result;
+  int n_jobs, jobs_room;    /* room of `jobs` and of both kinds' */
+  struct planned few, many; /* rows: of decode_run and of prefill_run */
 };
 
 struct device_attention {
@@ -50,6 +64,10 @@ struct device_attention {
   int rope_count;
   struct space maps; /* all maps and rows of waves */
   struct space prepared, parts, rotated;
+  bool has_prefill;               /* for the forms of all layers */
+  struct prefill_tables *prefill; /* [layers]; NULL without codes */
+  struct space prefill_maps;
+  enum attention_way way;
   struct kept_plan plans[STEP_WINDOWS];
   int next_plan;
   void *host_plan; /* where plans are made */
@@ -147,6 +165,72 @@ static oscar_status upload_maps(struct device_attention *a) {
     to += bytes;
   }
   mem_free(context_of(a), host);
+  return status;
+}
+
+/* Codecs of a layer's heads, keys then values. Free with mem_free. */
+static const oscar_codec **codecs_of(const struct device_attention *a, int layer) {
+  const int heads = a->geometry->kv_heads;
+  const oscar_codec **codecs = mem_alloc(context_of(a), 2 * (size_t)heads, sizeof *codecs);
+  for (int i = 0; codecs && i < 2 * heads; i++) codecs[i] = codec_of(a, layer, i % heads, i < heads ? OSCAR_KEYS : OSCAR_VALUES);
+  return codecs;
+}
+
+static size_t prefill_bytes(const struct prefill_table_sizes *s) { return s->keys + s->values + s->pairs + s->turns + s->scales; }
+
+static oscar_status upload_prefill(struct device_attention *a, int layer, uint8_t *to, const oscar_codec *const *codecs,
+                                   const struct prefill_table_sizes *sizes) {
+  const int heads = a->geometry->kv_heads;
+  uint8_t *host = mem_alloc(context_of(a), prefill_bytes(sizes), 1);
+  if (!host) return OSCAR_NO_MEMORY;
+  prefill_tables_fill(heads, codecs, codecs + heads, host);
+  oscar_status status = cuda_upload(a->cuda, to, host, prefill_bytes(sizes));
+  mem_free(context_of(a), host);
+  uint8_t *pairs = to + sizes->keys + sizes->values, *turns = pairs + sizes->pairs;
+  a->prefill[layer] = (struct prefill_tables){.key_columns = sizes->key_columns,
+                                              .turning_pairs = sizes->turning_pairs,
+                                              .keys = to,
+                                              .values = to + sizes->keys,
+                                              .pairs = (const int32_t *)(const void *)pairs,
+                                              .turns = (const float *)(const void *)turns,
+                                              .scales = (const float *)(const void *)(turns + sizes->turns)};
+  return status;
+}
+
+/* Tables of all layers, if all have kernels. */
+static oscar_status make_prefill(struct device_attention *a) {
+  const struct cache_geometry *g = a->geometry;
+  const struct decode_shape shape = {.kv_heads = g->kv_heads, .group = a->group, .head_dim = g->head_dim, .scale = a->scale};
+  struct prefill_table_sizes *sizes = mem_zalloc(context_of(a), (size_t)g->layers, sizeof *sizes);
+  oscar_status status = sizes ? OSCAR_OK : OSCAR_NO_MEMORY;
+  size_t total = 0;
+  a->has_prefill = sizes != NULL;
+  for (int layer = 0; layer < g->layers && a->has_prefill; layer++) {
+    if (g->codecs) {
+      const oscar_codec **codecs = codecs_of(a, layer);
+      if (!codecs) {
+        status = OSCAR_NO_MEMORY;
+        break;
+      }
+      sizes[layer] = prefill_table_sizes_of(g->kv_heads, codecs, codecs + g->kv_heads);
+      mem_free(context_of(a), codecs);
+      total += round_up(prefill_bytes(&sizes[layer]), 256);
+    }
+    a->has_prefill = prefill_serves(a->cuda, &shape, &a->layers[layer], &sizes[layer]);
+  }
+  if (status == OSCAR_OK && a->has_prefill && g->codecs) {
+    a->prefill = mem_zalloc(context_of(a), (size_t)g->layers, sizeof *a->prefill);
+    status = a->prefill ? cuda_alloc(a->cuda, total, &a->prefill_maps.memory) : OSCAR_NO_MEMORY;
+    if (status == OSCAR_OK) a->prefill_maps.bytes = total;
+    uint8_t *to = a->prefill_maps.memory;
+    for (int layer = 0; layer < g->layers && status == OSCAR_OK; layer++) {
+      const oscar_codec **codecs = codecs_of(a, layer);
+      status = codecs ? upload_prefill(a, layer, to, codecs, &sizes[layer]) : OSCAR_NO_MEMORY;
+      mem_free(context_of(a), codecs);
+      to += round_up(prefill_bytes(&sizes[layer]), 256);
+    }
+  }
+  mem_free(context_of(a), sizes);
   return status;
 }
 
@@ -256,6 +340,7 @@ oscar_status device_attention_create(oscar_cache *cache, int query_heads, float 
   a->ropes = a->rope_of_layer ? mem_zalloc(g->context, (size_t)g->layers, sizeof *a->ropes) : NULL;
   oscar_status status = a->ropes ? describe_layers(a) : OSCAR_NO_MEMORY;
   if (status == OSCAR_OK && g->codecs) status = upload_maps(a);
+  if (status == OSCAR_OK) status = make_prefill(a);
   if (status != OSCAR_OK) {
     device_attention_free(a);
     return status;
@@ -264,20 +349,27 @@ oscar_status device_attention_create(oscar_cache *cache, int query_heads, float 
   return OSCAR_OK;
 }
 
+static void free_plan(struct device_attention *a, struct kept_plan *kept) {
+  struct planned *const kinds[] = {&kept->few, &kept->many};
+  for (size_t i = 0; i < ARRAY_LENGTH(kinds); i++) {
+    space_free(a, &kinds[i]->memory);
+    mem_free(context_of(a), kinds[i]->jobs);
+  }
+  mem_free(context_of(a), kept->jobs);
+}
+
 void device_attention_free(struct device_attention *a) {
   if (!a) return;
-  struct space *const spaces[] = {&a->maps, &a->prepared, &a->parts, &a->rotated};
+  struct space *const spaces[] = {&a->maps, &a->prefill_maps, &a->prepared, &a->parts, &a->rotated};
   for (size_t i = 0; i < ARRAY_LENGTH(spaces); i++) space_free(a, spaces[i]);
   for (int i = 0; a->ropes && i < a->rope_count; i++) {
     space_free(a, &a->ropes[i].fixed);
     space_free(a, &a->ropes[i].angles);
   }
+  for (int i = 0; i < STEP_WINDOWS; i++) free_plan(a, &a->plans[i]);
   mem_free(context_of(a), a->host_plan);
-  for (int i = 0; i < STEP_WINDOWS; i++) {
-    space_free(a, &a->plans[i].space);
-    mem_free(context_of(a), a->plans[i].jobs);
-  }
   mem_free(context_of(a), a->step_jobs);
+  mem_free(context_of(a), a->prefill);
   mem_free(context_of(a), a->ropes);
   mem_free(context_of(a), a->rope_of_layer);
   mem_free(context_of(a), a->layers);
@@ -286,25 +378,51 @@ void device_attention_free(struct device_attention *a) {
 
 /* ---- plans ---- */
 
-static bool plan_is_current(const struct device_attention *a, const struct kept_plan *kept, int window,
-                            const oscar_attention_job *jobs, int n_jobs) {
-  if (!kept->valid || kept->changes != cache_changes(a->cache) || kept->window != window || kept->n_jobs != n_jobs) return false;
+static bool plan_is_current(const struct device_attention *a, const struct kept_plan *kept, const oscar_attention_job *jobs,
+                            int n_jobs) {
+  if (!kept->valid || kept->changes != cache_changes(a->cache) || kept->n_jobs != n_jobs) return false;
   for (int i = 0; i < n_jobs; i++)
     if (kept->jobs[i].sequence != jobs[i].sequence || kept->jobs[i].n != jobs[i].n) return false;
   return true;
 }
 
-static oscar_status keep_jobs(struct device_attention *a, struct kept_plan *kept, const oscar_attention_job *jobs, int n_jobs) {
-  if (n_jobs > kept->jobs_room) {
-    oscar_attention_job *copy = mem_alloc(context_of(a), (size_t)n_jobs, sizeof *copy);
-    if (!copy) return OSCAR_NO_MEMORY;
-    mem_free(context_of(a), kept->jobs);
-    kept->jobs = copy;
-    kept->jobs_room = n_jobs;
+static oscar_status reserve_jobs(struct device_attention *a, struct kept_plan *kept, int n_jobs) {
+  if (n_jobs <= kept->jobs_room) return OSCAR_OK;
+  const size_t room = 2 * (size_t)n_jobs;
+  oscar_attention_job *jobs = mem_alloc(context_of(a), room, sizeof *jobs);
+  struct plan_job *few = mem_alloc(context_of(a), room, sizeof *few), *many = mem_alloc(context_of(a), room, sizeof *many);
+  mem_free(context_of(a), kept->jobs);
+  mem_free(context_of(a), kept->few.jobs);
+  mem_free(context_of(a), kept->many.jobs);
+  kept->jobs = jobs, kept->few.jobs = few, kept->many.jobs = many;
+  kept->jobs_room = jobs && few && many ? (int)room : 0;
+  return kept->jobs_room ? OSCAR_OK : OSCAR_NO_MEMORY;
+}
+
+/* Whether jobs of so many rows altogether, in so many tiles of prefill_run, are sooner done by it. */
+static bool prefill_pays(const struct device_attention *a, int64_t rows, int64_t tiles) {
+  if (a->way != ATTENTION_BY_COST) return a->way == ATTENTION_PREFILL;
+  const int64_t heads = a->geometry->kv_heads, at_once = a->cuda->info.multiprocessors;
+  const int64_t turns = (tiles * heads + at_once - 1) / at_once;
+  return PREFILL_COST * turns * at_once <= rows / DECODE_ROWS * heads;
+}
+
+/* Which jobs are whose. */
+static void divide_jobs(const struct device_attention *a, struct kept_plan *kept, const oscar_attention_job *jobs, int n_jobs) {
+  int64_t rows = 0, tiles = 0;
+  const int least = a->way == ATTENTION_PREFILL ? 1 : LEAST_PREFILL_ROWS;
+  for (int i = 0; i < n_jobs; i++) {
+    const int64_t mine = (int64_t)jobs[i].n * a->group;
+    if (mine < least) continue;
+    rows += mine;
+    tiles += (mine + PREFILL_ROWS - 1) / PREFILL_ROWS;
   }
-  memcpy(kept->jobs, jobs, (size_t)n_jobs * sizeof *jobs);
-  kept->n_jobs = n_jobs;
-  return OSCAR_OK;
+  const bool pays = a->has_prefill && rows > 0 && prefill_pays(a, rows, tiles);
+  kept->few.n_jobs = kept->many.n_jobs = 0;
+  for (int i = 0, token = 0; i < n_jobs; token += jobs[i++].n) {
+    struct planned *to = pays && (int64_t)jobs[i].n * a->group >= least ? &kept->many : &kept->few;
+    to->jobs[to->n_jobs++] = (struct plan_job){jobs[i].sequence, jobs[i].n, token};
+  }
 }
 
 static oscar_status reserve_host(struct device_attention *a, size_t bytes) {
@@ -317,55 +435,74 @@ static oscar_status reserve_host(struct device_attention *a, size_t bytes) {
   return OSCAR_OK;
 }
 
+static int longer_first(const void *x, const void *y) {
+  const struct decode_tile *a = x, *b = y;
+  const int left = a->exact_pages + a->coded_pages, right = b->exact_pages + b->coded_pages;
+  return left != right ? right - left : a->token != b->token ? a->token - b->token : a->first_row - b->first_row;
+}
+
 /* In memory: total units, tiles, pages, at places that follow from how many tiles there may be. */
-static oscar_status make_plan(struct device_attention *a, struct kept_plan *kept, int layer, int window,
-                              const oscar_attention_job *jobs, int n_jobs) {
+static oscar_status make_plan(struct device_attention *a, struct planned *p, int most_rows, bool sorted, int layer, int window) {
   const struct cache_geometry *g = a->geometry;
-  kept->valid = false;
-  kept->window = window;
-  const struct plan_bounds bound = plan_bound(a->group, a->most_rows, layer, jobs, n_jobs);
+  p->result = (struct plan_result){.last_page = -1};
+  if (p->n_jobs == 0) return OSCAR_OK;
+  const struct plan_bounds bound = plan_bound(a->group, most_rows, layer, p->jobs, p->n_jobs);
   const size_t tiles_at = 256, pages_at = tiles_at + round_up(bound.tiles * sizeof(struct decode_tile), 256);
   const size_t bytes = pages_at + bound.pages * sizeof(struct decode_page);
   oscar_status status = reserve_host(a, bytes);
-  if (status == OSCAR_OK) status = space_reserve(a, &kept->space, bytes);
+  if (status == OSCAR_OK) status = space_reserve(a, &p->memory, bytes);
   if (status != OSCAR_OK) return status;
-  uint8_t *host = a->host_plan, *device = kept->space.memory;
+  uint8_t *host = a->host_plan, *device = p->memory.memory;
+  struct decode_tile *tiles = (struct decode_tile *)(void *)(host + tiles_at);
   struct decode_page *pages = (struct decode_page *)(void *)(host + pages_at);
-  const struct plan_result r =
-      plan_fill(g, a->group, a->most_rows, layer, window, jobs, n_jobs, (struct decode_tile *)(void *)(host + tiles_at), pages);
+  const struct plan_result r = plan_fill(g, a->group, most_rows, layer, window, p->jobs, p->n_jobs, tiles, pages);
   if (r.missing >= 0)
-    return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention job %d: page %lld of layer %d holds nothing to read",
-                     r.missing_job, (long long)r.missing, layer == EVERY_LAYER ? 0 : layer);
+    return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: page %lld of layer %d of a job holds nothing to read",
+                     (long long)r.missing, layer == EVERY_LAYER ? 0 : layer);
   if (r.units > INT32_MAX / 2 || (size_t)r.tiles * (size_t)g->kv_heads > INT32_MAX / 4)
     return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: too many queries in one call");
+  if (sorted) qsort(tiles, (size_t)r.tiles, sizeof *tiles, longer_first);
   *(int32_t *)(void *)host = (int32_t)r.units;
   status = cuda_upload(a->cuda, device, host, pages_at + (size_t)r.pages * sizeof *pages);
-  if (status == OSCAR_OK) status = keep_jobs(a, kept, jobs, n_jobs);
   if (status != OSCAR_OK) return status;
-  kept->result = r;
-  kept->plan = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)(device + tiles_at),
+  p->result = r;
+  p->current = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)(device + tiles_at),
                                     .pages = (const struct decode_page *)(const void *)(device + pages_at),
                                     .total_units = (const int32_t *)(const void *)device,
                                     .tile_count = r.tiles,
                                     .rows = r.rows};
-  kept->changes = cache_changes(a->cache);
-  kept->valid = true;
   return OSCAR_OK;
 }
 
 /* The place of a window's plan: its own, else one that is free or the next in turn. */
 static struct kept_plan *place_of(struct device_attention *a, int window) {
   for (int i = 0; i < STEP_WINDOWS; i++)
-    if (a->plans[i].space.memory && a->plans[i].window == window) return &a->plans[i];
+    if (a->plans[i].used && a->plans[i].window == window) return &a->plans[i];
   struct kept_plan *next = &a->plans[a->next_plan];
   a->next_plan = (a->next_plan + 1) % STEP_WINDOWS;
+  next->window = window;
+  next->used = true;
+  next->valid = false;
   return next;
 }
 
+/* The plan of the jobs, made if it is not there. */
 static oscar_status find_plan(struct device_attention *a, int layer, int window, const oscar_attention_job *jobs, int n_jobs,
-                              struct kept_plan **kept) {
-  *kept = place_of(a, window);
-  return plan_is_current(a, *kept, window, jobs, n_jobs) ? OSCAR_OK : make_plan(a, *kept, layer, window, jobs, n_jobs);
+                              struct kept_plan **found) {
+  struct kept_plan *kept = *found = place_of(a, window);
+  if (plan_is_current(a, kept, jobs, n_jobs)) return OSCAR_OK;
+  kept->valid = false;
+  oscar_status status = reserve_jobs(a, kept, n_jobs);
+  if (status != OSCAR_OK) return status;
+  divide_jobs(a, kept, jobs, n_jobs);
+  status = make_plan(a, &kept->few, a->most_rows, false, layer, window);
+  if (status == OSCAR_OK) status = make_plan(a, &kept->many, PREFILL_ROWS, true, layer, window);
+  if (status != OSCAR_OK) return status;
+  memcpy(kept->jobs, jobs, (size_t)n_jobs * sizeof *jobs);
+  kept->n_jobs = n_jobs;
+  kept->changes = cache_changes(a->cache);
+  kept->valid = true;
+  return OSCAR_OK;
 }
 
 /* ---- running ---- */
@@ -392,6 +529,21 @@ static oscar_status reserve_space(struct device_attention *a, int layer, const s
                        (2 * items + (size_t)decode_most_blocks(a->cuda)) * decode_part_bytes(&shape, &a->layers[layer]));
 }
 
+static oscar_status run_few(struct device_attention *a, int layer, const struct decode_shape *shape, const struct planned *few,
+                            const float *q, float *out) {
+  const struct decode_layer *l = &a->layers[layer];
+  const bool coded = few->result.coded && a->geometry->codecs;
+  oscar_status status = reserve_space(a, layer, &few->result, coded);
+  const struct decode_space space = space_of(a);
+  if (status == OSCAR_OK && coded) status = decode_prepare(a->cuda, shape, l, &few->current, q, &space);
+  if (status == OSCAR_OK) status = decode_run(a->cuda, shape, l, &few->current, q, &space);
+  return status == OSCAR_OK ? decode_merge(a->cuda, shape, l, &few->current, &space, out) : status;
+}
+
+static int64_t last_page_of(const struct kept_plan *kept) {
+  return kept->few.result.last_page > kept->many.result.last_page ? kept->few.result.last_page : kept->many.result.last_page;
+}
+
 oscar_status device_attention_run(struct device_attention *a, int layer, int window, const oscar_attention_job *jobs,
                                   int n_jobs) {
   struct kept_plan *kept;
@@ -399,13 +551,10 @@ oscar_status device_attention_run(struct device_attention *a, int layer, int win
   if (status != OSCAR_OK) return status;
   const struct decode_shape shape = shape_of(a, window);
   const struct decode_layer *l = &a->layers[layer];
-  const bool coded = kept->result.coded && a->geometry->codecs;
-  status = reserve_space(a, layer, &kept->result, coded);
-  if (status == OSCAR_OK && l->rope) status = extend_angles(a, &a->ropes[a->rope_of_layer[layer]], kept->result.last_page);
-  const struct decode_space space = space_of(a);
-  if (status == OSCAR_OK && coded) status = decode_prepare(a->cuda, &shape, l, &kept->plan, jobs[0].q, &space);
-  if (status == OSCAR_OK) status = decode_run(a->cuda, &shape, l, &kept->plan, jobs[0].q, &space);
-  if (status == OSCAR_OK) status = decode_merge(a->cuda, &shape, l, &kept->plan, &space, jobs[0].out);
+  if (l->rope) status = extend_angles(a, &a->ropes[a->rope_of_layer[layer]], last_page_of(kept));
+  if (status == OSCAR_OK && kept->many.n_jobs > 0)
+    status = prefill_run(a->cuda, &shape, l, a->prefill ? &a->prefill[layer] : NULL, &kept->many.current, jobs[0].q, jobs[0].out);
+  if (status == OSCAR_OK && kept->few.n_jobs > 0) status = run_few(a, layer, &shape, &kept->few, jobs[0].q, jobs[0].out);
   return status;
 }
 
@@ -433,10 +582,12 @@ oscar_status device_attention_make_ready(struct device_attention *a, const int *
   for (int i = 0; i < n_windows && status == OSCAR_OK; i++) {
     struct kept_plan *kept;
     status = find_plan(a, EVERY_LAYER, windows[i], a->step_jobs, count, &kept);
+    if (status == OSCAR_OK && kept->many.n_jobs > 0)
+      status = set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention of single tokens by the kernels for prompts");
     for (int layer = 0; layer < g->layers && status == OSCAR_OK; layer++)
-      status = reserve_space(a, layer, &kept->result, g->codecs != NULL);
+      status = reserve_space(a, layer, &kept->few.result, g->codecs != NULL);
     for (int rope = 0; rope < a->rope_count && status == OSCAR_OK; rope++)
-      status = extend_angles(a, &a->ropes[rope], kept->result.last_page);
+      status = extend_angles(a, &a->ropes[rope], last_page_of(kept));
   }
   return status;
 }
@@ -451,8 +602,13 @@ oscar_status device_attention_step(struct device_attention *a, int layer, int wi
   struct decode_rows entered = *rows;
   entered.rotated = a->rotated.memory;
   const struct decode_space space = space_of(a);
-  oscar_status status = decode_enter(a->cuda, &shape, l, &kept->plan, &entered, &space);
-  if (status == OSCAR_OK) status = decode_run(a->cuda, &shape, l, &kept->plan, entered.rotated, &space);
-  if (status == OSCAR_OK) status = decode_merge(a->cuda, &shape, l, &kept->plan, &space, out);
+  oscar_status status = decode_enter(a->cuda, &shape, l, &kept->few.current, &entered, &space);
+  if (status == OSCAR_OK) status = decode_run(a->cuda, &shape, l, &kept->few.current, entered.rotated, &space);
+  if (status == OSCAR_OK) status = decode_merge(a->cuda, &shape, l, &kept->few.current, &space, out);
   return status;
+}
+
+void device_attention_choose(struct device_attention *a, enum attention_way way) {
+  a->way = way;
+  for (int i = 0; i < STEP_WINDOWS; i++) a->plans[i].valid = false;
 }

@@ -24,4 +24,10 @@ oscar_status device_attention_make_ready(struct device_attention *attention, con
 oscar_status device_attention_step(struct device_attention *attention, int layer, int window, const struct decode_rows *rows,
                                    float *out);
 
+/* Which kernels read for jobs from here on: for tests and benchmarks. ATTENTION_PREFILL: wherever there is one. */
+enum attention_way { ATTENTION_BY_COST, ATTENTION_DECODE, ATTENTION_PREFILL };
+void device_attention_choose(struct device_attention *attention, enum attention_way way);
+/* The same of an attention object over a cache on a GPU. */
+void attention_choose(oscar_attention *attention, enum attention_way way);
+
 #endif

@@ -22,3 +22,4 @@ oscar_status device_attention_step(struct device_attention *attention, int layer
   (void)attention, (void)layer, (void)window, (void)rows, (void)out;
   return OSCAR_UNSUPPORTED;
 }
+void device_attention_choose(struct device_attention *attention, enum attention_way way) { (void)attention, (void)way; }

@@ -8,7 +8,7 @@
 
 static int64_t window_begin(int window, int64_t position) { return window > 0 && position >= window ? position - window + 1 : 0; }
 
-struct plan_bounds plan_bound(int group, int most_rows, int layer, const oscar_attention_job *jobs, int n_jobs) {
+struct plan_bounds plan_bound(int group, int most_rows, int layer, const struct plan_job *jobs, int n_jobs) {
   struct plan_bounds bounds = {0, 0};
   for (int i = 0; i < n_jobs; i++) {
     const int64_t end = sequence_visible(jobs[i].sequence, layer), query_pages = (jobs[i].n - 1) / PAGE_TOKENS + 2;
@@ -36,9 +36,8 @@ static int list_pages(const struct cache_geometry *g, const oscar_sequence *s, i
 }
 
 struct plan_result plan_fill(const struct cache_geometry *g, int group, int most_rows, int layer, int window,
-                             const oscar_attention_job *jobs, int n_jobs, struct decode_tile *tiles, struct decode_page *pages) {
+                             const struct plan_job *jobs, int n_jobs, struct decode_tile *tiles, struct decode_page *pages) {
   struct plan_result r = {.last_page = -1, .missing = -1};
-  int token = 0;
   for (int j = 0; j < n_jobs; j++) {
     const int64_t end = sequence_visible(jobs[j].sequence, layer), begin = end - jobs[j].n;
     for (int64_t first = begin, next; first < end; first = next) {
@@ -49,13 +48,13 @@ struct plan_result plan_fill(const struct cache_geometry *g, int group, int most
           list_pages(g, jobs[j].sequence, layer, window_begin(window, first) / PAGE_TOKENS, page, pages + r.pages, &exact);
       if (count > exact) r.coded = true;
       for (int i = r.pages; i < r.pages + count && r.missing < 0; i++)
-        if (pages[i].unit == NO_UNIT) r.missing = pages[i].number, r.missing_job = j;
+        if (pages[i].unit == NO_UNIT) r.missing = pages[i].number;
       if (page > r.last_page) r.last_page = page;
       const int rows = (int)(next - first) * group, cuts = (rows + most_rows - 1) / most_rows;
       for (int i = 0; i < cuts; i++) {
         const int from = rows * i / cuts, to = rows * (i + 1) / cuts;
         const int64_t last = first + (to - 1) / group;
-        struct decode_tile tile = {.token = token + (int)(first - begin),
+        struct decode_tile tile = {.token = jobs[j].token + (int)(first - begin),
                                    .rows = to - from,
                                    .first_row = from,
                                    .exact_first = r.pages,
@@ -73,7 +72,6 @@ struct plan_result plan_fill(const struct cache_geometry *g, int group, int most
       }
       r.pages += count;
     }
-    token += jobs[j].n;
   }
   return r;
 }

@@ -7,13 +7,17 @@
 #include "attention/cuda/decode.h"
 #include "cache/view.h"
 
-#include <oscar/attention.h>
+/* Queries of one sequence, its last n positions. */
+struct plan_job {
+  const oscar_sequence *sequence;
+  int n, token; /* token: row of q that holds the first position */
+};
 
 /* How much memory a plan takes at most. */
 struct plan_bounds {
   size_t tiles, pages;
 };
-struct plan_bounds plan_bound(int group, int most_rows, int layer, const oscar_attention_job *jobs, int n_jobs);
+struct plan_bounds plan_bound(int group, int most_rows, int layer, const struct plan_job *jobs, int n_jobs);
 
 struct plan_result {
   int tiles, pages;  /* how many were written */
@@ -22,10 +26,9 @@ struct plan_result {
   int64_t last_page; /* the largest number in the lists; -1: none */
   bool coded;        /* a page is read as codes */
   int64_t missing;   /* a page of a job that holds nothing to read; -1: none */
-  int missing_job;
 };
-/* Tiles have at most `most_rows` rows. The jobs have been checked; query i of job j is row `tokens before j` + i of q. */
+/* Tiles have at most `most_rows` rows. The jobs have been checked. */
 struct plan_result plan_fill(const struct cache_geometry *geometry, int group, int most_rows, int layer, int window,
-                             const oscar_attention_job *jobs, int n_jobs, struct decode_tile *tiles, struct decode_page *pages);
+                             const struct plan_job *jobs, int n_jobs, struct decode_tile *tiles, struct decode_page *pages);
 
 #endif

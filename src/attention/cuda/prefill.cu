@@ -1,0 +1,93 @@
+/* prefill.cu - which kernel serves a layer, and its launch (prefill.h, prefill.cuh). */
+#include "attention/cuda/prefill.cuh"
+
+namespace {
+
+using prefill::arguments;
+
+/* Kernels without codes use those of the same head dimension. STEPS: of keys without turning pairs that have as many crumbs as
+ * channels. */
+struct variant {
+  int head_dim, value_crumbs, steps;
+  const void *kernel;
+};
+#define KERNEL(d, crumbs, steps) {d, crumbs, steps, (const void *)&prefill::kernel<prefill::traits<d, crumbs, steps>>}
+const variant variants[] = {KERNEL(64, 64, 4),  KERNEL(64, 64, 0),   KERNEL(64, 128, 8),
+                            KERNEL(64, 128, 0), KERNEL(128, 128, 8), KERNEL(128, 128, 0)};
+
+const variant *variant_of(const struct decode_shape *shape, const struct decode_layer *layer, int key_columns) {
+  for (const variant &v : variants)
+    if (v.head_dim == shape->head_dim && (layer->values.crumbs == 0 || v.value_crumbs == layer->values.crumbs) &&
+        (layer->values.crumbs == 0 || v.steps == 0 || 16 * v.steps == key_columns))
+      return &v;
+  return nullptr;
+}
+
+bool plain_gains(const struct decode_side &side) {
+  return side.form == OSCAR_ROW_LOG_GAINS ? side.groups == GAIN_CLASSES : side.form == OSCAR_ROW_GAIN && side.groups == 1;
+}
+
+int columns_of(int n) { return (n + 63) / 64; }
+
+arguments arguments_of(const struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
+                       int key_columns, int turning_pairs) {
+  arguments a = {};
+  const int width = key_columns > shape->head_dim ? key_columns : shape->head_dim;
+  a.memory = layer->memory;
+  a.unit_bytes = layer->unit_bytes;
+  a.tables.key_columns = key_columns;
+  a.tables.turning_pairs = turning_pairs;
+  a.kv_heads = shape->kv_heads, a.group = shape->group, a.window = shape->window;
+  a.key_crumbs = layer->keys.crumbs, a.value_crumbs = layer->values.crumbs;
+  a.head_bytes = layer->head_bytes, a.value_offset = layer->value_offset;
+  a.log_gains = layer->keys.form == OSCAR_ROW_LOG_GAINS;
+  a.scale = shape->scale * LOG2_E;
+  a.query_bytes = a.key_slot_bytes = columns_of(width) * prefill::COLUMN_BYTES;
+  a.value_slot_bytes = columns_of(layer->values.crumbs > shape->head_dim ? layer->values.crumbs : shape->head_dim) * prefill::COLUMN_BYTES;
+  for (a.stages = prefill::MOST_STAGES; a.stages > 1; a.stages--)
+    if ((size_t)prefill::shared_layout_of(a).bytes + 1024 <= cuda->shared_bytes) break;
+  return a;
+}
+
+} // namespace
+
+extern "C" bool prefill_serves(const struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
+                               const struct prefill_table_sizes *sizes) {
+  if (cuda->info.capability != 90) return false;
+  const bool coded = layer->values.crumbs > 0;
+  if (coded && (!plain_gains(layer->keys) || !plain_gains(layer->values) || layer->keys.form != layer->values.form)) return false;
+  const variant *v = variant_of(shape, layer, coded ? sizes->key_columns : 0);
+  if (!v) return false;
+  cudaFuncAttributes attributes; /* a kernel of another architecture's code is there, but empty */
+  if (cudaFuncGetAttributes(&attributes, v->kernel) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return false;
+  }
+  const arguments a = arguments_of(cuda, shape, layer, coded ? sizes->key_columns : 0, coded ? sizes->turning_pairs : 0);
+  return attributes.maxDynamicSharedSizeBytes >= 0 && attributes.binaryVersion == 90 && a.stages > 1;
+}
+
+extern "C" oscar_status prefill_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
+                                    const struct prefill_tables *tables, const struct decode_plan *plan, const float *q, float *out) {
+  const bool coded = layer->values.crumbs > 0;
+  const variant *v = variant_of(shape, layer, coded ? tables->key_columns : 0);
+  arguments a = arguments_of(cuda, shape, layer, coded ? tables->key_columns : 0, coded ? tables->turning_pairs : 0);
+  if (coded) {
+    a.tables = *tables;
+    a.value_mean = layer->values.map + (size_t)(layer->values.crumbs + layer->values.groups) * shape->head_dim;
+    a.value_mean_stride = (size_t)layer->values.rows * shape->head_dim;
+    a.angles = layer->rope ? (const uint4 *)layer->rope->angles : nullptr;
+    a.rope_pairs = layer->rope ? layer->rope->pairs : 0;
+  }
+  a.tiles = plan->tiles, a.pages = plan->pages, a.tile_count = plan->tile_count;
+  a.q = q, a.out = out;
+  const int bytes = prefill::shared_layout_of(a).bytes + 1024;
+  oscar_status status = cuda_result(cuda, cudaFuncSetAttribute(v->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                                    "asking for shared memory");
+  if (status != OSCAR_OK) return status;
+  void *arguments[] = {&a};
+  return cuda_result(cuda,
+                     cudaLaunchKernel(v->kernel, dim3((unsigned)(plan->tile_count * shape->kv_heads)), dim3(prefill::THREADS),
+                                      arguments, (size_t)bytes, (cudaStream_t)cuda->stream),
+                     "attention of a prompt");
+}
