@@ -26,10 +26,12 @@ __device__ static __forceinline__ void start_kernel_after(void) {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-/* Both: what kernels do that read and write activations only. */
+/* Both: what kernels do that read and write activations. The kernel after is told first, so that it asks for its weights while this
+ * one still waits: a product's last blocks, and a norm behind it, then hide the beginning of the next product. The blocks of this
+ * one have all begun by then. */
 __device__ static __forceinline__ void wait_for_input(void) {
-  wait_for_kernel_before();
   start_kernel_after();
+  wait_for_kernel_before();
 }
 
 /* `arguments` are pointers to the kernel's. */

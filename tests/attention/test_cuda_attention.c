@@ -5,6 +5,8 @@
 #include "support.h"
 
 #include "attention/cuda/device.h"
+#include "attention/step.h"
+#include "cache/device_step.h"
 #include "cuda/device.h"
 
 #include <oscar/attention.h>
@@ -178,7 +180,8 @@ struct errors {
   double all, row, squared, norm;
 };
 static const enum attention_way ways[] = {ATTENTION_DECODE, ATTENTION_PREFILL, ATTENTION_BY_COST};
-static const char *const way_names[] = {"decode", "prefill", "by cost"};
+static const char *const way_names[] = {"decode", "prefill", "by cost", "step"};
+enum { STEP = ARRAY_LENGTH(ways), ALL_WAYS }; /* STEP: attention_step, where every sequence has one token */
 
 static void add_errors(struct errors *e, const struct setup *s, size_t rows, const float *expected, const float *out, int step) {
   for (size_t row = 0; row < rows; row++) {
@@ -195,6 +198,22 @@ static void add_errors(struct errors *e, const struct setup *s, size_t rows, con
     e->row = fmax(e->row, relative);
   }
   e->all = sqrt(e->squared / e->norm);
+}
+
+/* The open steps of one token each by attention_step: rows on the device, already normed and rotated. */
+static void run_step(const struct side_of_test *side, const struct setup *s, oscar_sequence **sequences, int count,
+                     const float *q, const float *k, const float *v, float *out) {
+  const int32_t positions[64] = {0}; /* nothing is rotated */
+  struct device_step step;
+  int32_t *there = on_device(positions, sizeof positions);
+  attention_choose(side->attention, ATTENTION_BY_COST);
+  assert_ok(side->context, sequences_make_ready(sequences, count, &step));
+  assert_ok(side->context, attention_make_ready(side->attention, &s->window, 1, sequences, count));
+  const struct decode_rows rows = {.q = q, .k = k, .v = v, .positions = there, .places = step.places, .bad = step.bad};
+  assert_ok(side->context, attention_step(side->attention, 0, s->window, &rows, out));
+  sequences_note_written(sequences, count);
+  assert_ok(side->context, oscar_cuda_wait(gpu));
+  cuda_release(gpu, there, sizeof positions);
 }
 
 /* Several sequences of different lengths, then steps of different sizes for all of them in one call. errors: of each way. */
@@ -219,12 +238,14 @@ static void compare(const struct setup *s, const int *lengths, int sequences, co
     oscar_attention_job jobs[2][64];
     size_t at = 0;
     int n_jobs = 0;
+    const bool enters = step >= 0 && steps[step] == 1;
     for (int i = 0; i < sequences; i++) {
       if (tokens[i] == 0) continue;
       for (int side = 0; side < 2; side++) {
         assert_ok(sides[side].context, oscar_sequence_begin(sequence[side][i], tokens[i]));
-        assert_ok(sides[side].context,
-                  oscar_sequence_write(sequence[side][i], 0, (side ? dk : k) + at * kv, (side ? dv : v) + at * kv));
+        if (side == 0 || !enters)
+          assert_ok(sides[side].context,
+                    oscar_sequence_write(sequence[side][i], 0, (side ? dk : k) + at * kv, (side ? dv : v) + at * kv));
         jobs[side][n_jobs] = (oscar_attention_job){sequence[side][i], tokens[i], (side ? dq : q) + at * q_width,
                                                    (side ? dout : out[0]) + at * q_width};
       }
@@ -232,6 +253,11 @@ static void compare(const struct setup *s, const int *lengths, int sequences, co
       n_jobs++;
     }
     assert_ok(host_context, oscar_attention_run(sides[0].attention, 0, s->window, jobs[0], n_jobs));
+    if (enters) {
+      run_step(&sides[1], s, sequence[1], sequences, dq, dk, dv, dout);
+      assert_ok(gpu_context, cuda_download(gpu, out[1], dout, 4 * total * q_width));
+      add_errors(&errors[STEP], s, total * (size_t)(s->kv_heads * s->group), out[0], out[1], step);
+    }
     for (size_t way = 0; way < ARRAY_LENGTH(ways); way++) {
       attention_choose(sides[1].attention, ways[way]);
       memset(out[1], 0xFF, 4 * total * q_width);
@@ -252,11 +278,12 @@ static void compare(const struct setup *s, const int *lengths, int sequences, co
 
 static void expect_close(const char *what, const struct setup *s, const int *lengths, int sequences, const int *steps,
                          int n_steps) {
-  struct errors errors[ARRAY_LENGTH(ways)] = {{0}};
+  struct errors errors[ALL_WAYS] = {{0}};
   compare(s, lengths, sequences, steps, n_steps, errors);
-  for (size_t way = 0; way < ARRAY_LENGTH(ways); way++) {
-    print_message("%-18s %-8s heads %d x %2d, d %3d, crumbs %3d/%3d, form %d groups %d%s: relative error %.2e, of a row %.2e\n", what,
-                  way_names[way], s->kv_heads, s->group, s->head_dim, s->form.key_crumbs, s->form.value_crumbs,
+  for (size_t way = 0; way < ALL_WAYS; way++) {
+    if (way == STEP && errors[way].norm == 0) continue; /* no such step */
+    print_message("%-18s %-8s heads %d x %2d, d %3d, crumbs %3d/%3d, form %d groups %d%s: relative error %.2e, of a row %.2e\n",
+                  what, way_names[way], s->kv_heads, s->group, s->head_dim, s->form.key_crumbs, s->form.value_crumbs,
                   (int)s->form.form, s->form.groups, s->form.turns ? ", turning" : "", errors[way].all, errors[way].row);
     if (!(errors[way].all < TOLERANCE && errors[way].row < ROW_TOLERANCE)) too_far++;
   }
@@ -358,6 +385,49 @@ static void many_short_sequences_agree(void **state) {
   assert_int_equal(too_far, 0);
 }
 
+/* Of steps whose rows kernels enter, what cannot be stored is found by commit. */
+static void numbers_that_cannot_be_are_found(void **state) {
+  (void)state;
+  enum { SEQUENCES = 3 };
+  for (int coded = 0; coded < 2; coded++) {
+    const struct setup s = {
+        .kv_heads = 2, .group = 4, .head_dim = 64, .form = {LOG, coded ? 4 : 0, 64, 64, false, 0}, .sink = 1, .recent = 1};
+    struct side_of_test side = open_side(&s, true, (size_t)64 << 20);
+    const size_t kv = SEQUENCES * 2 * 64, q = 4 * kv;
+    uint64_t seed = 5;
+    oscar_sequence *sequences[SEQUENCES];
+    for (int i = 0; i < SEQUENCES; i++) assert_ok(gpu_context, oscar_sequence_create(side.cache, &sequences[i]));
+    float *rows = random_floats(kv, &seed, 1), *queries = random_floats(q, &seed, 1);
+    float *dq = on_device(queries, 4 * q), *dout = on_device(queries, 4 * q), *good = on_device(rows, 4 * kv);
+    static const float broken[] = {NAN, INFINITY, -INFINITY, 3.4e38f}; /* the last is not finite in BF16 */
+    for (int round = 0; round < 200; round++) {
+      const bool breaks = round % 10 == 9;
+      rows[77] = breaks ? broken[round / 10 % 4] : 1;
+      float *bad = on_device(rows, 4 * kv);
+      for (int i = 0; i < SEQUENCES; i++) assert_ok(gpu_context, oscar_sequence_begin(sequences[i], 1));
+      run_step(&side, &s, sequences, SEQUENCES, dq, round % 20 == 9 ? bad : good, round % 20 == 19 ? bad : good, dout);
+      if (breaks) {
+        assert_int_equal(oscar_sequence_commit(sequences[0]), OSCAR_NUMERIC);
+        assert_non_null(strstr(oscar_last_error(gpu_context), round % 20 == 9 ? "a key" : "a value"));
+      }
+      for (int i = 0; i < SEQUENCES; i++) {
+        if (breaks)
+          oscar_sequence_abort(sequences[i]);
+        else
+          assert_ok(gpu_context, oscar_sequence_commit(sequences[i]));
+      }
+      cuda_release(gpu, bad, 4 * kv);
+    }
+    for (int i = 0; i < SEQUENCES; i++) assert_int_equal(oscar_sequence_length(sequences[i]), 180);
+    assert_ok(gpu_context, oscar_cache_check(side.cache));
+    struct device_step step;
+    assert_int_equal(sequences_make_ready(sequences, SEQUENCES, &step), OSCAR_INVALID_ARGUMENT); /* no step is open */
+    cuda_release(gpu, dq, 4 * q), cuda_release(gpu, dout, 4 * q), cuda_release(gpu, good, 4 * kv);
+    free(rows), free(queries);
+    close_side(&side);
+  }
+}
+
 int main(void) {
   assert_int_equal(oscar_context_create(NULL, &gpu_context), OSCAR_OK);
   if (oscar_cuda_create(gpu_context, NULL, &gpu) != OSCAR_OK) {
@@ -372,6 +442,7 @@ int main(void) {
       cmocka_unit_test(head_dimensions_and_layouts_agree),
       cmocka_unit_test(lengths_and_windows_agree),
       cmocka_unit_test(many_short_sequences_agree),
+      cmocka_unit_test(numbers_that_cannot_be_are_found),
   };
   const int failed = cmocka_run_group_tests(tests, NULL, NULL);
   oscar_cuda_free(gpu);
