@@ -449,6 +449,30 @@ static void replayed_steps_have_the_bits_of_direct_ones(void **state) {
   }
 }
 
+/* Products of many tokens are the library's. */
+static void replayed_steps_of_many_sequences_have_the_bits_of_direct_ones(void **state) {
+  (void)state;
+  if (oscar_cuda_count() == 0) skip();
+  enum { MANY = 40 };
+  struct small_model m;
+  struct twins t = {.n = 0};
+  small_model_make(&m, "qwen2", false, 9);
+  if (!open_rig(&t.rig[0], m.path, true, true, MANY)) skip();
+  assert_true(open_rig(&t.rig[1], m.path, true, true, MANY));
+  runner_record(t.rig[0].runner, false);
+  int all[MANY];
+  for (int i = 0; i < MANY; i++) {
+    all[i] = i;
+    twins_add(&t, -1);
+    twins_step(&t, 1, &all[i], 1 + i * 5, OSCAR_OK);
+  }
+  for (int i = 0; i < 80; i++) twins_step(&t, i % 20 == 7 ? MANY / 2 : MANY - i / 30, all, 1, OSCAR_OK);
+  while (t.n > 0) twins_drop(&t, 0);
+  close_rig(&t.rig[1]);
+  close_rig(&t.rig[0]);
+  small_model_free(&m);
+}
+
 /* Two sequences with a sampler each, in steps of both: those that are sampled give the ids that the host finds in logits. */
 static void sampled_steps_choose_what_the_host_chooses(void **state) {
   (void)state;
@@ -518,10 +542,15 @@ static void tokens_are_sampled_on_gpus_only(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(sequences_share_steps_without_a_trace),      cmocka_unit_test(many_sequences_decode_together),
-      cmocka_unit_test(a_step_that_fails_changes_nothing),          cmocka_unit_test(a_gpu_gives_what_the_cpu_gives),
-      cmocka_unit_test(decoding_gives_what_other_steps_give),       cmocka_unit_test(replayed_steps_have_the_bits_of_direct_ones),
-      cmocka_unit_test(sampled_steps_choose_what_the_host_chooses), cmocka_unit_test(tokens_are_sampled_on_gpus_only),
+      cmocka_unit_test(sequences_share_steps_without_a_trace),
+      cmocka_unit_test(many_sequences_decode_together),
+      cmocka_unit_test(a_step_that_fails_changes_nothing),
+      cmocka_unit_test(a_gpu_gives_what_the_cpu_gives),
+      cmocka_unit_test(decoding_gives_what_other_steps_give),
+      cmocka_unit_test(replayed_steps_have_the_bits_of_direct_ones),
+      cmocka_unit_test(replayed_steps_of_many_sequences_have_the_bits_of_direct_ones),
+      cmocka_unit_test(sampled_steps_choose_what_the_host_chooses),
+      cmocka_unit_test(tokens_are_sampled_on_gpus_only),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
