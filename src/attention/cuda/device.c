@@ -30,6 +30,8 @@ struct rope_entry {
   struct rope_table_sizes sizes;
   struct decode_rope tables;
   struct space fixed, angles; /* series and curves; angles and fast angles */
+  struct space tokens, waves; /* of prefill.h: angles from the centre of a page to its tokens, and what is made with them */
+  int64_t wave_pages;
 };
 
 /* What the current plan was made for; its jobs are kept beside it. */
@@ -69,7 +71,7 @@ struct device_attention {
   enum attention_way way;
   struct plan_key key;
   oscar_attention_job *key_jobs;
-  int jobs_room; /* of key_jobs and of both plans' */
+  int jobs_room;            /* of key_jobs and of both plans' */
   struct planned few, many; /* rows: of decode_run and of prefill_run */
 };
 
@@ -169,12 +171,11 @@ static oscar_status upload_maps(struct device_attention *a) {
 static const oscar_codec **codecs_of(const struct device_attention *a, int layer) {
   const int heads = a->geometry->kv_heads;
   const oscar_codec **codecs = mem_alloc(context_of(a), 2 * (size_t)heads, sizeof *codecs);
-  for (int i = 0; codecs && i < 2 * heads; i++)
-    codecs[i] = codec_of(a, layer, i % heads, i < heads ? OSCAR_KEYS : OSCAR_VALUES);
+  for (int i = 0; codecs && i < 2 * heads; i++) codecs[i] = codec_of(a, layer, i % heads, i < heads ? OSCAR_KEYS : OSCAR_VALUES);
   return codecs;
 }
 
-static size_t prefill_bytes(const struct prefill_table_sizes *s) { return s->keys + s->values + s->pairs + s->turns + s->scales; }
+static size_t prefill_bytes(const struct prefill_table_sizes *s) { return s->keys + s->values + s->pairs + s->scales; }
 
 static oscar_status upload_prefill(struct device_attention *a, int layer, uint8_t *to, const oscar_codec *const *codecs,
                                    const struct prefill_table_sizes *sizes) {
@@ -184,14 +185,13 @@ static oscar_status upload_prefill(struct device_attention *a, int layer, uint8_
   prefill_tables_fill(heads, codecs, codecs + heads, host);
   oscar_status status = cuda_upload(a->cuda, to, host, prefill_bytes(sizes));
   mem_free(context_of(a), host);
-  uint8_t *pairs = to + sizes->keys + sizes->values, *turns = pairs + sizes->pairs;
+  uint8_t *pairs = to + sizes->keys + sizes->values;
   a->prefill[layer] = (struct prefill_tables){.key_columns = sizes->key_columns,
                                               .turning_pairs = sizes->turning_pairs,
                                               .keys = to,
                                               .values = to + sizes->keys,
                                               .pairs = (const int32_t *)(const void *)pairs,
-                                              .turns = (const float *)(const void *)turns,
-                                              .scales = (const float *)(const void *)(turns + sizes->turns)};
+                                              .scales = (const float *)(const void *)(pairs + sizes->pairs)};
   return status;
 }
 
@@ -288,6 +288,35 @@ static oscar_status extend_angles(struct device_attention *a, struct rope_entry 
   return OSCAR_OK;
 }
 
+/* Waves of pages 0 .. last. */
+static oscar_status extend_waves(struct device_attention *a, struct rope_entry *entry, int64_t last) {
+  if (last < entry->wave_pages) return OSCAR_OK;
+  const size_t page_bytes = (size_t)entry->sizes.pairs * PREFILL_WAVE_BYTES;
+  oscar_status status = OSCAR_OK;
+  if (!entry->tokens.memory) {
+    const int turning = entry->rope->spec.rotary_dim / 2;
+    const size_t bytes = (size_t)entry->sizes.pairs * 2 * PAGE_TOKENS * sizeof(float);
+    float *host = mem_zalloc(context_of(a), bytes, 1);
+    if (!host) return OSCAR_NO_MEMORY;
+    memcpy(host, entry->rope->table, (size_t)turning * 2 * PAGE_TOKENS * sizeof(float));
+    status = cuda_alloc(a->cuda, bytes, &entry->tokens.memory);
+    if (status == OSCAR_OK) {
+      entry->tokens.bytes = bytes;
+      status = cuda_upload(a->cuda, entry->tokens.memory, host, bytes);
+    }
+    mem_free(context_of(a), host);
+    if (status != OSCAR_OK) return status;
+  }
+  entry->wave_pages = 0;
+  status = space_reserve(a, &entry->waves, (size_t)(last + 1) * page_bytes);
+  if (status != OSCAR_OK) return status;
+  int64_t pages = (int64_t)(entry->waves.bytes / page_bytes);
+  if (pages > entry->tables.pages) pages = entry->tables.pages;
+  status = prefill_make_waves(a->cuda, &entry->tables, entry->tokens.memory, 0, pages, entry->waves.memory);
+  if (status == OSCAR_OK) entry->wave_pages = pages;
+  return status;
+}
+
 /* ---- creation ---- */
 
 static struct decode_side side_of(const oscar_codec *codec) {
@@ -354,6 +383,8 @@ void device_attention_free(struct device_attention *a) {
   for (int i = 0; a->ropes && i < a->rope_count; i++) {
     space_free(a, &a->ropes[i].fixed);
     space_free(a, &a->ropes[i].angles);
+    space_free(a, &a->ropes[i].tokens);
+    space_free(a, &a->ropes[i].waves);
   }
   for (int i = 0; i < 2; i++) {
     mem_free(context_of(a), (i ? &a->many : &a->few)->host);
@@ -508,9 +539,12 @@ oscar_status device_attention_run(struct device_attention *a, int layer, int win
       .kv_heads = g->kv_heads, .group = a->group, .head_dim = g->head_dim, .scale = a->scale, .window = window};
   const struct decode_layer *l = &a->layers[layer];
   const int64_t last = a->few.result.last_page > a->many.result.last_page ? a->few.result.last_page : a->many.result.last_page;
-  if (l->rope) status = extend_angles(a, &a->ropes[a->rope_of_layer[layer]], last);
+  struct rope_entry *rope = l->rope ? &a->ropes[a->rope_of_layer[layer]] : NULL;
+  if (rope) status = extend_angles(a, rope, last);
+  if (status == OSCAR_OK && rope && a->many.result.coded) status = extend_waves(a, rope, a->many.result.last_page);
   if (status == OSCAR_OK && a->many.n_jobs > 0)
-    status = prefill_run(a->cuda, &shape, l, a->prefill ? &a->prefill[layer] : NULL, &a->many.current, jobs[0].q, jobs[0].out);
+    status = prefill_run(a->cuda, &shape, l, a->prefill ? &a->prefill[layer] : NULL, &a->many.current,
+                         rope ? rope->waves.memory : NULL, jobs[0].q, jobs[0].out);
   if (status == OSCAR_OK && a->few.n_jobs > 0) status = run_few(a, &shape, l, jobs[0].q, jobs[0].out);
   return status;
 }

@@ -5,20 +5,23 @@ namespace {
 
 using prefill::arguments;
 
-/* Kernels without codes use those of the same head dimension. STEPS: of keys without turning pairs that have as many crumbs as
- * channels. */
+/* Kernels without codes use those of the same head dimension. Steps are known where keys have as many crumbs as values and any
+ * number of turning pairs; 0 is for the others, whose products wait for each other. */
 struct variant {
   int head_dim, value_crumbs, steps;
   const void *kernel;
 };
-#define KERNEL(d, crumbs, steps) {d, crumbs, steps, (const void *)&prefill::kernel<prefill::traits<d, crumbs, steps>>}
-const variant variants[] = {KERNEL(64, 64, 4),  KERNEL(64, 64, 0),   KERNEL(64, 128, 8),
-                            KERNEL(64, 128, 0), KERNEL(128, 128, 8), KERNEL(128, 128, 0)};
+#define KERNEL(d, crumbs, steps)                                                                                                 \
+  { d, crumbs, steps, (const void *)&prefill::kernel<prefill::traits<d, crumbs, steps>> }
+const variant variants[] = {KERNEL(64, 64, 4),    KERNEL(64, 64, 6),    KERNEL(64, 64, 8),    KERNEL(64, 64, 0),
+                            KERNEL(64, 128, 8),   KERNEL(64, 128, 10),  KERNEL(64, 128, 12),  KERNEL(64, 128, 0),
+                            KERNEL(128, 128, 8),  KERNEL(128, 128, 10), KERNEL(128, 128, 12), KERNEL(128, 128, 14),
+                            KERNEL(128, 128, 16), KERNEL(128, 128, 0)};
 
 const variant *variant_of(const struct decode_shape *shape, const struct decode_layer *layer, int key_columns) {
   for (const variant &v : variants)
     if (v.head_dim == shape->head_dim && (layer->values.crumbs == 0 || v.value_crumbs == layer->values.crumbs) &&
-        (layer->values.crumbs == 0 || v.steps == 0 || 16 * v.steps == key_columns))
+        (layer->values.crumbs == 0 || v.steps == 0 || (layer->keys.crumbs == v.value_crumbs && 16 * v.steps == key_columns)))
       return &v;
   return nullptr;
 }
@@ -42,14 +45,40 @@ arguments arguments_of(const struct oscar_cuda *cuda, const struct decode_shape 
   a.head_bytes = layer->head_bytes, a.value_offset = layer->value_offset;
   a.log_gains = layer->keys.form == OSCAR_ROW_LOG_GAINS;
   a.scale = shape->scale * LOG2_E;
-  a.query_bytes = a.key_slot_bytes = columns_of(width) * prefill::COLUMN_BYTES;
-  a.value_slot_bytes = columns_of(layer->values.crumbs > shape->head_dim ? layer->values.crumbs : shape->head_dim) * prefill::COLUMN_BYTES;
+  a.query_bytes = columns_of(width) * prefill::COLUMN_BYTES;
+  const int coded = columns_of(layer->keys.crumbs) * prefill::COLUMN_BYTES + 2 * turning_pairs * 128,
+            exact = columns_of(shape->head_dim) * prefill::COLUMN_BYTES;
+  a.key_slot_bytes = coded > exact ? coded : exact;
+  a.value_slot_bytes =
+      columns_of(layer->values.crumbs > shape->head_dim ? layer->values.crumbs : shape->head_dim) * prefill::COLUMN_BYTES;
   for (a.stages = prefill::MOST_STAGES; a.stages > 1; a.stages--)
     if ((size_t)prefill::shared_layout_of(a).bytes + 1024 <= cuda->shared_bytes) break;
   return a;
 }
 
+/* A block for each page and pair, a thread for each token. */
+__global__ void waves_kernel(const uint4 *angles, int pairs, const float *tokens, int64_t first, __half *waves) {
+  const int pair = blockIdx.x, token = threadIdx.x, column = prefill_token_column(token);
+  const int64_t page = first + blockIdx.y;
+  const uint4 words = angles[((size_t)page * (pairs / 8) + pair / 8) * 4 + pair % 4];
+  const float2 value = unpack_half2(pair % 8 < 4 ? words.x : words.z), rest = unpack_half2(pair % 8 < 4 ? words.y : words.w);
+  const float c = value.x + rest.x, s = value.y + rest.y, x = tokens[pair * 128 + token], y = tokens[pair * 128 + 64 + token];
+  __half *to = waves + ((size_t)page * pairs + pair) * 128 + column;
+  to[0] = __float2half_rn(c * x - s * y);
+  to[64] = __float2half_rn(s * x + c * y);
+}
+
 } // namespace
+
+extern "C" oscar_status prefill_make_waves(struct oscar_cuda *cuda, const struct decode_rope *rope, const float *token_angles,
+                                           int64_t first, int64_t count, void *waves) {
+  for (int64_t done = 0, n; done < count; done += n) {
+    n = count - done < 32768 ? count - done : 32768;
+    waves_kernel<<<dim3((unsigned)rope->pairs, (unsigned)n), 64, 0, (cudaStream_t)cuda->stream>>>(
+        (const uint4 *)rope->angles, rope->pairs, token_angles, first + done, (__half *)waves);
+  }
+  return cuda_launched(cuda, "making waves");
+}
 
 extern "C" bool prefill_serves(const struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                                const struct prefill_table_sizes *sizes) {
@@ -68,7 +97,8 @@ extern "C" bool prefill_serves(const struct oscar_cuda *cuda, const struct decod
 }
 
 extern "C" oscar_status prefill_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
-                                    const struct prefill_tables *tables, const struct decode_plan *plan, const float *q, float *out) {
+                                    const struct prefill_tables *tables, const struct decode_plan *plan, const void *waves,
+                                    const float *q, float *out) {
   const bool coded = layer->values.crumbs > 0;
   const variant *v = variant_of(shape, layer, coded ? tables->key_columns : 0);
   arguments a = arguments_of(cuda, shape, layer, coded ? tables->key_columns : 0, coded ? tables->turning_pairs : 0);
@@ -76,7 +106,7 @@ extern "C" oscar_status prefill_run(struct oscar_cuda *cuda, const struct decode
     a.tables = *tables;
     a.value_mean = layer->values.map + (size_t)(layer->values.crumbs + layer->values.groups) * shape->head_dim;
     a.value_mean_stride = (size_t)layer->values.rows * shape->head_dim;
-    a.angles = layer->rope ? (const uint4 *)layer->rope->angles : nullptr;
+    a.waves = (const uint8_t *)waves;
     a.rope_pairs = layer->rope ? layer->rope->pairs : 0;
   }
   a.tiles = plan->tiles, a.pages = plan->pages, a.tile_count = plan->tile_count;
