@@ -144,6 +144,52 @@ static void plans_follow_the_reading_rule(void **state) {
   }
 }
 
+/* The parts of a tile read its pages once each, in order, and are numbered through; longer tiles come first. */
+static void cut_tiles_share_their_pages(void **state) {
+  (void)state;
+  uint64_t seed = 5;
+  for (int round = 0; round < 200; round++) {
+    enum { TILES = 7, MOST = TILES * PREFILL_MOST_PARTS };
+    struct decode_tile tiles[TILES];
+    struct prefill_tile cut[MOST];
+    const int parts = 1 + (int)(test_random(&seed) % PREFILL_MOST_PARTS);
+    for (int i = 0; i < TILES; i++)
+      tiles[i] = (struct decode_tile){.token = i,
+                                      .exact_first = 1000 * i,
+                                      .exact_pages = 1 + (int)(test_random(&seed) % 7),
+                                      .coded_first = 1000 * i + 500,
+                                      .coded_pages = (int)(test_random(&seed) % 90)};
+    plan_cut(TILES, parts, tiles, cut);
+    int seen = 0, before = INT32_MAX;
+    for (int i = 0; i < TILES; i++) {
+      const struct decode_tile *whole = &tiles[cut[i * parts].of.token];
+      int coded = whole->coded_first, exact = whole->exact_first;
+      for (int part = 0; part < parts; part++) {
+        const struct prefill_tile *t = &cut[i * parts + part];
+        assert_int_equal(t->of.token, whole->token);
+        assert_int_equal(t->part, part);
+        assert_int_equal(t->parts, parts);
+        if (parts > 1) assert_int_equal(t->first, i * parts);
+        if (t->of.coded_pages > 0) assert_int_equal(t->of.coded_first, coded);
+        if (t->of.exact_pages > 0) assert_int_equal(t->of.exact_first, exact);
+        if (t->of.exact_pages > 0) assert_int_equal(coded + t->of.coded_pages, whole->coded_first + whole->coded_pages);
+        coded += t->of.coded_pages, exact += t->of.exact_pages;
+      }
+      assert_int_equal(coded, whole->coded_first + whole->coded_pages);
+      assert_int_equal(exact, whole->exact_first + whole->exact_pages);
+      assert_true(whole->coded_pages + whole->exact_pages <= before);
+      before = whole->coded_pages + whole->exact_pages;
+      seen |= 1 << whole->token;
+    }
+    assert_int_equal(seen, (1 << TILES) - 1);
+  }
+  /* one tile on many blocks is cut, many tiles are not, nor is a short one */
+  assert_in_range(plan_parts(1, 8, 1600, 132), 12, 17);
+  assert_int_equal(plan_parts(1000, 8, 1600, 132), 1);
+  assert_int_equal(plan_parts(1, 1, 3, 132), 1);
+  assert_true(plan_parts(1, 1, 100000, 132) <= PREFILL_MOST_PARTS);
+}
+
 static float half_of(uint32_t word, int which) { return f16_to_f32((uint16_t)(which ? word >> 16 : word & 0xFFFF)); }
 
 /* Operands multiplied out: curves (as weights of one pair) times angles give the turned mean of each token. */
@@ -290,6 +336,7 @@ static void token_columns_are_those_of_values(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(plans_follow_the_reading_rule),
+      cmocka_unit_test(cut_tiles_share_their_pages),
       cmocka_unit_test(tables_turn_means),
       cmocka_unit_test(prefill_tables_hold_maps),
       cmocka_unit_test(token_columns_are_those_of_values),

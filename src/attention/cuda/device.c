@@ -9,15 +9,13 @@
 #include "attention/cuda/prefill.h"
 #include "attention/cuda/rope_tables.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #define FIRST_PAGES 512 /* of a table of angles; it doubles */
 
 /* On an H100, a block of prefill_run reads a page for 128 rows in about PREFILL_COST times as long as a block of decode_run reads
- * one for 8, and of the latter none is idle. Prompts of fewer rows than LEAST_PREFILL_ROWS leave most of a tile empty. */
-#define PREFILL_COST       3
-#define LEAST_PREFILL_ROWS 64
+ * one for 8. */
+#define PREFILL_COST 3
 
 /* Device memory that only grows; contents are not kept. */
 struct space {
@@ -48,7 +46,6 @@ struct planned {
   struct space memory;
   void *host; /* where it is made */
   size_t host_bytes;
-  struct decode_plan current;
   struct plan_result result;
 };
 
@@ -67,12 +64,14 @@ struct device_attention {
   struct space prepared, parts;
   bool has_prefill;               /* for the forms of all layers */
   struct prefill_tables *prefill; /* [layers]; NULL without codes */
-  struct space prefill_maps;
+  struct space prefill_maps, prefill_parts;
   enum attention_way way;
   struct plan_key key;
   oscar_attention_job *key_jobs;
   int jobs_room;            /* of key_jobs and of both plans' */
   struct planned few, many; /* rows: of decode_run and of prefill_run */
+  struct decode_plan few_plan;
+  struct prefill_plan many_plan;
 };
 
 static oscar_context *context_of(const struct device_attention *a) { return a->geometry->context; }
@@ -378,7 +377,8 @@ oscar_status device_attention_create(oscar_cache *cache, int query_heads, float 
 
 void device_attention_free(struct device_attention *a) {
   if (!a) return;
-  struct space *const spaces[] = {&a->maps, &a->prefill_maps, &a->few.memory, &a->many.memory, &a->prepared, &a->parts};
+  struct space *const spaces[] = {&a->maps,        &a->prefill_maps, &a->prefill_parts, &a->few.memory,
+                                  &a->many.memory, &a->prepared,     &a->parts};
   for (size_t i = 0; i < ARRAY_LENGTH(spaces); i++) space_free(a, spaces[i]);
   for (int i = 0; a->ropes && i < a->rope_count; i++) {
     space_free(a, &a->ropes[i].fixed);
@@ -426,28 +426,18 @@ static oscar_status reserve_jobs(struct device_attention *a, int n_jobs) {
   return a->jobs_room ? OSCAR_OK : OSCAR_NO_MEMORY;
 }
 
-/* Whether jobs of so many rows altogether, in so many tiles of prefill_run, are sooner done by it. */
-static bool prefill_pays(const struct device_attention *a, int64_t rows, int64_t tiles) {
+/* Whether prefill_run is sooner done with a job. */
+static bool prefill_pays(const struct device_attention *a, int n) {
   if (a->way != ATTENTION_BY_COST) return a->way == ATTENTION_PREFILL;
-  const int64_t heads = a->geometry->kv_heads, at_once = a->cuda->info.multiprocessors;
-  const int64_t turns = (tiles * heads + at_once - 1) / at_once;
-  return PREFILL_COST * turns * at_once <= rows / DECODE_ROWS * heads;
+  const int64_t rows = (int64_t)n * a->group, tiles = (rows + PREFILL_ROWS - 1) / PREFILL_ROWS;
+  return PREFILL_COST * tiles <= rows / DECODE_ROWS;
 }
 
 /* Which jobs are whose. */
 static void divide_jobs(struct device_attention *a, const oscar_attention_job *jobs, int n_jobs) {
-  int64_t rows = 0, tiles = 0;
-  const int least = a->way == ATTENTION_PREFILL ? 1 : LEAST_PREFILL_ROWS;
-  for (int i = 0; i < n_jobs; i++) {
-    const int64_t mine = (int64_t)jobs[i].n * a->group;
-    if (mine < least) continue;
-    rows += mine;
-    tiles += (mine + PREFILL_ROWS - 1) / PREFILL_ROWS;
-  }
-  const bool pays = a->has_prefill && rows > 0 && prefill_pays(a, rows, tiles);
   a->few.n_jobs = a->many.n_jobs = 0;
   for (int i = 0, token = 0; i < n_jobs; token += jobs[i++].n) {
-    struct planned *to = pays && (int64_t)jobs[i].n * a->group >= least ? &a->many : &a->few;
+    struct planned *to = a->has_prefill && prefill_pays(a, jobs[i].n) ? &a->many : &a->few;
     to->jobs[to->n_jobs++] = (struct plan_job){jobs[i].sequence, jobs[i].n, token};
   }
 }
@@ -462,41 +452,83 @@ static oscar_status reserve_host(struct device_attention *a, struct planned *p, 
   return OSCAR_OK;
 }
 
-static int longer_first(const void *x, const void *y) {
-  const struct decode_tile *a = x, *b = y;
-  const int left = a->exact_pages + a->coded_pages, right = b->exact_pages + b->coded_pages;
-  return left != right ? right - left : a->token != b->token ? a->token - b->token : a->first_row - b->first_row;
+/* Memory for tiles, and pages behind them; *pages: where they begin. */
+static oscar_status reserve_plan(struct device_attention *a, struct planned *p, size_t tile_bytes, size_t pages,
+                                 size_t *page_offset) {
+  *page_offset = round_up(tile_bytes, 256);
+  const size_t bytes = *page_offset + pages * sizeof(struct decode_page);
+  const oscar_status status = reserve_host(a, p, bytes);
+  return status == OSCAR_OK ? space_reserve(a, &p->memory, bytes) : status;
 }
 
-static oscar_status make_plan(struct device_attention *a, struct planned *p, int most_rows, int layer, int window) {
-  const struct cache_geometry *g = a->geometry;
-  p->result = (struct plan_result){.last_page = -1};
-  if (p->n_jobs == 0) return OSCAR_OK;
-  const struct plan_bounds bound = plan_bound(a->group, most_rows, layer, p->jobs, p->n_jobs);
-  const size_t tile_bytes = round_up(bound.tiles * sizeof(struct decode_tile), 256);
-  const size_t bytes = tile_bytes + bound.pages * sizeof(struct decode_page);
-  oscar_status status = reserve_host(a, p, bytes);
-  if (status == OSCAR_OK) status = space_reserve(a, &p->memory, bytes);
-  if (status != OSCAR_OK) return status;
-  struct decode_tile *tiles = p->host;
-  struct decode_page *pages = (struct decode_page *)(void *)((uint8_t *)p->host + tile_bytes);
-  const struct plan_result r = plan_fill(g, a->group, most_rows, layer, window, p->jobs, p->n_jobs, tiles, pages);
+static oscar_status upload_plan(struct device_attention *a, struct planned *p, size_t tile_bytes, size_t page_offset) {
+  const uint8_t *host = p->host;
+  uint8_t *memory = p->memory.memory;
+  const size_t page_bytes = (size_t)p->result.pages * sizeof(struct decode_page);
+  /* one copy, unless much lies between */
+  if (page_offset - tile_bytes < 4096) return cuda_upload(a->cuda, memory, host, page_offset + page_bytes);
+  oscar_status status = cuda_upload(a->cuda, memory, host, tile_bytes);
+  return status == OSCAR_OK ? cuda_upload(a->cuda, memory + page_offset, host + page_offset, page_bytes) : status;
+}
+
+/* Lists the pages of the jobs' tiles, which go to `tiles`. */
+static oscar_status fill_plan(struct device_attention *a, struct planned *p, int most_rows, int layer, int window,
+                              struct decode_tile *tiles, struct decode_page *pages) {
+  const struct plan_result r = plan_fill(a->geometry, a->group, most_rows, layer, window, p->jobs, p->n_jobs, tiles, pages);
+  p->result = r;
   if (r.missing >= 0)
     return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: page %lld of layer %d of a job holds nothing to read",
                      (long long)r.missing, layer);
-  if (r.units > INT32_MAX / 2 || (size_t)r.tiles * (size_t)g->kv_heads > INT32_MAX / 4)
+  if (r.units > INT32_MAX / 2 || (size_t)r.tiles * (size_t)a->geometry->kv_heads > INT32_MAX / 4)
     return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: too many queries in one call");
-  if (p == &a->many) qsort(tiles, (size_t)r.tiles, sizeof *tiles, longer_first);
-  uint8_t *memory = p->memory.memory;
-  status = cuda_upload(a->cuda, memory, p->host, tile_bytes + (size_t)r.pages * sizeof *pages);
-  if (status != OSCAR_OK) return status;
-  p->result = r;
-  p->current = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)memory,
-                                    .pages = (const struct decode_page *)(const void *)(memory + tile_bytes),
-                                    .tile_count = r.tiles,
-                                    .rows = r.rows,
-                                    .total_units = (int)r.units};
   return OSCAR_OK;
+}
+
+static oscar_status plan_few(struct device_attention *a, int layer, int window) {
+  struct planned *p = &a->few;
+  const struct plan_bounds bound = plan_bound(a->group, a->most_rows, layer, p->jobs, p->n_jobs);
+  size_t page_offset;
+  oscar_status status = reserve_plan(a, p, bound.tiles * sizeof(struct decode_tile), bound.pages, &page_offset);
+  if (status != OSCAR_OK) return status;
+  uint8_t *host = p->host, *memory = p->memory.memory;
+  status = fill_plan(a, p, a->most_rows, layer, window, p->host, (struct decode_page *)(void *)(host + page_offset));
+  if (status == OSCAR_OK) status = upload_plan(a, p, (size_t)p->result.tiles * sizeof(struct decode_tile), page_offset);
+  a->few_plan = (struct decode_plan){.tiles = p->memory.memory,
+                                     .pages = (const struct decode_page *)(const void *)(memory + page_offset),
+                                     .tile_count = p->result.tiles,
+                                     .rows = p->result.rows,
+                                     .total_units = (int)p->result.units};
+  return status;
+}
+
+static oscar_status plan_many(struct device_attention *a, int layer, int window) {
+  struct planned *p = &a->many;
+  const int blocks = a->cuda->info.multiprocessors;
+  const struct plan_bounds bound = plan_bound(a->group, PREFILL_ROWS, layer, p->jobs, p->n_jobs);
+  /* Tiles are cut only where there are fewer than a few times the blocks. */
+  const size_t most = bound.tiles + PREFILL_MOST_PARTS * 4 * (size_t)blocks;
+  size_t page_offset;
+  oscar_status status = reserve_plan(a, p, most * sizeof(struct prefill_tile), bound.pages, &page_offset);
+  if (status != OSCAR_OK) return status;
+  struct decode_tile *tiles = mem_alloc(context_of(a), bound.tiles, sizeof *tiles);
+  if (!tiles) return OSCAR_NO_MEMORY;
+  uint8_t *host = p->host, *memory = p->memory.memory;
+  status = fill_plan(a, p, PREFILL_ROWS, layer, window, tiles, (struct decode_page *)(void *)(host + page_offset));
+  int parts = 1;
+  if (status == OSCAR_OK) {
+    int64_t pages = 0;
+    for (int i = 0; i < p->result.tiles; i++)
+      if (tiles[i].coded_pages + tiles[i].exact_pages > pages) pages = tiles[i].coded_pages + tiles[i].exact_pages;
+    if (p->result.tiles < 4 * blocks) parts = plan_parts(p->result.tiles, a->geometry->kv_heads, pages, blocks);
+    plan_cut(p->result.tiles, parts, tiles, p->host);
+    status = upload_plan(a, p, (size_t)(p->result.tiles * parts) * sizeof(struct prefill_tile), page_offset);
+  }
+  mem_free(context_of(a), tiles);
+  a->many_plan = (struct prefill_plan){.tiles = p->memory.memory,
+                                       .pages = (const struct decode_page *)(const void *)(memory + page_offset),
+                                       .tile_count = p->result.tiles * parts,
+                                       .part_count = parts > 1 ? p->result.tiles * parts : 0};
+  return status;
 }
 
 static oscar_status make_plans(struct device_attention *a, int layer, int window, const oscar_attention_job *jobs, int n_jobs) {
@@ -504,8 +536,9 @@ static oscar_status make_plans(struct device_attention *a, int layer, int window
   oscar_status status = reserve_jobs(a, n_jobs);
   if (status != OSCAR_OK) return status;
   divide_jobs(a, jobs, n_jobs);
-  status = make_plan(a, &a->few, a->most_rows, layer, window);
-  if (status == OSCAR_OK) status = make_plan(a, &a->many, PREFILL_ROWS, layer, window);
+  a->few.result = a->many.result = (struct plan_result){.last_page = -1};
+  if (a->few.n_jobs > 0) status = plan_few(a, layer, window);
+  if (status == OSCAR_OK && a->many.n_jobs > 0) status = plan_many(a, layer, window);
   if (status == OSCAR_OK) keep_key(a, window, jobs, n_jobs);
   return status;
 }
@@ -525,9 +558,9 @@ static oscar_status run_few(struct device_attention *a, const struct decode_shap
                             const float *q, float *out) {
   struct decode_space space;
   oscar_status status = reserve_space(a, shape, l, &space);
-  if (status == OSCAR_OK && a->few.result.coded) status = decode_prepare(a->cuda, shape, l, &a->few.current, q, &space);
-  if (status == OSCAR_OK) status = decode_run(a->cuda, shape, l, &a->few.current, q, &space);
-  return status == OSCAR_OK ? decode_merge(a->cuda, shape, l, &a->few.current, &space, out) : status;
+  if (status == OSCAR_OK && a->few.result.coded) status = decode_prepare(a->cuda, shape, l, &a->few_plan, q, &space);
+  if (status == OSCAR_OK) status = decode_run(a->cuda, shape, l, &a->few_plan, q, &space);
+  return status == OSCAR_OK ? decode_merge(a->cuda, shape, l, &a->few_plan, &space, out) : status;
 }
 
 oscar_status device_attention_run(struct device_attention *a, int layer, int window, const oscar_attention_job *jobs,
@@ -542,9 +575,11 @@ oscar_status device_attention_run(struct device_attention *a, int layer, int win
   struct rope_entry *rope = l->rope ? &a->ropes[a->rope_of_layer[layer]] : NULL;
   if (rope) status = extend_angles(a, rope, last);
   if (status == OSCAR_OK && rope && a->many.result.coded) status = extend_waves(a, rope, a->many.result.last_page);
+  if (status == OSCAR_OK && a->many_plan.part_count > 0 && a->many.n_jobs > 0)
+    status = space_reserve(a, &a->prefill_parts, (size_t)a->many_plan.part_count * prefill_part_bytes(&shape));
   if (status == OSCAR_OK && a->many.n_jobs > 0)
-    status = prefill_run(a->cuda, &shape, l, a->prefill ? &a->prefill[layer] : NULL, &a->many.current,
-                         rope ? rope->waves.memory : NULL, jobs[0].q, jobs[0].out);
+    status = prefill_run(a->cuda, &shape, l, a->prefill ? &a->prefill[layer] : NULL, &a->many_plan,
+                         rope ? rope->waves.memory : NULL, a->prefill_parts.memory, jobs[0].q, jobs[0].out);
   if (status == OSCAR_OK && a->few.n_jobs > 0) status = run_few(a, &shape, l, jobs[0].q, jobs[0].out);
   return status;
 }

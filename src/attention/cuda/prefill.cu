@@ -56,6 +56,30 @@ arguments arguments_of(const struct oscar_cuda *cuda, const struct decode_shape 
   return a;
 }
 
+/* Parts of cut tiles put together: a block for a tile's KV head and 8 rows, a warp for each row. */
+constexpr int MERGED_ROWS = 8;
+__global__ void __launch_bounds__(MERGED_ROWS * 32) merge_kernel(const __grid_constant__ arguments a, int head_dim) {
+  const struct prefill_tile tile = a.tiles[blockIdx.x / a.kv_heads];
+  const int head = blockIdx.x % a.kv_heads, row = blockIdx.y * MERGED_ROWS + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (tile.parts == 1 || tile.part > 0 || row >= tile.of.rows) return;
+  const size_t stride = (size_t)a.kv_heads * prefill::part_floats_of(head_dim);
+  const float *first = a.parts + (size_t)tile.first * stride + (size_t)head * prefill::part_floats_of(head_dim);
+  const float2 *states = (const float2 *)(first + PREFILL_ROWS * head_dim) + row;
+  float m = prefill::LEAST, l = 0;
+  for (int i = 0; i < tile.parts; i++) m = fmaxf(m, states[i * (stride / 2)].x);
+  for (int i = 0; i < tile.parts; i++) l += states[i * (stride / 2)].y * exp2_fast(states[i * (stride / 2)].x - m);
+  float *to = a.out + row_offset(tile.of, row, a.kv_heads, a.group, head, head_dim);
+  for (int column = 2 * lane; column < head_dim; column += 64) {
+    float2 sum = {0, 0};
+    for (int i = 0; i < tile.parts; i++) {
+      const float factor = exp2_fast(states[i * (stride / 2)].x - m);
+      const float2 x = *(const float2 *)(first + i * stride + row * head_dim + column);
+      sum.x += x.x * factor, sum.y += x.y * factor;
+    }
+    *(float2 *)(to + column) = make_float2(sum.x / l, sum.y / l);
+  }
+}
+
 /* A block for each page and pair, a thread for each token. */
 __global__ void waves_kernel(const uint4 *angles, int pairs, const float *tokens, int64_t first, __half *waves) {
   const int pair = blockIdx.x, token = threadIdx.x, column = prefill_token_column(token);
@@ -96,9 +120,13 @@ extern "C" bool prefill_serves(const struct oscar_cuda *cuda, const struct decod
   return attributes.maxDynamicSharedSizeBytes >= 0 && attributes.binaryVersion == 90 && a.stages > 1;
 }
 
+extern "C" size_t prefill_part_bytes(const struct decode_shape *shape) {
+  return (size_t)shape->kv_heads * prefill::part_floats_of(shape->head_dim) * sizeof(float);
+}
+
 extern "C" oscar_status prefill_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
-                                    const struct prefill_tables *tables, const struct decode_plan *plan, const void *waves,
-                                    const float *q, float *out) {
+                                    const struct prefill_tables *tables, const struct prefill_plan *plan, const void *waves,
+                                    float *parts, const float *q, float *out) {
   const bool coded = layer->values.crumbs > 0;
   const variant *v = variant_of(shape, layer, coded ? tables->key_columns : 0);
   arguments a = arguments_of(cuda, shape, layer, coded ? tables->key_columns : 0, coded ? tables->turning_pairs : 0);
@@ -110,14 +138,18 @@ extern "C" oscar_status prefill_run(struct oscar_cuda *cuda, const struct decode
     a.rope_pairs = layer->rope ? layer->rope->pairs : 0;
   }
   a.tiles = plan->tiles, a.pages = plan->pages, a.tile_count = plan->tile_count;
-  a.q = q, a.out = out;
+  a.parts = parts, a.q = q, a.out = out;
   const int bytes = prefill::shared_layout_of(a).bytes + 1024;
   oscar_status status = cuda_result(cuda, cudaFuncSetAttribute(v->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                                     "asking for shared memory");
   if (status != OSCAR_OK) return status;
   void *arguments[] = {&a};
-  return cuda_result(cuda,
-                     cudaLaunchKernel(v->kernel, dim3((unsigned)(plan->tile_count * shape->kv_heads)), dim3(prefill::THREADS),
-                                      arguments, (size_t)bytes, (cudaStream_t)cuda->stream),
-                     "attention of a prompt");
+  status = cuda_result(cuda,
+                       cudaLaunchKernel(v->kernel, dim3((unsigned)(plan->tile_count * shape->kv_heads)), dim3(prefill::THREADS),
+                                        arguments, (size_t)bytes, (cudaStream_t)cuda->stream),
+                       "attention of a prompt");
+  if (status != OSCAR_OK || plan->part_count == 0) return status;
+  merge_kernel<<<dim3((unsigned)(plan->tile_count * shape->kv_heads), PREFILL_ROWS / MERGED_ROWS), MERGED_ROWS * 32, 0,
+                 (cudaStream_t)cuda->stream>>>(a, shape->head_dim);
+  return cuda_launched(cuda, "merging attention of a prompt");
 }

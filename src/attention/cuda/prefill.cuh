@@ -32,8 +32,9 @@ constexpr int COLUMN_BYTES = PAGE * 128; /* of 64 columns of keys or queries */
 constexpr float SHIFT = 6, LAG = 8, LEAST = -1e30f, NONE = -INFINITY;
 
 struct arguments {
-  const struct decode_tile *tiles;
+  const struct prefill_tile *tiles;
   const struct decode_page *pages;
+  float *parts; /* [parts][kv_heads] of sums [PREFILL_ROWS][head_dim], then (m, l) [PREFILL_ROWS] */
   const float *q;
   float *out;
   const uint8_t *memory;
@@ -716,18 +717,25 @@ __device__ inline void map_sums(const arguments &a, int head, const float (&sums
   }
 }
 
+__host__ __device__ constexpr int part_floats_of(int head_dim) { return PREFILL_ROWS * (head_dim + 2); }
+
+/* Outputs, or where the tile is cut what its part sums up. */
 template <int D>
-__device__ inline void store_rows(const arguments &a, const lane_rows &rows, const float (&o)[D / 2], float (&l)[2]) {
+__device__ inline void store_rows(const arguments &a, const struct prefill_tile &tile, int head, const lane_rows &rows,
+                                  const float (&o)[D / 2], const float (&m)[2], float (&l)[2]) {
+  float *part = a.parts + (size_t)((tile.first + tile.part) * a.kv_heads + head) * part_floats_of(D);
+  const int q = threadIdx.x % 4;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
 #pragma unroll
     for (int step = 1; step < 4; step *= 2) l[h] += __shfl_xor_sync(~0u, l[h], step);
     if (!rows.there[h]) continue;
-    const float inverse = 1 / l[h];
-    float *to = a.out + rows.offset[h] + threadIdx.x % 4 * 2;
+    const float factor = tile.parts > 1 ? 1 : 1 / l[h];
+    float *to = (tile.parts > 1 ? part + rows.row[h] * D : a.out + rows.offset[h]) + q * 2;
 #pragma unroll
-    for (int tile = 0; tile < D / 8; tile++)
-      *(float2 *)(to + 8 * tile) = make_float2(o[4 * tile + 2 * h] * inverse, o[4 * tile + 2 * h + 1] * inverse);
+    for (int k = 0; k < D / 8; k++)
+      *(float2 *)(to + 8 * k) = make_float2(o[4 * k + 2 * h] * factor, o[4 * k + 2 * h + 1] * factor);
+    if (tile.parts > 1 && q == 0) ((float2 *)(part + PREFILL_ROWS * D))[rows.row[h]] = make_float2(m[h], l[h]);
   }
 }
 
@@ -739,9 +747,10 @@ template <int D_, int CRUMBS_, int STEPS_> struct traits {
 };
 
 template <class T>
-__device__ inline void consume_tile(const arguments &a, const struct decode_tile &tile, int head, int group, uint32_t queries,
+__device__ inline void consume_tile(const arguments &a, const struct prefill_tile &part, int head, int group, uint32_t queries,
                                     ring &keys, ring &values) {
   constexpr int D = T::D;
+  const struct decode_tile &tile = part.of;
   if (group * GROUP_ROWS >= tile.rows) {
     let_pass(keys, values, tile.coded_pages + tile.exact_pages);
     return;
@@ -765,12 +774,14 @@ __device__ inline void consume_tile(const arguments &a, const struct decode_tile
     map_sums<D, T::CRUMBS>(a, head, sums, mean, m, l, o);
     warpgroup_barrier(1 + group); /* all have read their last scores */
   }
-  store_queries<D>(a, rows, queries);
-  writes_visible_to_products();
-  warpgroup_barrier(1 + group);
-  consume<true, score_steps<D / 16, D / 16>>(keys, values, queries, {D / 16, D / 16}, a.pages + tile.exact_first,
-                                             tile.exact_pages, sight, o, m, l);
-  store_rows<D>(a, rows, o, l);
+  if (tile.exact_pages > 0) {
+    store_queries<D>(a, rows, queries);
+    writes_visible_to_products();
+    warpgroup_barrier(1 + group);
+    consume<true, score_steps<D / 16, D / 16>>(keys, values, queries, {D / 16, D / 16}, a.pages + tile.exact_first,
+                                               tile.exact_pages, sight, o, m, l);
+  }
+  store_rows<D>(a, part, head, rows, o, m, l);
 }
 
 template <class T> __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constant__ arguments a) {
@@ -780,7 +791,8 @@ template <class T> __global__ void __launch_bounds__(THREADS, 1) kernel(const __
   const shared_layout layout = shared_layout_of(a);
   const uint32_t base = shared_address(memory), barriers = base + layout.barriers;
   const int index = blockIdx.x, head = index / a.tile_count, group = threadIdx.x / GROUP_THREADS;
-  const struct decode_tile tile = a.tiles[index % a.tile_count];
+  const struct prefill_tile part = a.tiles[index % a.tile_count];
+  const struct decode_tile &tile = part.of;
   const int64_t last = tile.position + (tile.first_row + tile.rows - 1) / a.group;
   const bool both = T::WAVES != 0; /* groups of producers fill keys */
   if (threadIdx.x == 0) {
@@ -798,15 +810,15 @@ template <class T> __global__ void __launch_bounds__(THREADS, 1) kernel(const __
       base + layout.values, barriers + 16 * MOST_STAGES, barriers + 24 * MOST_STAGES, a.value_slot_bytes, a.stages, 0, 0};
   if (group < 2) {
     take_registers<CONSUMER_REGISTERS>();
-    consume_tile<T>(a, tile, head, group, base + layout.queries + group * a.query_bytes, keys, values);
+    consume_tile<T>(a, part, head, group, base + layout.queries + group * a.query_bytes, keys, values);
   } else {
     give_registers<PRODUCER_REGISTERS>();
     if (group == 2) {
       if (tile.coded_pages > 0) produce_coded_keys<T::STEPS ? T::CRUMBS / 16 : 0, T::WAVES>(a, tile, head, keys);
-      produce_exact<T::D>(a, tile, head, 0, last, keys, nullptr);
+      if (tile.exact_pages > 0) produce_exact<T::D>(a, tile, head, 0, last, keys, nullptr);
     } else {
       if (tile.coded_pages > 0) produce_coded_values<T::CRUMBS / 16, T::WAVES>(a, tile, head, keys, values, base + layout.gains);
-      produce_exact<T::D>(a, tile, head, 1, last, values, both ? &keys : nullptr);
+      if (tile.exact_pages > 0) produce_exact<T::D>(a, tile, head, 1, last, values, both ? &keys : nullptr);
     }
   }
 #endif

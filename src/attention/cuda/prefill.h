@@ -1,9 +1,10 @@
 /*
  * attention/cuda/prefill.h - attention of many queries a sequence over a paged cache on a GPU. Private; for C and CUDA.
  *
- * Tiles, lists of pages and layers are those of decode.h, but a tile has up to PREFILL_ROWS rows and is one block's work from
- * its queries to its outputs. The kernel needs matrix instructions of compute capability 9.0; prefill_serves says whether a
- * layer and a GPU have it, and where they have not, decode kernels do prompts too.
+ * Tiles, lists of pages and layers are those of decode.h, but a tile has up to PREFILL_ROWS rows, and a KV head of it is one
+ * block's work from its queries to its outputs. Where that leaves too few blocks, tiles are cut into parts that share the rows
+ * and divide the pages; what they sum up is put together by another launch. The kernel needs matrix instructions of compute
+ * capability 9.0; prefill_serves says whether a layer and a GPU have it, and where they have not, decode kernels do prompts too.
  */
 #ifndef OSCAR_ATTENTION_CUDA_PREFILL_H
 #define OSCAR_ATTENTION_CUDA_PREFILL_H
@@ -15,7 +16,19 @@
 extern "C" {
 #endif
 
-#define PREFILL_ROWS 128
+#define PREFILL_ROWS       128
+#define PREFILL_MOST_PARTS 32 /* of a tile */
+
+struct prefill_tile {
+  struct decode_tile of;      /* with the pages of this part; without the line of work */
+  int32_t part, parts, first; /* first: number of the tile's first part among those of all tiles that are cut */
+};
+/* On the device but for the numbers. */
+struct prefill_plan {
+  const struct prefill_tile *tiles;
+  const struct decode_page *pages;
+  int tile_count, part_count; /* parts of tiles that are cut */
+};
 
 /* What prefill needs of a layer's codecs besides decode_layer: maps as operands of matrix products, and how means turn. On the
  * device. Columns of keys: their crumbs (prefill_key_column), then cos and sin of each turning pair, padded with pairs of
@@ -62,11 +75,13 @@ oscar_status prefill_make_waves(struct oscar_cuda *cuda, const struct decode_rop
 /* Whether there is a kernel for this layer on this GPU. tables may be NULL where pages have no codes. */
 bool prefill_serves(const struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                     const struct prefill_table_sizes *sizes);
-/* out [tokens][query_heads][head_dim]. waves: of the pages that are read; NULL where no mean turns. Blocks take tiles in the
- * order of the plan, so the longest should come first. */
+/* Sums of a part, for all KV heads. */
+size_t prefill_part_bytes(const struct decode_shape *shape);
+/* out [tokens][query_heads][head_dim]. waves: of the pages that are read; NULL where no mean turns. parts: prefill_part_bytes for
+ * each part. Blocks take tiles in the order of the plan, so the longest should come first. */
 oscar_status prefill_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
-                         const struct prefill_tables *tables, const struct decode_plan *plan, const void *waves, const float *q,
-                         float *out);
+                         const struct prefill_tables *tables, const struct prefill_plan *plan, const void *waves, float *parts,
+                         const float *q, float *out);
 
 #ifdef __cplusplus
 }
