@@ -4,8 +4,8 @@
  *   bench_cuda_prefill [--query-heads N] [--kv-heads N] [--head-dim N] [--case NAME] [--csv FILE] [--way prefill|decode]
  *
  * A cache of one layer is filled with random rows, so coded pages are made as in use; then the queries of the last tokens are run
- * again and again. TFLOPS count 4 head_dim operations for every pair of a query and a position that it sees, as is usual, whatever
- * the kernel does besides: bringing queries into the space of codes and sums out of it, turning means. The time includes
+ * again and again. TFLOPS count 4 head_dim operations for every pair of a query and a position that it sees, as is usual,
+ * whatever the kernel does besides: bringing queries into the space of codes and sums out of it, turning means. The time includes
  * everything that a layer's attention enqueues, but not planning, which is done once for all layers.
  */
 #include "attention/cuda/device.h"
@@ -29,11 +29,10 @@ struct options {
 static const struct {
   const char *name;
   int tokens, queries;
-} cases[] = {{"8192", 8192, 8192},
-             {"32768", 32768, 32768},
-             {"4096 on 36864", 36864, 4096},
-             {"4096 on 106496", 106496, 4096},
-             {"512 on 102912", 102912, 512}};
+} cases[] = {{"8192", 8192, 8192},           {"32768", 32768, 32768},
+             {"4096 on 36864", 36864, 4096}, {"4096 on 106496", 106496, 4096},
+             {"512 on 102912", 102912, 512}, {"64 on 102464", 102464, 64},
+             {"8 on 102408", 102408, 8}};
 
 static const struct {
   const char *name;

@@ -11,10 +11,13 @@
 
 #include <oscar/attention.h>
 
-/* Probabilities times gains are fp16 numbers. All outputs together, as relative errors are quoted; and a single one, which may
- * come out small where its values cancel. */
-#define TOLERANCE     5e-4
-#define ROW_TOLERANCE 3e-3
+/* Probabilities times gains are fp16 numbers, and in prefill queries too: scores, which differ by several units here, then have
+ * errors of 2^-12 of theirs. All outputs together, as relative errors are quoted; and a single one, which may come out small
+ * where its values cancel. */
+#define TOLERANCE             5e-4
+#define ROW_TOLERANCE         3e-3
+#define PREFILL_TOLERANCE     8e-4
+#define PREFILL_ROW_TOLERANCE 8e-3
 
 struct form {
   oscar_row_form form;
@@ -285,7 +288,9 @@ static void expect_close(const char *what, const struct setup *s, const int *len
     print_message("%-18s %-8s heads %d x %2d, d %3d, crumbs %3d/%3d, form %d groups %d%s: relative error %.2e, of a row %.2e\n",
                   what, way_names[way], s->kv_heads, s->group, s->head_dim, s->form.key_crumbs, s->form.value_crumbs,
                   (int)s->form.form, s->form.groups, s->form.turns ? ", turning" : "", errors[way].all, errors[way].row);
-    if (!(errors[way].all < TOLERANCE && errors[way].row < ROW_TOLERANCE)) too_far++;
+    const bool few = way == STEP || ways[way] == ATTENTION_DECODE;
+    if (!(errors[way].all < (few ? TOLERANCE : PREFILL_TOLERANCE))) too_far++;
+    if (!(errors[way].row < (few ? ROW_TOLERANCE : PREFILL_ROW_TOLERANCE))) too_far++;
   }
 }
 

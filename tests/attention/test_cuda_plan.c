@@ -189,6 +189,52 @@ static void plans_can_be_made_ahead(void **state) {
   }
 }
 
+/* The parts of a tile read its pages once each, in order, and are numbered through; longer tiles come first. */
+static void cut_tiles_share_their_pages(void **state) {
+  (void)state;
+  uint64_t seed = 5;
+  for (int round = 0; round < 200; round++) {
+    enum { TILES = 7, MOST = TILES * PREFILL_MOST_PARTS };
+    struct decode_tile tiles[TILES];
+    struct prefill_tile cut[MOST];
+    const int parts = 1 + (int)(test_random(&seed) % PREFILL_MOST_PARTS);
+    for (int i = 0; i < TILES; i++)
+      tiles[i] = (struct decode_tile){.token = i,
+                                      .exact_first = 1000 * i,
+                                      .exact_pages = 1 + (int)(test_random(&seed) % 7),
+                                      .coded_first = 1000 * i + 500,
+                                      .coded_pages = (int)(test_random(&seed) % 90)};
+    plan_cut(TILES, parts, tiles, cut);
+    int seen = 0, before = INT32_MAX;
+    for (int i = 0; i < TILES; i++) {
+      const struct decode_tile *whole = &tiles[cut[i * parts].of.token];
+      int coded = whole->coded_first, exact = whole->exact_first;
+      for (int part = 0; part < parts; part++) {
+        const struct prefill_tile *t = &cut[i * parts + part];
+        assert_int_equal(t->of.token, whole->token);
+        assert_int_equal(t->part, part);
+        assert_int_equal(t->parts, parts);
+        if (parts > 1) assert_int_equal(t->first, i * parts);
+        if (t->of.coded_pages > 0) assert_int_equal(t->of.coded_first, coded);
+        if (t->of.exact_pages > 0) assert_int_equal(t->of.exact_first, exact);
+        if (t->of.exact_pages > 0) assert_int_equal(coded + t->of.coded_pages, whole->coded_first + whole->coded_pages);
+        coded += t->of.coded_pages, exact += t->of.exact_pages;
+      }
+      assert_int_equal(coded, whole->coded_first + whole->coded_pages);
+      assert_int_equal(exact, whole->exact_first + whole->exact_pages);
+      assert_true(whole->coded_pages + whole->exact_pages <= before);
+      before = whole->coded_pages + whole->exact_pages;
+      seen |= 1 << whole->token;
+    }
+    assert_int_equal(seen, (1 << TILES) - 1);
+  }
+  /* one tile on many blocks is cut, many tiles are not, nor is a short one */
+  assert_in_range(plan_parts(1, 8, 1600, 132), 12, 17);
+  assert_int_equal(plan_parts(1000, 8, 1600, 132), 1);
+  assert_int_equal(plan_parts(1, 1, 3, 132), 1);
+  assert_true(plan_parts(1, 1, 100000, 132) <= PREFILL_MOST_PARTS);
+}
+
 static float half_of(uint32_t word, int which) { return f16_to_f32((uint16_t)(which ? word >> 16 : word & 0xFFFF)); }
 
 /* Operands multiplied out: curves (as weights of one pair) times angles give the turned mean of each token. */
@@ -286,13 +332,12 @@ static void prefill_tables_hold_maps(void **state) {
     const struct prefill_table_sizes sizes = prefill_table_sizes_of(2, codecs, codecs);
     assert_int_equal(sizes.turning_pairs, 16);
     assert_int_equal(sizes.key_columns, crumbs + 32);
-    uint8_t *memory = malloc(sizes.keys + sizes.values + sizes.pairs + sizes.turns + sizes.scales);
+    uint8_t *memory = malloc(sizes.keys + sizes.values + sizes.pairs + sizes.scales);
     prefill_tables_fill(2, codecs, codecs, memory);
     const uint32_t *keys = (const uint32_t *)(void *)(memory + sizes.keys / 2), /* of the second head */
         *values = (const uint32_t *)(void *)(memory + sizes.keys + sizes.values / 2);
     const int32_t *pairs = (const int32_t *)(void *)(memory + sizes.keys + sizes.values) + 16;
-    const float *turns = (const float *)(void *)(memory + sizes.keys + sizes.values + sizes.pairs) + 5 * 16 * 2;
-    const float *scales = (const float *)(void *)(memory + sizes.keys + sizes.values + sizes.pairs + sizes.turns) + 2;
+    const float *scales = (const float *)(void *)(memory + sizes.keys + sizes.values + sizes.pairs) + 2;
     bool taken[D * 2 + 32] = {false};
     for (int c = 0; c < crumbs; c++) {
       const int column = prefill_key_column(crumbs / 16, c);
@@ -314,13 +359,7 @@ static void prefill_tables_hold_maps(void **state) {
           assert_true(fabs(of - expected) < 1e-5);
         }
     }
-    for (int k = 0; k < PAIRS; k++)
-      for (int i = 0; i < 5; i++) {
-        const double angle = (double)frequencies[pair[k]] * (i < 4 ? 16 * i - 31.5 : 1);
-        assert_int_equal(pairs[k], pair[k]);
-        assert_true(fabs((double)turns[2 * (i * 16 + k)] - cos(angle)) < 1e-6);
-        assert_true(fabs((double)turns[2 * (i * 16 + k) + 1] - sin(angle)) < 1e-6);
-      }
+    for (int k = 0; k < PAIRS; k++) assert_int_equal(pairs[k], pair[k]);
     free(memory);
     oscar_codec_release(codec);
     oscar_rope_release(rope);
@@ -334,18 +373,16 @@ static void token_columns_are_those_of_values(void **state) {
   for (int token = 0; token < 64; token++) {
     const int column = prefill_token_column(token);
     const struct crumb_place place = place_of_value_crumb(token, 3);
-    assert_int_equal(place.word % 64, (3 * 4 + column % 32 / 8) * 2 + column / 32);
+    assert_int_equal(place.word % 64, (3 * 4 + column / 16) * 2 + column % 16 / 8);
     assert_int_equal(place.shift, column % 8 / 2 * 4 + column % 2 * 16);
   }
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(plans_follow_the_reading_rule),
-      cmocka_unit_test(plans_can_be_made_ahead),
-      cmocka_unit_test(tables_turn_means),
-      cmocka_unit_test(prefill_tables_hold_maps),
-      cmocka_unit_test(token_columns_are_those_of_values),
+      cmocka_unit_test(plans_follow_the_reading_rule), cmocka_unit_test(plans_can_be_made_ahead),
+      cmocka_unit_test(cut_tiles_share_their_pages),   cmocka_unit_test(tables_turn_means),
+      cmocka_unit_test(prefill_tables_hold_maps),      cmocka_unit_test(token_columns_are_those_of_values),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,15 +9,13 @@
 #include "attention/cuda/prefill.h"
 #include "attention/cuda/rope_tables.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #define FIRST_PAGES 512 /* of a table of angles; it doubles */
 
 /* On an H100, a block of prefill_run reads a page for 128 rows in about PREFILL_COST times as long as a block of decode_run reads
- * one for 8, and of the latter none is idle. Prompts of fewer rows than LEAST_PREFILL_ROWS leave most of a tile empty. */
-#define PREFILL_COST       3
-#define LEAST_PREFILL_ROWS 64
+ * one for 8. */
+#define PREFILL_COST 3
 
 /* Device memory that only grows; contents are not kept. */
 struct space {
@@ -30,14 +28,17 @@ struct rope_entry {
   struct rope_table_sizes sizes;
   struct decode_rope tables;
   struct space fixed, angles; /* series and curves; angles and fast angles */
+  struct space tokens, waves; /* of prefill.h: angles from the centre of a page to its tokens, and what is made with them */
+  int64_t wave_pages;
 };
 
-/* Tiles of the jobs that one kind of kernel reads for, in device memory. */
+/* Tiles of the jobs that one kind of kernel reads for, on the host and on the device. */
 struct planned {
   struct plan_job *jobs;
   int n_jobs;
   struct space memory;
-  struct decode_plan current;
+  void *host; /* where it is made */
+  size_t host_bytes;
   struct plan_result result;
 };
 
@@ -49,6 +50,8 @@ struct kept_plan {
   oscar_attention_job *jobs;
   int n_jobs, jobs_room;    /* room of `jobs` and of both kinds' */
   struct planned few, many; /* rows: of decode_run and of prefill_run */
+  struct decode_plan few_plan;
+  struct prefill_plan many_plan;
 };
 
 struct device_attention {
@@ -66,12 +69,10 @@ struct device_attention {
   struct space prepared, parts, rotated;
   bool has_prefill;               /* for the forms of all layers */
   struct prefill_tables *prefill; /* [layers]; NULL without codes */
-  struct space prefill_maps;
+  struct space prefill_maps, prefill_parts;
   enum attention_way way;
   struct kept_plan plans[STEP_WINDOWS];
   int next_plan;
-  void *host_plan; /* where plans are made */
-  size_t host_plan_bytes;
   oscar_attention_job *step_jobs; /* of device_attention_make_ready */
   int step_jobs_room;
 };
@@ -176,7 +177,7 @@ static const oscar_codec **codecs_of(const struct device_attention *a, int layer
   return codecs;
 }
 
-static size_t prefill_bytes(const struct prefill_table_sizes *s) { return s->keys + s->values + s->pairs + s->turns + s->scales; }
+static size_t prefill_bytes(const struct prefill_table_sizes *s) { return s->keys + s->values + s->pairs + s->scales; }
 
 static oscar_status upload_prefill(struct device_attention *a, int layer, uint8_t *to, const oscar_codec *const *codecs,
                                    const struct prefill_table_sizes *sizes) {
@@ -186,14 +187,13 @@ static oscar_status upload_prefill(struct device_attention *a, int layer, uint8_
   prefill_tables_fill(heads, codecs, codecs + heads, host);
   oscar_status status = cuda_upload(a->cuda, to, host, prefill_bytes(sizes));
   mem_free(context_of(a), host);
-  uint8_t *pairs = to + sizes->keys + sizes->values, *turns = pairs + sizes->pairs;
+  uint8_t *pairs = to + sizes->keys + sizes->values;
   a->prefill[layer] = (struct prefill_tables){.key_columns = sizes->key_columns,
                                               .turning_pairs = sizes->turning_pairs,
                                               .keys = to,
                                               .values = to + sizes->keys,
                                               .pairs = (const int32_t *)(const void *)pairs,
-                                              .turns = (const float *)(const void *)turns,
-                                              .scales = (const float *)(const void *)(turns + sizes->turns)};
+                                              .scales = (const float *)(const void *)(pairs + sizes->pairs)};
   return status;
 }
 
@@ -290,6 +290,35 @@ static oscar_status extend_angles(struct device_attention *a, struct rope_entry 
   return OSCAR_OK;
 }
 
+/* Waves of pages 0 .. last. */
+static oscar_status extend_waves(struct device_attention *a, struct rope_entry *entry, int64_t last) {
+  if (last < entry->wave_pages) return OSCAR_OK;
+  const size_t page_bytes = (size_t)entry->sizes.pairs * PREFILL_WAVE_BYTES;
+  oscar_status status = OSCAR_OK;
+  if (!entry->tokens.memory) {
+    const int turning = entry->rope->spec.rotary_dim / 2;
+    const size_t bytes = (size_t)entry->sizes.pairs * 2 * PAGE_TOKENS * sizeof(float);
+    float *host = mem_zalloc(context_of(a), bytes, 1);
+    if (!host) return OSCAR_NO_MEMORY;
+    memcpy(host, entry->rope->table, (size_t)turning * 2 * PAGE_TOKENS * sizeof(float));
+    status = cuda_alloc(a->cuda, bytes, &entry->tokens.memory);
+    if (status == OSCAR_OK) {
+      entry->tokens.bytes = bytes;
+      status = cuda_upload(a->cuda, entry->tokens.memory, host, bytes);
+    }
+    mem_free(context_of(a), host);
+    if (status != OSCAR_OK) return status;
+  }
+  entry->wave_pages = 0;
+  status = space_reserve(a, &entry->waves, (size_t)(last + 1) * page_bytes);
+  if (status != OSCAR_OK) return status;
+  int64_t pages = (int64_t)(entry->waves.bytes / page_bytes);
+  if (pages > entry->tables.pages) pages = entry->tables.pages;
+  status = prefill_make_waves(a->cuda, &entry->tables, entry->tokens.memory, 0, pages, entry->waves.memory);
+  if (status == OSCAR_OK) entry->wave_pages = pages;
+  return status;
+}
+
 /* ---- creation ---- */
 
 static struct decode_side side_of(const oscar_codec *codec) {
@@ -353,6 +382,7 @@ static void free_plan(struct device_attention *a, struct kept_plan *kept) {
   struct planned *const kinds[] = {&kept->few, &kept->many};
   for (size_t i = 0; i < ARRAY_LENGTH(kinds); i++) {
     space_free(a, &kinds[i]->memory);
+    mem_free(context_of(a), kinds[i]->host);
     mem_free(context_of(a), kinds[i]->jobs);
   }
   mem_free(context_of(a), kept->jobs);
@@ -360,14 +390,15 @@ static void free_plan(struct device_attention *a, struct kept_plan *kept) {
 
 void device_attention_free(struct device_attention *a) {
   if (!a) return;
-  struct space *const spaces[] = {&a->maps, &a->prefill_maps, &a->prepared, &a->parts, &a->rotated};
+  struct space *const spaces[] = {&a->maps, &a->prefill_maps, &a->prefill_parts, &a->prepared, &a->parts, &a->rotated};
   for (size_t i = 0; i < ARRAY_LENGTH(spaces); i++) space_free(a, spaces[i]);
   for (int i = 0; a->ropes && i < a->rope_count; i++) {
     space_free(a, &a->ropes[i].fixed);
     space_free(a, &a->ropes[i].angles);
+    space_free(a, &a->ropes[i].tokens);
+    space_free(a, &a->ropes[i].waves);
   }
   for (int i = 0; i < STEP_WINDOWS; i++) free_plan(a, &a->plans[i]);
-  mem_free(context_of(a), a->host_plan);
   mem_free(context_of(a), a->step_jobs);
   mem_free(context_of(a), a->prefill);
   mem_free(context_of(a), a->ropes);
@@ -399,79 +430,113 @@ static oscar_status reserve_jobs(struct device_attention *a, struct kept_plan *k
   return kept->jobs_room ? OSCAR_OK : OSCAR_NO_MEMORY;
 }
 
-/* Whether jobs of so many rows altogether, in so many tiles of prefill_run, are sooner done by it. */
-static bool prefill_pays(const struct device_attention *a, int64_t rows, int64_t tiles) {
+/* Whether prefill_run is sooner done with a job. */
+static bool prefill_pays(const struct device_attention *a, int n) {
   if (a->way != ATTENTION_BY_COST) return a->way == ATTENTION_PREFILL;
-  const int64_t heads = a->geometry->kv_heads, at_once = a->cuda->info.multiprocessors;
-  const int64_t turns = (tiles * heads + at_once - 1) / at_once;
-  return PREFILL_COST * turns * at_once <= rows / DECODE_ROWS * heads;
+  const int64_t rows = (int64_t)n * a->group, tiles = (rows + PREFILL_ROWS - 1) / PREFILL_ROWS;
+  return PREFILL_COST * tiles <= rows / DECODE_ROWS;
 }
 
 /* Which jobs are whose. */
 static void divide_jobs(const struct device_attention *a, struct kept_plan *kept, const oscar_attention_job *jobs, int n_jobs) {
-  int64_t rows = 0, tiles = 0;
-  const int least = a->way == ATTENTION_PREFILL ? 1 : LEAST_PREFILL_ROWS;
-  for (int i = 0; i < n_jobs; i++) {
-    const int64_t mine = (int64_t)jobs[i].n * a->group;
-    if (mine < least) continue;
-    rows += mine;
-    tiles += (mine + PREFILL_ROWS - 1) / PREFILL_ROWS;
-  }
-  const bool pays = a->has_prefill && rows > 0 && prefill_pays(a, rows, tiles);
   kept->few.n_jobs = kept->many.n_jobs = 0;
   for (int i = 0, token = 0; i < n_jobs; token += jobs[i++].n) {
-    struct planned *to = pays && (int64_t)jobs[i].n * a->group >= least ? &kept->many : &kept->few;
+    struct planned *to = a->has_prefill && prefill_pays(a, jobs[i].n) ? &kept->many : &kept->few;
     to->jobs[to->n_jobs++] = (struct plan_job){jobs[i].sequence, jobs[i].n, token};
   }
 }
 
-static oscar_status reserve_host(struct device_attention *a, size_t bytes) {
-  if (bytes <= a->host_plan_bytes) return OSCAR_OK;
-  mem_free(context_of(a), a->host_plan);
-  a->host_plan_bytes = 0;
-  a->host_plan = mem_alloc(context_of(a), bytes + bytes / 2, 1);
-  if (!a->host_plan) return OSCAR_NO_MEMORY;
-  a->host_plan_bytes = bytes + bytes / 2;
+static oscar_status reserve_host(struct device_attention *a, struct planned *p, size_t bytes) {
+  if (bytes <= p->host_bytes) return OSCAR_OK;
+  mem_free(context_of(a), p->host);
+  p->host_bytes = 0;
+  p->host = mem_alloc(context_of(a), bytes + bytes / 2, 1);
+  if (!p->host) return OSCAR_NO_MEMORY;
+  p->host_bytes = bytes + bytes / 2;
   return OSCAR_OK;
 }
 
-static int longer_first(const void *x, const void *y) {
-  const struct decode_tile *a = x, *b = y;
-  const int left = a->exact_pages + a->coded_pages, right = b->exact_pages + b->coded_pages;
-  return left != right ? right - left : a->token != b->token ? a->token - b->token : a->first_row - b->first_row;
+/* Memory for tiles (and what comes before them), and pages behind them; *pages: where they begin. */
+static oscar_status reserve_plan(struct device_attention *a, struct planned *p, size_t tile_bytes, size_t pages,
+                                 size_t *page_offset) {
+  *page_offset = round_up(tile_bytes, 256);
+  const size_t bytes = *page_offset + pages * sizeof(struct decode_page);
+  const oscar_status status = reserve_host(a, p, bytes);
+  return status == OSCAR_OK ? space_reserve(a, &p->memory, bytes) : status;
 }
 
-/* In memory: total units, tiles, pages, at places that follow from how many tiles there may be. */
-static oscar_status make_plan(struct device_attention *a, struct planned *p, int most_rows, bool sorted, int layer, int window) {
-  const struct cache_geometry *g = a->geometry;
-  p->result = (struct plan_result){.last_page = -1};
-  if (p->n_jobs == 0) return OSCAR_OK;
-  const struct plan_bounds bound = plan_bound(a->group, most_rows, layer, p->jobs, p->n_jobs);
-  const size_t tiles_at = 256, pages_at = tiles_at + round_up(bound.tiles * sizeof(struct decode_tile), 256);
-  const size_t bytes = pages_at + bound.pages * sizeof(struct decode_page);
-  oscar_status status = reserve_host(a, bytes);
-  if (status == OSCAR_OK) status = space_reserve(a, &p->memory, bytes);
-  if (status != OSCAR_OK) return status;
-  uint8_t *host = a->host_plan, *device = p->memory.memory;
-  struct decode_tile *tiles = (struct decode_tile *)(void *)(host + tiles_at);
-  struct decode_page *pages = (struct decode_page *)(void *)(host + pages_at);
-  const struct plan_result r = plan_fill(g, a->group, most_rows, layer, window, p->jobs, p->n_jobs, tiles, pages);
+static oscar_status upload_plan(struct device_attention *a, struct planned *p, size_t tile_bytes, size_t page_offset) {
+  const uint8_t *host = p->host;
+  uint8_t *memory = p->memory.memory;
+  const size_t page_bytes = (size_t)p->result.pages * sizeof(struct decode_page);
+  /* one copy, unless much lies between */
+  if (page_offset - tile_bytes < 4096) return cuda_upload(a->cuda, memory, host, page_offset + page_bytes);
+  oscar_status status = cuda_upload(a->cuda, memory, host, tile_bytes);
+  return status == OSCAR_OK ? cuda_upload(a->cuda, memory + page_offset, host + page_offset, page_bytes) : status;
+}
+
+/* Lists the pages of the jobs' tiles, which go to `tiles`. */
+static oscar_status fill_plan(struct device_attention *a, struct planned *p, int most_rows, int layer, int window,
+                              struct decode_tile *tiles, struct decode_page *pages) {
+  const struct plan_result r = plan_fill(a->geometry, a->group, most_rows, layer, window, p->jobs, p->n_jobs, tiles, pages);
+  p->result = r;
   if (r.missing >= 0)
     return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: page %lld of layer %d of a job holds nothing to read",
                      (long long)r.missing, layer == EVERY_LAYER ? 0 : layer);
-  if (r.units > INT32_MAX / 2 || (size_t)r.tiles * (size_t)g->kv_heads > INT32_MAX / 4)
+  if (r.units > INT32_MAX / 2 || (size_t)r.tiles * (size_t)a->geometry->kv_heads > INT32_MAX / 4)
     return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: too many queries in one call");
-  if (sorted) qsort(tiles, (size_t)r.tiles, sizeof *tiles, longer_first);
-  *(int32_t *)(void *)host = (int32_t)r.units;
-  status = cuda_upload(a->cuda, device, host, pages_at + (size_t)r.pages * sizeof *pages);
-  if (status != OSCAR_OK) return status;
-  p->result = r;
-  p->current = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)(device + tiles_at),
-                                    .pages = (const struct decode_page *)(const void *)(device + pages_at),
-                                    .total_units = (const int32_t *)(const void *)device,
-                                    .tile_count = r.tiles,
-                                    .rows = r.rows};
   return OSCAR_OK;
+}
+
+/* In memory: total units, tiles, pages, at places that follow from how many tiles there may be. */
+static oscar_status plan_few(struct device_attention *a, struct kept_plan *kept, int layer, int window) {
+  struct planned *p = &kept->few;
+  const size_t tiles_at = 256;
+  const struct plan_bounds bound = plan_bound(a->group, a->most_rows, layer, p->jobs, p->n_jobs);
+  size_t page_offset;
+  oscar_status status = reserve_plan(a, p, tiles_at + bound.tiles * sizeof(struct decode_tile), bound.pages, &page_offset);
+  if (status != OSCAR_OK) return status;
+  uint8_t *host = p->host, *memory = p->memory.memory;
+  status = fill_plan(a, p, a->most_rows, layer, window, (struct decode_tile *)(void *)(host + tiles_at),
+                     (struct decode_page *)(void *)(host + page_offset));
+  if (status != OSCAR_OK) return status;
+  *(int32_t *)(void *)host = (int32_t)p->result.units;
+  kept->few_plan = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)(memory + tiles_at),
+                                        .pages = (const struct decode_page *)(const void *)(memory + page_offset),
+                                        .total_units = (const int32_t *)(const void *)memory,
+                                        .tile_count = p->result.tiles,
+                                        .rows = p->result.rows};
+  return upload_plan(a, p, tiles_at + (size_t)p->result.tiles * sizeof(struct decode_tile), page_offset);
+}
+
+static oscar_status plan_many(struct device_attention *a, struct kept_plan *kept, int layer, int window) {
+  struct planned *p = &kept->many;
+  const int blocks = a->cuda->info.multiprocessors;
+  const struct plan_bounds bound = plan_bound(a->group, PREFILL_ROWS, layer, p->jobs, p->n_jobs);
+  /* Tiles are cut only where there are fewer than a few times the blocks. */
+  const size_t most = bound.tiles + PREFILL_MOST_PARTS * 4 * (size_t)blocks;
+  size_t page_offset;
+  oscar_status status = reserve_plan(a, p, most * sizeof(struct prefill_tile), bound.pages, &page_offset);
+  if (status != OSCAR_OK) return status;
+  struct decode_tile *tiles = mem_alloc(context_of(a), bound.tiles, sizeof *tiles);
+  if (!tiles) return OSCAR_NO_MEMORY;
+  uint8_t *host = p->host, *memory = p->memory.memory;
+  status = fill_plan(a, p, PREFILL_ROWS, layer, window, tiles, (struct decode_page *)(void *)(host + page_offset));
+  int parts = 1;
+  if (status == OSCAR_OK) {
+    int64_t pages = 0;
+    for (int i = 0; i < p->result.tiles; i++)
+      if (tiles[i].coded_pages + tiles[i].exact_pages > pages) pages = tiles[i].coded_pages + tiles[i].exact_pages;
+    if (p->result.tiles < 4 * blocks) parts = plan_parts(p->result.tiles, a->geometry->kv_heads, pages, blocks);
+    plan_cut(p->result.tiles, parts, tiles, p->host);
+    status = upload_plan(a, p, (size_t)(p->result.tiles * parts) * sizeof(struct prefill_tile), page_offset);
+  }
+  mem_free(context_of(a), tiles);
+  kept->many_plan = (struct prefill_plan){.tiles = p->memory.memory,
+                                          .pages = (const struct decode_page *)(const void *)(memory + page_offset),
+                                          .tile_count = p->result.tiles * parts,
+                                          .part_count = parts > 1 ? p->result.tiles * parts : 0};
+  return status;
 }
 
 /* The place of a window's plan: its own, else one that is free or the next in turn. */
@@ -495,8 +560,9 @@ static oscar_status find_plan(struct device_attention *a, int layer, int window,
   oscar_status status = reserve_jobs(a, kept, n_jobs);
   if (status != OSCAR_OK) return status;
   divide_jobs(a, kept, jobs, n_jobs);
-  status = make_plan(a, &kept->few, a->most_rows, false, layer, window);
-  if (status == OSCAR_OK) status = make_plan(a, &kept->many, PREFILL_ROWS, true, layer, window);
+  kept->few.result = kept->many.result = (struct plan_result){.last_page = -1};
+  if (kept->few.n_jobs > 0) status = plan_few(a, kept, layer, window);
+  if (status == OSCAR_OK && kept->many.n_jobs > 0) status = plan_many(a, kept, layer, window);
   if (status != OSCAR_OK) return status;
   memcpy(kept->jobs, jobs, (size_t)n_jobs * sizeof *jobs);
   kept->n_jobs = n_jobs;
@@ -529,15 +595,15 @@ static oscar_status reserve_space(struct device_attention *a, int layer, const s
                        (2 * items + (size_t)decode_most_blocks(a->cuda)) * decode_part_bytes(&shape, &a->layers[layer]));
 }
 
-static oscar_status run_few(struct device_attention *a, int layer, const struct decode_shape *shape, const struct planned *few,
+static oscar_status run_few(struct device_attention *a, int layer, const struct decode_shape *shape, const struct kept_plan *kept,
                             const float *q, float *out) {
   const struct decode_layer *l = &a->layers[layer];
-  const bool coded = few->result.coded && a->geometry->codecs;
-  oscar_status status = reserve_space(a, layer, &few->result, coded);
+  const bool coded = kept->few.result.coded && a->geometry->codecs;
+  oscar_status status = reserve_space(a, layer, &kept->few.result, coded);
   const struct decode_space space = space_of(a);
-  if (status == OSCAR_OK && coded) status = decode_prepare(a->cuda, shape, l, &few->current, q, &space);
-  if (status == OSCAR_OK) status = decode_run(a->cuda, shape, l, &few->current, q, &space);
-  return status == OSCAR_OK ? decode_merge(a->cuda, shape, l, &few->current, &space, out) : status;
+  if (status == OSCAR_OK && coded) status = decode_prepare(a->cuda, shape, l, &kept->few_plan, q, &space);
+  if (status == OSCAR_OK) status = decode_run(a->cuda, shape, l, &kept->few_plan, q, &space);
+  return status == OSCAR_OK ? decode_merge(a->cuda, shape, l, &kept->few_plan, &space, out) : status;
 }
 
 static int64_t last_page_of(const struct kept_plan *kept) {
@@ -551,10 +617,16 @@ oscar_status device_attention_run(struct device_attention *a, int layer, int win
   if (status != OSCAR_OK) return status;
   const struct decode_shape shape = shape_of(a, window);
   const struct decode_layer *l = &a->layers[layer];
-  if (l->rope) status = extend_angles(a, &a->ropes[a->rope_of_layer[layer]], last_page_of(kept));
-  if (status == OSCAR_OK && kept->many.n_jobs > 0)
-    status = prefill_run(a->cuda, &shape, l, a->prefill ? &a->prefill[layer] : NULL, &kept->many.current, jobs[0].q, jobs[0].out);
-  if (status == OSCAR_OK && kept->few.n_jobs > 0) status = run_few(a, layer, &shape, &kept->few, jobs[0].q, jobs[0].out);
+  const struct planned *many = &kept->many;
+  struct rope_entry *rope = l->rope ? &a->ropes[a->rope_of_layer[layer]] : NULL;
+  if (rope) status = extend_angles(a, rope, last_page_of(kept));
+  if (status == OSCAR_OK && rope && many->result.coded) status = extend_waves(a, rope, many->result.last_page);
+  if (status == OSCAR_OK && kept->many_plan.part_count > 0 && many->n_jobs > 0)
+    status = space_reserve(a, &a->prefill_parts, (size_t)kept->many_plan.part_count * prefill_part_bytes(&shape));
+  if (status == OSCAR_OK && many->n_jobs > 0)
+    status = prefill_run(a->cuda, &shape, l, a->prefill ? &a->prefill[layer] : NULL, &kept->many_plan,
+                         rope ? rope->waves.memory : NULL, a->prefill_parts.memory, jobs[0].q, jobs[0].out);
+  if (status == OSCAR_OK && kept->few.n_jobs > 0) status = run_few(a, layer, &shape, kept, jobs[0].q, jobs[0].out);
   return status;
 }
 
@@ -602,9 +674,9 @@ oscar_status device_attention_step(struct device_attention *a, int layer, int wi
   struct decode_rows entered = *rows;
   entered.rotated = a->rotated.memory;
   const struct decode_space space = space_of(a);
-  oscar_status status = decode_enter(a->cuda, &shape, l, &kept->few.current, &entered, &space);
-  if (status == OSCAR_OK) status = decode_run(a->cuda, &shape, l, &kept->few.current, entered.rotated, &space);
-  if (status == OSCAR_OK) status = decode_merge(a->cuda, &shape, l, &kept->few.current, &space, out);
+  oscar_status status = decode_enter(a->cuda, &shape, l, &kept->few_plan, &entered, &space);
+  if (status == OSCAR_OK) status = decode_run(a->cuda, &shape, l, &kept->few_plan, entered.rotated, &space);
+  if (status == OSCAR_OK) status = decode_merge(a->cuda, &shape, l, &kept->few_plan, &space, out);
   return status;
 }
 

@@ -6,6 +6,8 @@
  */
 #include "attention/cuda/plan.h"
 
+#include <stdlib.h>
+
 static int64_t window_begin(int window, int64_t position) { return window > 0 && position >= window ? position - window + 1 : 0; }
 
 struct plan_bounds plan_bound(int group, int most_rows, int layer, const struct plan_job *jobs, int n_jobs) {
@@ -74,4 +76,48 @@ struct plan_result plan_fill(const struct cache_geometry *g, int group, int most
     }
   }
   return r;
+}
+
+#define LEAST_PART_PAGES 4 /* a part of fewer costs more in what it has to do besides than it saves */
+#define PART_COST        2 /* what a part has to do besides its pages, in pages */
+
+int plan_parts(int tiles, int kv_heads, int64_t pages, int blocks) {
+  int best = 1;
+  double least = 0;
+  for (int parts = 1; parts <= PREFILL_MOST_PARTS && (parts == 1 || pages >= (int64_t)parts * LEAST_PART_PAGES); parts++) {
+    const int turns = (tiles * kv_heads * parts + blocks - 1) / blocks;
+    const double time = turns * ((double)pages / parts + (parts > 1 ? PART_COST : 0));
+    if (parts == 1 || time < 0.95 * least) best = parts, least = time;
+  }
+  return best;
+}
+
+static int longer_first(const void *x, const void *y) {
+  const struct prefill_tile *a = x, *b = y;
+  const int left = a->of.exact_pages + a->of.coded_pages, right = b->of.exact_pages + b->of.coded_pages;
+  if (left != right) return right - left;
+  return a->of.token != b->of.token ? a->of.token - b->of.token : a->of.first_row - b->of.first_row;
+}
+
+/* The part of a tile's pages, coded ones before exact ones. */
+static struct prefill_tile part_of(const struct decode_tile *whole, int part, int parts, int first) {
+  struct prefill_tile cut = {.of = *whole, .part = part, .parts = parts, .first = first};
+  const int64_t pages = whole->coded_pages + whole->exact_pages;
+  const int begin = (int)(pages * part / parts), end = (int)(pages * (part + 1) / parts);
+  const int coded_begin = begin < whole->coded_pages ? begin : whole->coded_pages,
+            coded_end = end < whole->coded_pages ? end : whole->coded_pages;
+  cut.of.coded_first = whole->coded_first + coded_begin;
+  cut.of.coded_pages = coded_end - coded_begin;
+  cut.of.exact_first = whole->exact_first + begin - coded_begin;
+  cut.of.exact_pages = end - begin - cut.of.coded_pages;
+  return cut;
+}
+
+void plan_cut(int tiles, int parts, const struct decode_tile *from, struct prefill_tile *to) {
+  for (int i = 0; i < tiles; i++) to[i] = (struct prefill_tile){.of = from[i], .parts = 1};
+  qsort(to, (size_t)tiles, sizeof *to, longer_first);
+  for (int i = tiles - 1; i >= 0 && parts > 1; i--) { /* from the last on, so that nothing is overwritten that is needed */
+    const struct decode_tile whole = to[i].of;
+    for (int part = 0; part < parts; part++) to[i * parts + part] = part_of(&whole, part, parts, i * parts);
+  }
 }

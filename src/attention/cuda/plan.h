@@ -4,7 +4,7 @@
 #ifndef OSCAR_ATTENTION_CUDA_PLAN_H
 #define OSCAR_ATTENTION_CUDA_PLAN_H
 
-#include "attention/cuda/decode.h"
+#include "attention/cuda/prefill.h"
 #include "cache/view.h"
 
 /* Queries of one sequence, its last n positions. */
@@ -30,5 +30,11 @@ struct plan_result {
 /* Tiles have at most `most_rows` rows. The jobs have been checked. */
 struct plan_result plan_fill(const struct cache_geometry *geometry, int group, int most_rows, int layer, int window,
                              const struct plan_job *jobs, int n_jobs, struct decode_tile *tiles, struct decode_page *pages);
+
+/* How many parts each of `tiles` tiles is cut into, so that `blocks` blocks at a time are soonest done with them for all KV
+ * heads. pages: that the longest reads. 1: they are not cut. */
+int plan_parts(int tiles, int kv_heads, int64_t pages, int blocks);
+/* The tiles of plan_fill, longest first, each cut into `parts`: [tiles * parts] are written. */
+void plan_cut(int tiles, int parts, const struct decode_tile *from, struct prefill_tile *to);
 
 #endif

@@ -6,26 +6,24 @@
 #include <math.h>
 #include <string.h>
 
-#define TURNS 5
-
 struct prefill_table_sizes prefill_table_sizes_of(int kv_heads, const oscar_codec *const *keys,
                                                   const oscar_codec *const *values) {
   struct prefill_table_sizes s = {0};
   const size_t heads = (size_t)kv_heads, d = (size_t)keys[0]->spec.head_dim;
-  s.turning_pairs = (int)round_up((size_t)keys[0]->spec.rotating_pairs, 8);
+  s.turning_pairs = (int)round_up((size_t)keys[0]->spec.rotating_pairs, 16);
   s.key_columns = keys[0]->crumbs + 2 * s.turning_pairs;
   s.keys = heads * (size_t)(s.key_columns / 8 + 1) * (d / 16) * 512;
   s.values = heads * (d / 8) * (size_t)(values[0]->crumbs / 16) * 512;
   s.pairs = heads * (size_t)s.turning_pairs * sizeof(int32_t);
   s.scales = round_up(heads * 2 * sizeof(float), 16);
-  s.turns = heads * TURNS * (size_t)s.turning_pairs * 2 * sizeof(float);
   return s;
 }
 
 /* Row k and column n of an operand B that has `inputs` rows. */
 static void put(uint8_t *operand, int inputs, int k, int n, float x) {
   const int lane = n % 8 * 4 + k % 8 / 2, word = k % 16 / 8;
-  uint16_t *at = (uint16_t *)(void *)(operand + (((size_t)(n / 8) * (size_t)(inputs / 16) + (size_t)(k / 16)) * 32 + (size_t)lane) * 16);
+  uint16_t *at =
+      (uint16_t *)(void *)(operand + (((size_t)(n / 8) * (size_t)(inputs / 16) + (size_t)(k / 16)) * 32 + (size_t)lane) * 16);
   const uint16_t value = f32_to_f16(x);
   at[2 * word + k % 2] = value;
   at[4 + 2 * word + k % 2] = f32_to_f16(x - f16_to_f32(value));
@@ -65,29 +63,16 @@ static float fill_values(const oscar_codec *codec, uint8_t *operand) {
   return scale;
 }
 
-static void fill_turns(const oscar_codec *codec, int pairs, int32_t *pair, float *turns) {
-  for (int k = 0; k < codec->spec.rotating_pairs; k++) {
-    const oscar_rope *rope = codec->spec.rope;
-    const float *cosines = rope_cosines(rope, codec->spec.rotating_pair[k]), *sines = cosines + PAGE_TOKENS;
-    const double step = (double)rope->spec.frequencies[codec->spec.rotating_pair[k]];
-    pair[k] = codec->spec.rotating_pair[k];
-    for (int i = 0; i < TURNS; i++) {
-      turns[2 * (i * pairs + k)] = i < 4 ? cosines[16 * i] : (float)cos(step);
-      turns[2 * (i * pairs + k) + 1] = i < 4 ? sines[16 * i] : (float)sin(step);
-    }
-  }
-}
-
 void prefill_tables_fill(int kv_heads, const oscar_codec *const *keys, const oscar_codec *const *values, void *memory) {
   const struct prefill_table_sizes s = prefill_table_sizes_of(kv_heads, keys, values);
   const size_t heads = (size_t)kv_heads;
-  uint8_t *at = memory, *of_values = at + s.keys, *pairs = of_values + s.values, *turns = pairs + s.pairs, *scales = turns + s.turns;
-  memset(at, 0, s.keys + s.values + s.pairs + s.turns + s.scales);
+  uint8_t *at = memory, *of_values = at + s.keys, *pairs = of_values + s.values, *scales = pairs + s.pairs;
+  memset(at, 0, s.keys + s.values + s.pairs + s.scales);
   for (size_t h = 0; h < heads; h++) {
     float *scale = (float *)(void *)scales + 2 * h;
     scale[0] = fill_keys(keys[h], &s, at + h * (s.keys / heads));
     scale[1] = fill_values(values[h], of_values + h * (s.values / heads));
-    fill_turns(keys[h], s.turning_pairs, (int32_t *)(void *)(pairs + h * (s.pairs / heads)),
-               (float *)(void *)(turns + h * (s.turns / heads)));
+    int32_t *pair = (int32_t *)(void *)pairs + h * (size_t)s.turning_pairs;
+    for (int k = 0; k < keys[h]->spec.rotating_pairs; k++) pair[k] = keys[h]->spec.rotating_pair[k];
   }
 }

@@ -30,33 +30,45 @@ __device__ __forceinline__ int swizzled(int row, int piece) { return row * 128 +
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,"  \
   "%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
 
-/* c [64][64] (+)= a [64][16] b [64][16]^T, both in shared memory; first: c was nothing before. A lane 4 g + q of warp w has
- * c[4 j + 2 h + i] of row 16 w + g + 8 h, column 8 j + 2 q + i. */
-__device__ __forceinline__ void product_64(float (&c)[32], uint64_t a, uint64_t b, bool first) {
+/* c [64][64] (+)= a [64][16] b, both in shared memory; first: c was nothing before. BY_ROWS: b [16][64] has the inputs as rows,
+ * else b [64][16]. A lane 4 g + q of warp w has c[4 j + 2 h + i] of row 16 w + g + 8 h, column 8 j + 2 q + i. */
+template <bool BY_ROWS> __device__ __forceinline__ void product_64(float (&c)[32], uint64_t a, uint64_t b, bool first) {
 #ifdef HAS_WARPGROUP_PRODUCTS
   asm volatile("{\n.reg .pred more;\nsetp.eq.b32 more, %34, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " NAMES_32 ", %32, %33, more, 1, 1, 0, 0;\n}\n"
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " NAMES_32 ", %32, %33, more, 1, 1, 0, %35;\n}\n"
                : SIX16_REGISTERS(c, 0), SIX16_REGISTERS(c, 16)
-               : "l"(a), "l"(b), "r"((int)first));
+               : "l"(a), "l"(b), "r"((int)first), "n"(BY_ROWS ? 1 : 0));
+#endif
+}
+/* The same with b [64][16] and a in registers, as in mma of each warp's 16 rows. */
+__device__ __forceinline__ void product_64(float (&c)[32], const uint32_t (&a)[4], uint64_t b, bool first) {
+#ifdef HAS_WARPGROUP_PRODUCTS
+  asm volatile("{\n.reg .pred more;\nsetp.eq.b32 more, %37, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " NAMES_32 ", {%32,%33,%34,%35}, %36, more, 1, 1, 0;\n}\n"
+               : SIX16_REGISTERS(c, 0), SIX16_REGISTERS(c, 16)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)first));
 #endif
 }
 /* c [64][N] += a [64][16] b, a in registers as in mma of each warp's 16 rows. BY_ROWS: b [16][N] has the inputs as rows, else b
  * [N][16]. */
-template <bool BY_ROWS> __device__ __forceinline__ void product_from_registers(float (&c)[32], const uint32_t (&a)[4], uint64_t b) {
+template <bool BY_ROWS>
+__device__ __forceinline__ void product_from_registers(float (&c)[32], const uint32_t (&a)[4], uint64_t b) {
 #ifdef HAS_WARPGROUP_PRODUCTS
   asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " NAMES_32 ", {%32,%33,%34,%35}, %36, 1, 1, 1, %37;\n"
                : SIX16_REGISTERS(c, 0), SIX16_REGISTERS(c, 16)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(BY_ROWS ? 1 : 0));
 #endif
 }
-template <bool BY_ROWS> __device__ __forceinline__ void product_from_registers(float (&c)[64], const uint32_t (&a)[4], uint64_t b) {
+template <bool BY_ROWS>
+__device__ __forceinline__ void product_from_registers(float (&c)[64], const uint32_t (&a)[4], uint64_t b) {
 #ifdef HAS_WARPGROUP_PRODUCTS
   asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 " NAMES_64 ", {%64,%65,%66,%67}, %68, 1, 1, 1, %69;\n"
                : SIX16_REGISTERS(c, 0), SIX16_REGISTERS(c, 16), SIX16_REGISTERS(c, 32), SIX16_REGISTERS(c, 48)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(BY_ROWS ? 1 : 0));
 #endif
 }
-/* Before the first product after registers or shared memory changed; after the last of a group; until at most PENDING groups run. */
+/* Before the first product after registers or shared memory changed; after the last of a group; until at most PENDING groups run.
+ */
 __device__ __forceinline__ void products_begin() {
 #ifdef HAS_WARPGROUP_PRODUCTS
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
