@@ -17,7 +17,6 @@
 namespace {
 
 constexpr int COLUMNS = 32, SPLITS = 8, PAIRS = COLUMNS / 2, MAX_CLASS_COLUMNS = 288; /* of 1024 crumbs, whole chunks */
-constexpr int MOST_HEAD_DIM = 256, MOST_SHARE = MOST_HEAD_DIM / SPLITS;
 static_assert(SPLITS == DECODE_ROWS, "a warp has a row, or a part of the inputs");
 
 struct arguments {
@@ -36,28 +35,25 @@ struct arguments {
   size_t unit_bytes;
 };
 
-/* A warp's part of a column of the map; column < 0: nothing. */
-struct column_part {
-  float at[MOST_SHARE];
-};
-__device__ __forceinline__ column_part load_column(const arguments &a, const float *map, int column) {
-  const int share = a.head_dim / SPLITS, begin = threadIdx.x / COLUMNS * share;
-  column_part part;
+/* A warp's part of a column of the map, of heads of D channels; column < 0: nothing. */
+template <int D> struct column_part { float at[D / SPLITS]; };
+template <int D> __device__ __forceinline__ column_part<D> load_column(const arguments &a, const float *map, int column) {
+  const int begin = threadIdx.x / COLUMNS * (D / SPLITS);
+  column_part<D> part;
 #pragma unroll
-  for (int i = 0; i < MOST_SHARE; i++)
-    part.at[i] = column >= 0 && i < share ? __ldg(map + (size_t)(begin + i) * a.rows + column) : 0;
+  for (int i = 0; i < D / SPLITS; i++) part.at[i] = column >= 0 ? __ldg(map + (size_t)(begin + i) * a.rows + column) : 0;
   return part;
 }
 
 /* Sums of 32 columns for the 8 rows, left in sums[column][row]. */
-__device__ void multiply_columns(const arguments &a, const column_part &column, const float *q,
-                                 float (*parts)[COLUMNS][DECODE_ROWS + 1], float (*sums)[DECODE_ROWS]) {
+template <int D>
+__device__ __forceinline__ void multiply_columns(const column_part<D> &column, const float *q,
+                                                 float (*parts)[COLUMNS][DECODE_ROWS + 1], float (*sums)[DECODE_ROWS]) {
   const int lane = threadIdx.x % COLUMNS, split = threadIdx.x / COLUMNS;
-  const int share = a.head_dim / SPLITS, begin = split * share;
+  const int begin = split * (D / SPLITS);
   float sum[DECODE_ROWS] = {0};
 #pragma unroll
-  for (int i = 0; i < MOST_SHARE; i++) {
-    if (i >= share) break;
+  for (int i = 0; i < D / SPLITS; i++) {
     const float m = column.at[i];
     const float4 q0 = *(const float4 *)(q + (begin + i) * DECODE_ROWS), q1 = *(const float4 *)(q + (begin + i) * DECODE_ROWS + 4);
     sum[0] += q0.x * m, sum[1] += q0.y * m, sum[2] += q0.z * m, sum[3] += q0.w * m;
@@ -114,49 +110,54 @@ __device__ void write_class(const arguments &a, uint8_t *prepared, int class_, i
 
 /* ---- rows ---- */
 
-/* Queries of the tile -> q [head_dim][DECODE_ROWS], scaled; zeros where there is no row. */
-__device__ void load_queries(const arguments &a, const struct decode_tile &tile, int head, float *q) {
-  for (int i = threadIdx.x; i < a.head_dim * DECODE_ROWS; i += blockDim.x) {
-    const int row = i / a.head_dim, k = i % a.head_dim;
-    q[k * DECODE_ROWS + row] =
-        row < tile.rows ? a.q[row_offset(tile, row, a.kv_heads, a.group, head, a.head_dim) + k] * a.scale : 0;
+/* Queries of the tile -> q [D][DECODE_ROWS], scaled; zeros where there is no row. */
+template <int D>
+__device__ __forceinline__ void load_queries(const arguments &a, const struct decode_tile &tile, int head, float *q) {
+  for (int i = threadIdx.x; i < D * DECODE_ROWS; i += blockDim.x) {
+    const int row = i / D, k = i % D;
+    q[k * DECODE_ROWS + row] = row < tile.rows ? a.q[row_offset(tile, row, a.kv_heads, a.group, head, D) + k] * a.scale : 0;
   }
 }
-typedef lane_turns<USUAL_TURNS> turns;
-__device__ void enter_queries(const arguments &a, const struct decode_tile &tile, int head, const turns &turned, float *q) {
+/* Of heads of D channels. */
+template <int D> using turns = lane_turns<(D + 63) / 64>;
+template <int D>
+__device__ __forceinline__ void enter_queries(const arguments &a, const struct decode_tile &tile, int head,
+                                              const turns<D> &turned, float *q) {
   const int row = threadIdx.x / 32, lane = threadIdx.x % 32;
   float *to = q + row;
   if (row >= tile.rows) {
-    for (int i = lane; i < a.head_dim; i += 32) to[i * DECODE_ROWS] = 0;
+    for (int i = lane; i < D; i += 32) to[i * DECODE_ROWS] = 0;
     return;
   }
-  const float *from = a.rows_in.q + row_offset(tile, row, a.kv_heads, a.group, head, a.head_dim), scale = a.scale;
-  rotate_head(from, a.rows_in.q_norm, a.rows_in.eps, a.head_dim, a.rows_in.rotation, turned, lane,
+  const float *from = a.rows_in.q + row_offset(tile, row, a.kv_heads, a.group, head, D), scale = a.scale;
+  rotate_head(from, a.rows_in.q_norm, a.rows_in.eps, D, a.rows_in.rotation, turned, lane,
               [to, scale](int i, float x) { to[i * DECODE_ROWS] = x * scale; });
 }
 
 /* The rows of the tile as they go on: queries as they are, and keys and values, once for all tiles of a token, in BF16. */
-__device__ void write_rows_of(const arguments &a, const struct decode_tile &tile, int head, const turns &turned) {
+template <int D>
+__device__ __forceinline__ void write_rows_of(const arguments &a, const struct decode_tile &tile, int head,
+                                              const turns<D> &turned) {
   const struct decode_rows &in = a.rows_in;
   const int lane = threadIdx.x % 32, all = tile.rows + (tile.first_row == 0 ? 2 : 0);
-  const size_t kv_row = ((size_t)tile.token * a.kv_heads + head) * a.head_dim;
+  const size_t kv_row = ((size_t)tile.token * a.kv_heads + head) * D;
   const struct write_place place = in.places[tile.token];
   for (int row = threadIdx.x / 32; row < all; row += SPLITS) {
     if (row < tile.rows) {
-      const size_t at = row_offset(tile, row, a.kv_heads, a.group, head, a.head_dim);
+      const size_t at = row_offset(tile, row, a.kv_heads, a.group, head, D);
       float *to = in.rotated + at;
-      rotate_head(in.q + at, in.q_norm, in.eps, a.head_dim, in.rotation, turned, lane, [to](int i, float x) { to[i] = x; });
+      rotate_head(in.q + at, in.q_norm, in.eps, D, in.rotation, turned, lane, [to](int i, float x) { to[i] = x; });
       continue;
     }
     const int side = row - tile.rows;
-    uint16_t *to = (uint16_t *)(a.memory + (size_t)place.unit * a.unit_bytes) +
-                   (((size_t)head * 2 + side) * PAGE_TOKENS + place.place) * a.head_dim;
+    uint16_t *to =
+        (uint16_t *)(a.memory + (size_t)place.unit * a.unit_bytes) + (((size_t)head * 2 + side) * PAGE_TOKENS + place.place) * D;
     bool finite = true;
     if (side == 0)
-      rotate_head(in.k + kv_row, in.k_norm, in.eps, a.head_dim, in.rotation, turned, lane,
+      rotate_head(in.k + kv_row, in.k_norm, in.eps, D, in.rotation, turned, lane,
                   [to, &finite](int i, float x) { to[i] = (uint16_t)rounded_bf16(x, finite); });
     else
-      for (int i = lane; i < a.head_dim; i += 32) to[i] = (uint16_t)rounded_bf16(in.v[kv_row + i], finite);
+      for (int i = lane; i < D; i += 32) to[i] = (uint16_t)rounded_bf16(in.v[kv_row + i], finite);
     if (!__all_sync(~0u, finite) && lane == 0)
       atomicMin(in.bad, 2ull * ((unsigned long long)tile.token * a.kv_heads + head) + (unsigned)side);
   }
@@ -178,9 +179,11 @@ __device__ int first_column(const arguments &a, int head, int lane) {
   return wave == 0xFFFF ? -1 : wave + lane / PAIRS * a.rotating_pairs;
 }
 
-/* ENTER: decode_enter; the last block of each (tile, KV head) writes rows. */
-template <bool ENTER> __global__ void __launch_bounds__(COLUMNS *SPLITS) prepare_kernel(const __grid_constant__ arguments a) {
-  __shared__ float4 q_rows[MOST_HEAD_DIM * DECODE_ROWS / 4];
+/* ENTER: decode_enter; the last block of each (tile, KV head) writes rows. So many blocks of a multiprocessor that those of eight
+ * sequences run at once: they are short, and a second turn takes as long as the first. */
+template <bool ENTER, int D>
+__global__ void __launch_bounds__(COLUMNS *SPLITS, D <= 128 ? 5 : 3) prepare_kernel(const __grid_constant__ arguments a) {
+  __shared__ float4 q_rows[D * DECODE_ROWS / 4];
   __shared__ float parts[SPLITS][COLUMNS][DECODE_ROWS + 1];
   __shared__ float mapped[MAX_CLASS_COLUMNS][DECODE_ROWS];
   /* Attention begins to read coded pages now; what writes them comes long before decode_enter, but may come just before
@@ -188,37 +191,37 @@ template <bool ENTER> __global__ void __launch_bounds__(COLUMNS *SPLITS) prepare
   if (ENTER) start_kernel_after();
   const struct decode_tile tile = a.tiles[blockIdx.x / a.kv_heads];
   const int head = blockIdx.x % a.kv_heads, blocks = a.crumbs / 16, lane = threadIdx.x % COLUMNS;
-  turns turned;
-  if (ENTER) turned = turns_at<USUAL_TURNS>(a.rows_in.rotation, a.rows_in.positions[tile.token], lane);
+  turns<D> turned;
+  if (ENTER) turned = turns_at<(D + 63) / 64>(a.rows_in.rotation, a.rows_in.positions[tile.token], lane);
   if (ENTER && blockIdx.y + 1 == gridDim.y) {
     wait_for_kernel_before();
-    write_rows_of(a, tile, head, turned);
+    write_rows_of<D>(a, tile, head, turned);
     return;
   }
-  const float *map = a.map + (size_t)head * a.head_dim * a.rows;
-  column_part column = load_column(a, map, first_column(a, head, lane));
+  const float *map = a.map + (size_t)head * D * a.rows;
+  column_part<D> column = load_column<D>(a, map, first_column(a, head, lane));
   float *q = (float *)q_rows;
   wait_for_kernel_before();
   if (!ENTER) start_kernel_after();
   if (tile.coded_pages == 0) return;
   if (ENTER)
-    enter_queries(a, tile, head, turned, q);
+    enter_queries<D>(a, tile, head, turned, q);
   else
-    load_queries(a, tile, head, q);
+    load_queries<D>(a, tile, head, q);
   __syncthreads();
   const struct prepared_layout layout = prepared_layout_of(blocks, a.pairs, a.fast, a.row_tiles);
   uint8_t *prepared = a.prepared + (size_t)blockIdx.x * layout.bytes;
   if (blockIdx.y < GAIN_CLASSES) {
     const int class_ = blockIdx.y, first = class_begin(blocks, class_) * 16, count = class_begin(blocks, class_ + 1) * 16 - first;
     for (int done = 0; done < count; done += COLUMNS) {
-      if (done > 0) column = load_column(a, map, done + lane < count ? first + done + lane : -1);
-      multiply_columns(a, column, q, parts, mapped + done);
+      if (done > 0) column = load_column<D>(a, map, done + lane < count ? first + done + lane : -1);
+      multiply_columns<D>(column, q, parts, mapped + done);
     }
     write_class(a, prepared, class_, count, mapped);
     return;
   }
   const int of = threadIdx.x / DECODE_ROWS, row = threadIdx.x % DECODE_ROWS;
-  multiply_columns(a, column, q, parts, mapped);
+  multiply_columns<D>(column, q, parts, mapped);
   if (blockIdx.y == GAIN_CLASSES) {
     if (row >= 4 * a.row_tiles) return;
     struct row_constants *constants = (struct row_constants *)(prepared + layout.constants) + row;
@@ -277,6 +280,16 @@ static arguments arguments_of(const struct decode_shape *shape, const struct dec
   return a;
 }
 
+template <bool ENTER>
+static oscar_status launch(struct oscar_cuda *cuda, const arguments &a, int tiles, int blocks, const char *what) {
+  void (*kernel)(const arguments) = a.head_dim == 64    ? prepare_kernel<ENTER, 64>
+                                    : a.head_dim == 96  ? prepare_kernel<ENTER, 96>
+                                    : a.head_dim == 128 ? prepare_kernel<ENTER, 128>
+                                                        : prepare_kernel<ENTER, 256>;
+  const dim3 grid((unsigned)(tiles * a.kv_heads), (unsigned)blocks);
+  return cuda_result(cuda, launch_kernel(cuda, kernel, grid, COLUMNS * SPLITS, 0, a), what);
+}
+
 /* Blocks that map the queries of a (tile, KV head). */
 static int mapping_blocks(const arguments &a) { return GAIN_CLASSES + 1 + (a.pairs + PAIRS - 1) / PAIRS; }
 
@@ -284,8 +297,7 @@ oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *
                             const struct decode_plan *plan, const float *q, const struct decode_space *space) {
   arguments a = arguments_of(shape, layer, plan, space);
   a.q = q;
-  const dim3 grid((unsigned)(plan->tile_count * shape->kv_heads), (unsigned)mapping_blocks(a));
-  return cuda_result(cuda, launch_kernel(cuda, prepare_kernel<false>, grid, COLUMNS * SPLITS, 0, a), "mapping queries");
+  return launch<false>(cuda, a, plan->tile_count, mapping_blocks(a), "mapping queries");
 }
 
 oscar_status decode_enter(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
@@ -295,6 +307,5 @@ oscar_status decode_enter(struct oscar_cuda *cuda, const struct decode_shape *sh
   a.memory = layer->memory;
   a.unit_bytes = layer->unit_bytes;
   const bool coded = layer->keys.crumbs > 0;
-  const dim3 grid((unsigned)(plan->tile_count * shape->kv_heads), (unsigned)(1 + (coded ? mapping_blocks(a) : 0)));
-  return cuda_result(cuda, launch_kernel(cuda, prepare_kernel<true>, grid, COLUMNS * SPLITS, 0, a), "entering rows");
+  return launch<true>(cuda, a, plan->tile_count, 1 + (coded ? mapping_blocks(a) : 0), "entering rows");
 }
