@@ -228,20 +228,26 @@ __device__ inline void map_queries(const arguments &a, const lane_rows &rows, in
   uint32_t value[STEPS][4], rest[STEPS][4];
 #pragma unroll
   for (int k = 0; k < STEPS; k++) load_queries(a, rows, k, value[k], rest[k]);
+  uint4 next[STEPS];
+#pragma unroll
+  for (int k = 0; k < STEPS; k++) next[k] = __ldg(map + k * 32);
 #pragma unroll 1
   for (int tile = 0; tile <= tiles; tile++) {
     uint4 b[STEPS];
-    float c[4] = {}, d[4] = {};
+    float c[4] = {}, d[4] = {}, e[4] = {};
 #pragma unroll
-    for (int k = 0; k < STEPS; k++) b[k] = __ldg(map + (tile * STEPS + k) * 32);
+    for (int k = 0; k < STEPS; k++) {
+      b[k] = next[k];
+      next[k] = __ldg(map + (min(tile + 1, tiles) * STEPS + k) * 32);
+    }
 #pragma unroll
     for (int k = 0; k < STEPS; k++) {
       mma_fp16(c, value[k][0], value[k][1], value[k][2], value[k][3], b[k].x, b[k].y);
       mma_fp16(d, rest[k][0], rest[k][1], rest[k][2], rest[k][3], b[k].x, b[k].y);
-      mma_fp16(d, value[k][0], value[k][1], value[k][2], value[k][3], b[k].z, b[k].w);
+      mma_fp16(e, value[k][0], value[k][1], value[k][2], value[k][3], b[k].z, b[k].w);
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) c[i] = (c[i] + d[i]) * scale;
+    for (int i = 0; i < 4; i++) c[i] = (c[i] + (d[i] + e[i])) * scale;
     if (tile == tiles) { /* its first column is the mean */
       mean[0] = __shfl_sync(~0u, c[0], lane / 4 * 4);
       mean[1] = __shfl_sync(~0u, c[2], lane / 4 * 4);
@@ -297,19 +303,19 @@ __device__ inline void map_sums(const arguments &a, int head, const float (&sums
     }
 #pragma unroll
   for (int tile = 0; tile < D / 8; tile++) {
-    float c[4] = {}, d[4] = {};
+    float c[4] = {}, d[4] = {}, e[4] = {};
 #pragma unroll
     for (int k = 0; k < STEPS; k++) {
       const uint4 b = __ldg(map + (tile * STEPS + k) * 32);
       mma_fp16(c, value[k][0], value[k][1], value[k][2], value[k][3], b.x, b.y);
       mma_fp16(d, rest[k][0], rest[k][1], rest[k][2], rest[k][3], b.x, b.y);
-      mma_fp16(d, value[k][0], value[k][1], value[k][2], value[k][3], b.z, b.w);
+      mma_fp16(e, value[k][0], value[k][1], value[k][2], value[k][3], b.z, b.w);
     }
     const float2 plus = __ldg((const float2 *)(value_mean + tile * 8));
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      out[4 * tile + 2 * h] = ((c[2 * h] + d[2 * h]) * scale + plus.x) * weight[h];
-      out[4 * tile + 2 * h + 1] = ((c[2 * h + 1] + d[2 * h + 1]) * scale + plus.y) * weight[h];
+      out[4 * tile + 2 * h] = ((c[2 * h] + (d[2 * h] + e[2 * h])) * scale + plus.x) * weight[h];
+      out[4 * tile + 2 * h + 1] = ((c[2 * h + 1] + (d[2 * h + 1] + e[2 * h + 1])) * scale + plus.y) * weight[h];
     }
   }
 }
