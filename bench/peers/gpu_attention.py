@@ -276,17 +276,17 @@ def print_tables(rows):
         print_table("The ways that were fastest, and their relative errors", ["kernel", "way (sequences)", "error"], lines)
 
 
-def program_path(given):
+def program_path(given, name="bench_cuda_attention"):
     if given:
         places = [pathlib.Path(given)]
     else:
         root = pathlib.Path(__file__).resolve().parents[2]
-        places = [root / folder / "bench" / "bench_cuda_attention" for folder in PROGRAMS]
-        places += sorted(root.glob("build/*/bench/bench_cuda_attention"))
+        places = [root / folder / "bench" / name for folder in PROGRAMS]
+        places += sorted(root.glob(f"build/*/bench/{name}"))
     for place in places:
         if os.access(place, os.X_OK):
             return str(place.resolve())
-    return fail("no program bench_cuda_attention: build it, or say where it is with --bench")
+    return fail(f"no program {name}: build it, or say where it is with --bench")
 
 
 def arguments():

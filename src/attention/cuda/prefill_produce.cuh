@@ -1,0 +1,318 @@
+/*
+ * attention/cuda/prefill_produce.cuh - how pages become operands of prefill.cuh: codes and exact rows to fp16 numbers in slots of
+ * shared memory. Private.
+ */
+#ifndef OSCAR_ATTENTION_CUDA_PREFILL_PRODUCE_CUH
+#define OSCAR_ATTENTION_CUDA_PREFILL_PRODUCE_CUH
+
+#include "attention/cuda/prefill_data.cuh"
+
+namespace prefill {
+
+__device__ __forceinline__ uint32_t half2_of(const __half2 &x) { return *reinterpret_cast<const uint32_t *>(&x); }
+__device__ __forceinline__ __half2 as_half2(uint32_t x) { return *reinterpret_cast<__half2 *>(&x); }
+
+/* Two fp16 numbers 1 + c / 4, c a crumb, become (c - 3/2) gain; `gain` is four times that. The difference is exact. */
+__device__ __forceinline__ uint32_t times_gain(uint32_t crumbs, uint32_t gain) {
+  return half2_of(__hmul2(__hsub2(as_half2(crumbs), as_half2(0x3D803D80u)), as_half2(gain)));
+}
+constexpr uint32_t ONES = 0x3C3C3C3Cu; /* the high bytes of such numbers without their crumbs */
+
+/* Four crumbs in the low two bits of bytes. */
+__device__ __forceinline__ uint2 key_numbers(uint32_t crumbs, uint32_t gain) {
+  const uint32_t high = (crumbs & 0x03030303u) | ONES;
+  return make_uint2(times_gain(__byte_perm(high, 0, 0x1404), gain), times_gain(__byte_perm(high, 0, 0x3424), gain));
+}
+
+/* fp16 gains times four of a row: classes 0 and 1, 2 and 3. */
+__device__ __forceinline__ uint2 gains_of(uint32_t word, bool log_gains) {
+  constexpr uint32_t LOW = 0xBAA8C200u, HIGH = 0x02010000u; /* coded_page.cuh, log_gains_fp16 */
+  if (log_gains) {
+    const uint32_t eights = permute_bytes(0x80u, 0, word & 0x8888u) & 0x08080808u, select = word & 0x7777u;
+    const uint32_t low = __byte_perm(LOW, LOW, select),
+                   high = __byte_perm(HIGH + 0x3C3C3C3Cu, HIGH + 0x40404040u, select) + eights;
+    return make_uint2(__byte_perm(low, high, 0x5140), __byte_perm(low, high, 0x7362));
+  }
+  const uint32_t gain = half2_of(__hmul2(as_half2(__byte_perm(word, 0, 0x1010)), as_half2(0x44004400u)));
+  return make_uint2(gain, gain);
+}
+__device__ __forceinline__ uint32_t gain_of_class(uint2 gains, int class_) {
+  return __byte_perm(class_ < 2 ? gains.x : gains.y, 0, class_ % 2 ? 0x3232 : 0x1010);
+}
+
+/* What a thread reads of the keys of a page: tokens 16 tile + g and that + 8, tile and lane its own. */
+struct key_words {
+  uint4 first; /* the first two blocks of each class */
+  uint32_t gains[2];
+};
+__device__ __forceinline__ key_words load_keys(const uint8_t *page, int blocks, int tile, int lane) {
+  key_words k;
+  if (blocks >= 8) k.first = __ldg((const uint4 *)page + tile * 32 + lane);
+  const uint16_t *meta = (const uint16_t *)(page + 256 * blocks) + tile * 16 + lane / 4;
+  k.gains[0] = __ldg(meta);
+  k.gains[1] = __ldg(meta + 8);
+  return k;
+}
+
+/* Two blocks of every class: eight crumbs of a token and class lie together. The eight lanes of two tokens meet all banks. */
+__device__ __forceinline__ void store_key_pair(const uint32_t (&row)[2], int pair, uint4 words, const uint2 (&gains)[2]) {
+#pragma unroll
+  for (int high = 0; high < 2; high++)
+#pragma unroll
+    for (int class_ = 0; class_ < GAIN_CLASSES; class_++) {
+      const uint32_t gain = gain_of_class(gains[high], class_);
+      const uint2 x = key_numbers((high ? words.y : words.x) >> 2 * class_, gain),
+                  y = key_numbers((high ? words.w : words.z) >> 2 * class_, gain);
+      store_16((row[high] ^ class_ % 2 * 16) + (2 * pair + class_ / 2) * COLUMN_BYTES, make_uint4(x.x, x.y, y.x, y.y));
+    }
+}
+/* Four crumbs of a block of a class. */
+__device__ __forceinline__ void store_key_quarter(uint32_t slot, int column, uint32_t crumbs, uint32_t gain, int row) {
+  store_8(slot + column / 64 * COLUMN_BYTES + swizzled(row, column / 8) + column % 8 * 2, key_numbers(crumbs, gain));
+}
+
+/* The rest of a page's words: quant/device_form.h has their order, prefill_key_column that of columns. */
+__device__ inline void store_other_keys(uint32_t slot, const uint32_t (&place)[2], const uint32_t *words, int blocks,
+                                        const uint2 (&gains)[2], const int (&row)[2], int tile, int lane) {
+  const int full = blocks / KEY_CLASSES, over = blocks % KEY_CLASSES, quarter = lane % 4 * 4;
+  for (int pair = 1; pair < full / 2; pair++)
+    store_key_pair(place, pair, __ldg((const uint4 *)(words + pair * 512) + tile * 32 + lane), gains);
+  if (full % 2) {
+    const uint2 w = __ldg((const uint2 *)(words + full / 2 * 512 + tile / 2 * 128 + lane * 4 + tile % 2 * 2));
+#pragma unroll
+    for (int class_ = 0; class_ < GAIN_CLASSES; class_++) {
+      const int column = full / 2 * 128 + class_ * 16 + quarter;
+      store_key_quarter(slot, column, w.x >> 2 * class_, gain_of_class(gains[0], class_), row[0]);
+      store_key_quarter(slot, column, w.y >> 2 * class_, gain_of_class(gains[1], class_), row[1]);
+    }
+  }
+  if (over >= 2) {
+    const uint32_t w = __ldg(words + full * 256 + lane * 4 + tile);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int class_ = 2 * i + 1, column = full * 64 + 16 * i + quarter;
+      store_key_quarter(slot, column, w >> 2 * class_, gain_of_class(gains[0], class_), row[0]);
+      store_key_quarter(slot, column, w >> (2 * class_ - 2), gain_of_class(gains[1], class_), row[1]);
+    }
+  }
+  if (over % 2) {
+    const int class_ = over == 1 ? 3 : 2, column = full * 64 + (over == 1 ? 0 : 32) + quarter;
+    const uint32_t w = __ldg(words + full * 256 + (over == 3 ? 128 : 0) + lane * 2 + tile / 2) >> tile % 2 * 4;
+    store_key_quarter(slot, column, w, gain_of_class(gains[0], class_), row[0]);
+    store_key_quarter(slot, column, w >> 2, gain_of_class(gains[1], class_), row[1]);
+  }
+}
+
+/* Inputs of turning pairs, rows of 64 tokens, go as they are from global memory to the slot. 256 threads of both groups take a
+ * piece of 16 bytes of every 32nd row; COUNT pieces each, 0: none, -1: as many as there are. */
+template <int COUNT> struct waves {
+  uint32_t from[COUNT > 0 ? COUNT : 1], to;
+  uint4 pieces[COUNT > 0 ? COUNT : 1];
+
+  __device__ __forceinline__ void start(const arguments &a, int head) {
+    if (COUNT == 0) return;
+    const int thread = threadIdx.x - 2 * GROUP_THREADS;
+    to = (a.key_crumbs + 63) / 64 * COLUMN_BYTES + swizzled(thread / 8, thread % 8);
+    if (COUNT > 0)
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) from[i] = source(a, head, i);
+  }
+  __device__ __forceinline__ static uint32_t source(const arguments &a, int head, int i) {
+    const int thread = threadIdx.x - 2 * GROUP_THREADS, row = i * 32 + thread / 8;
+    const int pair = __ldg(a.tables.pairs + head * a.tables.turning_pairs + row / 2);
+    return (uint32_t)((pair * 2 + row % 2) * 128 + thread % 8 * 16);
+  }
+  __device__ __forceinline__ static const uint8_t *page(const arguments &a, int number) {
+    return a.waves + (size_t)number * a.rope_pairs * PREFILL_WAVE_BYTES;
+  }
+  __device__ __forceinline__ void load(const arguments &a, int number) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) pieces[i] = __ldg((const uint4 *)(page(a, number) + from[i]));
+  }
+  __device__ __forceinline__ void store(const arguments &a, int head, int number, uint32_t slot) const {
+    if (COUNT == -1) {
+      for (int i = 0; i < a.tables.turning_pairs / 16; i++)
+        store_16(slot + to + i * 32 * 128, __ldg((const uint4 *)(page(a, number) + source(a, head, i))));
+    } else {
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) store_16(slot + to + i * 32 * 128, pieces[i]);
+    }
+  }
+};
+
+/* BLOCKS of 16 crumbs; 0: as many as there are. */
+template <int BLOCKS, int WAVES>
+__device__ inline void produce_coded_keys(const arguments &a, const struct decode_tile &tile, int head, ring &keys) {
+  const int warp = threadIdx.x % GROUP_THREADS / 32, lane = threadIdx.x % 32, blocks = BLOCKS ? BLOCKS : a.key_crumbs / 16;
+  const int row[2] = {prefill_token_column(warp * 16 + lane / 4), prefill_token_column(warp * 16 + 8 + lane / 4)};
+  const int place[2] = {swizzled(row[0], lane % 4 * 2), swizzled(row[1], lane % 4 * 2)};
+  const uint8_t *base = a.memory + (size_t)head * a.head_bytes;
+  const struct decode_page *list = a.pages + tile.coded_first;
+  struct decode_page entry = list[0];
+  const uint8_t *page = base + (size_t)entry.unit * a.unit_bytes;
+  waves<WAVES> waves;
+  waves.start(a, head);
+  key_words words = load_keys(page, blocks, warp, lane);
+  waves.load(a, entry.number);
+#pragma unroll 1
+  for (int i = 0; i < tile.coded_pages; i++) {
+    const struct decode_page entry_next = list[min(i + 1, tile.coded_pages - 1)];
+    const uint8_t *page_next = base + (size_t)entry_next.unit * a.unit_bytes;
+    const key_words words_next = load_keys(page_next, blocks, warp, lane);
+    const uint2 gains[2] = {gains_of(words.gains[0], a.log_gains), gains_of(words.gains[1], a.log_gains)};
+    keys.wait_empty();
+    const uint32_t places[2] = {keys.at() + place[0], keys.at() + place[1]};
+    waves.store(a, head, entry.number, keys.at());
+    waves.load(a, entry_next.number);
+    if (blocks >= 8) store_key_pair(places, 0, words.first, gains);
+    if (blocks != 8) store_other_keys(keys.at(), places, (const uint32_t *)page, blocks, gains, row, warp, lane);
+    keys.filled();
+    keys.next();
+    page = page_next, entry = entry_next, words = words_next;
+  }
+}
+
+/* What a thread reads of the values of a page: of blocks warp, warp + 4, ..., and gains of tokens 2 lane and 2 lane + 1. */
+template <int BLOCKS> struct value_words {
+  uint2 words[BLOCKS / 4];
+  uint32_t gains;
+};
+template <int BLOCKS> __device__ __forceinline__ value_words<BLOCKS> load_values(const uint8_t *values, int warp, int lane) {
+  value_words<BLOCKS> v;
+#pragma unroll
+  for (int i = 0; i < BLOCKS / 4; i++) v.words[i] = __ldg((const uint2 *)values + (warp + 4 * i) * 32 + lane);
+  v.gains = __ldg((const uint32_t *)(values + 256 * BLOCKS) + lane);
+  return v;
+}
+
+/* Gains of a page, [class][column of a token], of two tokens from `at` on. */
+__device__ __forceinline__ void store_value_gains(uint32_t at, uint32_t words, bool log_gains) {
+  const uint2 a = gains_of(words & 0xFFFF, log_gains), b = gains_of(words >> 16, log_gains);
+  store_4(at, __byte_perm(a.x, b.x, 0x5410));
+  store_4(at + PAGE * 2, __byte_perm(a.x, b.x, 0x7632));
+  store_4(at + 2 * PAGE * 2, __byte_perm(a.y, b.y, 0x5410));
+  store_4(at + 3 * PAGE * 2, __byte_perm(a.y, b.y, 0x7632));
+}
+
+/* row: where crumb g of a block, tokens of half 0, begin; gains: of the tokens of this lane, class 0. */
+template <int BLOCKS>
+__device__ __forceinline__ void store_values(uint32_t row, uint32_t gains, const value_words<BLOCKS> &v, int warp) {
+#pragma unroll
+  for (int i = 0; i < BLOCKS / 4; i++) {
+    const int block = warp + 4 * i, class_ = block * GAIN_CLASSES / BLOCKS;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const uint32_t word = half ? v.words[i].y : v.words[i].x;
+      uint4 gain;
+      asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(gain.x), "=r"(gain.y), "=r"(gain.z), "=r"(gain.w)
+                   : "r"(gains + class_ * PAGE * 2 + half * 16)
+                   : "memory");
+      const uint32_t of[4] = {gain.x, gain.y, gain.z, gain.w};
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        uint32_t x[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          const int at = 4 * k + 2 * j; /* of the lower crumb's two bits; they are to be bits 8 and 9 */
+          const uint32_t crumbs = at <= 8 ? word << (8 - at) : word >> (at - 8);
+          x[k] = times_gain((crumbs & 0x03000300u) | 0x3C003C00u, of[k]);
+        }
+        store_16((row ^ half * 16) + block * 2048 + j * 1024, make_uint4(x[0], x[1], x[2], x[3]));
+      }
+    }
+  }
+}
+
+template <int BLOCKS, int WAVES>
+__device__ inline void produce_coded_values(const arguments &a, const struct decode_tile &tile, int head, ring &keys,
+                                            ring &values, uint32_t gains) {
+  const int warp = threadIdx.x % GROUP_THREADS / 32, lane = threadIdx.x % 32;
+  const uint8_t *base = a.memory + (size_t)head * a.head_bytes + a.value_offset;
+  const struct decode_page *list = a.pages + tile.coded_first;
+  const uint32_t row = swizzled(lane / 4, lane % 4 * 2), of_warp = gains + warp * GAIN_CLASSES * PAGE * 2,
+                 of_lane = of_warp + lane % 4 * 32, of_tokens = of_warp + prefill_token_column(2 * lane) * 2;
+  struct decode_page entry = list[0];
+  waves<WAVES> waves;
+  waves.start(a, head);
+  value_words<BLOCKS> words = load_values<BLOCKS>(base + (size_t)entry.unit * a.unit_bytes, warp, lane);
+  waves.load(a, entry.number);
+#pragma unroll 1
+  for (int i = 0; i < tile.coded_pages; i++) {
+    const struct decode_page entry_next = list[min(i + 1, tile.coded_pages - 1)];
+    const value_words<BLOCKS> words_next = load_values<BLOCKS>(base + (size_t)entry_next.unit * a.unit_bytes, warp, lane);
+    if (WAVES) {
+      keys.wait_empty();
+      waves.store(a, head, entry.number, keys.at());
+      waves.load(a, entry_next.number);
+      keys.filled();
+      keys.next();
+    }
+    __syncwarp();
+    store_value_gains(of_tokens, words.gains, a.log_gains);
+    __syncwarp();
+    values.wait_empty();
+    store_values<BLOCKS>(values.at() + row, of_lane, words, warp);
+    values.filled();
+    values.next();
+    words = words_next, entry = entry_next;
+  }
+}
+
+__device__ __forceinline__ uint32_t fp16_of_bf16(uint32_t x) { return pack_half2(low_bf16(x), high_bf16(x)); }
+
+/* Exact pages of one side: rows of head_dim channels, pieces of 8, a quarter of a thread's pieces at a time. What lies behind
+ * `last`, the last position that the tile sees, may be anything: it becomes 0. */
+template <int D>
+__device__ inline void produce_exact(const arguments &a, const struct decode_tile &tile, int head, int side, int64_t last,
+                                     ring &slots, ring *also) {
+  constexpr int PIECES = PAGE * D / 8 / GROUP_THREADS, TOGETHER = PIECES / 2, OF_ROW = D / 8, OF_STEP = GROUP_THREADS / OF_ROW;
+  const int thread = threadIdx.x % GROUP_THREADS;
+  const uint32_t place =
+      thread % OF_ROW / 8 * COLUMN_BYTES + swizzled(thread / OF_ROW, thread % OF_ROW); /* rows 8 on are alike */
+  const uint8_t *base = a.memory + ((size_t)head * 2 + side) * PAGE * D * 2;
+  const struct decode_page *list = a.pages + tile.exact_first;
+  uint4 now[TOGETHER], next[TOGETHER];
+  struct decode_page page = list[0];
+#pragma unroll
+  for (int k = 0; k < TOGETHER; k++)
+    next[k] = __ldg((const uint4 *)(base + (size_t)page.unit * a.unit_bytes) + k * GROUP_THREADS + thread);
+  for (int i = 0; i < tile.exact_pages; i++) {
+    const struct decode_page following = list[min(i + 1, tile.exact_pages - 1)];
+    const int visible = (int)min((int64_t)PAGE, last - (int64_t)page.number * PAGE + 1);
+#pragma unroll
+    for (int part = 0; part < 2; part++) {
+      const struct decode_page &from = part ? following : page;
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++) {
+        now[k] = next[k];
+        next[k] = __ldg((const uint4 *)(base + (size_t)from.unit * a.unit_bytes) + ((part ^ 1) * TOGETHER + k) * GROUP_THREADS +
+                        thread);
+      }
+      if (part == 0) {
+        slots.wait_empty();
+        if (also) { /* keys have no columns from this group here, but their barrier counts it */
+          also->wait_empty();
+          also->filled();
+          also->next();
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++) {
+        const uint4 x =
+            make_uint4(fp16_of_bf16(now[k].x), fp16_of_bf16(now[k].y), fp16_of_bf16(now[k].z), fp16_of_bf16(now[k].w));
+        store_16(slots.at() + place + (part * TOGETHER + k) * OF_STEP * 128, x);
+      }
+    }
+    if (visible < PAGE)
+      for (int k = 0; k < PIECES; k++)
+        if (k * OF_STEP + thread / OF_ROW >= visible) store_16(slots.at() + place + k * OF_STEP * 128, make_uint4(0, 0, 0, 0));
+    slots.filled();
+    slots.next();
+    page = following;
+  }
+}
+
+} // namespace prefill
+
+#endif
