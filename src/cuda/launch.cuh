@@ -26,12 +26,11 @@ __device__ static __forceinline__ void start_kernel_after(void) {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-/* Both: what kernels do that read and write activations. The kernel after is told first, so that it asks for its weights while this
- * one still waits: a product's last blocks, and a norm behind it, then hide the beginning of the next product. The blocks of this
- * one have all begun by then. */
+/* Both: what kernels do that read and write activations only. To tell first, so that a product asks for its weights while a norm
+ * before it still waits, gained up to 1 % of a step of one sequence and cost 4 % of one of eight. */
 __device__ static __forceinline__ void wait_for_input(void) {
-  start_kernel_after();
   wait_for_kernel_before();
+  start_kernel_after();
 }
 
 /* `arguments` are pointers to the kernel's. */

@@ -55,13 +55,12 @@ __global__ static void norm_row(int dim, const float *x, float *sum, const float
   __shared__ float shared[32];
   const int64_t first = (int64_t)blockIdx.x * dim;
   float4 w[VECTORS], v[VECTORS];
-  start_kernel_after();
 #pragma unroll
   for (int k = 0; k < VECTORS; k++) {
     const int i = 4 * ((int)threadIdx.x + k * (int)blockDim.x);
     if (i < dim) w[k] = __ldg((const float4 *)(weight + i));
   }
-  wait_for_kernel_before();
+  wait_for_input();
   float squares = 0;
 #pragma unroll
   for (int k = 0; k < VECTORS; k++) {
