@@ -340,8 +340,8 @@ static void weights_that_are_expanded_in_parts_agree_with_double_precision(void 
 /* Enough rows for warps that take several of them, and columns for every stage of the loops. */
 static void large_weights_agree_with_double_precision(void **state) {
   (void)state;
-  static const int64_t rows[] = {4096 + 3, 5003, 9001}, cols[] = {264, 1032, 256};
-  static const int tokens[] = {1, 2, 3, 4, 8, 11, 40, 130};
+  static const int64_t rows[] = {4096 + 3, 5003, 9001, 17003}, cols[] = {264, 1032, 256, 272};
+  static const int tokens[] = {1, 2, 3, 4, 8, 11, 24, 40, 130};
   for (size_t f = 0; f < ARRAY_LENGTH(forms); f++) {
     struct pair p;
     open_pair(&p, forms[f]);

@@ -2,8 +2,8 @@
  * products.cu - products with weights in BF16 or FP8: few tokens and some tokens through kernels of ours, many through cuBLASLt.
  *
  * Up to a dozen tokens a product is a read of its weights, and weights of a call that share the input are one launch. With few
- * tokens a warp takes a few rows, its lanes vectors of 16 bytes of them; activations stay float. With some tokens it takes 16 or
- * 32 rows and multiplies them with 8 tokens by a tensor core's instruction. With many tokens tensor cores are what counts, and
+ * tokens a warp takes a few rows, its lanes vectors of 16 bytes of them; activations stay float. With some tokens it takes 16 to
+ * 64 rows and multiplies them with 8 tokens by a tensor core's instruction. With many tokens tensor cores are what counts, and
  * the library knows them best. Except for few tokens activations are rounded to BF16. Small weights that lie after each other in
  * memory (q, k, v of a layer) are given to the library as one, and their results taken apart: alone, none of them would fill the
  * GPU.
@@ -150,13 +150,13 @@ template <typename W, int TOKENS, int ROWS, int WARPS> static void launch_few(co
          *f);
 }
 
-/* More rows for a warp are fewer reads of the input; fewer make more warps, which small weights need. So do warps that share rows
- * where there are columns enough for them. */
+/* More rows for a warp are fewer reads of the input, of which FP8 needs more for a byte; fewer make more warps, which small
+ * weights need. So do warps that share rows where there are columns enough for them. */
 template <typename W, int TOKENS> static void launch_rows(const struct cuda_backend *b, struct few *f) {
   int64_t rows = 0;
   for (int i = 0; i < f->count; i++) rows += f->rows[i];
   const int64_t warps = 16 * (int64_t)b->cuda->info.multiprocessors;
-  if (f->padded >= 2048 && rows >= 8 * warps)
+  if (f->padded >= 2048 && (rows >= 8 * warps || W::COLS > 8))
     launch_few<W, TOKENS, 4, 4>(b, f);
   else if (f->padded >= 2048)
     launch_few<W, TOKENS, 2, 4>(b, f);
@@ -245,7 +245,7 @@ template <int INPUT> __device__ static void load_pairs(const struct few &f, int 
  * AHEAD of them are on their way to a warp: for a lane, of row g = lane / 4 of each tile and of row g + 8.
  */
 template <typename W, int TILED> struct some_pieces {
-  enum { COLS = 4 * W::COLS, AHEAD = TILED == 1 ? 4 : 2 };
+  enum { COLS = 4 * W::COLS, AHEAD = 4 / TILED };
   const uint8_t *rows[TILED][2]; /* a column is 16 / W::COLS bytes */
   uint4 weights[AHEAD][TILED][2];
 
@@ -273,30 +273,30 @@ template <typename W, int TILED> struct some_pieces {
   template <int TILES, int INPUT>
   __device__ void multiply(const struct few &f, int64_t at, int g, float sums[TILED][TILES][4]) const {
 #pragma unroll
-    for (int a = 0; a < AHEAD; a++, at += COLS) {
-      uint32_t w[TILED][2][W::COLS / 2];
+    for (int a = 0; a < AHEAD; a++, at += COLS)
 #pragma unroll
-      for (int k = 0; k < TILED * 2; k++) W::pairs(weights[a][k / 2][k % 2], w[k / 2][k % 2]);
+      for (int half = 0; half < W::COLS / 8; half++) {
+        uint32_t w[TILED][2][4];
 #pragma unroll
-      for (int k = 0; k < TILES; k++)
+        for (int k = 0; k < TILED * 2; k++) W::pairs(weights[a][k / 2][k % 2], half, w[k / 2][k % 2]);
 #pragma unroll
-        for (int half = 0; half < W::COLS / 8; half++) {
+        for (int k = 0; k < TILES; k++) {
           const int token = k * TILE_TOKENS + g;
           uint32_t x[4] = {};
           if (at < f.padded && token < f.n) load_pairs<INPUT>(f, token, at + 8 * half, x);
 #pragma unroll
           for (int r = 0; r < TILED; r++) {
-            const uint32_t *low = w[r][0] + 4 * half, *high = w[r][1] + 4 * half;
+            const uint32_t *low = w[r][0], *high = w[r][1];
             multiply_tile(sums[r][k], low[0], high[0], low[1], high[1], x[0], x[1]);
             multiply_tile(sums[r][k], low[2], high[2], low[3], high[3], x[2], x[3]);
           }
         }
-    }
+      }
   }
 };
 
 template <typename W, int TILED, int TILES, int INPUT>
-__global__ static void __launch_bounds__(SOME_WARPS *WARP, TILED *TILES <= 8 ? 2 : 1)
+__global__ static void __launch_bounds__(SOME_WARPS *WARP, TILED *TILES <= 4 ? 2 : 1)
     some_tokens(const __grid_constant__ struct few f) {
   typedef struct some_pieces<W, TILED> pieces;
   enum { STEP = SOME_WARPS * pieces::AHEAD * pieces::COLS, PITCH = TILE + 4 }; /* columns of all warps; no conflicts of banks */
@@ -361,12 +361,23 @@ template <typename W> static void launch_floats(const struct cuda_backend *b, st
     launch_some<W, 1, 2, INPUT_NUMBERS>(b, f);
 }
 
-/* More tokens are read more often than weights: rows share them two tiles at a time. */
+/* Every block reads all tokens, which soon are more bytes than its weights: many rows share them, as long as there are blocks
+ * enough. */
 template <typename W> static void launch_rounded(const struct cuda_backend *b, struct few *f) {
-  if (f->n <= 2 * TILE_TOKENS)
+  int64_t rows = 0;
+  for (int i = 0; i < f->count; i++) rows += f->rows[i];
+  const bool many = rows >= 2 * 4 * TILE * (int64_t)b->cuda->info.multiprocessors;
+  const bool few = rows < 2 * TILE * (int64_t)b->cuda->info.multiprocessors;
+  if (f->n <= 2 * TILE_TOKENS && few)
+    launch_some<W, 1, 2, INPUT_BF16>(b, f);
+  else if (f->n <= 2 * TILE_TOKENS)
     launch_some<W, 2, 2, INPUT_BF16>(b, f);
+  else if (f->n <= 4 * TILE_TOKENS && many)
+    launch_some<W, 4, 4, INPUT_BF16>(b, f);
   else if (f->n <= 4 * TILE_TOKENS)
     launch_some<W, 2, 4, INPUT_BF16>(b, f);
+  else if (many)
+    launch_some<W, 4, 8, INPUT_BF16>(b, f);
   else
     launch_some<W, 2, 8, INPUT_BF16>(b, f);
 }
@@ -558,11 +569,13 @@ static oscar_status matmul_library(struct cuda_backend *b, int count, const stru
 /* ---- the operation ---- */
 
 /* What is fastest (bench_cuda_products, H100): up to 8 tokens kernels of ours; up to 16 if the weights are small, when the
- * library's launches take longer than its products; with FP8 until expanding the weights pays. */
+ * library's launches take longer than its products; with FP8 until expanding the weights pays. Of FP8 the kernel for few tokens
+ * is behind from 2 tokens on. */
 #define FEW_TOKENS      2
+#define FEW_TOKENS_FP8  1
 #define SOME_TOKENS     8
 #define SMALL_BYTES     ((size_t)8 << 20)
-#define EXPANDED_TOKENS 64
+#define EXPANDED_TOKENS 128
 
 /* Some tokens whose activations are read as they are: rounding them is another launch. */
 static bool are_read_as_floats(const struct cuda_backend *b, int count, const struct weight *const *w, int n) {
@@ -572,9 +585,10 @@ static bool are_read_as_floats(const struct cuda_backend *b, int count, const st
 }
 
 static enum cuda_product way_of(const struct cuda_backend *b, int count, const struct weight *const *w, int n) {
+  const bool fp8 = form_of(b, w[0]) == WEIGHTS_FP8;
   if (b->way != PRODUCT_BY_SHAPE) return b->way;
-  if (n <= FEW_TOKENS) return PRODUCT_FEW;
-  const bool some = form_of(b, w[0]) == WEIGHTS_FP8 ? n <= EXPANDED_TOKENS : are_read_as_floats(b, count, w, n);
+  if (n <= (fp8 ? FEW_TOKENS_FP8 : FEW_TOKENS)) return PRODUCT_FEW;
+  const bool some = fp8 ? n <= EXPANDED_TOKENS : are_read_as_floats(b, count, w, n);
   return some ? PRODUCT_SOME : PRODUCT_LIBRARY;
 }
 
