@@ -10,7 +10,6 @@
 #ifndef OSCAR_E4M3_H
 #define OSCAR_E4M3_H
 
-#include <math.h>
 #include <stdint.h>
 #include <string.h>
 

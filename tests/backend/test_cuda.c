@@ -337,6 +337,22 @@ static void weights_that_are_expanded_in_parts_agree_with_double_precision(void 
   close_pair(&p);
 }
 
+/* FP8 of more bytes than what is multiplied with activations as they are: these are rounded first. With fewer rows and more than
+ * two blocks of 16 for each multiprocessor of an H100. */
+static void fp8_weights_with_rounded_activations_agree_with_double_precision(void **state) {
+  (void)state;
+  static const int64_t rows[] = {4096 + 3, 9001}, cols[] = {2064, 1032};
+  static const int tokens[] = {9, 16, 21};
+  struct pair p;
+  open_pair(&p, WEIGHTS_FP8);
+  for (size_t k = 0; k < ARRAY_LENGTH(rows); k++) {
+    struct shared s = make_shared(&p, 1, WEIGHT_F16, &rows[k], cols[k]);
+    for (size_t t = 0; t < ARRAY_LENGTH(tokens); t++) check_products(&p, &s, PRODUCT_SOME, t % 2, tokens[t]);
+    free_shared(&p, &s);
+  }
+  close_pair(&p);
+}
+
 /* Enough rows for warps that take several of them, and columns for every stage of the loops. */
 static void large_weights_agree_with_double_precision(void **state) {
   (void)state;
@@ -733,6 +749,7 @@ int main(void) {
       cmocka_unit_test(products_agree_with_double_precision),
       cmocka_unit_test(large_weights_agree_with_double_precision),
       cmocka_unit_test(weights_that_are_expanded_in_parts_agree_with_double_precision),
+      cmocka_unit_test(fp8_weights_with_rounded_activations_agree_with_double_precision),
       cmocka_unit_test(weights_that_share_an_input_agree_with_double_precision),
       cmocka_unit_test(odd_rows_are_kept_or_show),
       cmocka_unit_test(fine_weights_stay_in_bf16),

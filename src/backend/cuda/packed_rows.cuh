@@ -47,11 +47,8 @@ struct bf16_rows {
       out[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
     }
   }
-  /* The same in BF16, two by two. */
-  __device__ static void pairs(uint4 v, int half, uint32_t out[4]) {
-    (void)half;
-    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
-  }
+  /* All columns in BF16, two by two. */
+  __device__ static void pairs(uint4 v, uint32_t out[COLS / 2]) { out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w; }
 };
 
 struct fp8_rows {
@@ -93,10 +90,10 @@ struct fp8_rows {
     const __nv_bfloat162 product = __hmul2(*(const __nv_bfloat162 *)&pair, __float2bfloat162_rn(E4M3_BF16_FACTOR));
     return *(const uint32_t *)&product;
   }
-  __device__ static void pairs(uint4 v, int half, uint32_t out[4]) {
-    const uint32_t words[2] = {half ? v.z : v.x, half ? v.w : v.y};
+  __device__ static void pairs(uint4 v, uint32_t out[COLS / 2]) {
+    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 4; i++) {
       out[2 * i] = bf16_codes(low_codes(words[i]));
       out[2 * i + 1] = bf16_codes(high_codes(words[i]));
     }

@@ -2,8 +2,8 @@
  * products.cu - products with weights in BF16 or FP8: few tokens and some tokens through kernels of ours, many through cuBLASLt.
  *
  * Up to a dozen tokens a product is a read of its weights, and weights of a call that share the input are one launch. With few
- * tokens a warp takes a few rows, its lanes vectors of 16 bytes of them; activations stay float. With some tokens it takes 16 to
- * 64 rows and multiplies them with 8 tokens by a tensor core's instruction. With many tokens tensor cores are what counts, and
+ * tokens a warp takes a few rows, its lanes vectors of 16 bytes of them; activations stay float. With some tokens it takes 16 or
+ * 32 rows and multiplies them with 8 tokens by a tensor core's instruction. With many tokens tensor cores are what counts, and
  * the library knows them best. Except for few tokens activations are rounded to BF16. Small weights that lie after each other in
  * memory (q, k, v of a layer) are given to the library as one, and their results taken apart: alone, none of them would fill the
  * GPU.
@@ -211,11 +211,11 @@ static oscar_status matmul_few(struct cuda_backend *b, int count, const struct w
 
 /* ---- some tokens ---- */
 
-#define TILE        16 /* rows of an instruction */
-#define TILE_TOKENS 8
-#define SOME_WARPS  8  /* of a block, which share out the columns */
-#define MOST_FLOAT  16 /* tokens whose activations the kernel may read as they are */
-#define MOST_SOME   64 /* tokens that the kernel takes at once */
+#define TILE         16 /* rows of an instruction */
+#define TILE_TOKENS  8
+#define SOME_WARPS   8  /* of a block, which share out the columns */
+#define MOST_FLOAT   16 /* tokens that the kernel takes at once where it reads activations as they are */
+#define MOST_ROUNDED 64 /* tokens that it takes at once where they were rounded before */
 
 /* sums [16 rows][8 tokens] += weights [16][16 columns] inputs' [16][8] */
 __device__ static void multiply_tile(float sums[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
@@ -273,31 +273,31 @@ template <typename W, int TILED> struct some_pieces {
   template <int TILES, int INPUT>
   __device__ void multiply(const struct few &f, int64_t at, int g, float sums[TILED][TILES][4]) const {
 #pragma unroll
-    for (int a = 0; a < AHEAD; a++, at += COLS)
+    for (int a = 0; a < AHEAD; a++, at += COLS) {
+      uint32_t w[TILED][2][W::COLS / 2];
 #pragma unroll
-      for (int half = 0; half < W::COLS / 8; half++) {
-        uint32_t w[TILED][2][4];
+      for (int k = 0; k < TILED * 2; k++) W::pairs(weights[a][k / 2][k % 2], w[k / 2][k % 2]);
 #pragma unroll
-        for (int k = 0; k < TILED * 2; k++) W::pairs(weights[a][k / 2][k % 2], half, w[k / 2][k % 2]);
+      for (int k = 0; k < TILES; k++)
 #pragma unroll
-        for (int k = 0; k < TILES; k++) {
+        for (int half = 0; half < W::COLS / 8; half++) {
           const int token = k * TILE_TOKENS + g;
           uint32_t x[4] = {};
           if (at < f.padded && token < f.n) load_pairs<INPUT>(f, token, at + 8 * half, x);
 #pragma unroll
           for (int r = 0; r < TILED; r++) {
-            const uint32_t *low = w[r][0], *high = w[r][1];
+            const uint32_t *low = w[r][0] + 4 * half, *high = w[r][1] + 4 * half;
             multiply_tile(sums[r][k], low[0], high[0], low[1], high[1], x[0], x[1]);
             multiply_tile(sums[r][k], low[2], high[2], low[3], high[3], x[2], x[3]);
           }
         }
-      }
+    }
   }
 };
 
-template <typename W, int TILED, int TILES, int INPUT>
-__global__ static void __launch_bounds__(SOME_WARPS *WARP, TILED *TILES <= 4 ? 2 : 1)
-    some_tokens(const __grid_constant__ struct few f) {
+/* BLOCKS: so many of them a multiprocessor shall hold at least. */
+template <typename W, int TILED, int TILES, int INPUT, int BLOCKS>
+__global__ static void __launch_bounds__(SOME_WARPS *WARP, BLOCKS) some_tokens(const __grid_constant__ struct few f) {
   typedef struct some_pieces<W, TILED> pieces;
   enum { STEP = SOME_WARPS * pieces::AHEAD * pieces::COLS, PITCH = TILE + 4 }; /* columns of all warps; no conflicts of banks */
   __shared__ float shared[SOME_WARPS][TILES * TILE_TOKENS][PITCH];
@@ -343,66 +343,62 @@ __global__ static void __launch_bounds__(SOME_WARPS *WARP, TILED *TILES <= 4 ? 2
   }
 }
 
-template <typename W, int TILED, int TILES, int INPUT> static void launch_some(const struct cuda_backend *b, struct few *f) {
+template <typename W, int TILED, int TILES, int INPUT, int BLOCKS>
+static void launch_some(const struct cuda_backend *b, struct few *f) {
   int64_t groups = 0;
   for (int i = 0; i < f->count; i++) groups += f->groups[i] = (f->rows[i] + TILED * TILE - 1) / (TILED * TILE);
-  launch(b, some_tokens<W, TILED, TILES, INPUT>, (unsigned)groups, SOME_WARPS * WARP, *f);
+  launch(b, some_tokens<W, TILED, TILES, INPUT, BLOCKS>, (unsigned)groups, SOME_WARPS * WARP, *f);
 }
 
 template <typename W> static void launch_floats(const struct cuda_backend *b, struct few *f) {
   const bool vectors = f->cols == f->padded && ((uintptr_t)f->x & 15) == 0;
   if (f->n <= TILE_TOKENS && vectors)
-    launch_some<W, 1, 1, INPUT_VECTORS>(b, f);
+    launch_some<W, 1, 1, INPUT_VECTORS, 2>(b, f);
   else if (f->n <= TILE_TOKENS)
-    launch_some<W, 1, 1, INPUT_NUMBERS>(b, f);
+    launch_some<W, 1, 1, INPUT_NUMBERS, 2>(b, f);
   else if (vectors)
-    launch_some<W, 1, 2, INPUT_VECTORS>(b, f);
+    launch_some<W, 1, 2, INPUT_VECTORS, 2>(b, f);
   else
-    launch_some<W, 1, 2, INPUT_NUMBERS>(b, f);
+    launch_some<W, 1, 2, INPUT_NUMBERS, 2>(b, f);
 }
 
-/* Every block reads all tokens, which soon are more bytes than its weights: many rows share them, as long as there are blocks
- * enough. */
-template <typename W> static void launch_rounded(const struct cuda_backend *b, struct few *f) {
+/* With activations that were rounded; FP8 only. More rows for a block are fewer reads of the tokens; where there are fewer rows
+ * than so for two blocks on every multiprocessor, a block either has less of them or all registers. */
+static void launch_rounded(const struct cuda_backend *b, struct few *f) {
   int64_t rows = 0;
   for (int i = 0; i < f->count; i++) rows += f->rows[i];
-  const bool many = rows >= 2 * 4 * TILE * (int64_t)b->cuda->info.multiprocessors;
-  const bool few = rows < 2 * TILE * (int64_t)b->cuda->info.multiprocessors;
-  if (f->n <= 2 * TILE_TOKENS && few)
-    launch_some<W, 1, 2, INPUT_BF16>(b, f);
+  const bool alone = rows <= 2 * TILE * (int64_t)b->cuda->info.multiprocessors;
+  if (f->n <= 2 * TILE_TOKENS && alone)
+    launch_some<fp8_rows, 1, 2, INPUT_BF16, 2>(b, f);
   else if (f->n <= 2 * TILE_TOKENS)
-    launch_some<W, 2, 2, INPUT_BF16>(b, f);
-  else if (f->n <= 4 * TILE_TOKENS && many)
-    launch_some<W, 4, 4, INPUT_BF16>(b, f);
+    launch_some<fp8_rows, 2, 2, INPUT_BF16, 2>(b, f);
+  else if (f->n <= 4 * TILE_TOKENS && alone)
+    launch_some<fp8_rows, 2, 4, INPUT_BF16, 1>(b, f);
   else if (f->n <= 4 * TILE_TOKENS)
-    launch_some<W, 2, 4, INPUT_BF16>(b, f);
-  else if (many)
-    launch_some<W, 4, 8, INPUT_BF16>(b, f);
+    launch_some<fp8_rows, 2, 4, INPUT_BF16, 2>(b, f);
   else
-    launch_some<W, 2, 8, INPUT_BF16>(b, f);
+    launch_some<fp8_rows, 2, 8, INPUT_BF16, 1>(b, f);
 }
 
 static oscar_status some_floats(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias, int n,
                                 const float *x, float *const *y) {
-  struct few f = describe_few(b, count, w, bias, 0, n, y);
-  f.x = x;
-  if (form_of(b, w[0]) == WEIGHTS_FP8)
-    launch_floats<fp8_rows>(b, &f);
-  else
-    launch_floats<bf16_rows>(b, &f);
+  for (int done = 0; done < n; done += MOST_FLOAT) {
+    struct few f = describe_few(b, count, w, bias, done, n - done < MOST_FLOAT ? n - done : MOST_FLOAT, y);
+    f.x = x + done * f.cols;
+    if (form_of(b, w[0]) == WEIGHTS_FP8)
+      launch_floats<fp8_rows>(b, &f);
+    else
+      launch_floats<bf16_rows>(b, &f);
+  }
   return cuda_launched(b->cuda, "multiplying some tokens");
 }
 
-/* With activations that were rounded. */
 static oscar_status some_rounded(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias,
                                  int n, float *const *y) {
-  for (int done = 0; done < n; done += MOST_SOME) {
-    struct few f = describe_few(b, count, w, bias, done, n - done < MOST_SOME ? n - done : MOST_SOME, y);
+  for (int done = 0; done < n; done += MOST_ROUNDED) {
+    struct few f = describe_few(b, count, w, bias, done, n - done < MOST_ROUNDED ? n - done : MOST_ROUNDED, y);
     f.x = (const __nv_bfloat16 *)b->rounded.data + done * f.padded;
-    if (form_of(b, w[0]) == WEIGHTS_FP8)
-      launch_rounded<fp8_rows>(b, &f);
-    else
-      launch_rounded<bf16_rows>(b, &f);
+    launch_rounded(b, &f);
   }
   return cuda_launched(b->cuda, "multiplying some tokens");
 }
@@ -572,7 +568,6 @@ static oscar_status matmul_library(struct cuda_backend *b, int count, const stru
  * library's launches take longer than its products; with FP8 until expanding the weights pays. Of FP8 the kernel for few tokens
  * is behind from 2 tokens on. */
 #define FEW_TOKENS      2
-#define FEW_TOKENS_FP8  1
 #define SOME_TOKENS     8
 #define SMALL_BYTES     ((size_t)8 << 20)
 #define EXPANDED_TOKENS 128
@@ -584,17 +579,27 @@ static bool are_read_as_floats(const struct cuda_backend *b, int count, const st
   return n <= SOME_TOKENS || (n <= MOST_FLOAT && bytes < SMALL_BYTES);
 }
 
+/* Of 16 rows each, one or two blocks for every multiprocessor: then the kernel for some tokens, whose warps share rows, reads FP8
+ * faster for one token too. */
+static bool are_one_wave(const struct cuda_backend *b, int count, const struct weight *const *w) {
+  const int64_t wave = TILE * (int64_t)b->cuda->info.multiprocessors;
+  int64_t rows = 0;
+  for (int i = 0; i < count; i++) rows += w[i]->rows;
+  return rows >= wave && rows <= 2 * wave;
+}
+
 static enum cuda_product way_of(const struct cuda_backend *b, int count, const struct weight *const *w, int n) {
   const bool fp8 = form_of(b, w[0]) == WEIGHTS_FP8;
   if (b->way != PRODUCT_BY_SHAPE) return b->way;
-  if (n <= (fp8 ? FEW_TOKENS_FP8 : FEW_TOKENS)) return PRODUCT_FEW;
+  if (fp8 && n == 1 && !are_one_wave(b, count, w)) return PRODUCT_FEW;
+  if (!fp8 && n <= FEW_TOKENS) return PRODUCT_FEW;
   const bool some = fp8 ? n <= EXPANDED_TOKENS : are_read_as_floats(b, count, w, n);
   return some ? PRODUCT_SOME : PRODUCT_LIBRARY;
 }
 
 static oscar_status matmul_some(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias, int n,
                                 const float *x, float *const *y) {
-  if (are_read_as_floats(b, count, w, n)) return some_floats(b, count, w, bias, n, x, y);
+  if (form_of(b, w[0]) == WEIGHTS_BF16 || are_read_as_floats(b, count, w, n)) return some_floats(b, count, w, bias, n, x, y);
   oscar_status status = round_to_bf16(b, w[0], n, x, NULL, plain{});
   return status == OSCAR_OK ? some_rounded(b, count, w, bias, n, y) : status;
 }
@@ -654,7 +659,8 @@ oscar_status cuda_matmul_gated(struct backend *be, const struct weight *w, enum 
   if (status != OSCAR_OK || n == 0) return status;
   const enum cuda_product way = way_of(b, 1, &w, n);
   bool possible = false;
-  if (way == PRODUCT_LIBRARY || (way == PRODUCT_SOME && !are_read_as_floats(b, 1, &w, n))) {
+  const bool rounded = form_of(b, w) == WEIGHTS_FP8 && !are_read_as_floats(b, 1, &w, n);
+  if (way == PRODUCT_LIBRARY || (way == PRODUCT_SOME && rounded)) {
     status = activation == ACTIVATION_SILU ? round_to_bf16(b, w, n, gate, up, silu{}) : round_to_bf16(b, w, n, gate, up, gelu{});
     if (status == OSCAR_OK && way == PRODUCT_SOME) return some_rounded(b, 1, &w, NULL, n, &y);
     if (status == OSCAR_OK) status = multiply(b, w, NULL, n, y, &possible);
