@@ -12,7 +12,7 @@
  * so it is uploaded once; who writes sequences one by one finds the last few still there. */
 #define KEPT_STEPS 64
 struct step_data {
-  void *host, *device;
+  void *device;
   size_t bytes;
   const oscar_sequence *first; /* of `count`; NULL: nothing */
   int count;
@@ -29,6 +29,8 @@ struct device_store {
   size_t memory_bytes;
   struct step_data steps[KEPT_STEPS];
   int step;
+  void *listed; /* on the host: what a step's data is written to before it is uploaded */
+  size_t listed_bytes;
 };
 
 static struct oscar_cuda *cuda_of(const oscar_cache *c) { return c->geometry.cuda; }
@@ -88,10 +90,8 @@ void device_store_free(oscar_cache *c) {
   cuda_release(s->cuda, s->layers, (size_t)c->geometry.layers * sizeof *s->layers);
   cuda_release(s->cuda, s->bad, 2 * sizeof *s->bad);
   cuda_codecs_free(s->codecs);
-  for (int i = 0; i < KEPT_STEPS; i++) {
-    mem_free(c->geometry.context, s->steps[i].host);
-    cuda_release(s->cuda, s->steps[i].device, s->steps[i].bytes);
-  }
+  for (int i = 0; i < KEPT_STEPS; i++) cuda_release(s->cuda, s->steps[i].device, s->steps[i].bytes);
+  mem_free(c->geometry.context, s->listed);
   mem_free(c->geometry.context, s);
   c->store = NULL;
 }
@@ -105,16 +105,25 @@ void device_store_copy(const oscar_cache *c, int32_t from, int32_t to, bool exac
 
 /* ---- writing ---- */
 
+/* The list may be written again as soon as it was uploaded: uploads copy it first. */
+static oscar_status reserve_list(const oscar_cache *c, size_t bytes) {
+  struct device_store *s = c->store;
+  if (bytes <= s->listed_bytes) return OSCAR_OK;
+  mem_free(c->geometry.context, s->listed);
+  s->listed_bytes = 0;
+  s->listed = mem_alloc(c->geometry.context, 2 * bytes, 1);
+  if (!s->listed) return OSCAR_NO_MEMORY;
+  s->listed_bytes = 2 * bytes;
+  return OSCAR_OK;
+}
+
 static oscar_status reserve_step(const oscar_cache *c, struct step_data *step, size_t bytes) {
   struct device_store *s = c->store;
   if (bytes <= step->bytes) return OSCAR_OK;
   oscar_status status = oscar_cuda_wait(s->cuda); /* the old memory may still be read */
   if (status != OSCAR_OK) return status;
-  mem_free(c->geometry.context, step->host);
   cuda_release(s->cuda, step->device, step->bytes);
   *step = (struct step_data){0};
-  step->host = mem_alloc(c->geometry.context, 2 * bytes, 1);
-  if (!step->host) return OSCAR_NO_MEMORY;
   status = cuda_alloc(s->cuda, 2 * bytes, &step->device);
   if (status == OSCAR_OK) step->bytes = 2 * bytes;
   return status;
@@ -150,12 +159,13 @@ static oscar_status upload_step(oscar_sequence *const *sequences, int count, str
   struct step_data *step = *out = &store->steps[store->step = (store->step + 1) % KEPT_STEPS];
   const size_t bytes = *place_bytes + demotions * sizeof(struct cuda_demotion);
   step->first = NULL;
-  oscar_status status = reserve_step(c, step, bytes);
+  oscar_status status = reserve_list(c, bytes);
+  if (status == OSCAR_OK) status = reserve_step(c, step, bytes);
   if (status != OSCAR_OK) return status;
   step->tokens = step->demotions = 0;
   for (int i = 0; i < count; i++)
-    list_step(sequences[i], step, step->host, (struct cuda_demotion *)(void *)((uint8_t *)step->host + *place_bytes));
-  status = cuda_upload(store->cuda, step->device, step->host, bytes);
+    list_step(sequences[i], step, store->listed, (struct cuda_demotion *)(void *)((uint8_t *)store->listed + *place_bytes));
+  status = cuda_upload(store->cuda, step->device, store->listed, bytes);
   if (status != OSCAR_OK) return status;
   step->first = sequences[0];
   step->count = count;
