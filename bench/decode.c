@@ -1,16 +1,15 @@
 /*
  * bench/decode.c - whole decode steps of a model of a given shape, with random weights, over long histories.
  *
- *   bench_decode [--device cpu|cuda[:N]] [--shape NAME] [--kv bf16,int2] [--contexts 30000,60000,100000] [--batch 1,8] [--steps
- * N]
- *                [--dir DIR]
+ *   bench_decode [--device cpu|cuda[:N]] [--weights bf16|fp8] [--shape NAME] [--kv bf16,int2] [--contexts 30000,60000,100000]
+ *                [--batch 1,8] [--steps N] [--dir DIR]
  *
  * The weights go into a file in DIR (default: $TMPDIR or /tmp) that is unlinked as soon as it is open: Q8_0, which a GPU keeps in
- * BF16. Histories are random keys and values that went through the cache as those of a prompt do: exact pages, then codes. `int2`
- * has the form that fits have: 2 bits, four log gains a row, a key mean that turns in all pairs. A step takes one token of every
- * sequence through the model and brings the logits back to the host. Steps are timed one by one; medians. `host` is the time of a
- * step in which the host did not wait; on a GPU steps are also timed as they are without being recorded (`direct`). A line is
- * left out where memory does not suffice.
+ * BF16 or FP8. Histories are random keys and values that went through the cache as those of a prompt do: exact pages, then codes.
+ * `int2` has the form that fits have: 2 bits, four log gains a row, a key mean that turns in all pairs. A step takes one token of
+ * every sequence through the model and brings the logits back to the host. Steps are timed one by one; medians. `host` is the
+ * time of a step in which the host did not wait; on a GPU steps are also timed as they are without being recorded (`direct`). A
+ * line is left out where memory does not suffice.
  */
 #include "base/sort.h"
 #include "engine/engine.h"
@@ -40,7 +39,7 @@ static const struct shape shapes[] = {
 };
 
 struct options {
-  const char *device, *kv, *dir;
+  const char *device, *weights, *kv, *dir;
   const struct shape *shape;
   int64_t contexts[16], batches[16];
   int n_contexts, n_batches, steps;
@@ -377,6 +376,8 @@ static bool parse(int argc, char **argv, struct options *o) {
     const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
     if (strcmp(name, "--device") == 0) {
       o->device = value;
+    } else if (strcmp(name, "--weights") == 0) {
+      o->weights = value;
     } else if (strcmp(name, "--kv") == 0) {
       o->kv = value;
     } else if (strcmp(name, "--dir") == 0) {
@@ -412,9 +413,8 @@ int main(int argc, char **argv) {
                       .n_batches = 2,
                       .steps = 20};
   if (!parse(argc, argv, &o)) {
-    fprintf(stderr, "usage: bench_decode [--device cpu|cuda[:N]] [--shape NAME] [--kv bf16,int2] [--contexts LIST] [--batch "
-                    "LIST] [--steps N] "
-                    "[--dir DIR]\nshapes:");
+    fprintf(stderr, "usage: bench_decode [--device cpu|cuda[:N]] [--weights bf16|fp8] [--shape NAME] [--kv bf16,int2] "
+                    "[--contexts LIST] [--batch LIST] [--steps N] [--dir DIR]\nshapes:");
     for (size_t i = 0; i < ARRAY_LENGTH(shapes); i++) fprintf(stderr, " %s", shapes[i].name);
     fprintf(stderr, "; at most %d sequences\n", MOST);
     return 2;
@@ -424,7 +424,7 @@ int main(int argc, char **argv) {
   struct backend *be;
   struct model *model;
   char path[4096], text[256];
-  check(device_open(context, o.device, &cuda, &be));
+  check(device_open(context, o.device, o.weights, &cuda, &be));
   write_weights(o.shape, o.dir, path, sizeof path);
   const oscar_status status = model_load(context, be, path, &model);
   unlink(path);

@@ -33,6 +33,12 @@ enum weight_type {
 /* Rows of a weight that any backend's layout keeps together, or a part of them. */
 #define PACKED_ROWS 64
 
+/*
+ * What a GPU keeps the elements of weights as: BF16; or E4M3 with a scale for every row (backend/e4m3.h), which is half the bytes
+ * and within 2^-4 of an element, 2.6 % of a weight's size.
+ */
+enum weight_form { WEIGHTS_BF16, WEIGHTS_FP8 };
+
 /* y = x W^T: W has `rows` output features of `cols` input features each, blocks of a row contiguous. */
 struct weight {
   const char *name;
@@ -40,6 +46,7 @@ struct weight {
   int64_t rows, cols;
   const void *data;   /* in the mapped file; NULL: absent */
   const void *packed; /* the same in the backend's own layout, which products read instead; NULL: they read `data` */
+  bool fine;          /* stays in BF16 where a GPU keeps others in FP8 */
 };
 
 enum rope_kind {
@@ -141,9 +148,9 @@ struct backend {
 };
 
 oscar_status backend_create_cpu(oscar_context *context, struct backend **backend);
-/* The handle is borrowed and must outlive the backend. Errors: UNSUPPORTED (a build without CUDA, no product library), NO_MEMORY.
- */
-oscar_status backend_create_cuda(oscar_context *context, oscar_cuda *cuda, struct backend **backend);
+/* form: of weights that are not `fine`. The handle is borrowed and must outlive the backend. Errors: UNSUPPORTED (a build without
+ * CUDA, no product library), NO_MEMORY. */
+oscar_status backend_create_cuda(oscar_context *context, oscar_cuda *cuda, enum weight_form form, struct backend **backend);
 /* Bytes of the GPU's memory that nothing has taken. */
 size_t backend_cuda_free_bytes(const struct backend *backend);
 /* Bytes a second at which the GPU reads a large buffer, the best of a few times: the ceiling of decoding. */

@@ -62,6 +62,9 @@ int engine_options_resolve(const char *command, struct engine_options *options, 
     return wrong_use("%s: which model? -m NAME ('oscar fetch --list' shows names) or -m FILE.gguf", command);
   if (!device_is_known(options->device))
     return wrong_use("%s: --device wants cpu, cuda, or cuda:N for GPU N, not '%s'", command, options->device);
+  if (options->weights && strcmp(options->device, "cpu") == 0)
+    return wrong_use("%s: --weights %s is for GPUs (--device cuda): the CPU multiplies with those of the file", command,
+                     options->weights);
   if (options->cpus.count && options->threads > options->cpus.count)
     return wrong_use("%s: %d threads, but --cpus names only %d to pin them to", command, options->threads, options->cpus.count);
   int code = model_locate(options->model_path, path, room);
@@ -73,7 +76,8 @@ int loaded_model_open(const struct engine_options *options, struct loaded_model 
   *loaded = (struct loaded_model){0};
   const oscar_context_options context = engine_context_options(options);
   oscar_status status = oscar_context_create(&context, &loaded->context);
-  if (status == OSCAR_OK) status = device_open(loaded->context, options->device, &loaded->cuda, &loaded->backend);
+  if (status == OSCAR_OK)
+    status = device_open(loaded->context, options->device, options->weights, &loaded->cuda, &loaded->backend);
   if (status == OSCAR_OK) status = model_load(loaded->context, loaded->backend, options->model_path, &loaded->model);
   if (status == OSCAR_OK) return EXIT_DONE;
   int code = failed_with(status, oscar_last_error(loaded->context));

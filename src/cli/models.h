@@ -15,8 +15,9 @@ const char *model_name(const void *list, int i);
  * <cache folder>/models/NAME.gguf. EXIT_DONE, or the exit code after a message that says how to fetch it. */
 int model_locate(const char *given, char *path, size_t room);
 
-/* What model_group and cache_group cannot check by themselves: there are CPUs for all threads; a model was given and is there;
- * options->model_path becomes its file, kept in `path`. EXIT_DONE, or the exit code after a message. */
+/* What model_group and cache_group cannot check by themselves: there are CPUs for all threads; weights of a GPU were asked for
+ * with a GPU; a model was given and is there; options->model_path becomes its file, kept in `path`. EXIT_DONE, or the exit code
+ * after a message. */
 int engine_options_resolve(const char *command, struct engine_options *options, char *path, size_t room);
 
 /* A model without a cache: for commands that look at it or fit codecs to it. */

@@ -19,6 +19,9 @@ static const struct option_spec model_options[] = {
          "pins each thread to a CPU of its own: the first to the first of the list, and so on; -t is as long as the list then",
      .default_text = "not pinned"},
     {"device", 0, OPTION_TEXT, ENGINE(device), "NAME", .help = "what the model runs on: cpu, cuda, or cuda:N for GPU N"},
+    {"weights", 0, OPTION_TEXT, ENGINE(weights), "TYPE",
+     .help = "what a GPU keeps weights as: bf16, or fp8, which is half of that and coarser (embedding and output stay in bf16)",
+     .choice = device_weights, .default_text = "bf16"},
 };
 
 /* What the cache is made of, then how large it is; window_group is the second half. */

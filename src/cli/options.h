@@ -5,7 +5,8 @@
 #include "cli/args.h"
 #include "engine/engine.h"
 
-/* -m, -t, --cpus, --device: model_path (as given; model_locate turns it into a file), threads and where they run, device */
+/* -m, -t, --cpus, --device, --weights: model_path (as given; model_locate turns it into a file), threads and where they run,
+ * device, what it keeps weights as */
 struct option_group model_group(struct engine_options *options);
 /* --kv, --rotation, --kv-memory, and what window_group has */
 struct option_group cache_group(struct engine_options *options);

@@ -59,7 +59,7 @@ static oscar_status open_parts(struct engine *e) {
   if (status != OSCAR_OK) return status;
   o->kv = e->kv;
   if ((status = kv_type_check(e->context, o->kv)) != OSCAR_OK) return status;
-  if ((status = device_open(e->context, o->device, &e->cuda, &e->backend)) != OSCAR_OK) return status;
+  if ((status = device_open(e->context, o->device, o->weights, &e->cuda, &e->backend)) != OSCAR_OK) return status;
   if ((status = model_load(e->context, e->backend, o->model_path, &e->model)) != OSCAR_OK) return status;
   if ((status = effective_context(e)) != OSCAR_OK) return status;
   if ((status = codec_set_obtain(e->model, o->kv, o->rotation_file, o->progress, &e->codecs)) != OSCAR_OK) return status;

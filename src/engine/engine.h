@@ -82,10 +82,13 @@ oscar_status codec_sets_obtain(struct model *model, int count, const char *const
                                const struct progress *progress, oscar_codec_set **sets);
 
 /* ---- devices (engine/device.c) ---- */
-/* What a model runs on: "cpu", or "cuda" or "cuda:N", the GPU of that number. *cuda is NULL for the CPU; it is freed after the
- * backend. Errors: INVALID_ARGUMENT (no such name), UNSUPPORTED (no CUDA in this build, no GPU, no such GPU), NO_MEMORY. */
+/* What a model runs on: "cpu", or "cuda" or "cuda:N", the GPU of that number; and what a GPU keeps weights as: "bf16" or "fp8",
+ * NULL: bf16. *cuda is NULL for the CPU; it is freed after the backend. Errors: INVALID_ARGUMENT (no such name, weights named for
+ * the CPU), UNSUPPORTED (no CUDA in this build, no GPU, no such GPU), NO_MEMORY. */
 bool device_is_known(const char *device); /* as a name */
-oscar_status device_open(oscar_context *context, const char *device, oscar_cuda **cuda, struct backend **backend);
+const char *device_weights(int i);        /* a name of what weights are kept as, NULL past the last */
+oscar_status device_open(oscar_context *context, const char *device, const char *weights, oscar_cuda **cuda,
+                         struct backend **backend);
 
 /* ---- a session: one conversation or completion ---- */
 struct engine_options {
@@ -100,6 +103,7 @@ struct engine_options {
   int threads;                    /* 0: one per core, or per CPU of `cpus` */
   struct cpu_list cpus;           /* that threads are pinned to; empty: none */
   const char *device;             /* default "cpu"; see device_open */
+  const char *weights;            /* of a GPU; NULL: its default */
   const struct progress *progress;
 };
 void engine_options_default(struct engine_options *options);

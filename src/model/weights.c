@@ -89,6 +89,9 @@ oscar_status weights_bind(oscar_context *context, const struct gguf *file, const
   if ((status = bind(&b, "token_embd.weight", REQUIRED, g->vocab, e, &weights->embedding)) != OSCAR_OK) return status;
   if ((status = bind(&b, "output_norm.weight", REQUIRED, e, 1, &weights->output_norm)) != OSCAR_OK) return status;
   if ((status = bind(&b, "output.weight", OPTIONAL, g->vocab, e, &weights->output)) != OSCAR_OK) return status;
+  /* What is rounded here no later layer makes good: with both in FP8 too, SmolLM2's logits are half as far again from BF16's (KL
+   * 0.029 instead of 0.018), for a twelfth of what a model of 8B reads for a token. */
+  weights->embedding.fine = weights->output.fine = true;
   if (!weights->output.data) weights->output = weights->embedding;
   if ((status = bind(&b, "rope_freqs.weight", OPTIONAL, h->rope.rotary_dim / 2, 1, &weights->rope_factors)) != OSCAR_OK)
     return status;

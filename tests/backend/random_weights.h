@@ -32,16 +32,23 @@ static inline float random_scale(uint64_t *random) {
   return (float)((u < 0.5 ? -1 : 1) * (0.5 + fabs(u - 0.5)) * 0.99 * LARGEST_SCALE);
 }
 
-static inline void random_block(enum weight_type type, uint8_t *block, size_t bytes, uint64_t *random) {
-  float value = test_normal(random);
-  uint16_t brain = f32_to_bf16(value);
+/* The numbers of a block that are not codes: the element of a type without codes; the scale; what is added or taken away by the
+ * types that have such a minimum. */
+struct block_numbers {
+  float element, scale, minimum;
+};
+
+/* A block of random codes. */
+static inline void random_block(enum weight_type type, uint8_t *block, size_t bytes, struct block_numbers numbers,
+                                uint64_t *random) {
+  uint16_t brain = f32_to_bf16(numbers.element);
   for (size_t i = 0; i < bytes; i++) block[i] = (uint8_t)test_random(random);
   switch (type) {
   case WEIGHT_F32:
-    memcpy(block, &value, sizeof value);
+    memcpy(block, &numbers.element, sizeof numbers.element);
     break;
   case WEIGHT_F16:
-    put_half(block, value);
+    put_half(block, numbers.element);
     break;
   case WEIGHT_BF16:
     memcpy(block, &brain, sizeof brain);
@@ -50,14 +57,14 @@ static inline void random_block(enum weight_type type, uint8_t *block, size_t by
   case WEIGHT_Q5_1:
   case WEIGHT_Q4_K:
   case WEIGHT_Q5_K:
-    put_half(block + 2, random_scale(random));
-    put_half(block, random_scale(random));
+    put_half(block + 2, numbers.minimum);
+    put_half(block, numbers.scale);
     break;
   case WEIGHT_Q6_K:
-    put_half(block + 208, random_scale(random));
+    put_half(block + 208, numbers.scale);
     break;
   default:
-    put_half(block, random_scale(random));
+    put_half(block, numbers.scale);
   }
 }
 
@@ -80,7 +87,12 @@ static inline struct random_weight random_weight(enum weight_type type, int64_t 
   size_t bytes = (size_t)(rows * (cols / elements)) * block_bytes;
   struct random_weight w = {.weight = {.name = "random", .type = type, .rows = rows, .cols = cols}};
   uint8_t *data = guarded(bytes, &w.mapping, &w.mapped_bytes);
-  for (size_t at = 0; at < bytes; at += block_bytes) random_block(type, data + at, block_bytes, &seed);
+  for (size_t at = 0; at < bytes; at += block_bytes) {
+    struct block_numbers numbers = {.element = test_normal(&seed)};
+    numbers.scale = random_scale(&seed);
+    numbers.minimum = random_scale(&seed);
+    random_block(type, data + at, block_bytes, numbers, &seed);
+  }
   w.weight.data = data;
   return w;
 }

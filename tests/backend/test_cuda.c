@@ -4,20 +4,24 @@
 #include "random_weights.h"
 
 #include "backend/backend.h"
+#include "backend/e4m3.h"
 
 #include <oscar/cuda.h>
 
+static const enum weight_form forms[] = {WEIGHTS_BF16, WEIGHTS_FP8};
+
 struct pair {
+  enum weight_form form;
   oscar_context *context;
   oscar_cuda *cuda;
   struct backend *cpu, *gpu;
 };
 
-static void open_pair(struct pair *p) {
-  *p = (struct pair){.context = test_context(OSCAR_ISA_PORTABLE, 2)};
+static void open_pair(struct pair *p, enum weight_form form) {
+  *p = (struct pair){.form = form, .context = test_context(OSCAR_ISA_PORTABLE, 2)};
   assert_ok(p->context, oscar_cuda_create(p->context, NULL, &p->cuda));
   assert_ok(p->context, backend_create_cpu(p->context, &p->cpu));
-  assert_ok(p->context, backend_create_cuda(p->context, p->cuda, &p->gpu));
+  assert_ok(p->context, backend_create_cuda(p->context, p->cuda, form, &p->gpu));
 }
 
 static size_t allocated(const struct pair *p) {
@@ -95,6 +99,20 @@ static float *packed(struct pair *p, struct weight *w) {
 
 static float rounded(float x) { return bf16_to_f32(f32_to_bf16(x)); }
 
+/* Elements [rows][cols] as the GPU keeps them. */
+static void round_weights(enum weight_form form, int64_t rows, int64_t cols, float *x) {
+  for (int64_t r = 0; r < rows; r++, x += cols) {
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < cols; i++) {
+      const uint32_t bits = e4m3_float_bits(fabsf(x[i]));
+      if (bits > largest) largest = bits;
+    }
+    const float scale = e4m3_scale(largest);
+    for (int64_t i = 0; i < cols; i++)
+      x[i] = form == WEIGHTS_FP8 ? e4m3_to_f32(f32_to_e4m3(x[i] / scale)) * scale : rounded(x[i]);
+  }
+}
+
 /* ---- weights ---- */
 
 static void check_expansion(struct pair *p, enum weight_type type, int64_t rows, int64_t cols) {
@@ -104,6 +122,7 @@ static void check_expansion(struct pair *p, enum weight_type type, int64_t rows,
   int32_t *ids = malloc((size_t)rows * sizeof *ids);
   assert_true(exact && ids);
   weight_dequantize(type, (int64_t)count, w.weight.data, exact);
+  round_weights(p->form, rows, cols, exact);
   for (int64_t r = 0; r < rows; r++) ids[r] = (int32_t)(rows - 1 - r);
   assert_ok(p->context, p->gpu->ops->buffer_alloc(p->gpu, count, &out));
   const int32_t *there = ids_on_gpu(p, ids, (size_t)rows);
@@ -112,7 +131,7 @@ static void check_expansion(struct pair *p, enum weight_type type, int64_t rows,
   float *got = take(p, out, count);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t c = 0; c < cols; c++) {
-      const float expected = rounded(exact[ids[r] * cols + c]);
+      const float expected = exact[ids[r] * cols + c];
       if (got[r * cols + c] != expected)
         fail_msg("%s %lldx%lld, row %d, column %lld: %.9g instead of %.9g", weight_type_name((int)type), (long long)rows,
                  (long long)cols, ids[r], (long long)c, (double)got[r * cols + c], (double)expected);
@@ -124,54 +143,58 @@ static void check_expansion(struct pair *p, enum weight_type type, int64_t rows,
   random_weight_free(&w);
 }
 
-static void weights_are_what_the_host_dequantizes_in_bf16(void **state) {
+static void weights_are_what_the_host_dequantizes_and_rounds(void **state) {
   (void)state;
   static const int64_t float_cols[] = {1, 7, 8, 15, 33, 64, 201, 520}, block_counts[] = {1, 2, 3, 7, 9};
-  struct pair p;
-  open_pair(&p);
-  for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
-    int elements;
-    size_t bytes;
-    weight_block(all_types[k], &elements, &bytes);
-    for (size_t c = 0; c < (elements == 1 ? ARRAY_LENGTH(float_cols) : ARRAY_LENGTH(block_counts)); c++) {
-      const int64_t cols = elements == 1 ? float_cols[c] : block_counts[c] * elements;
-      check_expansion(&p, all_types[k], 1, cols);
-      check_expansion(&p, all_types[k], 67, cols);
+  for (size_t f = 0; f < ARRAY_LENGTH(forms); f++) {
+    struct pair p;
+    open_pair(&p, forms[f]);
+    for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
+      int elements;
+      size_t bytes;
+      weight_block(all_types[k], &elements, &bytes);
+      for (size_t c = 0; c < (elements == 1 ? ARRAY_LENGTH(float_cols) : ARRAY_LENGTH(block_counts)); c++) {
+        const int64_t cols = elements == 1 ? float_cols[c] : block_counts[c] * elements;
+        check_expansion(&p, all_types[k], 1, cols);
+        check_expansion(&p, all_types[k], 67, cols);
+      }
     }
+    close_pair(&p);
   }
-  close_pair(&p);
 }
 
 /* A model packs a weight a few rows at a time. */
 static void parts_of_a_weight_pack_like_the_whole(void **state) {
   (void)state;
   enum { ROWS = 3 * PACKED_ROWS + 5, COLS = 768 };
-  struct pair p;
-  open_pair(&p);
-  struct random_weight w = random_weight(WEIGHT_Q5_K, ROWS, COLS, 3);
-  struct weight part = w.weight;
-  const size_t floats = p.gpu->ops->packed_bytes(p.gpu, &w.weight) / sizeof(float);
-  float *whole = packed(&p, &w.weight), *parts;
-  assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, floats, &parts));
-  uint8_t *at = (uint8_t *)parts;
-  for (int64_t done = 0; done < ROWS; done += part.rows) {
-    part.rows = ROWS - done < PACKED_ROWS ? ROWS - done : PACKED_ROWS;
-    assert_ok(p.context, p.gpu->ops->pack(p.gpu, &part, at));
-    at += p.gpu->ops->packed_bytes(p.gpu, &part);
-    part.data = (const uint8_t *)part.data + (size_t)part.rows * (COLS / 256) * 176;
+  for (size_t f = 0; f < ARRAY_LENGTH(forms); f++) {
+    struct pair p;
+    open_pair(&p, forms[f]);
+    struct random_weight w = random_weight(WEIGHT_Q5_K, ROWS, COLS, 3);
+    struct weight part = w.weight;
+    const size_t floats = p.gpu->ops->packed_bytes(p.gpu, &w.weight) / sizeof(float);
+    float *whole = packed(&p, &w.weight), *parts;
+    assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, floats, &parts));
+    uint8_t *at = (uint8_t *)parts;
+    for (int64_t done = 0; done < ROWS; done += part.rows) {
+      part.rows = ROWS - done < PACKED_ROWS ? ROWS - done : PACKED_ROWS;
+      assert_ok(p.context, p.gpu->ops->pack(p.gpu, &part, at));
+      at += p.gpu->ops->packed_bytes(p.gpu, &part);
+      part.data = (const uint8_t *)part.data + (size_t)part.rows * (COLS / 256) * 176;
+    }
+    float *a = take(&p, whole, floats), *b = take(&p, parts, floats);
+    assert_memory_equal(a, b, floats * sizeof *a);
+    free(b);
+    free(a);
+    random_weight_free(&w);
+    close_pair(&p);
   }
-  float *a = take(&p, whole, floats), *b = take(&p, parts, floats);
-  assert_memory_equal(a, b, floats * sizeof *a);
-  free(b);
-  free(a);
-  random_weight_free(&w);
-  close_pair(&p);
 }
 
 static void unusable_weights_are_refused_by_name(void **state) {
   (void)state;
   struct pair p;
-  open_pair(&p);
+  open_pair(&p, WEIGHTS_BF16);
   const uint8_t data[64] = {0};
   float *x = on_gpu(&p, (const float[]){1}, 1);
   struct weight w = {.name = "odd.weight", .type = WEIGHT_Q4_0, .rows = 1, .cols = 33, .data = data};
@@ -225,30 +248,33 @@ static void free_shared(struct pair *p, struct shared *s) {
   drop(p, s->memory);
 }
 
-/* y against sums in double of weights in BF16 and inputs as they are, or in BF16. The bound: every product meets at most a
- * sixteenth of the columns in additions that round, or cut off, to 24 bits. */
-static void check_result(const struct shared *s, int i, bool biased, int n, const float *x, enum cuda_product way,
-                         const float *y) {
+/* y against sums in double of weights as the GPU keeps them (the library sees FP8 expanded to BF16) and inputs as they are, or in
+ * BF16. The bound: every product meets at most a sixteenth of the columns in additions that round, or cut off, to 24 bits. */
+static void check_result(const struct pair *p, const struct shared *s, int i, bool biased, int n, const float *x,
+                         enum cuda_product way, const float *y) {
   const struct weight *w = &s->w[i].weight;
-  double *exact = dequantized(w);
-  float *inputs = copy_of(x, (size_t)(n * w->cols));
-  for (int64_t k = 0; k < w->rows * w->cols; k++) exact[k] = (double)rounded((float)exact[k]);
+  const size_t count = (size_t)(w->rows * w->cols);
+  float *exact = malloc(count * sizeof *exact), *inputs = copy_of(x, (size_t)(n * w->cols));
+  assert_non_null(exact);
+  weight_dequantize(w->type, (int64_t)count, w->data, exact);
+  round_weights(p->form, w->rows, w->cols, exact);
+  for (size_t k = 0; k < count && way == PRODUCT_LIBRARY; k++) exact[k] = rounded(exact[k]);
   for (int64_t k = 0; k < n * w->cols && way != PRODUCT_FEW; k++) inputs[k] = rounded(inputs[k]);
   for (int t = 0; t < n; t++)
     for (int64_t r = 0; r < w->rows; r++) {
       double sum = biased ? (double)s->bias[i][r] : 0, size = fabs(sum);
       for (int64_t k = 0; k < w->cols; k++) {
-        const double term = exact[r * w->cols + k] * (double)inputs[t * w->cols + k];
+        const double term = (double)exact[r * w->cols + k] * (double)inputs[t * w->cols + k];
         sum += term;
         size += fabs(term);
       }
-      /* The choice is the backend's: inputs may have been rounded or not. */
-      const double unsure = way == PRODUCT_BY_SHAPE ? 0x1p-8 * size : 0;
+      /* The choice is the backend's: inputs and FP8 weights may have been rounded to BF16 or not. */
+      const double unsure = way == PRODUCT_BY_SHAPE ? 0x1p-7 * size : 0;
       const double bound = size * 0x1p-23 * ((double)w->cols / 16 + 40) + unsure, got = (double)y[t * w->rows + r];
       if (!(fabs(got - sum) <= bound))
-        fail_msg("%s %lldx%lld (%d of %d)%s, token %d of %d, row %lld: %.9g instead of %.9g (+-%.3g)",
-                 weight_type_name((int)w->type), (long long)w->rows, (long long)w->cols, i, s->count, biased ? " + bias" : "", t,
-                 n, (long long)r, got, sum, bound);
+        fail_msg("%s in %s, way %d, %lldx%lld (%d of %d)%s, token %d of %d, row %lld: %.9g instead of %.9g (+-%.3g)",
+                 weight_type_name((int)w->type), p->form == WEIGHTS_FP8 ? "FP8" : "BF16", (int)way, (long long)w->rows,
+                 (long long)w->cols, i, s->count, biased ? " + bias" : "", t, n, (long long)r, got, sum, bound);
     }
   free(inputs);
   free(exact);
@@ -272,7 +298,7 @@ static void check_products(struct pair *p, const struct shared *s, enum cuda_pro
   backend_cuda_choose(p->gpu, PRODUCT_BY_SHAPE);
   for (int i = 0; i < s->count; i++) {
     float *got = take(p, y[i], (size_t)(n * w[i]->rows));
-    check_result(s, i, biased, n, x, way, got);
+    check_result(p, s, i, biased, n, x, way, got);
     free(got);
   }
   drop(p, there);
@@ -281,17 +307,47 @@ static void check_products(struct pair *p, const struct shared *s, enum cuda_pro
 
 static void products_agree_with_double_precision(void **state) {
   (void)state;
-  static const int tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33};
+  static const int tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33, 65};
   static const int64_t shapes[][2] = {{1, 1}, {5, 15}, {63, 33}, {64, 64}, {67, 201}, {192, 576}, {130, 1536}};
+  for (size_t f = 0; f < ARRAY_LENGTH(forms); f++) {
+    struct pair p;
+    open_pair(&p, forms[f]);
+    for (size_t k = 0; k < ARRAY_LENGTH(shapes); k++) {
+      struct shared s = make_shared(&p, 1, WEIGHT_BF16, &shapes[k][0], shapes[k][1]);
+      for (size_t t = 0; t < ARRAY_LENGTH(tokens); t++)
+        for (enum cuda_product way = PRODUCT_BY_SHAPE; way <= PRODUCT_LIBRARY; way++) {
+          check_products(&p, &s, way, false, tokens[t]);
+          check_products(&p, &s, way, true, tokens[t]);
+        }
+      free_shared(&p, &s);
+    }
+    close_pair(&p);
+  }
+}
+
+/* Logits of many tokens: FP8 is expanded in parts. */
+static void weights_that_are_expanded_in_parts_agree_with_double_precision(void **state) {
+  (void)state;
+  const int64_t rows = 34003, cols = 2048;
   struct pair p;
-  open_pair(&p);
-  for (size_t k = 0; k < ARRAY_LENGTH(shapes); k++) {
-    struct shared s = make_shared(&p, 1, WEIGHT_BF16, &shapes[k][0], shapes[k][1]);
-    for (size_t t = 0; t < ARRAY_LENGTH(tokens); t++)
-      for (enum cuda_product way = PRODUCT_BY_SHAPE; way <= PRODUCT_LIBRARY; way++) {
-        check_products(&p, &s, way, false, tokens[t]);
-        check_products(&p, &s, way, true, tokens[t]);
-      }
+  open_pair(&p, WEIGHTS_FP8);
+  struct shared s = make_shared(&p, 1, WEIGHT_F16, &rows, cols);
+  check_products(&p, &s, PRODUCT_LIBRARY, true, 3);
+  free_shared(&p, &s);
+  close_pair(&p);
+}
+
+/* FP8 of more bytes than what is multiplied with activations as they are: these are rounded first. With fewer rows and more than
+ * two blocks of 16 for each multiprocessor of an H100. */
+static void fp8_weights_with_rounded_activations_agree_with_double_precision(void **state) {
+  (void)state;
+  static const int64_t rows[] = {4096 + 3, 9001}, cols[] = {2064, 1032};
+  static const int tokens[] = {9, 16, 21};
+  struct pair p;
+  open_pair(&p, WEIGHTS_FP8);
+  for (size_t k = 0; k < ARRAY_LENGTH(rows); k++) {
+    struct shared s = make_shared(&p, 1, WEIGHT_F16, &rows[k], cols[k]);
+    for (size_t t = 0; t < ARRAY_LENGTH(tokens); t++) check_products(&p, &s, PRODUCT_SOME, t % 2, tokens[t]);
     free_shared(&p, &s);
   }
   close_pair(&p);
@@ -300,18 +356,20 @@ static void products_agree_with_double_precision(void **state) {
 /* Enough rows for warps that take several of them, and columns for every stage of the loops. */
 static void large_weights_agree_with_double_precision(void **state) {
   (void)state;
-  static const int64_t rows[] = {4096 + 3, 5003, 9001}, cols[] = {264, 1032, 256};
-  static const int tokens[] = {1, 2, 3, 4, 8, 11, 130};
-  struct pair p;
-  open_pair(&p);
-  for (size_t k = 0; k < ARRAY_LENGTH(rows); k++) {
-    struct shared s = make_shared(&p, 1, WEIGHT_F16, &rows[k], cols[k]);
-    for (size_t t = 0; t < ARRAY_LENGTH(tokens); t++)
-      for (enum cuda_product way = PRODUCT_FEW; way <= PRODUCT_LIBRARY; way++)
-        if (tokens[t] <= 16 || way == PRODUCT_LIBRARY) check_products(&p, &s, way, t % 2, tokens[t]);
-    free_shared(&p, &s);
+  static const int64_t rows[] = {4096 + 3, 5003, 9001, 17003}, cols[] = {264, 1032, 256, 272};
+  static const int tokens[] = {1, 2, 3, 4, 8, 11, 24, 40, 130};
+  for (size_t f = 0; f < ARRAY_LENGTH(forms); f++) {
+    struct pair p;
+    open_pair(&p, forms[f]);
+    for (size_t k = 0; k < ARRAY_LENGTH(rows); k++) {
+      struct shared s = make_shared(&p, 1, WEIGHT_F16, &rows[k], cols[k]);
+      for (size_t t = 0; t < ARRAY_LENGTH(tokens); t++)
+        for (enum cuda_product way = PRODUCT_FEW; way <= PRODUCT_LIBRARY; way++)
+          if (tokens[t] <= 40 || way == PRODUCT_LIBRARY) check_products(&p, &s, way, t % 2, tokens[t]);
+      free_shared(&p, &s);
+    }
+    close_pair(&p);
   }
-  close_pair(&p);
 }
 
 static void weights_that_share_an_input_agree_with_double_precision(void **state) {
@@ -319,17 +377,100 @@ static void weights_that_share_an_input_agree_with_double_precision(void **state
   static const int64_t rows[][MOST] = {{576, 192, 192}, {64, 64, 64}, {1, 130, 7}, {512, 512, 0}};
   static const int64_t cols[] = {576, 128, 33, 256};
   static const int tokens[] = {1, 3, 5, 16, 128, 129};
-  struct pair p;
-  open_pair(&p);
-  for (size_t k = 0; k < ARRAY_LENGTH(rows); k++) {
-    struct shared s = make_shared(&p, rows[k][2] ? 3 : 2, WEIGHT_F32, rows[k], cols[k]);
-    for (size_t t = 0; t < ARRAY_LENGTH(tokens); t++)
-      for (enum cuda_product way = PRODUCT_BY_SHAPE; way <= PRODUCT_LIBRARY; way++) {
-        check_products(&p, &s, way, true, tokens[t]);
-        check_products(&p, &s, way, false, tokens[t]);
-      }
-    free_shared(&p, &s);
+  for (size_t f = 0; f < ARRAY_LENGTH(forms); f++) {
+    struct pair p;
+    open_pair(&p, forms[f]);
+    for (size_t k = 0; k < ARRAY_LENGTH(rows); k++) {
+      struct shared s = make_shared(&p, rows[k][2] ? 3 : 2, WEIGHT_F32, rows[k], cols[k]);
+      for (size_t t = 0; t < ARRAY_LENGTH(tokens); t++)
+        for (enum cuda_product way = PRODUCT_BY_SHAPE; way <= PRODUCT_LIBRARY; way++) {
+          check_products(&p, &s, way, true, tokens[t]);
+          check_products(&p, &s, way, false, tokens[t]);
+        }
+      free_shared(&p, &s);
+    }
+    close_pair(&p);
   }
+}
+
+/* Products with the rows of w, [rows], with ones as input. */
+static float *row_sums(struct pair *p, const struct weight *w, int n, enum cuda_product way) {
+  const size_t count = (size_t)(n * w->cols);
+  float *x = malloc(count * sizeof *x), *y;
+  assert_non_null(x);
+  for (size_t i = 0; i < count; i++) x[i] = 1;
+  float *there = on_gpu(p, x, count);
+  assert_ok(p->context, p->gpu->ops->buffer_alloc(p->gpu, (size_t)(n * w->rows), &y));
+  backend_cuda_choose(p->gpu, way);
+  assert_ok(p->context, p->gpu->ops->matmul(p->gpu, 1, &w, NULL, n, there, &y));
+  backend_cuda_choose(p->gpu, PRODUCT_BY_SHAPE);
+  drop(p, there);
+  free(x);
+  return take(p, y, (size_t)(n * w->rows));
+}
+
+/* A broken model is not made to look sound; zeros, the smallest and the largest numbers are not broken. */
+static void odd_rows_are_kept_or_show(void **state) {
+  (void)state;
+  enum { ROWS = 7, COLS = 48, N = 20 };
+  static const struct {
+    float at_3, elsewhere;
+    bool finite;
+  } rows[ROWS] = {{0, 0, true},          {NAN, 1, false},       {INFINITY, 1, false}, {-INFINITY, 0, false},
+                  {1e-38f, -0.0f, true}, {1e37f, -1e36f, true}, {1, 1e-6f, true}};
+  float data[ROWS][COLS];
+  for (int r = 0; r < ROWS; r++)
+    for (int c = 0; c < COLS; c++) data[r][c] = c == 3 ? rows[r].at_3 : rows[r].elsewhere;
+  for (size_t f = 0; f < ARRAY_LENGTH(forms); f++) {
+    struct pair p;
+    open_pair(&p, forms[f]);
+    struct weight w = {.name = "odd", .type = WEIGHT_F32, .rows = ROWS, .cols = COLS, .data = data};
+    float *memory = packed(&p, &w);
+    for (enum cuda_product way = PRODUCT_FEW; way <= PRODUCT_LIBRARY; way++) {
+      float *y = row_sums(&p, &w, N, way);
+      for (int i = 0; i < N * ROWS; i++) {
+        const int r = i % ROWS;
+        const double expected = (double)rows[r].at_3 + (COLS - 1) * (double)rows[r].elsewhere;
+        assert_int_equal(isfinite(y[i]) != 0, rows[r].finite);
+        if (rows[r].finite) assert_true(fabs((double)y[i] - expected) <= 0x1p-4 * (fabs(expected) + 1e-35));
+      }
+      free(y);
+    }
+    drop(&p, memory);
+    close_pair(&p);
+  }
+}
+
+/* Embedding and output. */
+static void fine_weights_stay_in_bf16(void **state) {
+  (void)state;
+  enum { ROWS = 70, COLS = 256 };
+  struct pair p;
+  open_pair(&p, WEIGHTS_FP8);
+  struct random_weight fine = random_weight(WEIGHT_F32, ROWS, COLS, 1), other = random_weight(WEIGHT_F32, ROWS, COLS, 1);
+  fine.weight.fine = true;
+  assert_int_equal(p.gpu->ops->packed_bytes(p.gpu, &fine.weight), ROWS * COLS * 2);
+  assert_int_equal(p.gpu->ops->packed_bytes(p.gpu, &other.weight), ROWS * COLS + 128 * sizeof(float));
+  float *memory = packed(&p, &fine.weight), *more = packed(&p, &other.weight);
+  double *exact = dequantized(&fine.weight);
+  for (enum cuda_product way = PRODUCT_FEW; way <= PRODUCT_LIBRARY; way++) {
+    float *y = row_sums(&p, &fine.weight, 5, way);
+    for (int i = 0; i < 5 * ROWS; i++) {
+      double sum = 0;
+      for (int c = 0; c < COLS; c++) sum += (double)rounded((float)exact[i % ROWS * COLS + c]);
+      assert_true(fabs((double)y[i] - sum) < 1e-4);
+    }
+    free(y);
+  }
+  const struct weight *both[] = {&fine.weight, &other.weight};
+  float *x = on_gpu(&p, (const float[COLS]){1}, COLS), *y[] = {x, x};
+  assert_int_equal(p.gpu->ops->matmul(p.gpu, 2, both, NULL, 1, x, y), OSCAR_INVALID_ARGUMENT);
+  drop(&p, x);
+  drop(&p, memory);
+  drop(&p, more);
+  free(exact);
+  random_weight_free(&fine);
+  random_weight_free(&other);
   close_pair(&p);
 }
 
@@ -338,7 +479,7 @@ static void products_agree_with_the_portable_cpu(void **state) {
   (void)state;
   enum { ROWS = 96, COLS = 512, N = 12 };
   struct pair p;
-  open_pair(&p);
+  open_pair(&p, WEIGHTS_BF16);
   for (size_t k = 0; k < ARRAY_LENGTH(all_types); k++) {
     struct shared s = make_shared(&p, 1, all_types[k], (const int64_t[]){ROWS}, COLS);
     const struct weight *w = &s.w[0].weight;
@@ -373,36 +514,38 @@ static void gated_products_have_the_bits_of_both(void **state) {
   (void)state;
   static const int64_t shapes[][2] = {{67, 201}, {192, 576}};
   static const int tokens[] = {1, 4, 11, 40};
-  struct pair p;
-  open_pair(&p);
-  for (size_t k = 0; k < ARRAY_LENGTH(shapes); k++) {
-    struct shared s = make_shared(&p, 1, WEIGHT_BF16, &shapes[k][0], shapes[k][1]);
-    const struct weight *w = &s.w[0].weight;
-    for (size_t t = 0; t < ARRAY_LENGTH(tokens) * 2; t++) {
-      const int n = tokens[t / 2];
-      const size_t count = (size_t)(n * w->cols), results = (size_t)(n * w->rows);
-      float *x = random_floats(count, 1), *u = random_floats(count, 2), *y[2];
-      float *gate[2] = {on_gpu(&p, x, count), on_gpu(&p, x, count)}, *up = on_gpu(&p, u, count);
-      for (int i = 0; i < 2; i++) assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, results, &y[i]));
-      if (t % 2)
-        p.gpu->ops->gelu_mul(p.gpu, count, gate[0], up);
-      else
-        p.gpu->ops->silu_mul(p.gpu, count, gate[0], up);
-      assert_ok(p.context, p.gpu->ops->matmul(p.gpu, 1, &w, NULL, n, gate[0], &y[0]));
-      assert_ok(p.context, p.gpu->ops->matmul_gated(p.gpu, w, t % 2 ? ACTIVATION_GELU : ACTIVATION_SILU, n, gate[1], up, y[1]));
-      float *expected = take(&p, y[0], results), *got = take(&p, y[1], results);
-      assert_memory_equal(got, expected, results * sizeof *got);
-      drop(&p, gate[0]);
-      drop(&p, gate[1]);
-      drop(&p, up);
-      free(got);
-      free(expected);
-      free(u);
-      free(x);
+  for (size_t f = 0; f < ARRAY_LENGTH(forms); f++) {
+    struct pair p;
+    open_pair(&p, forms[f]);
+    for (size_t k = 0; k < ARRAY_LENGTH(shapes); k++) {
+      struct shared s = make_shared(&p, 1, WEIGHT_BF16, &shapes[k][0], shapes[k][1]);
+      const struct weight *w = &s.w[0].weight;
+      for (size_t t = 0; t < ARRAY_LENGTH(tokens) * 2; t++) {
+        const int n = tokens[t / 2];
+        const size_t count = (size_t)(n * w->cols), results = (size_t)(n * w->rows);
+        float *x = random_floats(count, 1), *u = random_floats(count, 2), *y[2];
+        float *gate[2] = {on_gpu(&p, x, count), on_gpu(&p, x, count)}, *up = on_gpu(&p, u, count);
+        for (int i = 0; i < 2; i++) assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, results, &y[i]));
+        if (t % 2)
+          p.gpu->ops->gelu_mul(p.gpu, count, gate[0], up);
+        else
+          p.gpu->ops->silu_mul(p.gpu, count, gate[0], up);
+        assert_ok(p.context, p.gpu->ops->matmul(p.gpu, 1, &w, NULL, n, gate[0], &y[0]));
+        assert_ok(p.context, p.gpu->ops->matmul_gated(p.gpu, w, t % 2 ? ACTIVATION_GELU : ACTIVATION_SILU, n, gate[1], up, y[1]));
+        float *expected = take(&p, y[0], results), *got = take(&p, y[1], results);
+        assert_memory_equal(got, expected, results * sizeof *got);
+        drop(&p, gate[0]);
+        drop(&p, gate[1]);
+        drop(&p, up);
+        free(got);
+        free(expected);
+        free(u);
+        free(x);
+      }
+      free_shared(&p, &s);
     }
-    free_shared(&p, &s);
+    close_pair(&p);
   }
-  close_pair(&p);
 }
 
 /* ---- the other operations ---- */
@@ -412,7 +555,7 @@ static void norms_agree_with_the_cpu(void **state) {
   static const int dims[] = {1, 3, 64, 128, 256, 257, 576, 1536, 2049, 4096, 8200};
   static const int64_t rows[] = {0, 1, 9, 130};
   struct pair p;
-  open_pair(&p);
+  open_pair(&p, WEIGHTS_BF16);
   for (size_t d = 0; d < ARRAY_LENGTH(dims); d++)
     for (size_t k = 0; k < ARRAY_LENGTH(rows); k++) {
       const int dim = dims[d];
@@ -474,7 +617,7 @@ static void check_rope(struct pair *p, const struct rope_spec *spec, int n, int 
 static void rope_agrees_with_the_cpu(void **state) {
   (void)state;
   struct pair p;
-  open_pair(&p);
+  open_pair(&p, WEIGHTS_BF16);
   float factors[64];
   for (int i = 0; i < 64; i++) factors[i] = 1 + (float)i / 8;
   for (int kind = ROPE_NORMAL; kind <= ROPE_NEOX; kind++)
@@ -505,7 +648,7 @@ static void activations_agree_with_the_cpu(void **state) {
   enum { COUNT = 200003 };
   static const float limits[] = {0, 3e38f, -3e38f, 1e10f, -1e10f, -88, -104, -120};
   struct pair p;
-  open_pair(&p);
+  open_pair(&p, WEIGHTS_BF16);
   float *x = malloc(COUNT * sizeof *x), *up = malloc(COUNT * sizeof *up);
   assert_true(x && up);
   for (int i = 0; i < COUNT; i++) {
@@ -542,7 +685,7 @@ static void add_and_scale_touch_every_element_once(void **state) {
   (void)state;
   static const size_t counts[] = {0, 1, 3, 17, 70001};
   struct pair p;
-  open_pair(&p);
+  open_pair(&p, WEIGHTS_BF16);
   for (size_t k = 0; k < ARRAY_LENGTH(counts); k++)
     for (size_t shift = 0; shift < 2; shift++) { /* off the alignment of vectors too */
       const size_t n = counts[k];
@@ -563,27 +706,29 @@ static void ids_outside_the_table_show(void **state) {
   (void)state;
   enum { ROWS = 5, COLS = 40 };
   static const int32_t ids[] = {ROWS, 2, -1};
-  struct pair p;
-  open_pair(&p);
-  struct random_weight w = random_weight(WEIGHT_F32, ROWS, COLS, 1);
-  float *memory = packed(&p, &w.weight), *y;
-  const int32_t *there = ids_on_gpu(&p, ids, 3);
-  assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, (size_t)3 * COLS, &y));
-  assert_ok(p.context, p.gpu->ops->embed(p.gpu, &w.weight, 3, there, y));
-  float *got = take(&p, y, (size_t)3 * COLS);
-  for (int i = 0; i < 3 * COLS; i++) assert_int_equal(isnan(got[i]) != 0, i / COLS != 1);
-  free(got);
-  drop(&p, (const float *)(const void *)there);
-  drop(&p, memory);
-  random_weight_free(&w);
-  close_pair(&p);
+  for (size_t f = 0; f < ARRAY_LENGTH(forms); f++) {
+    struct pair p;
+    open_pair(&p, forms[f]);
+    struct random_weight w = random_weight(WEIGHT_F32, ROWS, COLS, 1);
+    float *memory = packed(&p, &w.weight), *y;
+    const int32_t *there = ids_on_gpu(&p, ids, 3);
+    assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, (size_t)3 * COLS, &y));
+    assert_ok(p.context, p.gpu->ops->embed(p.gpu, &w.weight, 3, there, y));
+    float *got = take(&p, y, (size_t)3 * COLS);
+    for (int i = 0; i < 3 * COLS; i++) assert_int_equal(isnan(got[i]) != 0, i / COLS != 1);
+    free(got);
+    drop(&p, (const float *)(const void *)there);
+    drop(&p, memory);
+    random_weight_free(&w);
+    close_pair(&p);
+  }
 }
 
 static void the_description_names_gpu_and_library(void **state) {
   (void)state;
   struct pair p;
   char text[200];
-  open_pair(&p);
+  open_pair(&p, WEIGHTS_BF16);
   oscar_cuda_info info;
   oscar_cuda_describe(p.cuda, &info);
   p.gpu->ops->describe(p.gpu, text, sizeof text);
@@ -598,12 +743,16 @@ static void the_description_names_gpu_and_library(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(the_description_names_gpu_and_library),
-      cmocka_unit_test(weights_are_what_the_host_dequantizes_in_bf16),
+      cmocka_unit_test(weights_are_what_the_host_dequantizes_and_rounds),
       cmocka_unit_test(parts_of_a_weight_pack_like_the_whole),
       cmocka_unit_test(unusable_weights_are_refused_by_name),
       cmocka_unit_test(products_agree_with_double_precision),
       cmocka_unit_test(large_weights_agree_with_double_precision),
+      cmocka_unit_test(weights_that_are_expanded_in_parts_agree_with_double_precision),
+      cmocka_unit_test(fp8_weights_with_rounded_activations_agree_with_double_precision),
       cmocka_unit_test(weights_that_share_an_input_agree_with_double_precision),
+      cmocka_unit_test(odd_rows_are_kept_or_show),
+      cmocka_unit_test(fine_weights_stay_in_bf16),
       cmocka_unit_test(products_agree_with_the_portable_cpu),
       cmocka_unit_test(gated_products_have_the_bits_of_both),
       cmocka_unit_test(norms_agree_with_the_cpu),

@@ -290,7 +290,7 @@ static void a_gpu_chooses_the_same_tokens(void **state) {
   oscar_cuda *cuda;
   struct backend *be;
   assert_ok(c, oscar_cuda_create(c, NULL, &cuda));
-  assert_ok(c, backend_create_cuda(c, cuda, &be));
+  assert_ok(c, backend_create_cuda(c, cuda, WEIGHTS_BF16, &be));
   uint64_t seed = 11;
   for (size_t v = 0; v < ARRAY_LENGTH(vocabs); v++) {
     const int vocab = vocabs[v];

@@ -48,43 +48,14 @@ static inline double block_deviation(enum weight_type type) {
   }
 }
 
-static inline void small_block(enum weight_type type, uint8_t *block, size_t bytes, double deviation, uint64_t *random) {
-  const float d = (float)(deviation / block_deviation(type));
-  float value = test_normal(random) * (float)deviation;
-  uint16_t brain = f32_to_bf16(value);
-  random_block(type, block, bytes, random);
-  switch (type) {
-  case WEIGHT_F32:
-    memcpy(block, &value, sizeof value);
-    break;
-  case WEIGHT_F16:
-    put_half(block, value);
-    break;
-  case WEIGHT_BF16:
-    memcpy(block, &brain, sizeof brain);
-    break;
-  case WEIGHT_Q4_1:
-    put_half(block + 2, -7.5f * d);
-    put_half(block, d);
-    break;
-  case WEIGHT_Q5_1:
-    put_half(block + 2, -15.5f * d);
-    put_half(block, d);
-    break;
-  case WEIGHT_Q4_K:
-    put_half(block + 2, 7.5f * d);
-    put_half(block, d);
-    break;
-  case WEIGHT_Q5_K:
-    put_half(block + 2, 15.5f * d);
-    put_half(block, d);
-    break;
-  case WEIGHT_Q6_K:
-    put_half(block + 208, d);
-    break;
-  default:
-    put_half(block, d);
-  }
+static inline struct block_numbers small_numbers(enum weight_type type, double deviation, uint64_t *random) {
+  const float scale = (float)(deviation / block_deviation(type));
+  struct block_numbers numbers = {test_normal(random) * (float)deviation, scale, 0};
+  if (type == WEIGHT_Q4_1) numbers.minimum = -7.5f * scale;
+  if (type == WEIGHT_Q5_1) numbers.minimum = -15.5f * scale;
+  if (type == WEIGHT_Q4_K) numbers.minimum = 7.5f * scale;
+  if (type == WEIGHT_Q5_K) numbers.minimum = 15.5f * scale;
+  return numbers;
 }
 
 static inline void small_tensor(struct small_model *m, const char *name, uint64_t rows, uint64_t cols, enum weight_type type) {
@@ -95,7 +66,7 @@ static inline void small_tensor(struct small_model *m, const char *name, uint64_
   put_padding(&m->data, 32);
   put_tensor(&m->table, name, 2, (const uint64_t[]){cols, rows}, (uint32_t)type, m->data.bytes);
   for (uint64_t i = 0; i < rows * (cols / (uint64_t)elements); i++) {
-    small_block(type, block, block_bytes, 1 / sqrt((double)cols), &m->random);
+    random_block(type, block, block_bytes, small_numbers(type, 1 / sqrt((double)cols), &m->random), &m->random);
     put(&m->data, block, block_bytes);
   }
   m->tensors++;

@@ -2,8 +2,8 @@
  * backend.cu - the CUDA backend: its state, its table of operations, its buffers.
  *
  * Everything is enqueued on the handle's stream, and nothing but download waits. Memory is taken when a model is loaded and when
- * a runner is made (reserve), so that a step takes none. Weights are BF16 (weights.cu), activations float; products round
- * activations to BF16 where the library multiplies them (products.cu).
+ * a runner is made (reserve), so that a step takes none. Weights are BF16 or FP8 (weights.cu), activations float; products round
+ * activations to BF16 where matrix units multiply them (products.cu).
  */
 #include "backend/cuda/cuda_backend.h"
 
@@ -74,8 +74,9 @@ static void describe(const struct backend *be, char *text, size_t bytes) {
   const oscar_cuda_info *info = &b->cuda->info;
   char library[48];
   library_describe(&b->library, library, sizeof library);
-  snprintf(text, bytes, "cuda: %s, %.1f GiB, compute capability %d.%d; %s in BF16", info->name,
-           (double)info->memory_bytes / (double)((size_t)1 << 30), info->capability / 10, info->capability % 10, library);
+  snprintf(text, bytes, "cuda: %s, %.1f GiB, compute capability %d.%d; weights in %s; %s in BF16", info->name,
+           (double)info->memory_bytes / (double)((size_t)1 << 30), info->capability / 10, info->capability % 10,
+           b->form == WEIGHTS_FP8 ? "FP8, embedding and output in BF16" : "BF16", library);
 }
 
 static void free_backend(struct backend *be) {
@@ -83,7 +84,7 @@ static void free_backend(struct backend *be) {
   struct cuda_backend *b = cuda_of(be);
   while (b->blocks) buffer_free(be, (float *)b->blocks->memory);
   cuda_rope_free(b);
-  struct device_scratch *const scratch[] = {&b->workspace, &b->rounded, &b->joined, &b->samples, &b->raw};
+  struct device_scratch *const scratch[] = {&b->workspace, &b->rounded, &b->joined, &b->expanded, &b->samples, &b->raw};
   for (size_t i = 0; i < ARRAY_LENGTH(scratch); i++) device_scratch_free(b, scratch[i]);
   library_close(&b->library);
   mem_free(be->context, b->library.plans);
@@ -186,7 +187,8 @@ static oscar_status open_parts(struct cuda_backend *b) {
   return device_scratch_reserve(b, &b->workspace, WORKSPACE_BYTES);
 }
 
-extern "C" oscar_status backend_create_cuda(oscar_context *context, oscar_cuda *cuda, struct backend **backend) {
+extern "C" oscar_status backend_create_cuda(oscar_context *context, oscar_cuda *cuda, enum weight_form form,
+                                            struct backend **backend) {
   *backend = NULL;
   struct cuda_backend *b = (struct cuda_backend *)mem_zalloc(context, 1, sizeof *b);
   if (!b) return OSCAR_NO_MEMORY;
@@ -195,6 +197,7 @@ extern "C" oscar_status backend_create_cuda(oscar_context *context, oscar_cuda *
   b->base.cuda = cuda;
   b->base.shared_tokens = INT32_MAX;
   b->cuda = cuda;
+  b->form = form;
   b->stream = (cudaStream_t)cuda->stream;
   oscar_status status = open_parts(b);
   if (status != OSCAR_OK) {

@@ -40,9 +40,11 @@ struct cuda_backend {
   struct device_block *blocks;
   struct library library;
   struct device_scratch workspace; /* of the library */
+  enum weight_form form;           /* of weights that are not fine */
   struct device_scratch rounded;   /* activations in BF16 */
   struct device_scratch joined;    /* results of weights that were multiplied as one */
   struct device_scratch samples;   /* candidates of rows that are sampled */
+  struct device_scratch expanded;  /* rows of an FP8 weight in BF16 */
   struct device_scratch raw;       /* blocks of a weight as the file has them, while it is packed */
   struct rope_frequencies ropes[KEPT_ROPES];
   int next_rope;
@@ -69,18 +71,24 @@ static inline void launch(const struct cuda_backend *b, void (*kernel)(P...), di
 }
 
 /*
- * A weight on the GPU is BF16, [rows][packed_cols]: rows are padded with zeros to 16 bytes, so that every row can be read in
- * vectors and the library always gets its favourite alignment.
+ * Rows of a weight on the GPU are padded with zeros to 16 bytes, so that every row can be read in vectors and the library always
+ * gets its favourite alignment. In BF16 a weight is [rows][packed_cols]. In FP8 it is groups of PACKED_ROWS rows, of which the
+ * last may have fewer: scales, float [PACKED_ROWS], then codes [rows of the group][packed_cols] (packed_rows.cuh).
  */
-#define PACKED_COLS 8
-static inline int64_t packed_cols(const struct weight *w) { return (int64_t)round_up((size_t)w->cols, PACKED_COLS); }
-static inline const __nv_bfloat16 *packed_of(const struct weight *w) { return (const __nv_bfloat16 *)w->packed; }
+static inline enum weight_form form_of(const struct cuda_backend *b, const struct weight *w) {
+  return w->fine ? WEIGHTS_BF16 : b->form;
+}
+static inline int64_t packed_cols(const struct cuda_backend *b, const struct weight *w) {
+  return (int64_t)round_up((size_t)w->cols, form_of(b, w) == WEIGHTS_FP8 ? 16 : 8);
+}
 
 /* weights.cu */
 oscar_status cuda_weight_check(struct backend *be, const struct weight *w);
 size_t cuda_packed_bytes(const struct backend *be, const struct weight *w);
 oscar_status cuda_pack(struct backend *be, struct weight *w, void *memory);
 oscar_status cuda_embed(struct backend *be, const struct weight *w, int n, const int32_t *ids, float *y);
+/* out [count][packed_cols] = rows first .. first + count - 1 of an FP8 weight in BF16 */
+oscar_status cuda_expand(struct cuda_backend *b, const struct weight *w, int64_t first, int64_t count, void *out);
 
 /* products.cu */
 size_t cuda_product_scratch(const struct backend *be, const struct weight *w, int n);

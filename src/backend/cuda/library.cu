@@ -75,7 +75,7 @@ static bool describe(const struct library *l, const struct product_shape *s, con
   const uint64_t rows = (uint64_t)s->rows, cols = (uint64_t)s->cols, tokens = (uint64_t)s->tokens;
   return good && l->layout_init(&d->a, sizeof d->a, CUDA_R_16BF, cols, rows, s->cols) == CUBLAS_STATUS_SUCCESS &&
          l->layout_init(&d->b, sizeof d->b, CUDA_R_16BF, cols, tokens, s->cols) == CUBLAS_STATUS_SUCCESS &&
-         l->layout_init(&d->c, sizeof d->c, CUDA_R_32F, rows, tokens, s->rows) == CUBLAS_STATUS_SUCCESS;
+         l->layout_init(&d->c, sizeof d->c, CUDA_R_32F, rows, tokens, s->stride) == CUBLAS_STATUS_SUCCESS;
 }
 
 /* What the heuristic may assume: operands at multiples of 16 bytes, the result at a multiple of the shape's. */
@@ -96,12 +96,14 @@ static bool prefer(const struct library *l, const struct product_shape *s, size_
 }
 
 static bool same_shape(const struct product_shape *a, const struct product_shape *b) {
-  return a->rows == b->rows && a->cols == b->cols && a->tokens == b->tokens && a->alignment == b->alignment && a->bias == b->bias;
+  return a->rows == b->rows && a->cols == b->cols && a->tokens == b->tokens && a->stride == b->stride &&
+         a->alignment == b->alignment && a->bias == b->bias;
 }
 
 static struct product_plan *place_of(const struct library *l, const struct product_shape *s) {
   uint64_t hash = (uint64_t)s->rows * 0x9E3779B97F4A7C15u + (uint64_t)s->cols;
   hash = hash * 0x9E3779B97F4A7C15u + (uint64_t)s->tokens;
+  hash = hash * 0x9E3779B97F4A7C15u + (uint64_t)s->stride;
   hash = hash * 0x9E3779B97F4A7C15u + (uint64_t)(s->alignment * 2 + s->bias);
   return &l->plans[(hash * 0x9E3779B97F4A7C15u) >> 40 & (KEPT_PLANS - 1)];
 }

@@ -10,10 +10,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* C [tokens][rows] = X [tokens][cols] W^T (+ bias): one product's shape. */
+/* C [tokens][stride], of which `rows` = X [tokens][cols] W^T (+ bias): one product's shape. */
 struct product_shape {
   int64_t rows, cols, tokens;
-  int alignment; /* of C, bytes: 4, 8 or 16 */
+  int64_t stride; /* of tokens in C, floats */
+  int alignment;  /* of C, bytes: 4, 8 or 16 */
   bool bias;
 };
 

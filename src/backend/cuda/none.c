@@ -1,8 +1,8 @@
 /* none.c - a build without CUDA has no such backend. */
 #include "backend/backend.h"
 
-oscar_status backend_create_cuda(oscar_context *context, oscar_cuda *cuda, struct backend **backend) {
-  (void)cuda;
+oscar_status backend_create_cuda(oscar_context *context, oscar_cuda *cuda, enum weight_form form, struct backend **backend) {
+  (void)cuda, (void)form;
   *backend = NULL;
   return set_error(context, OSCAR_UNSUPPORTED, "this build has no CUDA: build with -DOSCAR_CUDA=ON where nvcc is installed");
 }

@@ -14,7 +14,7 @@
  * rows have been written. */
 #define KEPT_STEPS 64
 struct step_data {
-  void *host, *device;
+  void *device;
   size_t bytes;
   const oscar_sequence *first; /* of `count`; NULL: nothing */
   int count;
@@ -34,6 +34,8 @@ struct device_store {
   struct step_data steps[KEPT_STEPS];
   int step;
   struct step_data ready; /* of sequences_make_ready, whose memory stays where it is */
+  void *listed;           /* on the host: what a step's data is written to before it is uploaded */
+  size_t listed_bytes;
 };
 
 static struct oscar_cuda *cuda_of(const oscar_cache *c) { return c->geometry.cuda; }
@@ -84,7 +86,6 @@ oscar_status device_store_layers(oscar_cache *c) {
 }
 
 static void free_step(const oscar_cache *c, struct step_data *step) {
-  mem_free(c->geometry.context, step->host);
   cuda_release(cuda_of(c), step->device, step->bytes);
   *step = (struct step_data){0};
 }
@@ -100,6 +101,7 @@ void device_store_free(oscar_cache *c) {
   cuda_codecs_free(s->codecs);
   for (int i = 0; i < KEPT_STEPS; i++) free_step(c, &s->steps[i]);
   free_step(c, &s->ready);
+  mem_free(c->geometry.context, s->listed);
   mem_free(c->geometry.context, s);
   c->store = NULL;
 }
@@ -113,14 +115,24 @@ void device_store_copy(const oscar_cache *c, int32_t from, int32_t to, bool exac
 
 /* ---- writing ---- */
 
+/* The list may be written again as soon as it was uploaded: uploads copy it first. */
+static oscar_status reserve_list(const oscar_cache *c, size_t bytes) {
+  struct device_store *s = c->store;
+  if (bytes <= s->listed_bytes) return OSCAR_OK;
+  mem_free(c->geometry.context, s->listed);
+  s->listed_bytes = 0;
+  s->listed = mem_alloc(c->geometry.context, 2 * bytes, 1);
+  if (!s->listed) return OSCAR_NO_MEMORY;
+  s->listed_bytes = 2 * bytes;
+  return OSCAR_OK;
+}
+
 static oscar_status reserve_step(const oscar_cache *c, struct step_data *step, size_t bytes) {
   struct device_store *s = c->store;
   if (bytes <= step->bytes) return OSCAR_OK;
   oscar_status status = oscar_cuda_wait(s->cuda); /* the old memory may still be read */
   if (status != OSCAR_OK) return status;
   free_step(c, step);
-  step->host = mem_alloc(c->geometry.context, 2 * bytes, 1);
-  if (!step->host) return OSCAR_NO_MEMORY;
   status = cuda_alloc(s->cuda, 2 * bytes, &step->device);
   if (status == OSCAR_OK) step->bytes = 2 * bytes;
   return status;
@@ -173,14 +185,16 @@ static oscar_status fill_step(struct step_data *step, oscar_sequence *const *seq
   }
   const size_t place_bytes = round_up(tokens * sizeof(struct write_place), 16);
   step->first = NULL;
-  oscar_status status = reserve_step(c, step, place_bytes + demotions * sizeof(struct cuda_demotion));
+  const size_t bytes = place_bytes + demotions * sizeof(struct cuda_demotion);
+  oscar_status status = reserve_list(c, bytes);
+  if (status == OSCAR_OK) status = reserve_step(c, step, bytes);
   if (status != OSCAR_OK) return status;
   step->place_bytes = place_bytes;
   step->tokens = step->demotions = 0;
   for (int i = 0; i < count; i++)
-    list_step(sequences[i], step, step->host, (struct cuda_demotion *)(void *)((uint8_t *)step->host + place_bytes));
+    list_step(sequences[i], step, store->listed, (struct cuda_demotion *)(void *)((uint8_t *)store->listed + place_bytes));
   status =
-      cuda_upload(store->cuda, step->device, step->host, place_bytes + (size_t)step->demotions * sizeof(struct cuda_demotion));
+      cuda_upload(store->cuda, step->device, store->listed, place_bytes + (size_t)step->demotions * sizeof(struct cuda_demotion));
   store->unchecked = true;
   step->demoted = demotes_complete_pages(sequences, count);
   if (status == OSCAR_OK && step->demoted) status = demote_layers(c, step, 0, c->geometry.layers);
