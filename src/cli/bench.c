@@ -47,7 +47,8 @@ static const struct option_spec bench_options[] = {
     {"n-prompt", 'p', OPTION_INT, AT(prompt), "N", .help = "prompt tokens to time; 0: skip", 0, 1 << 20},
     {"n-gen", 'n', OPTION_INT, AT(decode), "N", .help = "decoded tokens to time; 0: skip", 0, 1 << 20},
     {"repetitions", 'r', OPTION_INT, AT(repetitions), "N", .help = "times each test is run", 1, 1000},
-    {"chunk", 0, OPTION_INT, AT(chunk), "N", .help = "prompt tokens per forward pass", 1, 8192},
+    {"chunk", 0, OPTION_INT, AT(chunk), "N", .help = "prompt tokens per forward pass", 1, 8192,
+     .default_text = "512, on a GPU 2048"},
     {"rotation", 0, OPTION_TEXT, AT(rotation), "FILE",
      .help = "fitted codecs from 'oscar calibrate', for the type they were fitted for",
      .default_text = "the user's cache folder, fitted on first use"},
@@ -60,6 +61,7 @@ enum { DEPTH_ROOM = 16, REPETITION_ROOM = 1000 };
 struct bench {
   const struct loaded_model *m;
   const struct bench_arguments *a;
+  int chunk;
   const struct progress *progress;
   int64_t depths[DEPTH_ROOM];
   int n_depths;
@@ -184,7 +186,7 @@ static oscar_status feed(const struct bench *b, struct runner *runner, oscar_seq
   for (int64_t done = 0; done < tokens;) {
     if (b->progress && !b->progress->report(b->progress->user, "history", done, tokens))
       return set_error(b->m->context, OSCAR_CANCELLED, "the benchmark was stopped");
-    int n = tokens - done < b->a->chunk ? (int)(tokens - done) : b->a->chunk;
+    int n = tokens - done < b->chunk ? (int)(tokens - done) : b->chunk;
     bool last = done + n == tokens;
     oscar_status status = runner_forward(runner, sequence, n, b->ids + done % 1024, last ? outputs : 0, b->logits, NULL);
     if (status != OSCAR_OK) return status;
@@ -237,12 +239,12 @@ static oscar_status bench_cache(struct bench *b, const char *kv, const oscar_cod
   oscar_cache_options options;
   model_cache_options(b->m->model, &options);
   options.codecs = codecs;
-  options.budget_bytes = oscar_cache_bytes_for(&options, deepest + longest, 2, b->a->chunk);
+  options.budget_bytes = oscar_cache_bytes_for(&options, deepest + longest, 2, b->chunk);
   b->peak_is_known = mem_peak_restart();
   oscar_cache *cache = NULL;
   struct runner *runner = NULL;
   oscar_status status = oscar_cache_create(b->m->context, &options, &cache);
-  if (status == OSCAR_OK) status = runner_create(b->m->model, cache, b->a->chunk, &runner);
+  if (status == OSCAR_OK) status = runner_create(b->m->model, cache, b->chunk, &runner);
   for (int i = 0; i < b->n_depths && status == OSCAR_OK; i++) {
     oscar_sequence *base = NULL;
     status = oscar_sequence_create(cache, &base);
@@ -260,9 +262,9 @@ static oscar_status bench_cache(struct bench *b, const char *kv, const oscar_cod
 static oscar_status prepare(struct bench *b) {
   const struct model_geometry *g = model_geometry_of(b->m->model);
   b->logits = mem_alloc(b->m->context, (size_t)g->vocab, sizeof *b->logits);
-  b->ids = mem_alloc(b->m->context, (size_t)1024 + (size_t)b->a->chunk, sizeof *b->ids);
+  b->ids = mem_alloc(b->m->context, (size_t)1024 + (size_t)b->chunk, sizeof *b->ids);
   if (!b->logits || !b->ids) return OSCAR_NO_MEMORY;
-  for (int i = 0; i < 1024 + b->a->chunk; i++)
+  for (int i = 0; i < 1024 + b->chunk; i++)
     b->ids[i] = (int32_t)((int64_t)(i % 1024) * 7919 % g->vocab); /* varied ids; speed does not depend on them */
   for (int i = 0; i < b->n_depths; i++)
     if (b->depths[i] + b->a->prompt + b->a->decode > g->context_trained)
@@ -312,6 +314,7 @@ static int run_bench(const struct engine_options *engine, struct kv_list *list, 
   int code = loaded_model_open(engine, &m);
   if (code == EXIT_DONE) {
     b->m = &m;
+    b->chunk = engine_chunk(b->a->chunk, m.cuda);
     oscar_status status = bench_all(b, list);
     progress_end(&line);
     if (status != OSCAR_OK) code = failed_with(status, oscar_last_error(m.context));
@@ -340,7 +343,7 @@ static int choose_format(const char *name, bool json, enum format *format) {
 
 int command_bench(int argc, char **argv) {
   struct engine_options engine;
-  struct bench_arguments a = {.kv = "bf16,int2", .depths = "0", .prompt = 512, .decode = 64, .repetitions = 5, .chunk = 512};
+  struct bench_arguments a = {.kv = "bf16,int2", .depths = "0", .prompt = 512, .decode = 64, .repetitions = 5};
   struct output_arguments output = {0};
   engine_options_default(&engine);
   const struct option_group groups[] = {

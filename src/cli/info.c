@@ -214,6 +214,7 @@ static oscar_status report_model(const struct loaded_model *loaded, const struct
   *report = (struct model_report){.geometry = model_geometry_of(loaded->model), .options = *options};
   struct engine_options *o = &report->options;
   if (o->context == 0) o->context = report->geometry->context_trained;
+  o->chunk = engine_chunk(o->chunk, loaded->cuda);
   if (o->context < o->chunk) o->chunk = (int)o->context;
   report->fingerprint = model_fingerprint(loaded->model);
   report->weight_bytes = (double)model_weight_bytes(loaded->model);

@@ -41,7 +41,8 @@ static const struct option_spec cache_options[] = {
      .default_text = "64"},
     {"recent", 0, OPTION_INT, ENGINE(recent_tokens), "N", .help = "latest tokens that stay exact", 0, 1 << 30, OSCAR_PAGE_TOKENS,
      .default_text = "256"},
-    {"chunk", 0, OPTION_INT, ENGINE(chunk), "N", .help = "prompt tokens per forward pass", 1, 8192},
+    {"chunk", 0, OPTION_INT, ENGINE(chunk), "N", .help = "prompt tokens per forward pass", 1, 8192,
+     .default_text = "512, on a GPU 2048"},
 };
 enum { FIRST_WINDOW_OPTION = 4 };
 

@@ -8,8 +8,12 @@
 
 #include <string.h>
 
+/* Products of a GPU want more tokens at once before weights cost nothing beside them. */
+#define CPU_CHUNK 512
+#define GPU_CHUNK 2048
+
 void engine_options_default(struct engine_options *options) {
-  *options = (struct engine_options){.kv = "int2", .sink_tokens = -1, .recent_tokens = -1, .chunk = 512, .device = "cpu"};
+  *options = (struct engine_options){.kv = "int2", .sink_tokens = -1, .recent_tokens = -1, .device = "cpu"};
 }
 
 /* Windows are given in tokens and held in pages. */
@@ -31,6 +35,8 @@ oscar_status engine_cache_options(oscar_context *context, const struct model *mo
   return status;
 }
 
+int engine_chunk(int asked, const oscar_cuda *cuda) { return asked ? asked : cuda ? GPU_CHUNK : CPU_CHUNK; }
+
 static oscar_status effective_context(struct engine *e) {
   const struct model_geometry *g = model_geometry_of(e->model);
   struct engine_options *o = &e->options;
@@ -38,6 +44,7 @@ static oscar_status effective_context(struct engine *e) {
   if (o->context < 1 || o->context > g->context_trained)
     return set_error(e->context, OSCAR_INVALID_ARGUMENT, "a context of %lld tokens; this model was trained for 1 to %lld",
                      (long long)o->context, (long long)g->context_trained);
+  o->chunk = engine_chunk(o->chunk, e->cuda);
   if (o->chunk < 1) return set_error(e->context, OSCAR_INVALID_ARGUMENT, "a chunk of %d tokens; expected at least 1", o->chunk);
   if (o->chunk > o->context) o->chunk = (int)o->context;
   return OSCAR_OK;

@@ -99,7 +99,7 @@ struct engine_options {
   int sink_tokens, recent_tokens; /* multiples of 64; -1: default (64, 256) */
   int64_t context;                /* tokens; 0: the model's trained context */
   size_t kv_memory_bytes;         /* 0: what `context` tokens of one sequence need */
-  int chunk;                      /* prompt chunk, default 512 */
+  int chunk;                      /* prompt chunk; 0: engine_chunk's choice */
   int threads;                    /* 0: one per core, or per CPU of `cpus` */
   struct cpu_list cpus;           /* that threads are pinned to; empty: none */
   const char *device;             /* default "cpu"; see device_open */
@@ -107,6 +107,8 @@ struct engine_options {
   const struct progress *progress;
 };
 void engine_options_default(struct engine_options *options);
+/* The prompt chunk in effect: what was asked for, or for 0 as many tokens as suit the device; cuda NULL: the CPU. */
+int engine_chunk(int asked, const oscar_cuda *cuda);
 /* What a context wants of them: threads and CPUs, which are borrowed. */
 oscar_context_options engine_context_options(const struct engine_options *options);
 
