@@ -85,6 +85,7 @@ struct decode_plan {
   const struct decode_page *pages;
   int tile_count, rows; /* rows: of the largest tile */
   int total_units;
+  bool coded; /* a page is read as codes */
 };
 
 /* Work space on the device. */
@@ -104,8 +105,8 @@ int decode_blocks(const struct oscar_cuda *cuda, const struct decode_plan *plan)
 /* Maps the queries into the space of codes: q [tokens][query_heads][head_dim] -> prepared. Only where pages are coded. */
 oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                             const struct decode_plan *plan, const float *q, const struct decode_space *space);
-/* Sums of all pages, in parts. Coded pages are read while the kernel enqueued before may still run: that must be one that does
- * not write them, such as decode_prepare. */
+/* Sums of all pages, in parts. If a page is coded, pages are read while the kernel enqueued before may still run: that must be
+ * one that does not write them, such as decode_prepare. */
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                         const struct decode_plan *plan, const float *q, const struct decode_space *space);
 /* The parts put together: out [tokens][query_heads][head_dim]. */

@@ -334,7 +334,8 @@ static oscar_status make_plan(struct device_attention *a, int layer, int window,
                                     .pages = (const struct decode_page *)(const void *)(memory + tile_bytes),
                                     .tile_count = r.tiles,
                                     .rows = r.rows,
-                                    .total_units = (int)r.units};
+                                    .total_units = (int)r.units,
+                                    .coded = r.coded};
   return keep_key(a, window, jobs, n_jobs);
 }
 
