@@ -1,7 +1,11 @@
 /*
  * bench/cuda_attention.cu - decode attention on a GPU beside a plain read of the same bytes.
  *
- *   bench_cuda_attention [--query-heads N] [--kv-heads N] [--head-dim N] [--layers N] [--case NAME] [--csv FILE]
+ *   bench_cuda_attention [--query-heads LIST] [--kv-heads N] [--head-dim N] [--layers N] [--case NAMES] \
+ *     [--forms NAMES] [--csv FILE]
+ *
+ * LIST: numbers with commas between; --query-heads 32,48,56,64,96 runs groups of 4, 6, 7, 8 and 12. NAMES with commas between:
+ * of cases as they are printed; of forms turning, four, one-turning, one, bf16.
  *
  * As in a decode step, the layers have pages of their own and are launched one after the other in a CUDA graph; times are of one
  * layer: a replay over the number of layers, the median of several. In the same graph form, over the same buffers, `read` adds up
@@ -28,8 +32,9 @@ extern "C" {
 namespace {
 
 struct options {
+  std::vector<int> query_heads_list = {32};
   int query_heads = 32, kv_heads = 8, head_dim = 128, layers = 36;
-  const char *only = nullptr, *csv = nullptr;
+  const char *only = nullptr, *only_forms = nullptr, *csv = nullptr;
 };
 
 oscar_context *context;
@@ -100,7 +105,7 @@ struct setting {
 };
 
 struct form {
-  const char *name;
+  const char *short_name, *name;
   bool coded, log_gains, turns;
 };
 
@@ -302,6 +307,7 @@ struct bench {
     plan.pages = keep(list);
     plan.tile_count = (int)tiles.size();
     plan.total_units = keep(std::vector<int32_t>(1, begin));
+    plan.stretch = decode_stretch(cuda, &shape, (int)tiles.size(), begin);
     const size_t items = tiles.size() * o.kv_heads, width = (size_t)o.query_heads * o.head_dim * what.lengths.size();
     if (how.coded) space.prepared = keep_empty(items * decode_prepared_bytes(&layers[0]));
     space.parts = (float *)keep_empty((2 * items + decode_most_blocks(cuda)) * decode_part_bytes(&shape, &layers[0]));
@@ -365,19 +371,48 @@ std::vector<setting> settings() {
           {"64 ragged", ragged}};
 }
 
-const form forms[] = {{"int2, four gains, turning mean", true, true, true},
-                      {"int2, four gains", true, true, false},
-                      {"int2, one gain", true, false, false},
-                      {"bf16", false, false, false}};
+const form forms[] = {{"turning", "int2, four gains, turning mean", true, true, true},
+                      {"four", "int2, four gains", true, true, false},
+                      {"one-turning", "int2, one gain, turning mean", true, false, true},
+                      {"one", "int2, one gain", true, false, false},
+                      {"bf16", "bf16", false, false, false}};
+
+void measure(const options &o, const setting &what, const form &how, const char *gpu, FILE *csv) {
+  size_t free_bytes, total, tokens = 0;
+  check(cudaMemGetInfo(&free_bytes, &total));
+  for (int length : what.lengths) tokens += (size_t)length + 64;
+  const size_t needed = tokens * o.kv_heads * (size_t)(how.coded ? 70 * o.head_dim / 128 : 4 * o.head_dim) * o.layers;
+  options fitting = o;
+  while ((double)needed / o.layers * fitting.layers > 0.9 * (double)free_bytes && fitting.layers > 1) fitting.layers--;
+  bench b(fitting, what, how);
+  const double read = time_graph([&] { b.read(); }) / fitting.layers;
+  const double map = how.coded ? time_graph([&] { b.prepare(); }) / fitting.layers : 0;
+  const double enter = time_graph([&] { b.enter(); }) / fitting.layers;
+  const double attention = time_graph([&] { b.attention(); }) / fitting.layers;
+  printf("%-12s %-32s %9.2f %9.2f %7.2f %8.2f %9.2f %8.3f %8.0f%s\n", what.name, how.name, (double)b.bytes / 1e6, attention, map,
+         enter, read, attention / read, (double)b.bytes / attention / 1e3, fitting.layers < o.layers ? "  (fewer layers)" : "");
+  if (csv)
+    fprintf(csv, "%s,%d,%d,%d,%s,\"%s\",%zu,%.3f,%.3f,%.3f,%.3f\n", gpu, o.query_heads, o.kv_heads, o.head_dim, what.name,
+            how.name, b.bytes, attention, map, read, enter);
+  fflush(stdout);
+}
+
+/* Whether `name` stands in a list with commas between; without a list all do. */
+bool named(const char *list, const char *name) {
+  if (!list) return true;
+  const std::string all = std::string(",") + list + ",", one = std::string(",") + name + ",";
+  return all.find(one) != std::string::npos;
+}
 
 bool parse(int argc, char **argv, options *o) {
   for (int i = 1; i < argc; i++) {
     const std::string name = argv[i];
     if (i + 1 == argc) return false;
     const char *value = argv[++i];
-    if (name == "--query-heads")
-      o->query_heads = atoi(value);
-    else if (name == "--kv-heads")
+    if (name == "--query-heads") {
+      o->query_heads_list.clear();
+      for (const char *at = value; *at; at += *at == ',') o->query_heads_list.push_back((int)strtol(at, (char **)&at, 10));
+    } else if (name == "--kv-heads")
       o->kv_heads = atoi(value);
     else if (name == "--head-dim")
       o->head_dim = atoi(value);
@@ -385,13 +420,16 @@ bool parse(int argc, char **argv, options *o) {
       o->layers = atoi(value);
     else if (name == "--case")
       o->only = value;
+    else if (name == "--forms")
+      o->only_forms = value;
     else if (name == "--csv")
       o->csv = value;
     else
       return false;
   }
-  return o->query_heads > 0 && o->kv_heads > 0 && o->query_heads % o->kv_heads == 0 && o->query_heads / o->kv_heads <= 16 &&
-         o->head_dim > 0 && o->layers > 0;
+  for (int heads : o->query_heads_list)
+    if (heads <= 0 || o->kv_heads <= 0 || heads % o->kv_heads != 0 || heads / o->kv_heads > 16) return false;
+  return !o->query_heads_list.empty() && o->head_dim > 0 && o->layers > 0;
 }
 
 } // namespace
@@ -399,9 +437,8 @@ bool parse(int argc, char **argv, options *o) {
 int main(int argc, char **argv) {
   options o;
   if (!parse(argc, argv, &o)) {
-    fprintf(
-        stderr,
-        "usage: bench_cuda_attention [--query-heads N] [--kv-heads N] [--head-dim N] [--layers N] [--case NAME] [--csv FILE]\n");
+    fprintf(stderr, "usage: bench_cuda_attention [--query-heads LIST] [--kv-heads N] [--head-dim N] [--layers N] [--case NAMES] "
+                    "[--forms NAMES] [--csv FILE]\n");
     return 2;
   }
   if (oscar_context_create(nullptr, &context) != OSCAR_OK) return 1;
@@ -411,31 +448,14 @@ int main(int argc, char **argv) {
   oscar_cuda_describe(cuda, &info);
   FILE *csv = o.csv ? fopen(o.csv, "w") : nullptr;
   if (csv) fprintf(csv, "gpu,query_heads,kv_heads,head_dim,sequences,form,bytes,attention_us,map_us,read_us,enter_us\n");
-  printf("%s, %d query and %d KV heads of %d, %d layers\n", info.name, o.query_heads, o.kv_heads, o.head_dim, o.layers);
-  printf("%-12s %-32s %9s %9s %7s %8s %9s %8s %8s\n", "sequences", "form", "MB", "us", "map us", "enter us", "read us", "x floor",
-         "GB/s");
-  for (const setting &what : settings()) {
-    if (o.only && !strstr(o.only, what.name)) continue;
-    for (const form &how : forms) {
-      size_t free_bytes, total, tokens = 0;
-      check(cudaMemGetInfo(&free_bytes, &total));
-      for (int length : what.lengths) tokens += (size_t)length + 64;
-      const size_t needed = tokens * o.kv_heads * (size_t)(how.coded ? 70 * o.head_dim / 128 : 4 * o.head_dim) * o.layers;
-      options fitting = o;
-      while ((double)needed / o.layers * fitting.layers > 0.9 * (double)free_bytes && fitting.layers > 1) fitting.layers--;
-      bench b(fitting, what, how);
-      const double read = time_graph([&] { b.read(); }) / fitting.layers;
-      const double map = how.coded ? time_graph([&] { b.prepare(); }) / fitting.layers : 0;
-      const double enter = time_graph([&] { b.enter(); }) / fitting.layers;
-      const double attention = time_graph([&] { b.attention(); }) / fitting.layers;
-      printf("%-12s %-32s %9.2f %9.2f %7.2f %8.2f %9.2f %8.3f %8.0f%s\n", what.name, how.name, (double)b.bytes / 1e6, attention,
-             map, enter, read, attention / read, (double)b.bytes / attention / 1e3,
-             fitting.layers < o.layers ? "  (fewer layers)" : "");
-      if (csv)
-        fprintf(csv, "%s,%d,%d,%d,%s,\"%s\",%zu,%.3f,%.3f,%.3f,%.3f\n", info.name, o.query_heads, o.kv_heads, o.head_dim,
-                what.name, how.name, b.bytes, attention, map, read, enter);
-      fflush(stdout);
-    }
+  for (int query_heads : o.query_heads_list) {
+    o.query_heads = query_heads;
+    printf("%s, %d query and %d KV heads of %d, %d layers\n", info.name, o.query_heads, o.kv_heads, o.head_dim, o.layers);
+    printf("%-12s %-32s %9s %9s %7s %8s %9s %8s %8s\n", "sequences", "form", "MB", "us", "map us", "enter us", "read us",
+           "x floor", "GB/s");
+    for (const setting &what : settings())
+      for (const form &how : forms)
+        if (named(o.only, what.name) && named(o.only_forms, how.short_name)) measure(o, what, how, info.name, csv);
   }
   if (csv) fclose(csv);
   oscar_cuda_free(cuda);

@@ -21,9 +21,31 @@ namespace decode {
 constexpr int WAVE_PAGES = 8; /* whose curves' weights are computed together */
 constexpr float NONE = -INFINITY;
 
+/* Forms that kernels are compiled for: both sides with four log gains, or with one fp16 gain; or any. */
+enum kernel_form { FOUR_LOG_GAINS, ONE_GAIN, ANY_FORM };
+
 /* Forms of the two sides. */
 struct page_forms {
   int key_crumbs, key_groups, key_form, value_crumbs, value_groups, value_form;
+};
+
+/* Of the kernel. */
+struct arguments {
+  const struct decode_tile *tiles;
+  const struct decode_page *pages;
+  const float *q;
+  const uint8_t *memory;
+  size_t unit_bytes;
+  const uint8_t *prepared;
+  float *parts;
+  struct decode_rope rope;
+  struct page_forms forms;
+  const int32_t *total_units;
+  int tile_count, blocks, kv_heads, group, head_dim, window;
+  int head_bytes, value_offset;
+  int page_bytes, slot_bytes; /* what is copied of a coded page for one head; of a slot of a ring */
+  bool coded, waves;
+  float scale;
 };
 
 /* What a row has of a running softmax, in a lane: m the same in all lanes of a row, l of this lane's tokens only. */
@@ -37,6 +59,11 @@ struct page_gains {
   __half *values;     /* [tile][q][tokens 2q, 2q + 1 | 8 + 2q, 8 + 2q + 1][class][2]; those of the latter over 16 */
   const float *table; /* 2^((i - 8)/4) */
 };
+
+__host__ __device__ inline int gains_bytes(const page_forms &a) { return a.key_form == OSCAR_ROW_SCALE_ZERO ? 1792 : 1536; }
+__device__ inline page_gains page_gains_of(uint8_t *memory, const float *table) {
+  return {(float *)memory, (float *)(memory + 1536), (__half *)(memory + 1024), table};
+}
 
 __device__ inline float gain_of(const page_gains &to, int form, int groups, const uint16_t *meta, int token, int class_) {
   const int p = groups == GAIN_CLASSES ? class_ : class_ * groups / GAIN_CLASSES;
@@ -112,6 +139,18 @@ __device__ inline void expand_value_gains(const page_forms &a, const page_gains 
 #pragma unroll
     for (int p = 0; p < GAIN_CLASSES; p++)
       to.values[((tile * 4 + q) * 2 + upper) * 2 * GAIN_CLASSES + p * 2 + i] = __float2half_rn(gains[i][p] * scale);
+  }
+}
+
+/* Of one fp16 gain, nothing but the exponent: 2^-exponent and a sixteenth of it are left in `factors`. */
+__device__ __forceinline__ void scale_value_gains(const uint16_t *meta, int &exponent, uint32_t (&factors)[2], int lane) {
+  const uint32_t both = *(const uint32_t *)(meta + 2 * lane) & 0x7FFF7FFFu;
+  const uint32_t largest = __reduce_max_sync(~0u, max(both & 0xFFFFu, both >> 16));
+  exponent = max(exponent, (int)(largest >> 10) - 14);
+#pragma unroll
+  for (int upper = 0; upper < 2; upper++) {
+    const float factor = ldexpf(1, -exponent - 4 * upper);
+    factors[upper] = pack_half2(factor, factor);
   }
 }
 
@@ -206,26 +245,40 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
 /* What a lane's rows need to make scores of sums (struct row_constants). */
 template <int NT> struct score_scales { float unit[NT][GAIN_CLASSES], high[NT][GAIN_CLASSES], low[NT][GAIN_CLASSES]; };
 
-/* Scores of 16 tokens: token g in s[.][0], token g + 8 in s[.][1]. */
-template <int KEY_BLOCKS, int NT>
+/* Scores of 16 tokens: token g in s[.][0], token g + 8 in s[.][1]. `gains`: [64] fp16 of ONE_GAIN, else [64][class] floats. */
+template <int FORM, int KEY_BLOCKS, int NT>
 __device__ __forceinline__ void score_tile(int blocks, const uint32_t *words, int tile,
                                            const query_operands<KEY_BLOCKS, NT> &operands, const int (&whole)[4],
-                                           const score_scales<NT> &scales, const float *key_gains, int lane, float (&s)[NT][2]) {
+                                           const score_scales<NT> &scales, const void *page_gains, int lane, float (&s)[NT][2]) {
   int sums[NT][GAIN_CLASSES][4];
   sum_keys<KEY_BLOCKS, NT>(blocks, words, tile, operands, whole, lane, sums);
-  const float4 low = *(const float4 *)(key_gains + (tile * 16 + lane / 4) * 4);
-  const float4 high = *(const float4 *)(key_gains + (tile * 16 + 8 + lane / 4) * 4);
-  const float gains[2][GAIN_CLASSES] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
+  float gains[2][GAIN_CLASSES];
+  if (FORM == ONE_GAIN) {
+    const __half *of = (const __half *)page_gains + tile * 16 + lane / 4;
+    gains[0][0] = __half2float(of[0]), gains[1][0] = __half2float(of[8]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const float4 of = *(const float4 *)((const float *)page_gains + (tile * 16 + 8 * i + lane / 4) * 4);
+      gains[i][0] = of.x, gains[i][1] = of.y, gains[i][2] = of.z, gains[i][3] = of.w;
+    }
+  }
 #pragma unroll
   for (int n = 0; n < NT; n++)
 #pragma unroll
-    for (int p = 0; p < GAIN_CLASSES; p++)
+    for (int i = 0; i < 2; i++) {
+      float all_top = 0, all_rest = 0;
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
+      for (int p = 0; p < GAIN_CLASSES; p++) {
         const float top = fmaf(__int_as_float(sums[n][p][2 * i]), scales.unit[n][p], scales.high[n][p]);
         const float rest = fmaf(__int_as_float(sums[n][p][2 * i + 1]), scales.unit[n][p], scales.low[n][p]);
-        s[n][i] = fmaf(fmaf(top, 128, rest), gains[i][p], s[n][i]);
+        if (FORM == ONE_GAIN)
+          all_top += top, all_rest += rest;
+        else
+          s[n][i] = fmaf(fmaf(top, 128, rest), gains[i][p], s[n][i]);
       }
+      if (FORM == ONE_GAIN) s[n][i] = fmaf(fmaf(all_top, 128, all_rest), gains[i][0], s[n][i]);
+    }
 }
 
 /* What the turning mean adds to the scores of 16 tokens. `weights`: of this page and lane. STEPS 0: as many as there are. */
@@ -233,7 +286,7 @@ template <int STEPS, int NT>
 __device__ __forceinline__ void score_curves(const uint8_t *curves, int some_steps, int tile, const uint32_t *weights, int lane,
                                              float (&s)[NT][2]) {
   const int steps = STEPS ? STEPS : some_steps;
-  float sums[NT][4] = {};
+  float sums[NT][4] = {}, rests[NT][4] = {};
 #pragma unroll
   for (int k = 0; k < steps; k++) {
     const uint4 value = *(const uint4 *)(curves + ((k * 4 + tile) * 2 * 32 + lane) * 16);
@@ -242,13 +295,13 @@ __device__ __forceinline__ void score_curves(const uint8_t *curves, int some_ste
     for (int n = 0; n < NT; n++) {
       const uint2 b = *(const uint2 *)(weights + (n * 32 * steps + k) * 2);
       mma_fp16(sums[n], value.x, value.y, value.z, value.w, b.x, b.y);
-      mma_fp16(sums[n], rest.x, rest.y, rest.z, rest.w, b.x, b.y);
+      mma_fp16(rests[n], rest.x, rest.y, rest.z, rest.w, b.x, b.y);
     }
   }
 #pragma unroll
   for (int n = 0; n < NT; n++) {
-    s[n][0] += sums[n][0] + sums[n][1];
-    s[n][1] += sums[n][2] + sums[n][3];
+    s[n][0] += sums[n][0] + sums[n][1] + (rests[n][0] + rests[n][1]);
+    s[n][1] += sums[n][2] + sums[n][3] + (rests[n][2] + rests[n][3]);
   }
 }
 
@@ -293,14 +346,14 @@ __device__ inline void make_weights(const struct decode_rope &rope, const float2
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     float sums[8][4] = {};
-    for (int first = 0; first < pairs / 8; first += TOGETHER) {
+    for (int first = fast / 8; first < pairs / 8; first += TOGETHER) {
       uint4 w[TOGETHER]; /* rows g + 8 of the operand are what rows g lost */
 #pragma unroll
       for (int k = 0; k < TOGETHER; k++) w[k] = __ldg(angles + min(first + k, pairs / 8 - 1) * 4);
 #pragma unroll
       for (int k = 0; k < TOGETHER; k++) {
         if (first + k >= pairs / 8) continue;
-        const uint4 *b = mixing + (((first + k) * NT + n) * 8) * 32 + lane;
+        const uint4 *b = mixing + (((first - fast / 8 + k) * NT + n) * 8) * 32 + lane;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
           const uint4 x = b[i * 32];
@@ -343,10 +396,13 @@ template <int NT> __device__ inline bool raise_maxima(const float (&largest)[NT]
   return true;
 }
 
-/* acc [block]: rows g and g + 8 of a block of crumbs, in units of 2^-24 and 2^-22. middle: row p is the sum of class p. */
-template <int BLOCKS, bool ANY, int NT>
-__device__ inline void sum_values(const page_forms &a, const uint32_t *words, const __half *value_gains,
-                                  const uint32_t (&p)[4][2], int lane, float (&acc)[BLOCKS][4], float (&middle)[4]) {
+/* acc [block]: rows g and g + 8 of a block of crumbs, in units of 2^-24 and 2^-22. middle: the sum of probabilities times gains
+ * of class g, g < 4, tokens of even groups of 8 in [0] and [1], a sixteenth of the others in [2] and [3]; ANY_FORM: all in the
+ * first two. `gains`: of ONE_GAIN the page's own, which are multiplied by `factors`. */
+template <int FORM, int BLOCKS, bool ANY, int NT>
+__device__ inline void sum_values(const page_forms &a, const uint32_t *words, const void *page_gains,
+                                  const uint32_t (&factors)[2], const uint32_t (&p)[4][2], int lane, float (&acc)[BLOCKS][4],
+                                  float (&middle)[4]) {
   const int g = lane / 4, q = lane % 4, blocks = ANY ? a.value_crumbs / 16 : BLOCKS;
   constexpr uint32_t ONES = 0x3C003C00, SIXTEENS = 0x4C004C00;
   uint2 w[ANY ? 1 : BLOCKS];
@@ -356,15 +412,31 @@ __device__ inline void sum_values(const page_forms &a, const uint32_t *words, co
 #pragma unroll
   for (int tile = 0; tile < 4; tile++) {
     uint32_t weighted[GAIN_CLASSES][2];
-    const uint4 *gains = (const uint4 *)(value_gains + (tile * 4 + q) * 16);
-    const uint4 one = gains[0], two = gains[1];
-    weighted[0][0] = multiply_half2(p[tile][0], one.x), weighted[0][1] = multiply_half2(p[tile][1], two.x);
-    weighted[1][0] = multiply_half2(p[tile][0], one.y), weighted[1][1] = multiply_half2(p[tile][1], two.y);
-    weighted[2][0] = multiply_half2(p[tile][0], one.z), weighted[2][1] = multiply_half2(p[tile][1], two.z);
-    weighted[3][0] = multiply_half2(p[tile][0], one.w), weighted[3][1] = multiply_half2(p[tile][1], two.w);
+    if (FORM == ONE_GAIN) {
 #pragma unroll
-    for (int c = 0; c < GAIN_CLASSES; c++)
-      mma_fp16(middle, g == c ? ONES : 0, 0, g == c ? SIXTEENS : 0, 0, weighted[c][0], weighted[c][1]);
+      for (int i = 0; i < 2; i++) {
+        const uint32_t gains = ((const uint32_t *)page_gains)[tile * 8 + 4 * i + q];
+        weighted[0][i] = multiply_half2(p[tile][i], multiply_half2(gains, factors[i]));
+#pragma unroll
+        for (int c = 1; c < GAIN_CLASSES; c++) weighted[c][i] = weighted[0][i];
+      }
+      mma_fp16(middle, ONES, 0, SIXTEENS, 0, weighted[0][0], weighted[0][1]);
+    } else {
+      const uint4 *gains = (const uint4 *)((const __half *)page_gains + (tile * 4 + q) * 16);
+      const uint4 one = gains[0], two = gains[1];
+      weighted[0][0] = multiply_half2(p[tile][0], one.x), weighted[0][1] = multiply_half2(p[tile][1], two.x);
+      weighted[1][0] = multiply_half2(p[tile][0], one.y), weighted[1][1] = multiply_half2(p[tile][1], two.y);
+      weighted[2][0] = multiply_half2(p[tile][0], one.z), weighted[2][1] = multiply_half2(p[tile][1], two.z);
+      weighted[3][0] = multiply_half2(p[tile][0], one.w), weighted[3][1] = multiply_half2(p[tile][1], two.w);
+      if (FORM == FOUR_LOG_GAINS) { /* gains are the operand A: row c of class c, row c + 8 for tokens from 8 on */
+        const uint32_t *of_class = (const uint32_t *)gains + g % GAIN_CLASSES;
+        mma_fp16(middle, of_class[0], 0, 0, of_class[4], p[tile][0], p[tile][1]);
+      } else {
+#pragma unroll
+        for (int c = 0; c < GAIN_CLASSES; c++)
+          mma_fp16(middle, g == c ? ONES : 0, 0, g == c ? SIXTEENS : 0, 0, weighted[c][0], weighted[c][1]);
+      }
+    }
 #pragma unroll
     for (int c = 0; c < GAIN_CLASSES; c++) {
 #pragma unroll

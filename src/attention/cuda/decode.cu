@@ -2,6 +2,7 @@
 #include "attention/cuda/decode.cuh"
 #include "attention/cuda/decode_variant.cuh"
 
+#include <climits>
 #include <initializer_list>
 
 namespace {
@@ -16,31 +17,43 @@ const variant *variant_of(int head_dim) {
   return nullptr;
 }
 
-bool plain_gains(const struct decode_side &side) {
-  return side.form == OSCAR_ROW_LOG_GAINS ? side.groups == GAIN_CLASSES : side.form == OSCAR_ROW_GAIN && side.groups == 1;
-}
-
-/* Which of the usual kernels does; -1: none. Those of the head dimension serve caches without codes too. */
-int usual_kind(const variant &v, const struct decode_layer *layer, int window) {
-  if (layer->values.crumbs == 0) return 0;
-  if (window || layer->keys.crumbs != 16 * v.blocks || layer->values.crumbs != 16 * v.blocks || !plain_gains(layer->keys) ||
-      !plain_gains(layer->values))
-    return -1;
-  if (!layer->rope) return 0;
+/* Which of the usual kernels does. Those of the head dimension serve caches without codes too. */
+struct usual {
+  int form, kind; /* form < 0: none does */
+};
+usual usual_of(const variant &v, const struct decode_layer *layer, int window) {
+  constexpr usual NONE_DOES = {-1, 0};
+  const struct decode_side &keys = layer->keys, &values = layer->values;
+  if (values.crumbs == 0) return {decode::FOUR_LOG_GAINS, 0};
+  if (window || keys.crumbs != 16 * v.blocks || values.crumbs != 16 * v.blocks || keys.form != values.form ||
+      keys.groups != values.groups)
+    return NONE_DOES;
+  int form = -1;
+  if (keys.form == OSCAR_ROW_LOG_GAINS && keys.groups == GAIN_CLASSES) form = decode::FOUR_LOG_GAINS;
+  if (keys.form == OSCAR_ROW_GAIN && keys.groups == 1) form = decode::ONE_GAIN;
+  if (!layer->rope) return {form, 0};
   const int kind = layer->rope->curves / 16 - decode::LEAST_STEPS + 1;
-  return kind >= 1 && kind < decode::USUAL_KINDS ? kind : -1;
+  return kind >= 1 && kind < decode::USUAL_KINDS ? usual{form, kind} : NONE_DOES;
 }
 
 struct choice {
   const void *kernel;
-  int warps;
+  decode::block_shape shape;
 };
 
-choice choose(const variant &v, const struct decode_layer *layer, int window, int row_tiles) {
-  const int kind = usual_kind(v, layer, window);
-  if (kind >= 0) return {v.usual[kind][row_tiles - 1], decode::warps_of(v.blocks, row_tiles, kind > 0)};
-  if (layer->values.crumbs == 16 * v.blocks) return {v.any_keys[row_tiles - 1], decode::warps_of(v.blocks, row_tiles, true)};
-  return {v.any[row_tiles - 1], decode::warps_of(decode::MOST_VALUE_BLOCKS, row_tiles, true)};
+/* A warp makes the weights of several pages of a turning mean at a time: with short stretches fewer warps have more use of them.
+ * On an H100, 8 are better than 12 below about so many units. */
+constexpr int LONG_STRETCH = 450;
+
+choice choose(const variant &v, const struct decode_layer *layer, int window, int row_tiles, int stretch) {
+  const usual u = usual_of(v, layer, window);
+  const int steps = u.kind > 0 ? decode::LEAST_STEPS + u.kind - 1 : 0;
+  if (u.form >= 0 && u.kind == 1 && row_tiles == 1 && stretch < LONG_STRETCH)
+    return {v.few_warps[u.form], decode::block_shape_of(v.blocks, row_tiles, steps, false, true)};
+  if (u.form >= 0) return {v.usual[u.form][u.kind][row_tiles - 1], decode::block_shape_of(v.blocks, row_tiles, steps, false)};
+  if (layer->values.crumbs == 16 * v.blocks)
+    return {v.any_keys[row_tiles - 1], decode::block_shape_of(v.blocks, row_tiles, 0, true)};
+  return {v.any[row_tiles - 1], decode::block_shape_of(decode::MOST_VALUE_BLOCKS, row_tiles, 0, true)};
 }
 
 decode::arguments arguments_of(const struct decode_shape *shape, const struct decode_layer *layer) {
@@ -55,6 +68,8 @@ decode::arguments arguments_of(const struct decode_shape *shape, const struct de
   a.value_offset = layer->value_offset;
   a.coded = layer->values.crumbs > 0;
   a.page_bytes = a.coded ? layer->head_bytes : 0;
+  const int tile_bytes = EXACT_TOKENS * a.head_dim * 2;
+  a.slot_bytes = a.page_bytes > tile_bytes ? a.page_bytes : tile_bytes;
   a.forms = {layer->keys.crumbs,   layer->keys.groups,   layer->keys.form,
              layer->values.crumbs, layer->values.groups, layer->values.form};
   a.waves = layer->rope != nullptr;
@@ -97,7 +112,7 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
                      layer->keys.groups, layer->values.groups);
   const decode::arguments a = arguments_of(shape, layer);
   for (int row_tiles = 1; row_tiles <= 2; row_tiles++) {
-    const int bytes = decode::shared_layout_of(a, choose(*v, layer, shape->window, row_tiles).warps, row_tiles).bytes;
+    const int bytes = decode::shared_layout_of(a, choose(*v, layer, shape->window, row_tiles, INT_MAX).shape, row_tiles).bytes;
     if ((size_t)bytes <= cuda->shared_bytes)
       *rows = 4 * row_tiles;
     else if (row_tiles == 1)
@@ -113,6 +128,11 @@ size_t decode_part_bytes(const struct decode_shape *shape, const struct decode_l
   return part_floats(shape->head_dim, layer->values.crumbs) * sizeof(float);
 }
 
+int decode_stretch(const struct oscar_cuda *cuda, const struct decode_shape *shape, int tiles, int units) {
+  const int of_block = units / decode_most_blocks(cuda), of_item = units / (tiles * shape->kv_heads);
+  return of_block < of_item ? of_block : of_item;
+}
+
 int decode_most_blocks(const struct oscar_cuda *cuda) {
   return cuda->info.multiprocessors < MOST_BLOCKS ? cuda->info.multiprocessors : MOST_BLOCKS;
 }
@@ -120,7 +140,7 @@ int decode_most_blocks(const struct oscar_cuda *cuda) {
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                         const struct decode_plan *plan, const float *q, const struct decode_space *space) {
   const int row_tiles = plan->rows > 4 ? 2 : 1;
-  const choice chosen = choose(*variant_of(shape->head_dim), layer, shape->window, row_tiles);
+  const choice chosen = choose(*variant_of(shape->head_dim), layer, shape->window, row_tiles, plan->stretch);
   decode::arguments a = arguments_of(shape, layer);
   a.tiles = plan->tiles;
   a.pages = plan->pages;
@@ -130,10 +150,10 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
   a.q = q;
   a.prepared = (const uint8_t *)space->prepared;
   a.parts = space->parts;
-  const int bytes = decode::shared_layout_of(a, chosen.warps, row_tiles).bytes;
+  const int bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
   oscar_status status = cuda_result(cuda, cudaFuncSetAttribute(chosen.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                                     "asking for shared memory");
   if (status != OSCAR_OK) return status;
   void *arguments[] = {&a};
-  return launch_early(cuda, chosen.kernel, dim3((unsigned)a.blocks), chosen.warps * 32, bytes, arguments, "attention");
+  return launch_early(cuda, chosen.kernel, dim3((unsigned)a.blocks), chosen.shape.warps * 32, bytes, arguments, "attention");
 }

@@ -88,6 +88,7 @@ struct decode_plan {
   const struct decode_page *pages;
   const int32_t *total_units; /* of the line, at least 1 */
   int tile_count, rows;       /* rows: of the largest tile */
+  int stretch;                /* units that a block mostly has of an item: which kernel is fastest depends on it */
 };
 
 /* Work space on the device. */
@@ -115,6 +116,8 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
 size_t decode_prepared_bytes(const struct decode_layer *layer);
 size_t decode_part_bytes(const struct decode_shape *shape, const struct decode_layer *layer);
 int decode_most_blocks(const struct oscar_cuda *cuda); /* of any launch; where there are fewer units, only so many do something */
+/* Of a plan of so many tiles and units: decode_plan.stretch. */
+int decode_stretch(const struct oscar_cuda *cuda, const struct decode_shape *shape, int tiles, int units);
 
 /* Maps the queries into the space of codes: q [tokens][query_heads][head_dim] -> prepared. Only where pages are coded. */
 oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,

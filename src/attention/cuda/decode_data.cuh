@@ -40,7 +40,7 @@ __host__ __device__ inline int operand_of_block(int blocks, int class_, int i) {
 
 /* A block of prepared memory, of a tile of `row_tiles` times 4 rows: words [row tile][blocks][32 lanes], row_constants [rows],
  * amplitudes (a, b) [rows][fast pairs], and the way from (cos, sin) of the pairs to weights of polynomials, as operand B: [pairs
- * / 8][8 row_tiles columns of 8][32 lanes] of words of values and of what fp16 lost of them. */
+ * / 8][8 row_tiles columns of 8][32 lanes] of words of values and of what fp16 lost of them, without eights of fast pairs. */
 struct prepared_layout {
   int constants, amplitudes, mixing, mixing_bytes, bytes;
 };
@@ -49,7 +49,7 @@ __host__ __device__ inline struct prepared_layout prepared_layout_of(int blocks,
   p.constants = row_tiles * blocks * 32 * 4;
   p.amplitudes = p.constants + 4 * row_tiles * (int)sizeof(struct row_constants);
   p.mixing = (p.amplitudes + 4 * row_tiles * fast * 8 + 15) / 16 * 16;
-  p.mixing_bytes = pairs / 8 * row_tiles * 8 * 32 * 16;
+  p.mixing_bytes = (pairs / 8 - fast / 8) * row_tiles * 8 * 32 * 16;
   p.bytes = p.mixing + p.mixing_bytes;
   return p;
 }

@@ -9,27 +9,32 @@ namespace decode {
 
 constexpr int MOST_VALUE_BLOCKS = 32;
 
-/* For what fits usually are, without a mean that turns and with one of two or three steps of 16 curves; for any keys and forms;
+/* For what fits usually are, without a mean that turns and with one of two or three steps of 16 curves, in both
+ * usual forms; for any keys and forms;
  * for any values besides. */
 constexpr int LEAST_STEPS = 2, USUAL_KINDS = 3;
 struct variant {
-  int head_dim, blocks;                                     /* of keys and of values that are usual */
-  const void *usual[USUAL_KINDS][2], *any_keys[2], *any[2]; /* [kind][tiles of 4 rows - 1] */
+  int head_dim, blocks;                                        /* of keys and of values that are usual */
+  const void *usual[2][USUAL_KINDS][2], *any_keys[2], *any[2]; /* [kernel_form][kind][tiles of 4 rows - 1] */
+  const void *few_warps[2]; /* [kernel_form] of kind 1 and one tile of 4 rows: for short stretches */
 };
 extern const variant variant_64, variant_96, variant_128, variant_256;
 
 } // namespace decode
 
-#define KERNEL(d, keys, values, row_tiles, any, any_values, steps)                                                               \
-  ((const void *)&decode::kernel<decode::traits<d, keys, values, row_tiles, any, any_values, steps>>)
-#define BOTH(d, keys, values, any, any_values, steps)                                                                            \
-  { KERNEL(d, keys, values, 1, any, any_values, steps), KERNEL(d, keys, values, 2, any, any_values, steps) }
+#define KERNEL(d, keys, values, row_tiles, form, any_values, steps)                                                              \
+  ((const void *)&decode::kernel<decode::traits<d, keys, values, row_tiles, decode::form, any_values, steps>>)
+#define BOTH(d, keys, values, form, any_values, steps)                                                                           \
+  { KERNEL(d, keys, values, 1, form, any_values, steps), KERNEL(d, keys, values, 2, form, any_values, steps) }
+#define USUAL(d, blocks, form)                                                                                                   \
+  { BOTH(d, blocks, blocks, form, false, 0), BOTH(d, blocks, blocks, form, false, 2), BOTH(d, blocks, blocks, form, false, 3) }
+#define FEW(d, blocks, form) ((const void *)&decode::kernel<decode::traits<d, blocks, blocks, 1, decode::form, false, 2, true>>)
 #define VARIANT(d, blocks)                                                                                                       \
   {                                                                                                                              \
-    d, blocks,                                                                                                                   \
-        {BOTH(d, blocks, blocks, false, false, 0), BOTH(d, blocks, blocks, false, false, 2),                                     \
-         BOTH(d, blocks, blocks, false, false, 3)},                                                                              \
-        BOTH(d, 0, blocks, true, false, 0), BOTH(d, 0, decode::MOST_VALUE_BLOCKS, true, true, 0)                                 \
+    d, blocks, {USUAL(d, blocks, FOUR_LOG_GAINS), USUAL(d, blocks, ONE_GAIN)}, BOTH(d, 0, blocks, ANY_FORM, false, 0),           \
+        BOTH(d, 0, decode::MOST_VALUE_BLOCKS, ANY_FORM, true, 0), {                                                              \
+      FEW(d, blocks, FOUR_LOG_GAINS), FEW(d, blocks, ONE_GAIN)                                                                   \
+    }                                                                                                                            \
   }
 
 #endif

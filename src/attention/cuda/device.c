@@ -501,11 +501,13 @@ static oscar_status plan_few(struct device_attention *a, struct kept_plan *kept,
                      (struct decode_page *)(void *)(host + page_offset));
   if (status != OSCAR_OK) return status;
   *(int32_t *)(void *)host = (int32_t)p->result.units;
+  const struct decode_shape shape = {.kv_heads = a->geometry->kv_heads, .group = a->group, .head_dim = a->geometry->head_dim};
   kept->few_plan = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)(memory + tiles_at),
                                         .pages = (const struct decode_page *)(const void *)(memory + page_offset),
                                         .total_units = (const int32_t *)(const void *)memory,
                                         .tile_count = p->result.tiles,
-                                        .rows = p->result.rows};
+                                        .rows = p->result.rows,
+                                        .stretch = decode_stretch(a->cuda, &shape, p->result.tiles, (int)p->result.units)};
   return upload_plan(a, p, tiles_at + (size_t)p->result.tiles * sizeof(struct decode_tile), page_offset);
 }
 

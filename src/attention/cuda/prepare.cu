@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(COLUMNS *SPLITS, D <= 128 ? 5 : 3) prepare_ker
   const int columns = 8 * a.row_tiles;
   for (int i = threadIdx.x; i < PAIRS / 8 * columns * 32; i += COLUMNS * SPLITS) {
     const int k = i / 32 / columns, column = i / 32 % columns, operand_lane = i % 32, odd = column % 2;
-    if (first + 8 * k >= a.pairs) continue;
+    if (first + 8 * k >= a.pairs || first / 8 + k < a.fast / 8) continue;
     uint32_t value[2], rest[2];
 #pragma unroll
     for (int reg = 0; reg < 2; reg++) {
@@ -246,7 +246,8 @@ __global__ void __launch_bounds__(COLUMNS *SPLITS, D <= 128 ? 5 : 3) prepare_ker
       value[reg] = pack_half2(c, d);
       rest[reg] = rest_half2(c, d, value[reg]);
     }
-    ((uint4 *)(prepared + layout.mixing))[first / 8 * columns * 32 + i] = make_uint4(value[0], value[1], rest[0], rest[1]);
+    ((uint4 *)(prepared + layout.mixing))[(first / 8 - a.fast / 8) * columns * 32 + i] =
+        make_uint4(value[0], value[1], rest[0], rest[1]);
   }
 }
 

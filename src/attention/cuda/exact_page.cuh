@@ -1,0 +1,134 @@
+/*
+ * attention/cuda/exact_page.cuh - what a warp does with pages of BF16: scores, sums. Private.
+ */
+#ifndef OSCAR_ATTENTION_CUDA_EXACT_PAGE_CUH
+#define OSCAR_ATTENTION_CUDA_EXACT_PAGE_CUH
+
+#include "attention/cuda/item_sums.cuh"
+#include "attention/cuda/page_ring.cuh"
+
+namespace decode {
+
+/* The exact tiles of `r`, 16 tokens each. Scores and sums as for codes, with BF16 operands: a lane's 16 bytes are eight channels
+ * of a token, in whatever order of inputs both operands agree on. Queries and probabilities come as two BF16 numbers each, in
+ * neighbouring columns. */
+template <class T>
+__device__ inline void read_exact(const arguments &a, const struct decode_tile &tile, const reading &r, asking &asked,
+                                  const reading &after, ring &ring, const warp_sums &sums) {
+  constexpr int D = T::D, NT = T::NT, STAGES = T::STAGES, STEPS = D / 32, CHUNKS = (D + 63) / 64;
+  const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  if (r.exact == 0) {
+    store_no_states<NT>(sums, lane);
+    return;
+  }
+  softmax<NT> state;
+  float acc[NT][CHUNKS * 4][4] = {};
+  int64_t seen[NT]; /* the last position that this lane's row sees */
+#pragma unroll
+  for (int n = 0; n < NT; n++) {
+    state.m[n] = NONE, state.l[n] = 0;
+    const int row = n * 4 + q;
+    seen[n] = row < tile.rows ? tile.position + (tile.first_row + row) / a.group : -1;
+  }
+  const int64_t last = tile.position + (tile.first_row + tile.rows - 1) / a.group;
+  uint32_t operand[NT][STEPS][4];
+#pragma unroll
+  for (int n = 0; n < NT; n++) {
+    const int row = n * 4 + g / 2;
+    const float *mine = a.q + row_offset(tile, row < tile.rows ? row : 0, a.kv_heads, a.group, r.head, D);
+    const float scale = row < tile.rows ? a.scale : 0;
+#pragma unroll
+    for (int j = 0; j < STEPS; j++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const float2 x = *(const float2 *)(mine + 32 * j + 8 * q + 2 * i);
+        uint32_t packed = pack_bf162(x.x * scale, x.y * scale);
+        if (g % 2) packed = pack_bf162(x.x * scale - low_bf16(packed), x.y * scale - high_bf16(packed));
+        operand[n][j][i] = packed;
+      }
+  }
+  for (int i = r.exact_from; i < r.exact_from + r.exact; i++) {
+    const int64_t position = (int64_t)a.pages[r.exact_list + i / 4].number * 64 + i % 4 * 16;
+    float s[NT][4] = {};
+    const uint16_t *keys = (const uint16_t *)wait_for_slot<STAGES>(a, ring);
+#pragma unroll
+    for (int j = 0; j < STEPS; j++) {
+      const uint4 low = *(const uint4 *)(keys + g * D + 32 * j + 8 * q),
+                  high = *(const uint4 *)(keys + (g + 8) * D + 32 * j + 8 * q);
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        mma_bf16(s[n], low.x, high.x, low.y, high.y, operand[n][j][0], operand[n][j][1]);
+        mma_bf16(s[n], low.z, high.z, low.w, high.w, operand[n][j][2], operand[n][j][3]);
+      }
+    }
+    leave_slot<STAGES>(ring);
+    fill_ring<STAGES>(a, ring, asked, after, lane);
+    float score[NT][2], largest[NT], factor[NT];
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const int64_t at = position + g + 8 * j;
+        const bool visible = at <= seen[n] && (a.window == 0 || at > seen[n] - a.window);
+        score[n][j] = visible ? s[n][2 * j] + s[n][2 * j + 1] : NONE;
+      }
+#pragma unroll
+    for (int n = 0; n < NT; n++) largest[n] = fmaxf(score[n][0], score[n][1]);
+    if (raise_maxima<NT>(largest, state, factor)) {
+#pragma unroll
+      for (int n = 0; n < NT; n++)
+#pragma unroll
+        for (int b = 0; b < CHUNKS * 4; b++)
+#pragma unroll
+          for (int j = 0; j < 4; j++) acc[n][b][j] *= factor[n];
+    }
+    uint32_t p[NT][2];
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const float x = score[n][j] > NONE ? exp2_fast(score[n][j] - state.m[n]) : 0;
+        state.l[n] += x;
+        const uint32_t rounded = pack_bf162(x, 0);
+        p[n][j] = transpose_8x8(pack_bf162(x, x - low_bf16(rounded)));
+      }
+    const uint16_t *values = (const uint16_t *)wait_for_slot<STAGES>(a, ring);
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+      uint4 v[4];
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const int token = 2 * q + j % 2 + j / 2 * 8, channel = 8 * (g + 8 * chunk);
+        v[j] = make_uint4(0, 0, 0, 0); /* what lies behind the last position may be anything */
+        if (position + token <= last && (D % 64 == 0 || channel < D)) v[j] = *(const uint4 *)(values + token * D + channel);
+      }
+      const uint32_t *v0 = &v[0].x, *v1 = &v[1].x, *v2 = &v[2].x, *v3 = &v[3].x;
+#pragma unroll
+      for (int b = 0; b < 4; b++)
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+          mma_bf16(acc[n][chunk * 4 + b], __byte_perm(v0[b], v1[b], 0x5410), __byte_perm(v0[b], v1[b], 0x7632),
+                   __byte_perm(v2[b], v3[b], 0x5410), __byte_perm(v2[b], v3[b], 0x7632), p[n][0], p[n][1]);
+    }
+    leave_slot<STAGES>(ring);
+    fill_ring<STAGES>(a, ring, asked, after, lane);
+  }
+  store_states<NT>(state, sums, lane, 0);
+  const int stride = part_stride(D, a.forms.value_crumbs);
+#pragma unroll
+  for (int n = 0; n < NT; n++)
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+      const int channel = 8 * (g + 8 * chunk);
+      if (D % 64 != 0 && channel >= D) continue;
+      float *to = sums.sums + (n * 4 + q) * stride + channel;
+#pragma unroll
+      for (int b = 0; b < 4; b++)
+        *(float2 *)(to + 2 * b) =
+            make_float2(acc[n][chunk * 4 + b][0] + acc[n][chunk * 4 + b][1], acc[n][chunk * 4 + b][2] + acc[n][chunk * 4 + b][3]);
+    }
+}
+
+} // namespace decode
+
+#endif

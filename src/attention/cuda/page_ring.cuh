@@ -1,0 +1,93 @@
+/*
+ * attention/cuda/page_ring.cuh - what a warp reads of an item, and the ring in shared memory that the copy engine fills with it
+ * ahead of the warp. Private.
+ *
+ * A slot of the ring holds a coded page of a KV head, or the keys or the values of 16 exact tokens. They come in the order of
+ * reading: exact tiles, keys then values, then coded pages; then the same of the next item.
+ */
+#ifndef OSCAR_ATTENTION_CUDA_PAGE_RING_CUH
+#define OSCAR_ATTENTION_CUDA_PAGE_RING_CUH
+
+#include "attention/cuda/coded_page.cuh"
+
+namespace decode {
+
+struct ring {
+  uint8_t *slots; /* [stages][slot_bytes] */
+  uint64_t *barriers;
+  int issue_slot, take_slot, filled;
+  uint32_t parity; /* of the barrier at take_slot */
+};
+
+/* What a warp reads of an item: `exact` tiles of 16 tokens, then `coded` pages. Lists begin at places of the plan's. */
+struct reading {
+  int item, head;                    /* item: its number in the block */
+  int exact_list, exact_from, exact; /* the item's list, tiles of it */
+  int coded_list, coded;             /* the warp's own */
+};
+
+/* What a warp asks for: of 2 exact + coded slots of `of`, `next` is the first that is not yet asked for. `mine` is coded page
+ * window + lane; they are looked up 32 at a time. */
+struct asking {
+  reading of;
+  int next, window;
+  struct decode_page mine;
+};
+
+__device__ inline void look_up(const arguments &a, asking &asked, int window, int lane) {
+  asked.window = window;
+  if (window + lane < asked.of.coded) asked.mine = a.pages[asked.of.coded_list + window + lane];
+}
+__device__ inline void ask_for(const arguments &a, asking &asked, const reading &of, int lane) {
+  asked.of = of;
+  asked.next = 0;
+  look_up(a, asked, 0, lane);
+}
+
+__device__ inline const uint8_t *exact_tile(const arguments &a, const reading &r, int tile, bool values) {
+  const struct decode_page page = a.pages[r.exact_list + tile / 4];
+  return a.memory + (size_t)page.unit * a.unit_bytes +
+         ((size_t)(r.head * 2 + values) * 64 + (size_t)(tile % 4 * EXACT_TOKENS)) * (size_t)a.head_dim * 2;
+}
+
+/* Fills the free slots with what is left to be asked for; after an item, of `after`. By a whole warp. */
+template <int STAGES>
+__device__ __forceinline__ void fill_ring(const arguments &a, ring &ring, asking &asked, const reading &after, int lane) {
+  while (ring.filled < STAGES) {
+    const int page = asked.next - 2 * asked.of.exact;
+    if (page == asked.of.coded) {
+      if (asked.of.item == after.item) return;
+      ask_for(a, asked, after, lane);
+      continue;
+    }
+    const uint8_t *from;
+    if (page < 0) {
+      from = exact_tile(a, asked.of, asked.of.exact_from + asked.next / 2, asked.next % 2);
+    } else {
+      if (page >= asked.window + 32) look_up(a, asked, page, lane);
+      const int unit = __shfl_sync(~0u, asked.mine.unit, page - asked.window);
+      from = a.memory + (size_t)unit * a.unit_bytes + (size_t)asked.of.head * a.head_bytes;
+    }
+    copy_page(ring.slots + ring.issue_slot * a.slot_bytes, from, page < 0 ? EXACT_TOKENS * a.head_dim * 2 : a.page_bytes,
+              ring.barriers + ring.issue_slot, lane);
+    ring.issue_slot = ring.issue_slot + 1 == STAGES ? 0 : ring.issue_slot + 1;
+    ring.filled++, asked.next++;
+  }
+}
+
+template <int STAGES> __device__ __forceinline__ const uint8_t *wait_for_slot(const arguments &a, const ring &ring) {
+  for (int i = ring.filled; i < STAGES; i++) copy_none();
+  copy_wait<STAGES - 1>(ring.barriers + ring.take_slot, ring.parity);
+  return ring.slots + ring.take_slot * a.slot_bytes;
+}
+
+/* What was waited for is not needed any more. By a whole warp. */
+template <int STAGES> __device__ __forceinline__ void leave_slot(ring &ring) {
+  __syncwarp();
+  ring.filled--;
+  if (++ring.take_slot == STAGES) ring.take_slot = 0, ring.parity ^= 1;
+}
+
+} // namespace decode
+
+#endif
