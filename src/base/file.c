@@ -1,8 +1,9 @@
 /*
  * file.c - mapped input and atomic output.
  *
- * A writer's temporary file lies beside its target (rename is atomic within a file system only) and carries the id of the thread, which
- * is unique in the whole system, so that two threads or programs writing the same target do not meet; the last rename wins with a whole file.
+ * A writer's temporary file lies beside its target (rename is atomic within a file system only) and carries the id of the thread,
+ * which is unique in the whole system, so that two threads or programs writing the same target do not meet; the last rename wins
+ * with a whole file.
  */
 #include "base/file.h"
 
