@@ -132,6 +132,22 @@ static void join_numbers(uint16_t *restrict to, size_t n, const uint8_t *restric
   for (size_t i = 0; i < n; i++) to[i] = (uint16_t)(low[i] | high[i] << 8);
 }
 
+/* n rows of `crumbs` bytes, a multiple of four, and `meta` bytes, a multiple of two, into two arrays, and back. Small copies of a
+ * size that is not known before would each be a call. */
+static void cut_rows(const uint8_t *rows, int n, size_t crumbs, size_t meta, uint8_t *raw, uint8_t *packed) {
+  for (int t = 0; t < n; t++, rows += crumbs + meta, raw += crumbs, packed += meta) {
+    for (size_t i = 0; i < crumbs; i += 4) memcpy(raw + i, rows + i, 4);
+    for (size_t i = 0; i < meta; i += 2) memcpy(packed + i, rows + crumbs + i, 2);
+  }
+}
+
+static void join_rows(uint8_t *rows, int n, size_t crumbs, size_t meta, const uint8_t *raw, const uint8_t *packed) {
+  for (int t = 0; t < n; t++, rows += crumbs + meta, raw += crumbs, packed += meta) {
+    for (size_t i = 0; i < crumbs; i += 4) memcpy(rows + i, raw + i, 4);
+    for (size_t i = 0; i < meta; i += 2) memcpy(rows + crumbs + i, packed + i, 2);
+  }
+}
+
 void page_split(const struct snapshot_shape *s, const struct page_place *place, int n, uint8_t *rows, uint8_t *raw,
                 uint8_t *packed) {
   const size_t numbers = (size_t)n * (size_t)s->head_dim;
@@ -149,10 +165,8 @@ void page_split(const struct snapshot_shape *s, const struct page_place *place, 
       page_from_device(form, (oscar_side)side, memory, rows);
     else
       page_unpack(form, (oscar_side)side, memory, rows);
-    for (int t = 0; t < n; t++, raw += crumbs, packed += meta) {
-      memcpy(raw, rows + (size_t)t * (crumbs + meta), crumbs);
-      memcpy(packed, rows + (size_t)t * (crumbs + meta) + crumbs, meta);
-    }
+    cut_rows(rows, n, crumbs, meta, raw, packed);
+    raw += (size_t)n * crumbs, packed += (size_t)n * meta;
   }
 }
 
@@ -169,10 +183,8 @@ void page_join(const struct snapshot_shape *s, const struct page_place *place, i
     }
     const struct side_form *form = &place->cache->layers[layer].form[side];
     const size_t crumbs = (size_t)form->crumbs / 4, meta = (size_t)2 * (size_t)side_meta_words(form);
-    for (int t = 0; t < n; t++, raw += crumbs, packed += meta) {
-      memcpy(rows + (size_t)t * (crumbs + meta), raw, crumbs);
-      memcpy(rows + (size_t)t * (crumbs + meta) + crumbs, packed, meta);
-    }
+    join_rows(rows, n, crumbs, meta, raw, packed);
+    raw += (size_t)n * crumbs, packed += (size_t)n * meta;
     if (place->staging)
       page_to_device(form, (oscar_side)side, rows, memory);
     else
