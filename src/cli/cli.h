@@ -54,6 +54,9 @@ int terminal_columns(FILE *stream); /* 80 when unknown */
  * program at once with EXIT_INTERRUPTED. */
 void interrupt_watch(void);
 bool interrupt_requested(void);
+/* Between these a second signal waits: a file that is being written is finished, and nothing of it left lying about. */
+void interrupt_hold(void);
+void interrupt_release(void);
 /* A conversation goes on after an interrupted answer. */
 void interrupt_clear(void);
 

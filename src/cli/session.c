@@ -89,16 +89,17 @@ static oscar_status load(struct engine *engine, struct session *session, struct 
 
 static int run_with_engine(struct request *r, with_engine *work) {
   char model[PATH_MAX], error[1024];
-  int code = engine_options_resolve("session", &r->engine, model, sizeof model);
+  struct engine_options options = r->engine;
+  int code = engine_options_resolve("session", &options, model, sizeof model);
   if (code != EXIT_DONE) return code;
   interrupt_watch();
   struct progress_line line;
   progress_begin(&line);
-  r->engine.progress = &line.progress;
+  options.progress = &line.progress;
   struct engine engine;
   struct sampler_options sampling;
   sampler_options_default(&sampling);
-  oscar_status status = engine_open(&r->engine, &engine, error, sizeof error);
+  oscar_status status = engine_open(&options, &engine, error, sizeof error);
   if (status == OSCAR_OK) {
     struct session *session = NULL;
     status = session_create(&engine, &sampling, &session);

@@ -84,7 +84,9 @@ oscar_status session_file_save(struct engine *engine, const struct session *sess
   json_decref(about);
   if (!text) return set_error(engine->context, OSCAR_NO_MEMORY, "out of memory for what is saved with a session");
   oscar_status status = make_folder_of(engine->context, path);
+  interrupt_hold();
   if (status == OSCAR_OK) status = session_save(session, text, path);
+  interrupt_release();
   free(text);
   return status;
 }

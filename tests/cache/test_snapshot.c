@@ -8,6 +8,7 @@
 #include "cache/snapshot_format.h"
 
 #include <dirent.h>
+#include <pthread.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <signal.h>
@@ -413,6 +414,37 @@ static void a_full_disk_leaves_the_old_file(void **state) {
   close_world(&w);
 }
 
+static void *save_again_and_again(void *arg) {
+  const struct twin *t = arg;
+  const int32_t ids[400] = {0};
+  bool all = true;
+  for (int i = 0; i < 30; i++) all = all && save_once(t->sequence, ids) == OSCAR_OK;
+  return all ? arg : NULL;
+}
+
+static void of_two_writers_one_wins(void **state) {
+  (void)state;
+  struct world w[2];
+  pthread_t threads[2];
+  for (int i = 0; i < 2; i++) {
+    open_world(&w[i], &geometries[1], 1);
+    w[i].twins[0] = twin_create(&w[i]);
+    assert_true(twin_feed(&w[i], w[i].twins[0], 200 + 200 * i));
+  }
+  for (int i = 0; i < 2; i++) assert_int_equal(pthread_create(&threads[i], NULL, save_again_and_again, w[i].twins[0]), 0);
+  for (int i = 0; i < 2; i++) {
+    void *result;
+    assert_int_equal(pthread_join(threads[i], &result), 0);
+    assert_non_null(result);
+  }
+  assert_int_equal(files_in_folder(), 1);
+  oscar_sequence *r;
+  assert_ok(w[0].context, restore(w[0].context, w[0].cache, NULL, &r));
+  const int64_t length = oscar_sequence_length(r);
+  assert_true(length == 200 || length == 400);
+  for (int i = 0; i < 2; i++) close_world(&w[i]);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_sequence_comes_back),
@@ -423,6 +455,7 @@ int main(void) {
       cmocka_unit_test(damage_is_named),
       cmocka_unit_test(no_allocation_may_fail_unnoticed),
       cmocka_unit_test(a_full_disk_leaves_the_old_file),
+      cmocka_unit_test(of_two_writers_one_wins),
   };
   return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
