@@ -5,10 +5,12 @@ pkg_check_modules(JANSSON REQUIRED IMPORTED_TARGET jansson)
 pkg_check_modules(LIBZIP REQUIRED IMPORTED_TARGET libzip)
 pkg_check_modules(LAPACKE REQUIRED IMPORTED_TARGET lapacke)
 pkg_check_modules(BLAS REQUIRED IMPORTED_TARGET blas)
+pkg_check_modules(LIBZSTD REQUIRED IMPORTED_TARGET libzstd)
+pkg_check_modules(LIBXXHASH REQUIRED IMPORTED_TARGET libxxhash)
 
 add_library(oscar_library_dependencies INTERFACE)
 target_link_libraries(oscar_library_dependencies INTERFACE OpenMP::OpenMP_C PkgConfig::JANSSON PkgConfig::LIBZIP PkgConfig::LAPACKE
-                                                           PkgConfig::BLAS m)
+                                                           PkgConfig::BLAS PkgConfig::LIBZSTD PkgConfig::LIBXXHASH m)
 if(OSCAR_HAVE_CUDA)
   target_link_libraries(oscar_library_dependencies INTERFACE CUDA::cudart_static)
 endif()

@@ -1,6 +1,6 @@
 # cmake --install: headers, both libraries, the program, pkg-config and CMake package files.
 include(CMakePackageConfigHelpers)
-set(OSCAR_PC_REQUIRES "jansson libzip lapacke blas") # of oscar_library_dependencies
+set(OSCAR_PC_REQUIRES "jansson libzip lapacke blas libzstd libxxhash") # of oscar_library_dependencies
 list(TRANSFORM OpenMP_C_LIB_NAMES PREPEND -l OUTPUT_VARIABLE openmp_libraries)
 list(JOIN openmp_libraries " " openmp_libraries)
 set(OSCAR_PC_LIBS "${openmp_libraries} -lm")

@@ -1,8 +1,9 @@
 /*
  * file.c - mapped input and atomic output.
  *
- * A writer's temporary file lies beside its target (rename is atomic within a file system only) and carries the process id, so
- * that two programs writing the same target do not meet; the last rename wins with a whole file.
+ * A writer's temporary file lies beside its target (rename is atomic within a file system only) and carries the id of the thread,
+ * which is unique in the whole system, so that two threads or programs writing the same target do not meet; the last rename wins
+ * with a whole file.
  */
 #include "base/file.h"
 
@@ -60,7 +61,7 @@ oscar_status file_writer_open(oscar_context *context, const char *path, struct f
     file_writer_abort(context, writer);
     return OSCAR_NO_MEMORY;
   }
-  snprintf(writer->temporary, bytes, "%s.%ld.tmp", path, (long)getpid());
+  snprintf(writer->temporary, bytes, "%s.%ld.tmp", path, (long)gettid());
   writer->stream = fopen(writer->temporary, "wbe");
   if (!writer->stream) {
     oscar_status status = set_error(context, OSCAR_IO, "%s: cannot be written: %s", path, strerror(errno));

@@ -43,7 +43,7 @@ void sequence_drop_pages(oscar_sequence *s, int64_t keep) {
   if (s->capacity - keep >= TABLE_ENTRIES) (void)replace_table(s, keep); /* without memory the table stays larger */
 }
 
-static oscar_status make(oscar_cache *c, int64_t pages, oscar_sequence **sequence) {
+oscar_status sequence_make(oscar_cache *c, int64_t pages, oscar_sequence **sequence) {
   oscar_context *context = c->geometry.context;
   oscar_sequence *s = mem_zalloc(context, 1, c->plan.sequence_bytes);
   if (!s) return OSCAR_NO_MEMORY;
@@ -65,7 +65,7 @@ static oscar_status make(oscar_cache *c, int64_t pages, oscar_sequence **sequenc
 oscar_status oscar_sequence_create(oscar_cache *c, oscar_sequence **sequence) {
   *sequence = NULL;
   if (!cache_has_room(c, 0, c->plan.sequence_bytes)) return cache_full(c, "a new sequence", 0, c->plan.sequence_bytes);
-  oscar_status status = make(c, 0, sequence);
+  oscar_status status = sequence_make(c, 0, sequence);
   cache_note_peak(c);
   debug_check(c);
   return status;
@@ -97,7 +97,7 @@ oscar_status oscar_sequence_fork(const oscar_sequence *s, oscar_sequence **copy)
   size_t bytes = c->plan.sequence_bytes + plan_table_bytes(s->pages);
   if (!cache_has_room(c, units, bytes)) return cache_full(c, "the copy of a sequence", units, bytes);
   oscar_sequence *f;
-  oscar_status status = make(c, s->pages, &f);
+  oscar_status status = sequence_make(c, s->pages, &f);
   if (status != OSCAR_OK) return status;
 
   f->length = s->length;

@@ -95,6 +95,8 @@ static inline uint8_t *coded_memory(const oscar_cache *cache, int layer, int32_t
 }
 
 /* ---- sequence.c ---- */
+/* An empty sequence whose table has room for `pages`. NO_MEMORY; the budget is the caller's to check. */
+oscar_status sequence_make(oscar_cache *cache, int64_t pages, oscar_sequence **sequence);
 void entry_release(oscar_cache *cache, struct page_entry *entry);
 /* Forgets the pages from `keep` on and gives table space back where that can be done. */
 void sequence_drop_pages(oscar_sequence *sequence, int64_t keep);

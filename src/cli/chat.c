@@ -5,9 +5,11 @@
  * ends an answer and keeps what was said; at the prompt it clears the line. Ctrl-D leaves.
  */
 #include "cli/generate.h"
+#include "cli/json_text.h"
 #include "cli/models.h"
 #include "cli/options.h"
 #include "cli/progress.h"
+#include "cli/sessions.h"
 
 #include <errno.h>
 #include <histedit.h>
@@ -19,9 +21,10 @@ static const struct usage usage = {
     .command = "chat",
     .operands = "",
     .about = "Talks with an instruction-tuned model through its chat template: one answer with -p or -f, else a conversation\n"
-             "(/clear forgets it, /help shows the commands, Ctrl-C stops an answer, Ctrl-D leaves).",
+             "(/clear forgets it, /save and /load keep it, /help shows the commands, Ctrl-C stops an answer, Ctrl-D leaves).",
     .examples = "oscar chat -m smollm2-135m\n"
                 "oscar chat -m smollm2-135m -p \"Why is the sky blue?\"\n"
+                "oscar chat -m smollm2-135m --session trip\n"
                 "oscar chat -m qwen2.5-coder-1.5b --system \"Answer briefly.\" --kv int2 -c 32768\n",
 };
 
@@ -51,6 +54,7 @@ struct conversation {
   int limit; /* tokens of an answer */
   const struct progress *progress;
   struct progress_line *line;
+  const struct session_arguments *kept;
 };
 
 static oscar_status add_message(struct conversation *c, const char *role, const char *content) {
@@ -70,6 +74,91 @@ static oscar_status add_message(struct conversation *c, const char *role, const 
 static void drop_messages(struct conversation *c, int keep) {
   while (c->count > keep) free((void *)(uintptr_t)c->messages[--c->count].content);
 }
+
+/* ---- kept conversations ---- */
+
+/* [{"role": ..., "content": ...}, ...]; NULL when memory is out. */
+static json_t *messages_json(const struct conversation *c) {
+  json_t *list = json_array();
+  for (int i = 0; i < c->count && list; i++) {
+    json_t *content = json_text(c->messages[i].content, strlen(c->messages[i].content));
+    json_t *message = content ? json_pack("{s:s, s:o}", "role", c->messages[i].role, "content", content) : NULL;
+    if (message && json_array_append_new(list, message) == 0) continue;
+    json_decref(list);
+    list = NULL;
+  }
+  return list;
+}
+
+static oscar_status save_conversation(const struct conversation *c, const char *path) {
+  json_t *messages = messages_json(c);
+  if (!messages) return set_error(c->engine->context, OSCAR_NO_MEMORY, "out of memory for the conversation");
+  oscar_status status = session_file_save(c->engine, c->session, messages, path);
+  json_decref(messages);
+  return status;
+}
+
+/* What role a message of a file has, in words that live as long as the program; NULL: none that there is. */
+static const char *role_named(const char *name) {
+  static const char *const roles[] = {"system", "user", "assistant"};
+  for (size_t i = 0; i < ARRAY_LENGTH(roles); i++)
+    if (name && strcmp(roles[i], name) == 0) return roles[i];
+  return NULL;
+}
+
+static oscar_status take_messages(struct conversation *c, const json_t *list, const char *path) {
+  size_t i;
+  json_t *message;
+  json_array_foreach(list, i, message) {
+    const char *role = role_named(json_string_value(json_object_get(message, "role")));
+    const char *content = json_string_value(json_object_get(message, "content"));
+    if (!role || !content)
+      return set_error(c->engine->context, OSCAR_FORMAT, "%s: message %zu has no known role or no content", path, i);
+    oscar_status status = add_message(c, role, content);
+    if (status != OSCAR_OK) return status;
+  }
+  c->first = c->count > 0 && strcmp(c->messages[0].role, "system") == 0;
+  return OSCAR_OK;
+}
+
+/* The conversation becomes the one that was saved, or stays what it was. */
+static oscar_status load_conversation(struct conversation *c, const char *path) {
+  json_t *about;
+  oscar_status status = session_file_load(c->engine, c->session, path, &about);
+  if (status != OSCAR_OK) return status;
+  struct conversation before = *c;
+  c->messages = NULL;
+  c->count = c->room = 0;
+  status = take_messages(c, json_object_get(about, "messages"), path);
+  json_decref(about);
+  struct conversation *old = status == OSCAR_OK ? &before : c; /* the session is synced to what is said next in any case */
+  drop_messages(old, 0);
+  free(old->messages);
+  if (status == OSCAR_OK) return OSCAR_OK;
+  c->messages = before.messages;
+  c->count = before.count, c->room = before.room, c->first = before.first;
+  return status;
+}
+
+/* /save and /load, with a name or with that of --session. */
+static void keep_or_load(struct conversation *c, const char *line) {
+  const bool saving = strncmp(line, "/save", 5) == 0;
+  const char *name = line + 5 + strspn(line + 5, " ");
+  char path[PATH_MAX];
+  if (!*name) name = c->kept->name;
+  if (!name) {
+    fprintf(stderr, "[which session? %.5s NAME]\n", line);
+    return;
+  }
+  if (session_path("chat", name, c->kept->folder, path, sizeof path) != EXIT_DONE) return;
+  oscar_status status = saving ? save_conversation(c, path) : load_conversation(c, path);
+  if (status != OSCAR_OK)
+    failed_with(status, oscar_last_error(c->engine->context));
+  else
+    fprintf(stderr, "[%s: %lld tokens %s]\n", name, (long long)session_length(c->session), saving ? "saved" : "loaded");
+}
+
+/* ---- turns ---- */
 
 /* One question and its answer. An error leaves the conversation as it was before the question. */
 static oscar_status exchange(struct conversation *c, const char *question, bool json, enum stop_reason *stop) {
@@ -160,8 +249,13 @@ static bool handle_command(struct conversation *c, const char *line) {
     return true;
   }
   if (*line != '/') return false;
+  if ((strncmp(line, "/save", 5) == 0 || strncmp(line, "/load", 5) == 0) && (line[5] == '\0' || line[5] == ' ')) {
+    keep_or_load(c, line);
+    return true;
+  }
   if (strcmp(line, "/help") != 0) fprintf(stderr, "[there is no command %s]\n", line);
-  fprintf(stderr, "[/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer]\n");
+  fprintf(stderr, "[/clear forgets the conversation, /save NAME keeps it, /load NAME goes on with one, /exit or Ctrl-D leaves, "
+                  "Ctrl-C stops an answer]\n");
   return true;
 }
 
@@ -192,18 +286,29 @@ static void converse(struct conversation *c) {
 }
 
 static oscar_status hold_conversation(struct conversation *c, const struct chat_arguments *arguments,
-                                      const struct sampler_options *sampling, const char *question, bool json,
+                                      const struct sampler_options *sampling, const char *question, const char *saved, bool json,
                                       enum stop_reason *stop) {
   struct engine *engine = c->engine;
   oscar_status status =
       chat_template_choose(engine->context, model_file(engine->model), arguments->template_name, &c->chat_template);
   if (status == OSCAR_OK) status = session_create(engine, sampling, &c->session);
-  if (status == OSCAR_OK && arguments->system) status = add_message(c, "system", arguments->system);
-  c->first = c->count;
+  const bool goes_on = saved && session_exists(saved);
+  if (status == OSCAR_OK && goes_on && arguments->system)
+    note("the session keeps the system message that it was saved with; --system is for new ones");
+  if (status == OSCAR_OK && goes_on) status = load_conversation(c, saved);
+  if (status == OSCAR_OK && !goes_on && arguments->system) status = add_message(c, "system", arguments->system);
+  if (!goes_on) c->first = c->count;
+  const bool ready = status == OSCAR_OK;
   if (status == OSCAR_OK && question)
     status = exchange(c, question, json, stop);
   else if (status == OSCAR_OK)
     converse(c);
+  /* After Ctrl-C, too, in an answer or in the prompt: what was read is not read again. */
+  if (ready && saved && session_length(c->session) > 0 && (status == OSCAR_OK || status == OSCAR_CANCELLED)) {
+    const oscar_status kept = save_conversation(c, saved);
+    if (kept != OSCAR_OK) status = kept;
+    if (status == OSCAR_CANCELLED) set_error(engine->context, status, "stopped while reading the prompt");
+  }
   drop_messages(c, 0);
   free(c->messages);
   session_free(c->session);
@@ -216,16 +321,19 @@ int command_chat(int argc, char **argv) {
   struct text_arguments text = {.tokens = 1024};
   struct chat_arguments chat = {.template_name = "auto"};
   struct output_arguments output = {0};
+  struct session_arguments kept = {0};
   engine_options_default(&options);
   sampler_options_default(&sampling);
   const struct option_group groups[] = {
       model_group(&options), text_group(&text),         {"Chat", chat_options, (int)ARRAY_LENGTH(chat_options), &chat},
-      cache_group(&options), sampling_group(&sampling), output_group(&output)};
+      cache_group(&options), sampling_group(&sampling), session_group(&kept),
+      output_group(&output)};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
   if (text.prompt && text.file) return wrong_use("chat: give the question with -p TEXT or -f FILE, not both");
   if (output.json && !text.prompt && !text.file) return wrong_use("chat: --json needs a question (-p TEXT or -f FILE)");
-  char path[PATH_MAX];
+  char path[PATH_MAX], saved[PATH_MAX];
+  if (kept.name && (code = session_path("chat", kept.name, kept.folder, saved, sizeof saved)) != EXIT_DONE) return code;
   if ((code = engine_options_resolve("chat", &options, path, sizeof path)) != EXIT_DONE) return code;
 
   char *question = NULL;
@@ -244,8 +352,9 @@ int command_chat(int argc, char **argv) {
   enum stop_reason stop = STOP_LIMIT;
   oscar_status status = engine_open(&options, &engine, error, sizeof error);
   if (status == OSCAR_OK) {
-    struct conversation c = {.engine = &engine, .limit = text.tokens, .progress = &line.progress, .line = &line};
-    status = hold_conversation(&c, &chat, &sampling, question ? question : text.prompt, output.json, &stop);
+    struct conversation c = {.engine = &engine, .limit = text.tokens, .progress = &line.progress, .line = &line, .kept = &kept};
+    status =
+        hold_conversation(&c, &chat, &sampling, question ? question : text.prompt, kept.name ? saved : NULL, output.json, &stop);
     if (status != OSCAR_OK) snprintf(error, sizeof error, "%s", oscar_last_error(engine.context));
     engine_close(&engine);
   }

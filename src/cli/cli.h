@@ -23,6 +23,7 @@ int command_fetch(int argc, char **argv);
 int command_import(int argc, char **argv);
 int command_info(int argc, char **argv);
 int command_run(int argc, char **argv);
+int command_session(int argc, char **argv);
 
 enum exit_code { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_WRONG_USE = 2, EXIT_INTERRUPTED = 130 };
 
@@ -53,6 +54,9 @@ int terminal_columns(FILE *stream); /* 80 when unknown */
  * program at once with EXIT_INTERRUPTED. */
 void interrupt_watch(void);
 bool interrupt_requested(void);
+/* Between these a second signal waits: a file that is being written is finished, and nothing of it left lying about. */
+void interrupt_hold(void);
+void interrupt_release(void);
 /* A conversation goes on after an interrupted answer. */
 void interrupt_clear(void);
 

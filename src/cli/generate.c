@@ -24,6 +24,27 @@ static bool grow(struct generation *g, size_t *id_room, size_t *text_room, size_
   return true;
 }
 
+oscar_status prompt_ids(struct engine *engine, const char *text, size_t bytes, int32_t **ids, int *count) {
+  const struct tokenizer *tokenizer = model_tokenizer(engine->model);
+  int32_t *body = NULL;
+  oscar_status status = tokenizer_encode(tokenizer, text, bytes, true, &body, count);
+  if (status != OSCAR_OK) return status;
+  const int32_t bos = tokenizer_bos(tokenizer);
+  const int first = tokenizer_adds_bos(tokenizer) && bos >= 0 && !(*count > 0 && body[0] == bos);
+  *ids = mem_alloc(engine->context, (size_t)(*count + first), sizeof **ids);
+  if (*ids) {
+    if (first) (*ids)[0] = bos;
+    memcpy(*ids + first, body, (size_t)*count * sizeof **ids);
+    *count += first;
+  }
+  mem_free(engine->context, body);
+  if (!*ids) return OSCAR_NO_MEMORY;
+  if (*count > 0) return OSCAR_OK;
+  mem_free(engine->context, *ids);
+  *ids = NULL;
+  return set_error(engine->context, OSCAR_INVALID_ARGUMENT, "the prompt is empty and this model has no token to begin with");
+}
+
 oscar_status generate(struct engine *engine, struct session *session, int limit, FILE *stream, struct generation *out) {
   *out = (struct generation){.stop = STOP_LIMIT};
   size_t id_room = 0, text_room = 0;

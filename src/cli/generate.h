@@ -7,6 +7,10 @@
 
 enum stop_reason { STOP_END_OF_TURN, STOP_LIMIT, STOP_CONTEXT_FULL, STOP_INTERRUPTED };
 
+/* The tokens of a raw text: BOS where the model wants it, then the text, in which control tokens count. mem_free(*ids).
+ * INVALID_ARGUMENT if there are none. */
+oscar_status prompt_ids(struct engine *engine, const char *text, size_t bytes, int32_t **ids, int *count);
+
 struct generation {
   int32_t *ids; /* malloc'ed */
   int count;

@@ -1,17 +1,18 @@
 /*
- * interrupt.c - Ctrl-C. The mark is the one variable of the program that is not reached through an argument: a signal handler has
- * no other way to speak.
+ * interrupt.c - Ctrl-C. The marks are the only variables of the program that are not reached through an argument: a signal
+ * handler has no other way to speak.
  */
 #include "cli/cli.h"
 
 #include <signal.h>
 #include <unistd.h>
 
-static volatile sig_atomic_t requested;
+static volatile sig_atomic_t requested, held, again;
 
 static void on_signal(int number) {
   (void)number;
-  if (requested) _exit(EXIT_INTERRUPTED);
+  if (requested && !held) _exit(EXIT_INTERRUPTED);
+  if (requested) again = 1;
   requested = 1;
 }
 
@@ -25,3 +26,9 @@ void interrupt_watch(void) {
 
 bool interrupt_requested(void) { return requested != 0; }
 void interrupt_clear(void) { requested = 0; }
+
+void interrupt_hold(void) { held = 1; }
+void interrupt_release(void) {
+  held = 0;
+  if (again) _exit(EXIT_INTERRUPTED);
+}

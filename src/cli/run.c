@@ -3,6 +3,7 @@
 #include "cli/models.h"
 #include "cli/options.h"
 #include "cli/progress.h"
+#include "cli/sessions.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -12,54 +13,80 @@ static const struct usage usage = {
     .command = "run",
     .operands = "",
     .about = "Continues a raw text. The prompt is not put into a chat template; control tokens spelled in it count.",
-    .examples = "oscar run -m smollm2-135m -p \"The lighthouse keeper\" -n 64\n"
-                "oscar run -m model.gguf -f prompt.txt --kv bf16 --temp 0 --json\n"
-                "oscar run -m qwen2.5-coder-1.5b -f long.txt -c 32768 --kv-memory 512M\n",
+    .examples =
+        "oscar run -m smollm2-135m -p \"The lighthouse keeper\" -n 64\n"
+        "oscar run -m model.gguf -f prompt.txt --kv bf16 --temp 0 --json\n"
+        "oscar run -m qwen2.5-coder-1.5b -f long.txt -c 32768 --kv-memory 512M\n"
+        "oscar run -m smollm2-135m -f story.txt -n 200 --session story; oscar run -m smollm2-135m --session story -n 200\n",
 };
 
-/* BOS where the model wants it, then the prompt. */
-static oscar_status prompt_ids(struct engine *engine, const char *text, size_t bytes, int32_t **ids, int *count) {
-  const struct tokenizer *tokenizer = model_tokenizer(engine->model);
-  int32_t *body = NULL;
-  oscar_status status = tokenizer_encode(tokenizer, text, bytes, true, &body, count);
+struct completion {
+  struct engine *engine;
+  struct session *session;
+  const char *text; /* the prompt; NULL: goes on where the session ended */
+  size_t bytes;
+  int limit;
+  bool json;
+  const char *saved; /* file of the session; NULL: none */
+  const struct progress *progress;
+};
+
+/* The session as it was saved, and how far it goes with the prompt. */
+static oscar_status take_up(const struct completion *c, const int32_t *ids, int count) {
+  json_t *about;
+  oscar_status status = session_file_load(c->engine, c->session, c->saved, &about);
   if (status != OSCAR_OK) return status;
-  const int32_t bos = tokenizer_bos(tokenizer);
-  const int first = tokenizer_adds_bos(tokenizer) && bos >= 0 && !(*count > 0 && body[0] == bos);
-  *ids = mem_alloc(engine->context, (size_t)(*count + first), sizeof **ids);
-  if (*ids) {
-    if (first) (*ids)[0] = bos;
-    memcpy(*ids + first, body, (size_t)*count * sizeof **ids);
-    *count += first;
-  }
-  mem_free(engine->context, body);
-  return *ids ? OSCAR_OK : OSCAR_NO_MEMORY;
+  json_decref(about);
+  int64_t held, same = 0;
+  const int32_t *tokens = session_tokens(c->session, &held);
+  while (same < held && same < count && tokens[same] == ids[same]) same++;
+  if (ids && same < held)
+    note("the session has %lld tokens; the first %lld are those of the prompt, and it goes on from there", (long long)held,
+         (long long)same);
+  return OSCAR_OK;
 }
 
-static oscar_status complete(struct engine *engine, const struct sampler_options *sampling, const char *text, size_t bytes,
-                             int limit, bool json, const struct progress *progress, enum stop_reason *stop) {
-  struct session *session = NULL;
+static oscar_status feed(const struct completion *c, const int32_t *ids, int count) {
+  if (ids) return session_sync(c->session, ids, count, c->progress);
+  int64_t held;
+  const int32_t *tokens = session_tokens(c->session, &held);
+  int32_t *copy = mem_alloc(c->engine->context, (size_t)held, sizeof *copy);
+  if (!copy) return OSCAR_NO_MEMORY;
+  memcpy(copy, tokens, (size_t)held * sizeof *copy);
+  oscar_status status = session_sync(c->session, copy, (int)held, c->progress); /* the last token gives the logits */
+  mem_free(c->engine->context, copy);
+  return status;
+}
+
+static oscar_status complete(struct completion *c, const struct sampler_options *sampling, enum stop_reason *stop) {
   struct generation generation = {0};
   int32_t *ids = NULL;
   int count = 0;
-  oscar_status status = prompt_ids(engine, text, bytes, &ids, &count);
-  if (status == OSCAR_OK && count == 0)
-    status = set_error(engine->context, OSCAR_INVALID_ARGUMENT, "the prompt is empty and this model has no token to begin with");
-  if (status == OSCAR_OK) status = session_create(engine, sampling, &session);
-  if (status == OSCAR_OK) status = session_feed(session, ids, count, progress);
+  oscar_status status = c->text ? prompt_ids(c->engine, c->text, c->bytes, &ids, &count) : OSCAR_OK;
+  if (status == OSCAR_OK) status = session_create(c->engine, sampling, &c->session);
+  if (status == OSCAR_OK && c->saved && session_exists(c->saved)) status = take_up(c, ids, count);
+  const bool ready = status == OSCAR_OK;
+  if (status == OSCAR_OK) status = feed(c, ids, count);
   if (status == OSCAR_OK) {
-    if (!json) fwrite(text, 1, bytes, stdout);
-    status = generate(engine, session, limit, json ? NULL : stdout, &generation);
+    if (!c->json && c->text) fwrite(c->text, 1, c->bytes, stdout);
+    status = generate(c->engine, c->session, c->limit, c->json ? NULL : stdout, &generation);
   }
-  if (status == OSCAR_OK && json) print_generation_json(ids, count, &generation, session);
-  if (status == OSCAR_OK && !json) {
+  if (status == OSCAR_OK && c->json) print_generation_json(ids, count, &generation, c->session);
+  if (status == OSCAR_OK && !c->json) {
     putchar('\n');
     fflush(stdout);
-    print_generation_numbers(&generation, session);
+    print_generation_numbers(&generation, c->session);
+  }
+  /* After Ctrl-C, too, in an answer or in the prompt: what was read is not read again. */
+  if (ready && c->saved && (status == OSCAR_OK || (status == OSCAR_CANCELLED && session_length(c->session) > 0))) {
+    const oscar_status saved = session_file_save(c->engine, c->session, NULL, c->saved);
+    if (saved != OSCAR_OK) status = saved;
+    if (status == OSCAR_CANCELLED) set_error(c->engine->context, status, "stopped while reading the prompt");
   }
   *stop = generation.stop;
   generation_free(&generation);
-  session_free(session);
-  mem_free(engine->context, ids);
+  session_free(c->session);
+  mem_free(c->engine->context, ids);
   return status;
 }
 
@@ -68,15 +95,18 @@ int command_run(int argc, char **argv) {
   struct sampler_options sampling;
   struct text_arguments text = {.tokens = 256};
   struct output_arguments output = {0};
+  struct session_arguments kept = {0};
   engine_options_default(&options);
   sampler_options_default(&sampling);
-  const struct option_group groups[] = {model_group(&options), text_group(&text), cache_group(&options),
-                                        sampling_group(&sampling), output_group(&output)};
+  const struct option_group groups[] = {model_group(&options),     text_group(&text),    cache_group(&options),
+                                        sampling_group(&sampling), session_group(&kept), output_group(&output)};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
-  if ((text.prompt != NULL) == (text.file != NULL))
-    return wrong_use("run: give the prompt with -p TEXT or -f FILE (one of them)");
-  char path[PATH_MAX];
+  char path[PATH_MAX], saved[PATH_MAX];
+  if (kept.name && (code = session_path("run", kept.name, kept.folder, saved, sizeof saved)) != EXIT_DONE) return code;
+  const bool goes_on = kept.name && !text.prompt && !text.file && session_exists(saved);
+  if (!goes_on && (text.prompt != NULL) == (text.file != NULL))
+    return wrong_use("run: give the prompt with -p TEXT or -f FILE (one of them), or the --session of one that was saved");
   if ((code = engine_options_resolve("run", &options, path, sizeof path)) != EXIT_DONE) return code;
 
   char *prompt = NULL;
@@ -91,8 +121,14 @@ int command_run(int argc, char **argv) {
   enum stop_reason stop = STOP_LIMIT;
   oscar_status status = engine_open(&options, &engine, error, sizeof error);
   if (status == OSCAR_OK) {
-    status =
-        complete(&engine, &sampling, text.prompt ? text.prompt : prompt, bytes, text.tokens, output.json, &line.progress, &stop);
+    struct completion c = {.engine = &engine,
+                           .text = text.prompt ? text.prompt : prompt,
+                           .bytes = bytes,
+                           .limit = text.tokens,
+                           .json = output.json,
+                           .saved = kept.name ? saved : NULL,
+                           .progress = &line.progress};
+    status = complete(&c, &sampling, &stop);
     if (status != OSCAR_OK) snprintf(error, sizeof error, "%s", oscar_last_error(engine.context));
     engine_close(&engine);
   }

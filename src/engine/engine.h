@@ -11,6 +11,7 @@
 #include "base/base.h"
 #include "engine/sampler.h"
 #include "model/model.h"
+#include <oscar/snapshot.h>
 
 /* ---- KV types ---- */
 enum kv_kind {
@@ -148,6 +149,14 @@ oscar_status session_sync(struct session *session, const int32_t *ids, int n, co
  * it. */
 oscar_status session_next(struct session *session, int32_t *id, bool *end);
 int64_t session_length(const struct session *session); /* tokens held, the newest included */
+/* The tokens held; valid until the session changes. */
+const int32_t *session_tokens(const struct session *session, int64_t *n);
+/* The session into a file (oscar/snapshot.h) with a text of the caller's; errors as oscar_sequence_save. */
+oscar_status session_save(const struct session *session, const char *text, const char *path);
+/* The session becomes what was saved; session_sync with its tokens or more goes on from there, and session_next does if a token
+ * was left to run. Errors: as oscar_snapshot_restore, INVALID_ARGUMENT (more tokens than the context), MISMATCH (no tokens of
+ * this model): the session is as before, or empty if its own pages had to make room first. */
+oscar_status session_restore(struct session *session, const oscar_snapshot *snapshot);
 const oscar_sequence *session_sequence(const struct session *session);
 const struct session_timings *session_timings_of(const struct session *session);
 

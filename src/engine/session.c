@@ -154,6 +154,56 @@ oscar_status session_next(struct session *s, int32_t *id, bool *end) {
   return OSCAR_OK;
 }
 
+const int32_t *session_tokens(const struct session *s, int64_t *n) {
+  *n = s->length;
+  return s->history;
+}
+
+oscar_status session_save(const struct session *s, const char *text, const char *path) {
+  const oscar_snapshot_contents contents = {.model = model_fingerprint(s->engine->model),
+                                            .ids = s->history,
+                                            .n_ids = s->length,
+                                            .text = text,
+                                            .text_bytes = strlen(text)};
+  return oscar_sequence_save(s->sequence, &contents, path);
+}
+
+/* Beside the sequence that is there, if the cache has room for both, so that a failure leaves that; else in its place. */
+static oscar_status restore_sequence(struct session *s, const oscar_snapshot *snapshot, oscar_sequence **restored) {
+  const char *model = model_fingerprint(s->engine->model);
+  oscar_status status = oscar_snapshot_restore(snapshot, s->engine->cache, model, restored);
+  if (status != OSCAR_NO_SPACE) return status;
+  int64_t nothing;
+  status = oscar_sequence_truncate(s->sequence, 0, OSCAR_REWIND_EXACT, &nothing);
+  if (status != OSCAR_OK) return status;
+  s->length = 0;
+  s->pending = s->logits_valid = false;
+  return oscar_snapshot_restore(snapshot, s->engine->cache, model, restored);
+}
+
+oscar_status session_restore(struct session *s, const oscar_snapshot *snapshot) {
+  const oscar_snapshot_info *info = oscar_snapshot_describe(snapshot);
+  oscar_context *context = s->engine->context;
+  const int vocab = model_geometry_of(s->engine->model)->vocab;
+  if (info->n_ids > s->engine->options.context)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "the %lld tokens that were saved do not fit a context of %lld (see -c)",
+                     (long long)info->n_ids, (long long)s->engine->options.context);
+  for (int64_t i = 0; i < info->n_ids; i++)
+    if (info->ids[i] < 0 || info->ids[i] >= vocab)
+      return set_error(context, OSCAR_MISMATCH, "token %lld of what was saved is %d; this model has tokens 0 to %d", (long long)i,
+                       (int)info->ids[i], vocab - 1);
+  oscar_sequence *restored;
+  oscar_status status = restore_sequence(s, snapshot, &restored);
+  if (status != OSCAR_OK) return status;
+  oscar_sequence_free(s->sequence);
+  s->sequence = restored;
+  if (info->n_ids) memcpy(s->history, info->ids, (size_t)info->n_ids * sizeof *info->ids);
+  s->length = info->n_ids;
+  s->pending = info->n_ids > info->tokens;
+  s->logits_valid = false;
+  return OSCAR_OK;
+}
+
 int64_t session_length(const struct session *s) { return s->length; }
 const oscar_sequence *session_sequence(const struct session *s) { return s->sequence; }
 const struct session_timings *session_timings_of(const struct session *s) { return &s->timings; }

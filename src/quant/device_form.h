@@ -76,7 +76,7 @@ ON_BOTH static inline struct crumb_place place_of_value_crumb(int token, int cru
 #ifndef __CUDACC__
 #include "quant/page_form.h"
 
-/* canonical: [64][row_bytes]; device: side_bytes(f) bytes. Plain and slow: for tests and exchange. */
+/* canonical: [64][row_bytes]; device: side_bytes(f) bytes, 4-byte aligned. For tests and exchange. */
 void page_to_device(const struct side_form *f, oscar_side side, const uint8_t *canonical, uint8_t *device);
 void page_from_device(const struct side_form *f, oscar_side side, const uint8_t *device, uint8_t *canonical);
 #endif

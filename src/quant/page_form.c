@@ -16,15 +16,31 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "byte k of a lane is b
 
 static size_t row_bytes_of(const struct side_form *f) { return (size_t)f->crumbs / 4 + (size_t)2 * (size_t)side_meta_words(f); }
 
-static void row_to_lane(int blocks, const uint8_t *row, uint32_t *lane) {
+/* A tile's rows and lanes: `words` [blocks][16 tokens] are the crumb bytes of rows, four at a time; lanes as in the packed form.
+ * Inner loops run over tokens, so that compilers make vectors of them. */
+static void words_to_lanes(int blocks, const uint32_t *restrict words, uint32_t *restrict lanes) {
+  int word = 0, shift = 0; /* of four crumbs: their word is the number modulo blocks, their shift the quotient doubled */
   for (int g = 0; g < blocks; g++) {
-    uint32_t word, out = 0;
+    uint32_t *out = lanes + (size_t)g * TILE_TOKENS;
+    memset(out, 0, TILE_TOKENS * sizeof *out);
     for (int j = 0; j < 4; j++) {
-      int four = 4 * g + j;
-      memcpy(&word, row + (size_t)(four % blocks) * 4, sizeof word);
-      out |= (word >> four / blocks * 2 & 0x03030303) << 2 * j;
+      const uint32_t *in = words + (size_t)word * TILE_TOKENS;
+      for (int t = 0; t < TILE_TOKENS; t++) out[t] |= (in[t] >> shift & 0x03030303) << 2 * j;
+      if (++word == blocks) word = 0, shift += 2;
     }
-    lane[g * TILE_TOKENS] = out;
+  }
+}
+
+static void lanes_to_words(int blocks, const uint32_t *restrict lanes, uint32_t *restrict words) {
+  int word = 0, shift = 0;
+  memset(words, 0, (size_t)blocks * TILE_TOKENS * sizeof *words);
+  for (int g = 0; g < blocks; g++) {
+    const uint32_t *in = lanes + (size_t)g * TILE_TOKENS;
+    for (int j = 0; j < 4; j++) {
+      uint32_t *out = words + (size_t)word * TILE_TOKENS;
+      for (int t = 0; t < TILE_TOKENS; t++) out[t] |= (in[t] >> 2 * j & 0x03030303) << shift;
+      if (++word == blocks) word = 0, shift += 2;
+    }
   }
 }
 
@@ -67,8 +83,13 @@ void page_pack(const struct side_form *f, oscar_side side, const uint8_t *canoni
   int blocks = f->crumbs / 16, words = side_meta_words(f);
   uint32_t *codes = (uint32_t *)(void *)packed;
   uint8_t *meta = packed + side_code_bytes(f);
-  for (int t = 0; t < PAGE_TOKENS; t++)
-    row_to_lane(blocks, canonical + (size_t)t * row_bytes, codes + (size_t)(t / 16 * blocks * 16 + t % 16));
+  uint32_t words_of_tile[OSCAR_MAX_HEAD_DIM * OSCAR_MAX_CRUMBS_PER_CHANNEL];
+  for (int tile = 0; tile < TILES; tile++) {
+    const uint8_t *rows = canonical + (size_t)tile * TILE_TOKENS * row_bytes;
+    for (int t = 0; t < TILE_TOKENS; t++)
+      for (int b = 0; b < blocks; b++) memcpy(&words_of_tile[b * TILE_TOKENS + t], rows + (size_t)t * row_bytes + 4 * b, 4);
+    words_to_lanes(blocks, words_of_tile, codes + (size_t)tile * (size_t)blocks * TILE_TOKENS);
+  }
   if (side == OSCAR_VALUES) transpose_side(f, codes);
   for (int tile = 0; tile < TILES; tile++)
     for (int v = 0; v < words; v++)
@@ -81,11 +102,14 @@ void page_unpack(const struct side_form *f, oscar_side side, const uint8_t *pack
   int blocks = f->crumbs / 16, words = side_meta_words(f);
   const uint8_t *meta = packed + side_code_bytes(f);
   uint32_t vectors[OSCAR_MAX_HEAD_DIM * OSCAR_MAX_CRUMBS_PER_CHANNEL]; /* one tile */
+  uint32_t words_of_tile[OSCAR_MAX_HEAD_DIM * OSCAR_MAX_CRUMBS_PER_CHANNEL];
   for (int tile = 0; tile < TILES; tile++) {
     memcpy(vectors, packed + (size_t)tile * (size_t)blocks * 64, (size_t)blocks * 64);
     for (int g = 0; g < blocks && side == OSCAR_VALUES; g++) transpose_crumbs(vectors + (size_t)g * 16);
     uint8_t *rows = canonical + (size_t)tile * TILE_TOKENS * row_bytes;
-    for (int t = 0; t < TILE_TOKENS; t++) lane_to_row(blocks, vectors + t, rows + (size_t)t * row_bytes);
+    lanes_to_words(blocks, vectors, words_of_tile);
+    for (int t = 0; t < TILE_TOKENS; t++)
+      for (int b = 0; b < blocks; b++) memcpy(rows + (size_t)t * row_bytes + 4 * b, &words_of_tile[b * TILE_TOKENS + t], 4);
     for (int v = 0; v < words; v++)
       for (int t = 0; t < TILE_TOKENS; t++, meta += 2) memcpy(rows + (size_t)t * row_bytes + 4 * blocks + 2 * v, meta, 2);
   }

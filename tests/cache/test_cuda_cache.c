@@ -6,7 +6,7 @@
 
 #include "cuda/device.h"
 
-#include <oscar/cache.h>
+#include <oscar/snapshot.h>
 
 #define KV_HEADS    2
 #define D           64
@@ -188,6 +188,42 @@ static void what_cannot_be_made_is_refused(void **state) {
   assert_int_equal(oscar_cuda_create(contexts[1], &(oscar_cuda_options){.ordinal = 99}, &other), OSCAR_UNSUPPORTED);
 }
 
+/* Each side's sequence saved and restored on the other side: afterwards both sides have both, and go on alike. */
+static void saved_sequences_go_both_ways(void **state) {
+  (void)state;
+  char path[] = "/tmp/oscar_snapshot_XXXXXX";
+  const int fd = mkstemp(path);
+  assert_true(fd >= 0);
+  close(fd);
+  static const int32_t ids[1000];
+  const int lengths[] = {1, 64, 130, 500, 777};
+  for (size_t l = 0; l < ARRAY_LENGTH(lengths); l++) {
+    struct pair p = open_pair((size_t)8 << 20);
+    uint64_t seed = l + 1;
+    for (int i = 0; i < 2; i++) assert_ok(contexts[i], oscar_sequence_create(p.cache[i], &p.s[i][0]));
+    p.n = 1;
+    for (int done = 0; done < lengths[l];) {
+      const int n = lengths[l] - done < 190 ? lengths[l] - done : 190;
+      step(&p, 0, n, false, &seed);
+      done += n;
+    }
+    for (int i = 0; i < 2; i++) {
+      const oscar_snapshot_contents contents = {.ids = ids, .n_ids = lengths[l]};
+      oscar_snapshot *snapshot;
+      assert_ok(contexts[i], oscar_sequence_save(p.s[i][0], &contents, path));
+      assert_ok(contexts[1 - i], oscar_snapshot_open(contexts[1 - i], path, &snapshot));
+      assert_ok(contexts[1 - i], oscar_snapshot_restore(snapshot, p.cache[1 - i], NULL, &p.s[1 - i][1]));
+      oscar_snapshot_close(snapshot);
+    }
+    p.n = 2;
+    compare(&p);
+    for (int which = 0; which < 2; which++) step(&p, which, 150, false, &seed);
+    compare(&p);
+    close_pair(&p);
+  }
+  unlink(path);
+}
+
 int main(void) {
   assert_int_equal(oscar_context_create(NULL, &contexts[1]), OSCAR_OK);
   if (oscar_cuda_create(contexts[1], NULL, &gpu) != OSCAR_OK) {
@@ -198,6 +234,7 @@ int main(void) {
   assert_int_equal(oscar_context_create(NULL, &contexts[0]), OSCAR_OK);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(operations_leave_the_same_pages),
+      cmocka_unit_test(saved_sequences_go_both_ways),
       cmocka_unit_test(numbers_that_cannot_be_are_refused_by_commit),
       cmocka_unit_test(what_cannot_be_made_is_refused),
   };

@@ -131,6 +131,53 @@ static void decode(struct engine *e, struct session *s, int n, int32_t *ids) {
   }
 }
 
+static void a_saved_session_goes_on_alike(void **state) {
+  (void)state;
+  struct fixture f;
+  if (!open_fixture(&f)) skip();
+  char path[] = "/tmp/oscar_session_XXXXXX";
+  const int fd = mkstemp(path);
+  assert_true(fd >= 0);
+  close(fd);
+  const struct sampler_options greedy = {.temperature = 0, .top_p = 1};
+  struct engine engine = open_engine("int2-hadamard", 1024, 0);
+  struct session *s, *other;
+  oscar_snapshot *snapshot;
+  int32_t want[16], got[16];
+  assert_ok(engine.context, session_create(&engine, &greedy, &s));
+  assert_ok(engine.context, session_feed(s, f.ids, 600, NULL));
+  decode(&engine, s, 4, want);
+  assert_ok(engine.context, session_save(s, "about", path));
+  decode(&engine, s, 12, want);
+  session_free(s);
+  engine_close(&engine);
+
+  engine = open_engine("int2-hadamard", 1024, 0); /* as another run of the program */
+  assert_ok(engine.context, session_create(&engine, &greedy, &other));
+  assert_ok(engine.context, session_feed(other, f.ids + 50, 600, NULL)); /* takes the room that the saved one needs */
+  assert_ok(engine.context, oscar_snapshot_open(engine.context, path, &snapshot));
+  assert_string_equal(oscar_snapshot_describe(snapshot)->text, "about");
+  assert_ok(engine.context, session_restore(other, snapshot));
+  assert_int_equal(session_length(other), 604);
+  const int64_t before = session_timings_of(other)->prompt_tokens;
+  decode(&engine, other, 12, got);
+  assert_int_equal(session_timings_of(other)->prompt_tokens, before); /* nothing was read again */
+  assert_memory_equal(got, want, 12 * sizeof *got);
+  oscar_snapshot_close(snapshot);
+  session_free(other);
+  engine_close(&engine);
+
+  engine = open_engine("int2-hadamard", 500, 0);
+  assert_ok(engine.context, session_create(&engine, &greedy, &other));
+  assert_ok(engine.context, oscar_snapshot_open(engine.context, path, &snapshot));
+  assert_int_equal(session_restore(other, snapshot), OSCAR_INVALID_ARGUMENT);
+  oscar_snapshot_close(snapshot);
+  session_free(other);
+  engine_close(&engine);
+  unlink(path);
+  close_fixture(&f);
+}
+
 static void a_session_goes_back_and_on(void **state) {
   (void)state;
   struct fixture f;
@@ -224,6 +271,6 @@ static void limits_are_named(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(a_prompt_can_be_cut_anywhere), cmocka_unit_test(a_session_goes_back_and_on),
-                                     cmocka_unit_test(limits_are_named)};
+                                     cmocka_unit_test(a_saved_session_goes_on_alike), cmocka_unit_test(limits_are_named)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

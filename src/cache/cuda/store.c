@@ -272,3 +272,11 @@ oscar_status device_store_read(const oscar_sequence *s, struct page_entry entry,
   mem_free(c->geometry.context, copy);
   return status;
 }
+
+oscar_status device_store_download(const oscar_cache *c, int layer, int32_t unit, void *out, size_t bytes) {
+  return cuda_download(cuda_of(c), out, page_memory(c, layer, unit), bytes);
+}
+
+oscar_status device_store_upload(const oscar_cache *c, int layer, int32_t unit, const void *from, size_t bytes) {
+  return cuda_upload(cuda_of(c), page_memory(c, layer, unit), from, bytes);
+}

@@ -1,0 +1,269 @@
+/*
+ * snapshot_write.c - a sequence into a file.
+ *
+ * Pages are cut, compressed and summed by all threads of the context, some at a time, and written in order; the kernel is asked
+ * to begin with each lot at once, so that the sync at the end finds little left to do. Header and page table, which need what
+ * comes out of that, are written last, into room that was left for them. The file gets its name when all of it is on disk.
+ */
+#include "base/file.h"
+#include "base/team.h"
+#include "cache/snapshot_format.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <time.h>
+#include <zstd.h>
+
+#define PAGES_PER_THREAD 4 /* in a lot */
+#define LEVEL            1
+
+struct slot { /* a page of the lot */
+  uint8_t *record, *staging;
+  struct snapshot_page entry;
+};
+
+struct worker {
+  uint8_t *rows, *packed;
+  ZSTD_CCtx *zstd;
+};
+
+struct saving {
+  oscar_context *context;
+  const oscar_sequence *sequence;
+  const oscar_snapshot_contents *contents;
+  const char *path;
+  struct file_writer writer;
+  struct snapshot_header header;
+  struct snapshot_form *forms;
+  struct snapshot_page *table; /* [pages] */
+  struct snapshot_shape shape;
+  uint64_t position; /* bytes written */
+
+  int workers, slots;
+  size_t packed_room; /* of a page, compressed */
+  struct worker *worker;
+  struct slot *slot;
+  int64_t first; /* page of the lot */
+  int lot;       /* pages in it */
+  team_counter jobs;
+  _Atomic bool failed;
+};
+
+static oscar_status check_arguments(const oscar_sequence *s, const oscar_snapshot_contents *c) {
+  const struct cache_geometry *g = &s->cache->geometry;
+  const char *model = c->model ? c->model : "";
+  if (s->step_tokens) return set_error(g->context, OSCAR_INVALID_ARGUMENT, "a sequence cannot be saved while a step is open");
+  if (g->filter)
+    return set_error(g->context, OSCAR_UNSUPPORTED, "a sequence of a cache with a page filter cannot be saved: it has no codes");
+  if (c->n_ids < s->length || (c->n_ids > 0 && !c->ids))
+    return set_error(g->context, OSCAR_INVALID_ARGUMENT, "%lld token ids for a sequence of %lld tokens", (long long)c->n_ids,
+                     (long long)s->length);
+  if (strlen(model) > sizeof((struct snapshot_header){0}).model)
+    return set_error(g->context, OSCAR_INVALID_ARGUMENT, "the fingerprint of the model has %zu bytes; at most 64 are possible",
+                     strlen(model));
+  return OSCAR_OK;
+}
+
+static oscar_status describe(struct saving *s) {
+  const oscar_sequence *q = s->sequence;
+  const oscar_cache *c = q->cache;
+  const struct cache_geometry *g = &c->geometry;
+  struct snapshot_header *h = &s->header;
+  *h = (struct snapshot_header){.version = SNAPSHOT_VERSION,
+                                .byte_order = SNAPSHOT_BYTE_ORDER,
+                                .layers = (uint32_t)g->layers,
+                                .kv_heads = (uint32_t)g->kv_heads,
+                                .head_dim = (uint32_t)g->head_dim,
+                                .sink_pages = (uint32_t)g->sink_pages,
+                                .recent_pages = (uint32_t)g->recent_pages,
+                                .page_tokens = PAGE_TOKENS,
+                                .tokens = q->length,
+                                .ids = s->contents->n_ids,
+                                .text_bytes = (int64_t)s->contents->text_bytes,
+                                .saved_at = (int64_t)time(NULL),
+                                .refilled_from = q->refilled_from,
+                                .cold_tokens = q->cold_tokens};
+  memcpy(h->magic, SNAPSHOT_MAGIC, sizeof h->magic);
+  if (s->contents->model) memcpy(h->model, s->contents->model, strlen(s->contents->model));
+  const char *recipe = g->codecs ? oscar_codec_set_describe(g->codecs)->recipe : "bf16";
+  memcpy(h->recipe, recipe, strlen(recipe)); /* at most 63 bytes */
+  if (g->codecs) snapshot_codecs_fingerprint(g->codecs, h->codecs);
+  s->forms = mem_zalloc(s->context, (size_t)g->layers * 2, sizeof *s->forms);
+  s->table = s->forms ? mem_zalloc(s->context, (size_t)q->pages, sizeof *s->table) : NULL;
+  if (!s->table) return OSCAR_NO_MEMORY;
+  for (int i = 0; g->codecs && i < 2 * g->layers; i++) {
+    const struct side_form *form = &c->layers[i / 2].form[i % 2];
+    s->forms[i] = (struct snapshot_form){(uint32_t)form->crumbs, (uint32_t)form->groups, (uint32_t)form->meta_values,
+                                         (uint32_t)form->rotating_pairs};
+  }
+  s->shape = (struct snapshot_shape){g->layers, g->kv_heads, g->head_dim, s->forms};
+  return OSCAR_OK;
+}
+
+/* ---- pages ---- */
+
+static oscar_status make_workers(struct saving *s) {
+  const oscar_cache *c = s->sequence->cache;
+  const struct record_shape exact = record_shape_of(&s->shape, false, PAGE_TOKENS),
+                            coded = record_shape_of(&s->shape, true, PAGE_TOKENS);
+  const size_t raw = exact.raw_bytes > coded.raw_bytes ? exact.raw_bytes : coded.raw_bytes;
+  const size_t packed = exact.packed_bytes > coded.packed_bytes ? exact.packed_bytes : coded.packed_bytes;
+  s->workers = s->context->options.threads;
+  s->slots = (int)min64((int64_t)s->workers * PAGES_PER_THREAD, s->sequence->pages);
+  s->packed_room = ZSTD_compressBound(packed);
+  s->worker = mem_zalloc(s->context, (size_t)s->workers, sizeof *s->worker);
+  s->slot = s->worker ? mem_zalloc(s->context, (size_t)s->slots, sizeof *s->slot) : NULL;
+  if (!s->slot) return OSCAR_NO_MEMORY;
+  for (int i = 0; i < s->workers; i++) {
+    struct worker *w = &s->worker[i];
+    w->rows = mem_alloc(s->context, snapshot_rows_bytes(&s->shape), 1);
+    w->packed = w->rows ? mem_alloc(s->context, packed, 1) : NULL;
+    if (!w->packed) return OSCAR_NO_MEMORY;
+    if (!(w->zstd = ZSTD_createCCtx())) return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for compression");
+  }
+  for (int i = 0; i < s->slots; i++) {
+    s->slot[i].record = mem_alloc(s->context, raw + s->packed_room, 1);
+    if (!s->slot[i].record) return OSCAR_NO_MEMORY;
+    if (c->store && !(s->slot[i].staging = mem_alloc(s->context, page_staging_bytes(c), 1))) return OSCAR_NO_MEMORY;
+  }
+  return OSCAR_OK;
+}
+
+static struct page_place place_of(const struct saving *s, int i) {
+  const struct page_entry *entry = &s->sequence->table[s->first + i];
+  const bool coded = entry->exact == NO_PAGE;
+  return (struct page_place){s->sequence->cache, coded, coded ? entry->coded : entry->exact, s->slot[i].staging};
+}
+
+static void make_records(void *arg, int member, int members) {
+  (void)members;
+  struct saving *s = arg;
+  struct worker *w = &s->worker[member];
+  for (int64_t i; (i = team_take(&s->jobs)) < s->lot;) {
+    struct slot *slot = &s->slot[i];
+    const struct page_place place = place_of(s, (int)i);
+    const struct record_shape shape = record_shape_of(&s->shape, place.coded, rows_of_page(s->sequence->length, s->first + i));
+    page_split(&s->shape, &place, shape.rows, w->rows, slot->record, w->packed);
+    const size_t packed =
+        ZSTD_compressCCtx(w->zstd, slot->record + shape.raw_bytes, s->packed_room, w->packed, shape.packed_bytes, LEVEL);
+    if (ZSTD_isError(packed)) { /* memory: everything else has been seen to */
+      s->failed = true;
+      return;
+    }
+    const size_t bytes = shape.raw_bytes + packed;
+    slot->entry = (struct snapshot_page){place.coded, 0, bytes, snapshot_checksum(slot->record, bytes)};
+  }
+}
+
+/* ---- the file ---- */
+
+static oscar_status put(struct saving *s, const void *data, size_t bytes) {
+  errno = 0;
+  if (bytes && fwrite(data, 1, bytes, s->writer.stream) != bytes)
+    return set_error(s->context, OSCAR_IO, "%s: cannot be written: %s", s->path, strerror(errno));
+  s->position += bytes;
+  return OSCAR_OK;
+}
+
+static oscar_status put_lot(struct saving *s) {
+  oscar_status status = OSCAR_OK;
+  for (int i = 0; i < s->lot && s->sequence->cache->store && status == OSCAR_OK; i++) {
+    const struct page_place place = place_of(s, i);
+    status = page_download(&place);
+  }
+  if (status != OSCAR_OK) return status;
+  s->jobs = (team_counter){0};
+  team_run(s->context, s->workers, make_records, s);
+  if (s->failed) return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for compression");
+  for (int i = 0; i < s->lot && status == OSCAR_OK; i++) {
+    s->table[s->first + i] = s->slot[i].entry;
+    status = put(s, s->slot[i].record, (size_t)s->slot[i].entry.bytes);
+  }
+#ifdef SYNC_FILE_RANGE_WRITE
+  if (status == OSCAR_OK) (void)sync_file_range(fileno(s->writer.stream), 0, 0, SYNC_FILE_RANGE_WRITE); /* a hint */
+#endif
+  return status;
+}
+
+/* Everything before the pages. The first time it only takes its room: the page table is still empty. */
+static oscar_status put_front(struct saving *s) {
+  const oscar_snapshot_contents *c = s->contents;
+  static const uint8_t zeros[8] = {0};
+  oscar_status status = put(s, &s->header, sizeof s->header);
+  if (status == OSCAR_OK) status = put(s, s->forms, snapshot_forms_bytes(&s->header));
+  if (status == OSCAR_OK) status = put(s, c->text, c->text_bytes);
+  if (status == OSCAR_OK) status = put(s, zeros, round_up(c->text_bytes, 8) - c->text_bytes);
+  const size_t ids = (size_t)c->n_ids * sizeof *c->ids;
+  if (status == OSCAR_OK) status = put(s, c->ids, ids);
+  if (status == OSCAR_OK) status = put(s, zeros, round_up(ids, 8) - ids);
+  return status == OSCAR_OK ? put(s, s->table, (size_t)s->sequence->pages * sizeof *s->table) : status;
+}
+
+/* The checksum of the sections is that of their bytes one after the other: they are read back. */
+static oscar_status finish_front(struct saving *s, size_t front) {
+  s->header.file_bytes = s->position;
+  if (fseeko(s->writer.stream, 0, SEEK_SET) != 0)
+    return set_error(s->context, OSCAR_IO, "%s: cannot be written: %s", s->path, strerror(errno));
+  uint8_t *sections = mem_alloc(s->context, front, 1);
+  if (!sections) return OSCAR_NO_MEMORY;
+  uint8_t *at = sections;
+  const oscar_snapshot_contents *c = s->contents;
+  memset(sections, 0, front);
+  const size_t ids = (size_t)c->n_ids * sizeof *c->ids, table = (size_t)s->sequence->pages * sizeof *s->table;
+  memcpy(at, s->forms, snapshot_forms_bytes(&s->header)), at += snapshot_forms_bytes(&s->header);
+  if (c->text_bytes) memcpy(at, c->text, c->text_bytes);
+  at += round_up(c->text_bytes, 8);
+  if (ids) memcpy(at, c->ids, ids);
+  at += round_up(ids, 8);
+  if (table) memcpy(at, s->table, table);
+  s->header.sections = snapshot_checksum(sections, front);
+  s->header.checksum = snapshot_checksum(&s->header, offsetof(struct snapshot_header, checksum));
+  oscar_status status = put(s, &s->header, sizeof s->header);
+  if (status == OSCAR_OK) status = put(s, sections, front);
+  mem_free(s->context, sections);
+  return status;
+}
+
+static oscar_status write_all(struct saving *s) {
+  oscar_status status = put_front(s);
+  const size_t front = (size_t)s->position - sizeof s->header;
+  for (s->first = 0; s->first < s->sequence->pages && status == OSCAR_OK; s->first += s->lot) {
+    s->lot = (int)min64(s->slots, s->sequence->pages - s->first);
+    status = put_lot(s);
+  }
+  return status == OSCAR_OK ? finish_front(s, front) : status;
+}
+
+static void free_parts(struct saving *s) {
+  for (int i = 0; s->worker && i < s->workers; i++) {
+    mem_free(s->context, s->worker[i].rows);
+    mem_free(s->context, s->worker[i].packed);
+    ZSTD_freeCCtx(s->worker[i].zstd);
+  }
+  for (int i = 0; s->slot && i < s->slots; i++) {
+    mem_free(s->context, s->slot[i].record);
+    mem_free(s->context, s->slot[i].staging);
+  }
+  mem_free(s->context, s->slot);
+  mem_free(s->context, s->worker);
+  mem_free(s->context, s->table);
+  mem_free(s->context, s->forms);
+}
+
+oscar_status oscar_sequence_save(const oscar_sequence *sequence, const oscar_snapshot_contents *contents, const char *path) {
+  struct saving s = {.context = sequence->cache->geometry.context, .sequence = sequence, .contents = contents, .path = path};
+  oscar_status status = check_arguments(sequence, contents);
+  if (status == OSCAR_OK) status = describe(&s);
+  if (status == OSCAR_OK) status = make_workers(&s);
+  if (status == OSCAR_OK) status = file_writer_open(s.context, path, &s.writer);
+  if (status == OSCAR_OK) {
+    status = write_all(&s);
+    if (status == OSCAR_OK)
+      status = file_writer_commit(s.context, &s.writer);
+    else
+      file_writer_abort(s.context, &s.writer);
+  }
+  free_parts(&s);
+  return status;
+}
