@@ -97,6 +97,7 @@ typedef struct oscar_prefix_stats {
   int64_t computed_tokens;      /* the rest of what was looked up */
   int64_t shared_pages;         /* of sequences, replaced by a page that was there */
   int64_t evicted_parked;       /* parked sequences that were cut to their codes */
+  int64_t evicted_exact;        /* exact pages besides, which a live sequence has of its own, computed after a refill */
   int64_t evicted_pages;        /* pages at the ends of texts */
   int64_t evicted_unheld;       /* the same, without a page of the cache */
   int64_t forgotten_in_use;     /* pages and sequences that stayed with a sequence in use */

@@ -322,7 +322,10 @@ void prefix_follow_cut(oscar_sequence *s, int64_t length) {
   struct prefix_tail *tail = s->tail;
   struct prefix_node *v = tail->node;
   const int64_t whole = length / PAGE_TOKENS;
-  if (length >= (v->page + 1) * PAGE_TOKENS + tail->filled) return;
+  if (length >= (v->page + 1) * PAGE_TOKENS + tail->filled) { /* only what the tree has not been told of is cut */
+    tail->pinned_from = min64(tail->pinned_from, v->page + 1);
+    return;
+  }
   if (v->page >= whole) {
     unlink_tail(tail);
     for (; v->page >= whole; v = v->parent) {
@@ -464,7 +467,10 @@ static void evict_parked(oscar_prefix *t, size_t stop) {
 /* Exact pages that only the tree has and that live sequences pin: they have one of their own, computed after a refill. */
 static void evict_pinned(oscar_prefix *t, size_t stop) {
   for (struct prefix_node *v = t->oldest; v && held_bytes(t->cache) > stop; v = v->newer)
-    if (v->pins > 0 && units_to_free(t, v->exact) > 0) drop_exact(t, v);
+    if (v->pins > 0 && units_to_free(t, v->exact) > 0) {
+      drop_exact(t, v);
+      t->stats.evicted_exact++;
+    }
 }
 
 static void evict_leaves(oscar_prefix *t, size_t stop) {

@@ -265,19 +265,27 @@ static inline size_t free_slot(const struct world *w) {
   return slot;
 }
 
-/* A string to look up: that of a sequence or one that was entered, cut somewhere and continued. */
+/* A string to look up: one that was entered, mostly a long one, cut somewhere or not, and continued. */
 static inline int64_t choose_query(struct texts *x, int32_t *tokens, chooser *choose, void *user) {
   int64_t count = 0;
-  const struct text *of = NULL;
-  if (x->entered_count > 0) of = x->entered[choose(user, (uint32_t)x->entered_count)];
-  if (of && choose(user, 8)) {
-    count = choose(user, 3) ? of->length : (int64_t)choose(user, (uint32_t)of->length + 1);
+  for (int tries = 0; tries < 3 && x->entered_count > 0; tries++) {
+    const struct text *of = x->entered[choose(user, (uint32_t)x->entered_count)];
+    if (of->length < count) continue;
+    count = of->length;
     memcpy(tokens, of->tokens, (size_t)count * sizeof *tokens);
   }
-  int64_t more = (int64_t)choose(user, choose(user, 2) ? 2 : 200);
+  if (choose(user, 2)) count = (int64_t)choose(user, (uint32_t)count + 1);
+  int64_t more = choose(user, 2) ? (int64_t)choose(user, 200) : 64 - count % 64; /* ends of pages are special */
   if (count + more > MODEL_TOKENS) more = MODEL_TOKENS - count;
   choose_text(x, tokens, count, count + more, choose, user);
   return count + more;
+}
+
+static inline void feed_or_evict(struct texts *x, size_t slot, int n, chooser *choose, void *user) {
+  struct twin *t = x->w.twins[slot];
+  if (t->length + n > MODEL_TOKENS || text_feed(x, slot, n, choose, user)) return;
+  oscar_prefix_evict(x->tree, oscar_cache_shortfall(x->w.cache), NULL); /* as an engine does it */
+  x->complete = false;
 }
 
 static inline void operate_texts(struct texts *x, chooser *choose, void *user) {
@@ -285,36 +293,57 @@ static inline void operate_texts(struct texts *x, chooser *choose, void *user) {
   struct world *w = &x->w;
   const size_t slot = choose(user, ARRAY_LENGTH(w->twins)), other = free_slot(w);
   struct twin *t = w->twins[slot];
-  const uint32_t what = choose(user, 16);
-  if (what == 0) {
-    text_evict(x, choose(user, 2) ? choose(user, 1 << 16) : choose(user, 16) ? choose(user, 1 << 20) : OSCAR_PREFIX_ALL);
-  } else if (what <= 3 && other < ARRAY_LENGTH(w->twins)) {
-    const int64_t count = choose_query(x, query, choose, user);
-    text_take(x, other, query, count, choose(user, 8) ? OSCAR_PREFIX_EXACT + (int)choose(user, 2) : OSCAR_PREFIX_OFF);
-  } else if (!t) {
-    if ((w->twins[slot] = twin_create(w))) x->text[slot].length = 0;
-  } else if (what == 4) {
-    if (other == ARRAY_LENGTH(w->twins)) return;
+  if (!t) {
+    if (choose(user, 5)) {
+      const int64_t count = choose_query(x, query, choose, user);
+      const uint32_t reuse = choose(user, 16);
+      text_take(x, slot, query, count, reuse == 0 ? OSCAR_PREFIX_OFF : reuse < 7 ? OSCAR_PREFIX_EXACT : OSCAR_PREFIX_REFILL);
+    } else if ((w->twins[slot] = twin_create(w))) {
+      x->text[slot].length = 0;
+    }
+    return;
+  }
+  switch (choose(user, 16)) {
+  case 0:
+    if (choose(user, 4) == 0)
+      text_evict(x, choose(user, 2) ? choose(user, 1 << 14) : choose(user, 8) ? choose(user, 1 << 18) : OSCAR_PREFIX_ALL);
+    break;
+  case 1:
+    if (other == ARRAY_LENGTH(w->twins)) break;
     w->twins[other] = twin_fork(w, t);
     x->text[other] = x->text[slot];
-  } else if (what == 5) {
+    break;
+  case 2:
     twin_free(t);
     w->twins[slot] = NULL;
-  } else if (what == 6) {
+    break;
+  case 3: { /* as speculative decoding and edits do */
     const int64_t back = (int64_t)choose(user, choose(user, 2) ? 8 : 200);
     text_truncate(x, slot, t->length > back ? t->length - back : 0, choose(user, 2) ? OSCAR_REWIND_EXACT : OSCAR_REWIND_REFILL);
-  } else if (what == 7) {
+    break;
+  }
+  case 4:
     text_truncate(x, slot, (int64_t)choose(user, (uint32_t)t->length + 1),
                   choose(user, 2) ? OSCAR_REWIND_EXACT : OSCAR_REWIND_REFILL);
-  } else if (what <= 9) {
-    const bool park = what == 9;
-    text_insert(x, slot, park);
-    if (x->complete && !park) check_end(x, slot);
-  } else if (!text_feed(x, slot, choose_tokens(choose, user), choose, user)) {
-    x->text[slot].length = t->length;
-    size_t freed = 0; /* as an engine does it */
-    oscar_prefix_evict(x->tree, oscar_cache_shortfall(w->cache), &freed);
-    x->complete = false;
+    break;
+  case 5:
+  case 6:
+    text_insert(x, slot, true);
+    break;
+  case 7:
+  case 8:
+    text_insert(x, slot, false);
+    if (x->complete) check_end(x, slot);
+    break;
+  case 9:
+    feed_or_evict(x, slot, 64 - (int)(t->length % 64), choose, user);
+    break;
+  default: /* what is left of the text it was taken for, or anything */
+    feed_or_evict(x, slot,
+                  choose(user, 2) && x->text[slot].length > t->length ? (int)(x->text[slot].length - t->length)
+                                                                      : choose_tokens(choose, user),
+                  choose, user);
+    break;
   }
 }
 

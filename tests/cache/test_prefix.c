@@ -256,6 +256,31 @@ static void what_a_refill_computed_is_not_taken_for_cold(void **state) {
   close_texts(&x);
 }
 
+/* Whole pages behind a refill whose codes are cold: an exact look-up wants their exact form cold as well. */
+static void exact_forms_computed_after_a_refill_are_not_taken_for_cold(void **state) {
+  (void)state;
+  struct texts x;
+  open_texts(&x, &plain);
+  cold(&x, 0, 64 * 14, 0, 0);
+  text_insert(&x, 0, false);
+  leave(&x, 0);
+  struct text text;
+  fill_text(&text, 64 * 9 + 20, 64 * 14, 0);
+  taken(&x, 1, &text, text.length, OSCAR_PREFIX_REFILL);
+  assert_int_equal(x.w.twins[1]->length, 64 * 5);
+  assert_true(text_feed(&x, 1, 64 * 4, NULL, NULL));
+  x.text[1].length = 64 * 9;
+  text_insert(&x, 1, true); /* its recent pages 5 .. 8 lie in nodes with cold codes */
+  oscar_prefix_match m = taken(&x, 1, &text, 64 * 9, OSCAR_PREFIX_REFILL);
+  assert_int_equal(m.reused_tokens, 64 * 9);
+  assert_false(m.exact);
+  for (int64_t end = 64 * 9 - 5; end <= 64 * 9 + 20; end += 5) {
+    assert_ok(x.w.context, oscar_prefix_match_get(x.tree, text.tokens, end, OSCAR_PREFIX_EXACT, &m));
+    assert_int_equal(m.reused_tokens, 64);
+  }
+  close_texts(&x);
+}
+
 /* A short turn after a refill, parked: pages before the refill may stay codes, and the next turn costs nothing. */
 static void a_sequence_parked_soon_after_a_refill_resumes_at_its_end(void **state) {
   (void)state;
@@ -336,6 +361,56 @@ static void eviction_takes_parked_ends_first_and_then_the_oldest_leaves(void **s
   leave(&x, 0);
   assert_int_equal(usage_of(&x.w).held_bytes, stats_of(&x).own_bytes);
   assert_int_equal(stats_of(&x).own_bytes, oscar_prefix_bytes_for(0, 0));
+  close_texts(&x);
+}
+
+/* Codes that a sequence made which is not in the tree: pages that the tree gives up exactly are known by them. */
+static void codes_of_others_are_taken_over(void **state) {
+  (void)state;
+  struct texts x;
+  open_texts(&x, &plain);
+  cold(&x, 0, 64 * 10, 0, 0);
+  struct text text;
+  fill_text(&text, 64 * 16, 0, 0);
+  text_insert(&x, 0, true);
+  taken(&x, 0, &text, 64 * 10, OSCAR_PREFIX_EXACT);
+  x.text[0] = text;
+  assert_true(text_feed(&x, 0, 64 * 6, NULL, NULL));
+  assert_int_equal(usage_of(&x.w).coded_pages, 10); /* 1 .. 10, of which the tree knows 1 .. 4 */
+  oscar_prefix_evict(x.tree, OSCAR_PREFIX_ALL / 2, NULL);
+  oscar_prefix_match m;
+  assert_ok(x.w.context, oscar_prefix_match_get(x.tree, text.tokens, 64 * 10, OSCAR_PREFIX_REFILL, &m));
+  assert_int_equal(m.known_tokens, 64 * 10);
+  assert_int_equal(stats_of(&x).held_pages, 10);
+  assert_int_equal(stats_of(&x).page_bytes, 0);
+  close_texts(&x);
+}
+
+/* A sequence that was refilled has recent pages of its own; cold ones that it pins in the tree go when room is wanted. */
+static void cold_pages_pinned_by_a_refilled_sequence_can_be_evicted(void **state) {
+  (void)state;
+  struct texts x;
+  open_texts(&x, &plain);
+  cold(&x, 0, 64 * 14, 0, 0);
+  text_insert(&x, 0, false);
+  leave(&x, 0);
+  struct text text;
+  fill_text(&text, 64 * 9, 0, 0);
+  taken(&x, 0, &text, 64 * 9, OSCAR_PREFIX_REFILL);
+  assert_true(text_feed(&x, 0, 64 * 4, NULL, NULL));
+  text_insert(&x, 0, false);
+  cold(&x, 1, 64 * 9, 0, 0);
+  text_insert(&x, 1, false);
+  leave(&x, 1);
+  const size_t alone = stats_of(&x).page_bytes;
+  size_t freed;
+  oscar_prefix_evict(x.tree, 1, &freed);
+  assert_int_equal(stats_of(&x).evicted_exact, 1);
+  assert_true(freed > 0 && stats_of(&x).page_bytes == alone - freed);
+  for (int i = 0; i < 3; i++) oscar_prefix_evict(x.tree, 1, &freed);
+  assert_int_equal(stats_of(&x).evicted_exact, 4);
+  assert_int_equal(stats_of(&x).evicted_pages, 0);
+  compare_all(&x.w);
   close_texts(&x);
 }
 
@@ -477,36 +552,47 @@ static void every_failed_allocation_is_survived(void **state) {
   failing_context_free(c, &f);
 }
 
-static void random_operations_agree_with_the_list_of_strings(void **state) {
-  (void)state;
-  for (size_t i = 0; i < ARRAY_LENGTH(geometries); i++)
-    for (int tight = 0; tight < 4; tight++) {
-      const int operations = geometries[i].head_dim < 64 ? 1500 : 200; /* what takes time is the reference encoder */
-      struct texts x;
-      uint64_t random = i * 4 + (uint64_t)tight + 100;
-      oscar_context *context = test_context(OSCAR_ISA_AUTO, 1);
-      texts_open(&x, context, &geometries[i], tight < 2 ? MODEL_TOKENS : 500, tight == 3 ? 2 : 5, 400, 2 + tight % 2);
-      assert_non_null(x.tree);
-      for (int n = 0; n < operations; n++) {
-        if (tight == 0 && n % 100 == 0) { /* a new life, complete for a while */
-          for (size_t s = 0; s < ARRAY_LENGTH(x.w.twins); s++)
-            if (x.w.twins[s]) leave(&x, s);
-          oscar_prefix_evict(x.tree, OSCAR_PREFIX_ALL, NULL);
-          while (x.entered_count > 0) free(x.entered[--x.entered_count]);
-          x.complete = true;
-        }
-        operate_texts(&x, choose_random, &random);
-        assert_ok(context, oscar_cache_check(x.w.cache));
-        if (n % 500 == 499) compare_all(&x.w);
-      }
-      compare_all(&x.w);
+/* tight: 0, a new life every 100 operations, of which everything is remembered for a while; 1, ample room; 2 and 3, little. */
+static void random_operations(const struct geometry *g, int tight, int operations, uint64_t random) {
+  struct texts x;
+  oscar_context *context = test_context(OSCAR_ISA_AUTO, 1);
+  texts_open(&x, context, g, tight < 2 ? MODEL_TOKENS : 500, tight == 3 ? 2 : 5, 400, 2 + tight % 2);
+  assert_non_null(x.tree);
+  for (int n = 0; n < operations; n++) {
+    if (tight == 0 && n % 100 == 0) {
       for (size_t s = 0; s < ARRAY_LENGTH(x.w.twins); s++)
         if (x.w.twins[s]) leave(&x, s);
       oscar_prefix_evict(x.tree, OSCAR_PREFIX_ALL, NULL);
-      assert_int_equal(usage_of(&x.w).held_bytes, oscar_prefix_bytes_for(0, 0));
-      texts_close(&x);
-      oscar_context_free(context);
+      while (x.entered_count > 0) free(x.entered[--x.entered_count]);
+      x.complete = true;
     }
+    operate_texts(&x, choose_random, &random);
+    assert_ok(context, oscar_cache_check(x.w.cache));
+    if (n % 500 == 499) compare_all(&x.w);
+  }
+  compare_all(&x.w);
+  for (size_t s = 0; s < ARRAY_LENGTH(x.w.twins); s++)
+    if (x.w.twins[s]) leave(&x, s);
+  oscar_prefix_evict(x.tree, OSCAR_PREFIX_ALL, NULL);
+  assert_int_equal(usage_of(&x.w).held_bytes, oscar_prefix_bytes_for(0, 0));
+  texts_close(&x);
+  oscar_context_free(context);
+}
+
+static void random_operations_agree_with_the_list_of_strings(void **state) {
+  (void)state;
+  for (size_t i = 0; i < ARRAY_LENGTH(geometries); i++) /* what takes time is the reference encoder */
+    for (int tight = 0; tight < 4; tight++)
+      random_operations(&geometries[i], tight, geometries[i].head_dim < 64 ? 1000 : 200, i * 4 + (uint64_t)tight + 100);
+}
+
+/* The smallest pages, for as many operations as that allows. */
+static void so_do_many_more_on_small_pages(void **state) {
+  (void)state;
+  for (int recent = 1; recent <= 4; recent++) {
+    const struct geometry g = {"small", 1, 1, 16, recent % 2, recent, {1, 1}, 0, true};
+    for (int tight = 0; tight < 4; tight++) random_operations(&g, tight, 3000, (uint64_t)(recent * 4 + tight));
+  }
 }
 
 int main(void) {
@@ -516,14 +602,18 @@ int main(void) {
       cmocka_unit_test(a_prompt_that_many_share_is_stored_once),
       cmocka_unit_test(a_live_sequence_costs_no_pages_in_the_tree),
       cmocka_unit_test(what_a_refill_computed_is_not_taken_for_cold),
+      cmocka_unit_test(exact_forms_computed_after_a_refill_are_not_taken_for_cold),
       cmocka_unit_test(a_sequence_parked_soon_after_a_refill_resumes_at_its_end),
       cmocka_unit_test(eviction_takes_parked_ends_first_and_then_the_oldest_leaves),
+      cmocka_unit_test(codes_of_others_are_taken_over),
+      cmocka_unit_test(cold_pages_pinned_by_a_refilled_sequence_can_be_evicted),
       cmocka_unit_test(evicting_all_gives_all_back),
       cmocka_unit_test(what_is_evicted_for_a_shortfall_is_enough),
       cmocka_unit_test(a_budget_that_ends_anywhere_is_survived),
       cmocka_unit_test(wrong_use_is_refused),
       cmocka_unit_test(every_failed_allocation_is_survived),
       cmocka_unit_test(random_operations_agree_with_the_list_of_strings),
+      cmocka_unit_test(so_do_many_more_on_small_pages),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
