@@ -13,7 +13,7 @@
  * Ownership rule. All memory of a cache is one arena with one budget in bytes: codes, metadata, exact pages, page tables. It is
  * cut into units of one coded page; an exact page takes a run of k consecutive units. Pages are reference counted: full sink
  * pages and coded pages are immutable and may be shared by any number of sequences; a page that is still being filled belongs to
- * exactly one. Running out is OSCAR_NO_SPACE and changes nothing.
+ * exactly one. Running out is OSCAR_NO_SPACE and changes nothing. A prefix tree (prefix.h) is one more owner of pages.
  *
  * Use, for every chunk of new tokens of a sequence:
  *     oscar_sequence_begin(seq, n)                          reserves everything the step needs, or fails whole
@@ -75,12 +75,15 @@ OSCAR_API void oscar_cache_free(oscar_cache *cache);
 
 typedef struct oscar_cache_usage {
   size_t budget_bytes; /* as given */
-  size_t held_bytes;   /* units in use + page tables: what the sequences hold now */
+  size_t held_bytes;   /* units in use + page tables + the prefix tree: what is held now */
   size_t peak_held_bytes;
   int64_t exact_pages, coded_pages, free_units;
   double coded_bits_per_element; /* of a coded page, metadata included; of a filter what it says */
 } oscar_cache_usage;
 OSCAR_API void oscar_cache_usage_get(const oscar_cache *cache, oscar_cache_usage *usage);
+
+/* Bytes of the budget that were missing when an operation on this cache last failed with NO_SPACE; 0 if none has. */
+OSCAR_API size_t oscar_cache_shortfall(const oscar_cache *cache);
 
 /* ---- sequences ---- */
 

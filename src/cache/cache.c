@@ -19,12 +19,14 @@ bool cache_has_room(const oscar_cache *c, int64_t units, size_t bytes) {
   return bytes <= arena_room(c) && wanted + held <= arena_room(c) - bytes;
 }
 
-oscar_status cache_full(const oscar_cache *c, const char *what, int64_t units, size_t bytes) {
+oscar_status cache_full(oscar_cache *c, const char *what, int64_t units, size_t bytes) {
   size_t wanted;
   if (__builtin_mul_overflow((size_t)units, c->plan.unit_cost, &wanted) || __builtin_add_overflow(wanted, bytes, &wanted))
     wanted = SIZE_MAX;
+  const size_t room = arena_room(c) - held_bytes(c);
+  c->shortfall = wanted > room ? wanted - room : 1;
   return set_error(c->geometry.context, OSCAR_NO_SPACE, "the cache is full: %s needs %zu bytes, %zu of its %zu are free", what,
-                   wanted, arena_room(c) - held_bytes(c), c->budget_bytes);
+                   wanted, room, c->budget_bytes);
 }
 
 int64_t cache_free_units(const oscar_cache *c) {
@@ -53,6 +55,7 @@ static void compact(oscar_cache *c) {
   int32_t block = arena_evacuate_begin(&c->arena, copy_coded, c);
   for (oscar_sequence *s = c->sequences; s; s = s->next)
     for (int64_t p = 0; p < s->pages; p++) s->table[p].coded = arena_forwarded(&c->arena, block, s->table[p].coded);
+  if (c->prefix) prefix_follow_compaction(c->prefix, block);
   arena_evacuate_end(&c->arena, block);
 }
 
@@ -154,6 +157,7 @@ oscar_status oscar_cache_create(oscar_context *context, const oscar_cache_option
 void oscar_cache_free(oscar_cache *c) {
   if (!c) return;
   oscar_context *context = c->geometry.context;
+  oscar_prefix_free(c->prefix);
   while (c->sequences) oscar_sequence_free(c->sequences);
   if (c->geometry.cuda)
     device_store_free(c);
@@ -178,6 +182,8 @@ void oscar_cache_usage_get(const oscar_cache *c, oscar_cache_usage *usage) {
                                .coded_bits_per_element =
                                    g->filter ? g->filter->bits_per_element : 8.0 * (double)c->plan.page_bytes / elements};
 }
+
+size_t oscar_cache_shortfall(const oscar_cache *c) { return c->shortfall; }
 
 const struct cache_geometry *cache_geometry_of(const oscar_cache *cache) { return &cache->geometry; }
 uint64_t cache_changes(const oscar_cache *cache) { return cache->changes; }

@@ -7,8 +7,7 @@
 
 #define VIOLATED(context, ...) set_error(context, OSCAR_INVALID_ARGUMENT, "cache invariant violated: " __VA_ARGS__)
 
-/* Counts a reference; false if the page is not one of that form. */
-static bool count_page(const struct arena *a, int32_t page, bool exact) {
+bool check_count_page(const struct arena *a, int32_t page, bool exact) {
   if (page == NO_PAGE) return true;
   if (page < 0 || page >= a->units || a->block[page / a->run].exact != exact || (exact && page % a->run != 0)) return false;
   a->unit[page].found++;
@@ -38,7 +37,7 @@ static oscar_status check_sequence(const oscar_sequence *s) {
                     s->step_tokens, (long long)s->pages, (long long)s->capacity);
   for (int64_t p = 0; p < s->pages; p++) {
     struct page_entry e = s->table[p];
-    if (!count_page(&c->arena, e.exact, true) || !count_page(&c->arena, e.coded, false))
+    if (!check_count_page(&c->arena, e.exact, true) || !check_count_page(&c->arena, e.coded, false))
       return VIOLATED(context, "page %lld of a sequence has ids %d and %d, which are no such pages", (long long)p, e.exact,
                       e.coded);
     const char *wrong = form_violation(s, p);
@@ -62,9 +61,13 @@ static oscar_status check_counts(const oscar_cache *c) {
     if (status != OSCAR_OK) return status;
     bytes += c->plan.sequence_bytes + plan_table_bytes(s->capacity);
   }
+  if (c->prefix) {
+    oscar_status status = prefix_check(c->prefix);
+    if (status != OSCAR_OK) return status;
+  }
   for (int32_t u = 0; u < c->arena.units; u++)
     if (c->arena.unit[u].found != c->arena.unit[u].refs)
-      return VIOLATED(context, "unit %d counts %d references and the tables hold %d", u, c->arena.unit[u].refs,
+      return VIOLATED(context, "unit %d counts %d references and tables and the prefix tree hold %d", u, c->arena.unit[u].refs,
                       c->arena.unit[u].found);
   if (bytes != c->sequences_bytes)
     return VIOLATED(context, "sequences take %zu bytes and %zu are counted", bytes, c->sequences_bytes);

@@ -74,6 +74,7 @@ oscar_status oscar_sequence_create(oscar_cache *c, oscar_sequence **sequence) {
 void oscar_sequence_free(oscar_sequence *s) {
   if (!s) return;
   oscar_cache *c = s->cache;
+  if (s->tail) prefix_follow_free(s);
   c->changes++; /* another sequence may come to lie where this one was */
   for (int64_t p = 0; p < s->pages; p++) entry_release(c, &s->table[p]);
   c->sequences_bytes -= c->plan.sequence_bytes + plan_table_bytes(s->capacity);
@@ -137,8 +138,7 @@ double oscar_sequence_bits_per_element(const oscar_sequence *s) {
 
 /* ---- rewinding ---- */
 
-/* The first page >= from that continuing at `length` reads exactly (or fills up) and that is codes only; -1 if there is none. */
-static int64_t first_gone(const oscar_sequence *s, int64_t length, int64_t from) {
+int64_t sequence_first_gone(const oscar_sequence *s, int64_t length, int64_t from) {
   const struct cache_geometry *g = &s->cache->geometry;
   int64_t first = max64(max64(length / PAGE_TOKENS - g->recent_pages, g->sink_pages), from);
   for (int64_t p = first; p < pages_of(length); p++)
@@ -150,13 +150,13 @@ static int64_t first_gone(const oscar_sequence *s, int64_t length, int64_t from)
  * that is the end of the sinks, or, when recent_pages is 0, the start of the page. */
 static int64_t resume_exact(const oscar_sequence *s, int64_t length) {
   int64_t resume = min64(length, s->cold_tokens);
-  while (first_gone(s, resume, 0) >= 0) resume = (resume - 1) / PAGE_TOKENS * PAGE_TOKENS;
+  while (sequence_first_gone(s, resume, 0) >= 0) resume = (resume - 1) / PAGE_TOKENS * PAGE_TOKENS;
   return resume;
 }
 
 /* Pages before the last refill do not count as gone: what was computed after it read them as codes, too. */
 static int64_t resume_refill(const oscar_sequence *s, int64_t length) {
-  int64_t gone = first_gone(s, length, length >= s->refilled_from * PAGE_TOKENS ? s->refilled_from : 0);
+  int64_t gone = sequence_first_gone(s, length, length >= s->refilled_from * PAGE_TOKENS ? s->refilled_from : 0);
   return gone < 0 ? length : gone * PAGE_TOKENS;
 }
 
@@ -199,9 +199,10 @@ oscar_status oscar_sequence_truncate(oscar_sequence *s, int64_t length, oscar_re
     return set_error(context, OSCAR_INVALID_ARGUMENT, "%d is not a rewind mode", (int)mode);
 
   int64_t at = mode == OSCAR_REWIND_EXACT ? resume_exact(s, length) : resume_refill(s, length);
+  if (s->tail) prefix_follow_cut(s, at);
   oscar_status status = cut(s, at);
   if (status != OSCAR_OK) return status;
-  if (first_gone(s, at, 0) < 0) { /* whatever follows reads every page as the rule wants it */
+  if (sequence_first_gone(s, at, 0) < 0) { /* whatever follows reads every page as the rule wants it */
     s->refilled_from = 0;
     if (at <= s->cold_tokens) s->cold_tokens = INT64_MAX;
   } else if (at < length) {

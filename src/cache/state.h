@@ -6,6 +6,7 @@
 
 #include "cache/arena.h"
 #include "cache/view.h"
+#include <oscar/prefix.h>
 
 #define TABLE_ENTRIES 64 /* page tables grow by this many entries */
 
@@ -37,9 +38,12 @@ struct oscar_cache {
   struct cache_plan plan;
   size_t budget_bytes;
   size_t sequences_bytes; /* sequences and tables now */
+  size_t prefix_bytes;    /* of the prefix tree for itself, now */
   size_t peak_held_bytes;
+  size_t shortfall; /* of the last NO_SPACE */
   struct arena arena;
   oscar_sequence *sequences; /* intrusive list, so that compaction finds every table */
+  oscar_prefix *prefix;      /* or NULL */
   uint8_t *memory, *scratch;
   struct device_store *store; /* where memory is a GPU's (cache/cuda/store.h) */
   uint64_t changes;           /* of any table, counted */
@@ -53,6 +57,7 @@ struct page_entry {
 struct oscar_sequence {
   oscar_cache *cache;
   oscar_sequence *prev, *next;
+  struct prefix_tail *tail; /* what the prefix tree knows of it, or NULL */
   int64_t length;
   int64_t cold_tokens;   /* tokens before which a cold run has the same pages; INT64_MAX: all */
   int64_t refilled_from; /* pages before this one may be read as codes although the rule wants them exact (a refill) */
@@ -71,12 +76,12 @@ static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- cache.c ---- */
 static inline size_t held_bytes(const oscar_cache *cache) {
-  return (size_t)cache->arena.used_units * cache->plan.unit_cost + cache->sequences_bytes;
+  return (size_t)cache->arena.used_units * cache->plan.unit_cost + cache->sequences_bytes + cache->prefix_bytes;
 }
 /* Whether `units` more and `bytes` more of sequences and tables fit into the budget. */
 bool cache_has_room(const oscar_cache *cache, int64_t units, size_t bytes);
 /* NO_SPACE with a sentence that says what was wanted for what. */
-oscar_status cache_full(const oscar_cache *cache, const char *what, int64_t units, size_t bytes);
+oscar_status cache_full(oscar_cache *cache, const char *what, int64_t units, size_t bytes);
 int64_t cache_free_units(const oscar_cache *cache);
 void cache_note_peak(oscar_cache *cache);
 /* A page; the caller has asked cache_has_room. take_exact compacts if it must. */
@@ -95,8 +100,10 @@ static inline uint8_t *coded_memory(const oscar_cache *cache, int layer, int32_t
 }
 
 /* ---- sequence.c ---- */
-/* An empty sequence whose table has room for `pages`. NO_MEMORY; the budget is the caller's to check. */
+/* An empty sequence with a table for `pages`. NO_MEMORY; the budget is the caller's to check. */
 oscar_status sequence_make(oscar_cache *cache, int64_t pages, oscar_sequence **sequence);
+/* The first page >= from that continuing at `length` reads exactly (or fills up) and that is codes only; -1 if there is none. */
+int64_t sequence_first_gone(const oscar_sequence *sequence, int64_t length, int64_t from);
 void entry_release(oscar_cache *cache, struct page_entry *entry);
 /* Forgets the pages from `keep` on and gives table space back where that can be done. */
 void sequence_drop_pages(oscar_sequence *sequence, int64_t keep);
@@ -107,7 +114,20 @@ static inline bool entry_is_being_encoded(const oscar_cache *cache, const struct
   return entry->exact != NO_PAGE && entry->coded != NO_PAGE && cache->arena.unit[entry->exact].twin != entry->coded;
 }
 
+/* ---- prefix.c: the tree keeps up with what changes elsewhere. Nothing here can fail. ---- */
+void prefix_follow_commit(oscar_sequence *sequence);
+/* Before the sequence is cut to `length`, so that pages of which only the tree has another reference need no copy. */
+void prefix_follow_cut(oscar_sequence *sequence, int64_t length);
+void prefix_follow_free(oscar_sequence *sequence);
+/* Coded pages of a block have moved. */
+void prefix_follow_compaction(oscar_prefix *tree, int32_t block);
+/* ---- prefix_check.c ---- */
+/* Counts the tree's references as oscar_cache_check does those of tables. */
+oscar_status prefix_check(const oscar_prefix *tree);
+
 /* ---- check.c ---- */
+/* Counts a reference; false if the page is not one of that form. */
+bool check_count_page(const struct arena *arena, int32_t page, bool exact);
 #ifdef OSCAR_DEBUG
 void debug_check(const oscar_cache *cache);
 #else

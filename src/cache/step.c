@@ -293,6 +293,7 @@ oscar_status oscar_sequence_commit(oscar_sequence *s) {
     if (s->table[p].exact != NO_PAGE) demote(s->cache, &s->table[p]);
   s->length += s->step_tokens;
   s->step_tokens = 0;
+  if (s->tail) prefix_follow_commit(s);
   debug_check(s->cache);
   return OSCAR_OK;
 }

@@ -376,7 +376,8 @@ static inline bool twin_feed(struct world *w, struct twin *t, int n) {
   return true;
 }
 
-static inline bool twin_truncate(struct world *w, struct twin *t, int64_t length, oscar_rewind mode) {
+/* Where a rewind to `length` resumes. */
+static inline int64_t twin_resume(const struct world *w, const struct twin *t, int64_t length, oscar_rewind mode) {
   const struct geometry *g = w->g;
   int64_t want = length;
   if (mode == OSCAR_REWIND_EXACT) {
@@ -386,6 +387,19 @@ static inline bool twin_truncate(struct world *w, struct twin *t, int64_t length
     for (int64_t p = page_count(length) - 1; p >= from; p--)
       if (wants_exact(g, p, length) && t->coded[p]) want = p * 64;
   }
+  return want;
+}
+
+static inline void twin_cut(struct world *w, struct twin *t, int64_t length, int64_t resume) {
+  t->length = resume;
+  if (all_wanted_exact(w->g, t, resume, 0))
+    t->refilled_from = 0;
+  else if (resume < length)
+    t->refilled_from = resume / 64;
+}
+
+static inline bool twin_truncate(struct world *w, struct twin *t, int64_t length, oscar_rewind mode) {
+  const int64_t want = twin_resume(w, t, length, mode);
   struct picture before = picture_of(w);
   int64_t resume = -1;
   oscar_status status = oscar_sequence_truncate(t->sequence, length, mode, &resume);
@@ -395,11 +409,7 @@ static inline bool twin_truncate(struct world *w, struct twin *t, int64_t length
     return false;
   }
   REQUIRE(resume == want && oscar_sequence_length(t->sequence) == want);
-  t->length = want;
-  if (all_wanted_exact(g, t, want, 0))
-    t->refilled_from = 0;
-  else if (want < length)
-    t->refilled_from = want / 64;
+  twin_cut(w, t, length, want);
   return true;
 }
 

@@ -1,17 +1,20 @@
 /*
  * A cache on a GPU through random operations beside one in host memory: the same statuses, lengths and pages, to the bit, while
- * pages are shared, cut, moved and given back; and what it says of numbers that cannot be stored.
+ * pages are shared, cut, moved and given back, by way of a prefix tree, too; and what it says of numbers that cannot be stored.
  */
 #include "support.h"
 
 #include "cuda/device.h"
 
+#include <oscar/cache.h>
+#include <oscar/prefix.h>
 #include <oscar/snapshot.h>
 
 #define KV_HEADS    2
 #define D           64
 #define LAYERS      2
 #define MOST        6
+#define MOST_TOKENS 32768
 #define HOST_FLOATS (200 * KV_HEADS * D)
 
 static oscar_cuda *gpu;
@@ -20,7 +23,12 @@ static oscar_context *contexts[2]; /* host, GPU */
 struct pair {
   oscar_codec_set *codecs[2];
   oscar_cache *cache[2];
+  oscar_prefix *tree[2];
   oscar_sequence *s[2][MOST];
+  int32_t *tokens[MOST]; /* [MOST_TOKENS] of each sequence; every token that is fed is a new one */
+  int32_t next_token;
+  int32_t *asked; /* [MOST_TOKENS] of a sequence that entered the tree */
+  int64_t asked_count;
   int n;
 };
 
@@ -45,7 +53,10 @@ static struct pair open_pair(size_t budget) {
       options.cuda = gpu;
     }
     assert_ok(contexts[i], oscar_cache_create(contexts[i], &options, &p.cache[i]));
+    assert_ok(contexts[i], oscar_prefix_create(p.cache[i], &p.tree[i]));
   }
+  for (int i = 0; i < MOST; i++) p.tokens[i] = calloc(MOST_TOKENS, sizeof *p.tokens[i]);
+  p.asked = calloc(MOST_TOKENS, sizeof *p.asked);
   return p;
 }
 
@@ -54,6 +65,8 @@ static void close_pair(struct pair *p) {
     oscar_cache_free(p->cache[i]);
     oscar_codec_set_free(p->codecs[i]);
   }
+  for (int i = 0; i < MOST; i++) free(p->tokens[i]);
+  free(p->asked);
 }
 
 static void write_layers(struct pair *p, int which, const float *x, size_t floats) {
@@ -70,6 +83,9 @@ static void write_layers(struct pair *p, int which, const float *x, size_t float
 
 static void step(struct pair *p, int which, int n, bool abort, uint64_t *seed) {
   oscar_status status[2];
+  const int64_t length = oscar_sequence_length(p->s[0][which]);
+  if (length + n > MOST_TOKENS) return;
+  for (int64_t i = length; i < length + n; i++) p->tokens[which][i] = p->next_token++;
   for (int i = 0; i < 2; i++) status[i] = oscar_sequence_begin(p->s[i][which], n);
   assert_int_equal(status[0], status[1]);
   if (status[0] != OSCAR_OK) return;
@@ -107,6 +123,37 @@ static void compare(const struct pair *p) {
   for (int i = 0; i < 2; i++) assert_ok(contexts[i], oscar_cache_check(p->cache[i]));
 }
 
+static void forget(struct pair *p, int which) {
+  p->n--;
+  for (int i = 0; i < 2; i++) p->s[i][which] = p->s[i][p->n];
+  int32_t *tokens = p->tokens[which];
+  p->tokens[which] = p->tokens[p->n];
+  p->tokens[p->n] = tokens;
+}
+
+static void enter_tree(struct pair *p, int which, bool park) {
+  oscar_status status[2];
+  p->asked_count = oscar_sequence_length(p->s[0][which]);
+  memcpy(p->asked, p->tokens[which], (size_t)p->asked_count * sizeof *p->asked);
+  for (int i = 0; i < 2; i++)
+    status[i] = (park ? oscar_prefix_park : oscar_prefix_insert)(p->tree[i], p->s[i][which], p->tokens[which]);
+  assert_int_equal(status[0], status[1]);
+  if (park && status[0] == OSCAR_OK) forget(p, which);
+}
+
+static void take_from_tree(struct pair *p, uint64_t *seed) {
+  oscar_status status[2];
+  oscar_prefix_match match[2] = {0};
+  const int64_t count = test_random(seed) % 2 ? p->asked_count : (int64_t)(test_random(seed) % (uint64_t)(p->asked_count + 1));
+  const oscar_prefix_reuse reuse = test_random(seed) % 2 ? OSCAR_PREFIX_EXACT : OSCAR_PREFIX_REFILL;
+  for (int i = 0; i < 2; i++) status[i] = oscar_prefix_take(p->tree[i], p->asked, count, reuse, &p->s[i][p->n], &match[i]);
+  assert_int_equal(status[0], status[1]);
+  if (status[0] != OSCAR_OK) return;
+  assert_int_equal(match[0].reused_tokens, match[1].reused_tokens);
+  assert_int_equal(match[0].refill_tokens, match[1].refill_tokens);
+  memcpy(p->tokens[p->n++], p->asked, (size_t)match[0].reused_tokens * sizeof *p->asked);
+}
+
 static void random_operation(struct pair *p, uint64_t *seed) {
   const int which = p->n ? (int)(test_random(seed) % (uint64_t)p->n) : -1, kind = (int)(test_random(seed) % 16);
   oscar_status status[2] = {OSCAR_OK, OSCAR_OK};
@@ -117,7 +164,7 @@ static void random_operation(struct pair *p, uint64_t *seed) {
   } else if (kind <= 2 && p->n < MOST) {
     for (int i = 0; i < 2; i++) status[i] = oscar_sequence_fork(p->s[i][which], &p->s[i][p->n]);
     assert_int_equal(status[0], status[1]);
-    p->n += status[0] == OSCAR_OK;
+    if (status[0] == OSCAR_OK) memcpy(p->tokens[p->n++], p->tokens[which], MOST_TOKENS * sizeof *p->asked);
   } else if (kind <= 4) {
     const int64_t length = (int64_t)(test_random(seed) % (uint64_t)(oscar_sequence_length(p->s[0][which]) + 1));
     const oscar_rewind mode = kind == 3 ? OSCAR_REWIND_EXACT : OSCAR_REWIND_REFILL;
@@ -126,21 +173,26 @@ static void random_operation(struct pair *p, uint64_t *seed) {
     assert_int_equal(status[0], status[1]);
     assert_int_equal(resume[0], resume[1]);
   } else if (kind == 5 && p->n > 2) {
-    p->n--;
-    for (int i = 0; i < 2; i++) {
-      oscar_sequence_free(p->s[i][which]);
-      p->s[i][which] = p->s[i][p->n];
-    }
+    for (int i = 0; i < 2; i++) oscar_sequence_free(p->s[i][which]);
+    forget(p, which);
+  } else if (kind == 7) {
+    const bool park = test_random(seed) % 2;
+    enter_tree(p, which, park);
+  } else if (kind <= 9 && p->n < MOST) {
+    take_from_tree(p, seed);
+  } else if (kind == 10) {
+    const size_t bytes = (size_t)(test_random(seed) % (1 << 19));
+    for (int i = 0; i < 2; i++) oscar_prefix_evict(p->tree[i], bytes, NULL);
   } else {
-    step(p, which, 1 + (int)(test_random(seed) % (kind < 9 ? 4 : 190)), kind == 6, seed);
+    step(p, which, 1 + (int)(test_random(seed) % (kind < 13 ? 4 : 190)), kind == 6, seed);
   }
 }
 
 static void operations_leave_the_same_pages(void **state) {
   (void)state;
-  for (uint64_t round = 0; round < 4; round++) {
+  for (uint64_t round = 0; round < 8; round++) {
     uint64_t seed = round + 1;
-    struct pair p = open_pair((size_t)(1 + round) << 20);
+    struct pair p = open_pair((size_t)(1 + round % 4) << 20);
     for (int i = 0; i < 300; i++) {
       random_operation(&p, &seed);
       if (i % 10 == 9) compare(&p);
