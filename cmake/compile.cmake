@@ -6,7 +6,9 @@ function(oscar_configure target)
   # -ffp-contract=off: the same source gives the same numbers on every compiler; kernels use FMA explicitly.
   target_compile_options(
     ${target} PRIVATE "$<$<COMPILE_LANGUAGE:C>:${OSCAR_WARNINGS};-ffp-contract=off;-fno-math-errno>"
-                      "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-fno-exceptions,-fno-threadsafe-statics;-lineinfo;--threads=0>")
+                      "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-fno-exceptions,-fno-threadsafe-statics;--threads=0>"
+                      # what profilers show beside machine code takes three times the room of that
+                      "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<NOT:$<CONFIG:Release>>>:-lineinfo>")
   target_compile_definitions(${target} PRIVATE $<$<COMPILE_LANGUAGE:C>:_GNU_SOURCE> $<$<CONFIG:Debug>:OSCAR_DEBUG>)
   target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR}/include PRIVATE ${PROJECT_SOURCE_DIR}/src)
   if(OSCAR_SANITIZE)

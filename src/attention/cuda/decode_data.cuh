@@ -10,6 +10,7 @@
 #define OSCAR_ATTENTION_CUDA_DECODE_DATA_H
 
 #include "attention/cuda/decode.h"
+#include "attention/cuda/instructions.cuh"
 #include "cuda/launch.cuh"
 #include "quant/device_form.h"
 
@@ -56,6 +57,19 @@ __host__ __device__ inline struct prepared_layout prepared_layout_of(int blocks,
 
 /* Every block of threads that works has at least one unit of the line. */
 __host__ __device__ inline int working_blocks(int units, int blocks) { return units < blocks ? units : blocks; }
+/* fp16 2^(k/4) of four 4-bit k + 8, in the order of the nibbles: bytes are looked up by nibbles, as permutation does it. With k +
+ * 8 = 4 e + f, the number is 2^(e - 2) 2^(f/4): the low byte depends on f, the high byte on f and e. `less` is subtracted from
+ * the exponent, and may be negative. */
+__device__ __forceinline__ uint2 log_gains_fp16(uint32_t word, int less) {
+  /* 2^(f/4) - 1 in 2^-10: 0, 194, 424, 698 */
+  constexpr uint32_t LOW = 0xBAA8C200u, HIGH = 0x02010000u;
+  const uint32_t eights = permute_bytes(0x80u, 0, word & 0x8888u) & 0x08080808u; /* 8 where k >= 0: an exponent larger by 2 */
+  const uint32_t select = word & 0x7777u, down = (uint32_t)less * 0x04040404u;
+  const uint32_t low = __byte_perm(LOW, LOW, select);
+  const uint32_t high = __byte_perm(HIGH + 0x34343434u - down, HIGH + 0x38383838u - down, select) + eights;
+  return make_uint2(__byte_perm(low, high, 0x5140), __byte_perm(low, high, 0x7362));
+}
+
 /* Which block of threads has a unit of the line, when block i of N has units i U / N to (i + 1) U / N - 1. */
 __host__ __device__ inline int block_of_unit(int unit, int units, int blocks) {
   return (int)((((long long)unit + 1) * blocks - 1) / units);

@@ -26,13 +26,7 @@ __device__ __forceinline__ uint2 key_numbers(uint32_t crumbs, uint32_t gain) {
 
 /* fp16 gains times four of a row: classes 0 and 1, 2 and 3. */
 __device__ __forceinline__ uint2 gains_of(uint32_t word, bool log_gains) {
-  constexpr uint32_t LOW = 0xBAA8C200u, HIGH = 0x02010000u; /* coded_page.cuh, log_gains_fp16 */
-  if (log_gains) {
-    const uint32_t eights = permute_bytes(0x80u, 0, word & 0x8888u) & 0x08080808u, select = word & 0x7777u;
-    const uint32_t low = __byte_perm(LOW, LOW, select),
-                   high = __byte_perm(HIGH + 0x3C3C3C3Cu, HIGH + 0x40404040u, select) + eights;
-    return make_uint2(__byte_perm(low, high, 0x5140), __byte_perm(low, high, 0x7362));
-  }
+  if (log_gains) return log_gains_fp16(word, -2);
   const uint32_t gain = half2_of(__hmul2(as_half2(__byte_perm(word, 0, 0x1010)), as_half2(0x44004400u)));
   return make_uint2(gain, gain);
 }
