@@ -9,13 +9,12 @@
  * everything that a layer's attention enqueues, but not planning, which is done once for all layers.
  */
 #include "attention/cuda/device.h"
+#include "base/sort.h"
 #include "cuda/device.h"
 #include "encode_codecs.h"
 
 #include <oscar/attention.h>
 #include <oscar/cache.h>
-
-#include <time.h>
 
 #define CHUNK  4096
 #define ROUNDS 7
@@ -52,17 +51,6 @@ static void check(oscar_status status) {
   if (status == OSCAR_OK) return;
   fprintf(stderr, "%s\n", oscar_last_error(context));
   exit(1);
-}
-
-static double seconds(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static int by_size(const void *a, const void *b) {
-  const double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
 }
 
 /* One codec serves all heads. */
@@ -133,13 +121,13 @@ static double measure(const struct options *o, int which, int form) {
   double times[ROUNDS];
   for (int i = -2; i < ROUNDS; i++) {
     check(oscar_cuda_wait(cuda));
-    const double begin = seconds();
+    const int64_t begin = time_ns();
     const int repeats = 4;
     for (int k = 0; k < repeats; k++) check(oscar_attention_run(attention, 0, 0, &job, 1));
     check(oscar_cuda_wait(cuda));
-    if (i >= 0) times[i] = (seconds() - begin) / repeats;
+    if (i >= 0) times[i] = 1e-9 * (double)(time_ns() - begin) / repeats;
   }
-  qsort(times, ROUNDS, sizeof *times, by_size);
+  sort_doubles(times, ROUNDS);
   oscar_sequence_abort(sequence);
   cuda_release(cuda, q, floats * sizeof *q);
   cuda_release(cuda, out, floats * sizeof *out);
@@ -149,15 +137,22 @@ static double measure(const struct options *o, int which, int form) {
   return times[ROUNDS / 2];
 }
 
+/* 0, which no option allows, for what is no number. */
+static int number_of(const char *text) {
+  char *end;
+  const long x = strtol(text, &end, 10);
+  return *end == '\0' && x > 0 && x <= 4096 ? (int)x : 0;
+}
+
 static bool parse(int argc, char **argv, struct options *o) {
   for (int i = 1; i + 1 < argc; i += 2) {
     const char *name = argv[i], *value = argv[i + 1];
     if (!strcmp(name, "--query-heads"))
-      o->query_heads = atoi(value);
+      o->query_heads = number_of(value);
     else if (!strcmp(name, "--kv-heads"))
-      o->kv_heads = atoi(value);
+      o->kv_heads = number_of(value);
     else if (!strcmp(name, "--head-dim"))
-      o->head_dim = atoi(value);
+      o->head_dim = number_of(value);
     else if (!strcmp(name, "--case"))
       o->only = value;
     else if (!strcmp(name, "--csv"))

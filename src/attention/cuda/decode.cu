@@ -25,12 +25,8 @@ usual usual_of(const variant &v, const struct decode_layer *layer, int window) {
   constexpr usual NONE_DOES = {-1, 0};
   const struct decode_side &keys = layer->keys, &values = layer->values;
   if (values.crumbs == 0) return {decode::FOUR_LOG_GAINS, 0};
-  if (window || keys.crumbs != 16 * v.blocks || values.crumbs != 16 * v.blocks || keys.form != values.form ||
-      keys.groups != values.groups)
-    return NONE_DOES;
-  int form = -1;
-  if (keys.form == OSCAR_ROW_LOG_GAINS && keys.groups == GAIN_CLASSES) form = decode::FOUR_LOG_GAINS;
-  if (keys.form == OSCAR_ROW_GAIN && keys.groups == 1) form = decode::ONE_GAIN;
+  if (window || keys.crumbs != 16 * v.blocks || values.crumbs != 16 * v.blocks || !has_usual_gains(*layer)) return NONE_DOES;
+  const int form = keys.form == OSCAR_ROW_LOG_GAINS ? decode::FOUR_LOG_GAINS : decode::ONE_GAIN;
   if (!layer->rope) return {form, 0};
   const int kind = layer->rope->curves / 16 - decode::LEAST_STEPS + 1;
   return kind >= 1 && kind < decode::USUAL_KINDS ? usual{form, kind} : NONE_DOES;

@@ -70,6 +70,13 @@ __device__ __forceinline__ uint2 log_gains_fp16(uint32_t word, int less) {
   return make_uint2(__byte_perm(low, high, 0x5140), __byte_perm(low, high, 0x7362));
 }
 
+/* Four log gains on both sides of a page, or one gain: what fits have, and kernels of their own. */
+inline bool has_usual_gains(const struct decode_layer &layer) {
+  const struct decode_side &keys = layer.keys, &values = layer.values;
+  if (keys.form != values.form || keys.groups != values.groups) return false;
+  return keys.form == OSCAR_ROW_LOG_GAINS ? keys.groups == GAIN_CLASSES : keys.form == OSCAR_ROW_GAIN && keys.groups == 1;
+}
+
 /* Which block of threads has a unit of the line, when block i of N has units i U / N to (i + 1) U / N - 1. */
 __host__ __device__ inline int block_of_unit(int unit, int units, int blocks) {
   return (int)((((long long)unit + 1) * blocks - 1) / units);

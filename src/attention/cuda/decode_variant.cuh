@@ -9,9 +9,8 @@ namespace decode {
 
 constexpr int MOST_VALUE_BLOCKS = 32;
 
-/* For what fits usually are, without a mean that turns and with one of two or three steps of 16 curves, in both
- * usual forms; for any keys and forms;
- * for any values besides. */
+/* For what fits usually are, without a mean that turns and with one of two or three steps of 16 curves, in both usual forms; for
+ * any keys and forms; for any values besides. */
 constexpr int LEAST_STEPS = 2, USUAL_KINDS = 3;
 struct variant {
   int head_dim, blocks;                                        /* of keys and of values that are usual */

@@ -79,6 +79,14 @@ struct device_attention {
 
 static oscar_context *context_of(const struct device_attention *a) { return a->geometry->context; }
 
+static struct decode_shape shape_of(const struct device_attention *a, int window) {
+  return (struct decode_shape){.kv_heads = a->geometry->kv_heads,
+                               .group = a->group,
+                               .head_dim = a->geometry->head_dim,
+                               .scale = a->scale,
+                               .window = window};
+}
+
 static void space_free(struct device_attention *a, struct space *space) {
   cuda_release(a->cuda, space->memory, space->bytes);
   *space = (struct space){0};
@@ -200,7 +208,7 @@ static oscar_status upload_prefill(struct device_attention *a, int layer, uint8_
 /* Tables of all layers, if all have kernels. */
 static oscar_status make_prefill(struct device_attention *a) {
   const struct cache_geometry *g = a->geometry;
-  const struct decode_shape shape = {.kv_heads = g->kv_heads, .group = a->group, .head_dim = g->head_dim, .scale = a->scale};
+  const struct decode_shape shape = shape_of(a, 0);
   struct prefill_table_sizes *sizes = mem_zalloc(context_of(a), (size_t)g->layers, sizeof *sizes);
   oscar_status status = sizes ? OSCAR_OK : OSCAR_NO_MEMORY;
   size_t total = 0;
@@ -345,7 +353,7 @@ static oscar_status describe_layers(struct device_attention *a) {
       if (l->rotating_pairs > 0) a->rope_of_layer[layer] = find_rope(a, keys->spec.rope);
     }
     if (a->rope_of_layer[layer] >= 0) l->rope = &a->ropes[a->rope_of_layer[layer]].tables;
-    const struct decode_shape shape = {.kv_heads = g->kv_heads, .group = a->group, .head_dim = g->head_dim, .scale = a->scale};
+    const struct decode_shape shape = shape_of(a, 0);
     int rows = DECODE_ROWS;
     if (status == OSCAR_OK) status = decode_check(a->cuda, &shape, l, &rows);
     if (rows < a->most_rows) a->most_rows = rows;
@@ -501,7 +509,7 @@ static oscar_status plan_few(struct device_attention *a, struct kept_plan *kept,
                      (struct decode_page *)(void *)(host + page_offset));
   if (status != OSCAR_OK) return status;
   *(int32_t *)(void *)host = (int32_t)p->result.units;
-  const struct decode_shape shape = {.kv_heads = a->geometry->kv_heads, .group = a->group, .head_dim = a->geometry->head_dim};
+  const struct decode_shape shape = shape_of(a, window);
   kept->few_plan = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)(memory + tiles_at),
                                         .pages = (const struct decode_page *)(const void *)(memory + page_offset),
                                         .total_units = (const int32_t *)(const void *)memory,
@@ -574,14 +582,6 @@ static oscar_status find_plan(struct device_attention *a, int layer, int window,
 }
 
 /* ---- running ---- */
-
-static struct decode_shape shape_of(const struct device_attention *a, int window) {
-  return (struct decode_shape){.kv_heads = a->geometry->kv_heads,
-                               .group = a->group,
-                               .head_dim = a->geometry->head_dim,
-                               .scale = a->scale,
-                               .window = window};
-}
 
 static struct decode_space space_of(const struct device_attention *a) {
   return (struct decode_space){a->prepared.memory, a->parts.memory};

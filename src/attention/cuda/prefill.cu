@@ -26,10 +26,6 @@ const variant *variant_of(const struct decode_shape *shape, const struct decode_
   return nullptr;
 }
 
-bool plain_gains(const struct decode_side &side) {
-  return side.form == OSCAR_ROW_LOG_GAINS ? side.groups == GAIN_CLASSES : side.form == OSCAR_ROW_GAIN && side.groups == 1;
-}
-
 int columns_of(int n) { return (n + 63) / 64; }
 
 arguments arguments_of(const struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
@@ -108,7 +104,7 @@ extern "C" bool prefill_serves(const struct oscar_cuda *cuda, const struct decod
                                const struct prefill_table_sizes *sizes) {
   if (cuda->info.capability != 90) return false;
   const bool coded = layer->values.crumbs > 0;
-  if (coded && (!plain_gains(layer->keys) || !plain_gains(layer->values) || layer->keys.form != layer->values.form)) return false;
+  if (coded && !has_usual_gains(*layer)) return false;
   const variant *v = variant_of(shape, layer, coded ? sizes->key_columns : 0);
   if (!v) return false;
   cudaFuncAttributes attributes; /* a kernel of another architecture's code is there, but empty */
@@ -117,7 +113,7 @@ extern "C" bool prefill_serves(const struct oscar_cuda *cuda, const struct decod
     return false;
   }
   const arguments a = arguments_of(cuda, shape, layer, coded ? sizes->key_columns : 0, coded ? sizes->turning_pairs : 0);
-  return attributes.maxDynamicSharedSizeBytes >= 0 && attributes.binaryVersion == 90 && a.stages > 1;
+  return attributes.binaryVersion == 90 && a.stages > 1;
 }
 
 extern "C" size_t prefill_part_bytes(const struct decode_shape *shape) {
