@@ -129,3 +129,14 @@ oscar_status file_make_folders(oscar_context *context, const char *path) {
   mem_free(context, copy);
   return status;
 }
+
+oscar_status file_make_folder_of(oscar_context *context, const char *path) {
+  const char *slash = strrchr(path, '/');
+  if (!slash || slash == path) return OSCAR_OK;
+  char *folder = mem_strdup(context, path);
+  if (!folder) return OSCAR_NO_MEMORY;
+  folder[slash - path] = '\0';
+  oscar_status status = file_make_folders(context, folder);
+  mem_free(context, folder);
+  return status;
+}

@@ -27,5 +27,7 @@ void file_writer_abort(oscar_context *context, struct file_writer *writer);
 
 /* mkdir -p. */
 oscar_status file_make_folders(oscar_context *context, const char *path);
+/* The same for the folder that a file is in. */
+oscar_status file_make_folder_of(oscar_context *context, const char *path);
 
 #endif

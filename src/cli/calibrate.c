@@ -85,12 +85,8 @@ static oscar_status output_path(const struct loaded_model *loaded, const struct 
     if ((size_t)snprintf(path, room, "%s", a->output) < room) return OSCAR_OK;
     return set_error(context, OSCAR_INVALID_ARGUMENT, "%s: the path is too long", a->output);
   }
-  char folder[PATH_MAX];
   oscar_status status = rotation_cache_path(context, model_fingerprint(loaded->model), a->kv, path, room);
-  if (status != OSCAR_OK) return status;
-  char *slash = strrchr(path, '/');
-  snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path);
-  return file_make_folders(context, folder);
+  return status == OSCAR_OK ? file_make_folder_of(context, path) : status;
 }
 
 /* A fit takes a while: a place that cannot be written is better found before it. */

@@ -2,6 +2,7 @@
 #include "cli/models.h"
 
 #include "attention/kernels.h"
+#include "base/user_folder.h"
 #include "cli/catalogue.h"
 
 #include <limits.h>
@@ -14,7 +15,7 @@ static bool names_a_file(const char *given) {
 }
 
 oscar_status models_folder(oscar_context *context, char *path, size_t room) {
-  oscar_status status = user_cache_folder(context, path, room);
+  oscar_status status = user_folder(context, USER_CACHE, path, room);
   if (status != OSCAR_OK) return status;
   size_t used = strlen(path);
   if ((size_t)snprintf(path + used, room - used, "/models") < room - used) return OSCAR_OK;

@@ -2,6 +2,7 @@
 #include "cli/sessions.h"
 
 #include "base/file.h"
+#include "base/user_folder.h"
 #include "cli/cli.h"
 #include "cli/json_text.h"
 
@@ -25,17 +26,10 @@ struct option_group session_folder_group(struct session_arguments *arguments) {
 }
 
 oscar_status sessions_folder(oscar_context *context, const char *given, char *path, size_t room) {
-  const char *data = getenv("XDG_DATA_HOME"), *home = getenv("HOME");
-  int n;
-  if (given)
-    n = snprintf(path, room, "%s", given);
-  else if (data && data[0] == '/') /* relative ones are to be ignored (XDG Base Directory Specification) */
-    n = snprintf(path, room, "%s/oscar/sessions", data);
-  else if (home && home[0] == '/')
-    n = snprintf(path, room, "%s/.local/share/oscar/sessions", home);
-  else
-    return set_error(context, OSCAR_IO,
-                     "there is no data folder: neither XDG_DATA_HOME nor HOME is an absolute path (see --dir)");
+  char data[PATH_MAX];
+  oscar_status status = given ? OSCAR_OK : user_folder(context, USER_DATA, data, sizeof data);
+  if (status != OSCAR_OK) return prefix_error(context, status, "sessions have no place (see --dir)");
+  const int n = given ? snprintf(path, room, "%s", given) : snprintf(path, room, "%s/sessions", data);
   if (n < 0 || (size_t)n >= room) return set_error(context, OSCAR_IO, "the path of the folder of sessions is too long");
   return OSCAR_OK;
 }
@@ -67,15 +61,6 @@ int session_path(const char *command, const char *name, const char *folder, char
 
 bool session_exists(const char *path) { return access(path, F_OK) == 0; }
 
-static oscar_status make_folder_of(oscar_context *context, const char *path) {
-  char *folder = mem_strdup(context, path);
-  if (!folder) return OSCAR_NO_MEMORY;
-  *strrchr(folder, '/') = '\0';
-  oscar_status status = *folder ? file_make_folders(context, folder) : OSCAR_OK;
-  mem_free(context, folder);
-  return status;
-}
-
 oscar_status session_file_save(struct engine *engine, const struct session *session, json_t *messages, const char *path) {
   const char *model = model_geometry_of(engine->model)->name;
   json_t *about =
@@ -83,7 +68,7 @@ oscar_status session_file_save(struct engine *engine, const struct session *sess
   char *text = about ? json_dumps(about, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
   json_decref(about);
   if (!text) return set_error(engine->context, OSCAR_NO_MEMORY, "out of memory for what is saved with a session");
-  oscar_status status = make_folder_of(engine->context, path);
+  oscar_status status = file_make_folder_of(engine->context, path);
   interrupt_hold();
   if (status == OSCAR_OK) status = session_save(session, text, path);
   interrupt_release();

@@ -65,8 +65,7 @@ size_t calibrate_bytes(const struct model *model);
 /* The shipped text. */
 const char *calibration_text(size_t *bytes);
 
-/* Where fitted sets live: $XDG_CACHE_HOME/oscar or ~/.cache/oscar, then rotations/<fingerprint>-<kv>.safetensors. */
-oscar_status user_cache_folder(oscar_context *context, char *path, size_t bytes);
+/* Where fitted sets live: rotations/<fingerprint>-<kv>.safetensors in the user's cache folder (base/user_folder.h). */
 oscar_status rotation_cache_path(oscar_context *context, const char *fingerprint, const char *kv, char *path, size_t bytes);
 
 /* The codec set of a KV type for a model: data-free types are built; fitted ones come from `rotation_file` if given (checked

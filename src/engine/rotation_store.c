@@ -10,6 +10,7 @@
 #include "engine/calibrate.h"
 
 #include "base/file.h"
+#include "base/user_folder.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -24,23 +25,9 @@ enum {
   FIRST_USE_TOKENS = 8192 /* of the shipped text: somebody is waiting, and the rest improves little (docs/calibration.md) */
 };
 
-oscar_status user_cache_folder(oscar_context *context, char *path, size_t bytes) {
-  const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-  int n;
-  if (cache && cache[0] == '/') /* relative ones are to be ignored (XDG Base Directory Specification) */
-    n = snprintf(path, bytes, "%s/oscar", cache);
-  else if (home && home[0] == '/')
-    n = snprintf(path, bytes, "%s/.cache/oscar", home);
-  else
-    return set_error(context, OSCAR_IO, "there is no cache folder: neither XDG_CACHE_HOME nor HOME is an absolute path");
-  if (n < 0 || (size_t)n >= bytes)
-    return set_error(context, OSCAR_IO, "the path of the cache folder is longer than %zu bytes", bytes - 1);
-  return OSCAR_OK;
-}
-
 oscar_status rotation_cache_path(oscar_context *context, const char *fingerprint, const char *kv, char *path, size_t bytes) {
   char folder[PATH_MAX];
-  oscar_status status = user_cache_folder(context, folder, sizeof folder);
+  oscar_status status = user_folder(context, USER_CACHE, folder, sizeof folder);
   if (status != OSCAR_OK) return status;
   int n = snprintf(path, bytes, "%s/rotations/%s-%s.safetensors", folder, fingerprint, kv);
   if (n < 0 || (size_t)n >= bytes)
@@ -139,12 +126,9 @@ static bool is_stored(struct model *model, const char *kv) {
 
 static oscar_status store_one(struct model *model, const char *kv, const oscar_codec_set *set) {
   oscar_context *context = model_context(model);
-  char path[PATH_MAX], folder[PATH_MAX];
+  char path[PATH_MAX];
   oscar_status status = rotation_cache_path(context, model_fingerprint(model), kv, path, sizeof path);
-  if (status != OSCAR_OK) return status;
-  memcpy(folder, path, sizeof folder);
-  *strrchr(folder, '/') = '\0';
-  status = file_make_folders(context, folder);
+  if (status == OSCAR_OK) status = file_make_folder_of(context, path);
   return status == OSCAR_OK ? oscar_codec_set_save(set, path) : status;
 }
 

@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include "base/file.h"
+#include "base/user_folder.h"
 
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -226,6 +227,56 @@ static void an_aborted_write_leaves_the_old_file(void **state) {
   oscar_context_free(c);
 }
 
+static void the_folder_of_a_file_is_made(void **state) {
+  (void)state;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  char folder[] = "/tmp/oscar-test-XXXXXX", file[64], between[64];
+  assert_non_null(mkdtemp(folder));
+  snprintf(file, sizeof file, "%s/a/file", folder);
+  snprintf(between, sizeof between, "%s/a", folder);
+  assert_ok(c, file_make_folder_of(c, file));
+  assert_int_equal(rmdir(between), 0);
+  assert_int_equal(rmdir(folder), 0);
+  assert_ok(c, file_make_folder_of(c, "file"));
+  assert_ok(c, file_make_folder_of(c, "/file"));
+  assert_int_equal(file_make_folder_of(c, "/dev/null/x/file"), OSCAR_IO);
+  oscar_context_free(c);
+}
+
+static void a_users_folders_follow_the_standard(void **state) {
+  (void)state;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  static const struct {
+    enum user_folder which;
+    const char *variable, *in_home;
+  } folders[] = {{USER_CACHE, "XDG_CACHE_HOME", "/home/someone/.cache/oscar"},
+                 {USER_DATA, "XDG_DATA_HOME", "/home/someone/.local/share/oscar"}};
+  char *home = strdup(getenv("HOME") ? getenv("HOME") : "/"), path[64], small[8];
+  for (size_t i = 0; i < ARRAY_LENGTH(folders); i++) {
+    const char *before = getenv(folders[i].variable);
+    char *kept = before ? strdup(before) : NULL;
+    setenv("HOME", "/home/someone", 1);
+    setenv(folders[i].variable, "/x/y", 1);
+    assert_ok(c, user_folder(c, folders[i].which, path, sizeof path));
+    assert_string_equal(path, "/x/y/oscar");
+    assert_int_equal(user_folder(c, folders[i].which, small, sizeof small), OSCAR_IO);
+    setenv(folders[i].variable, "relative", 1);
+    assert_ok(c, user_folder(c, folders[i].which, path, sizeof path));
+    assert_string_equal(path, folders[i].in_home);
+    setenv("HOME", "relative", 1);
+    assert_int_equal(user_folder(c, folders[i].which, path, sizeof path), OSCAR_IO);
+    assert_non_null(strstr(oscar_last_error(c), folders[i].variable));
+    if (kept)
+      setenv(folders[i].variable, kept, 1);
+    else
+      unsetenv(folders[i].variable);
+    free(kept);
+  }
+  setenv("HOME", home, 1);
+  free(home);
+  oscar_context_free(c);
+}
+
 /* Bytes of a mapping that this process has in memory (/proc/self/pagemap, bit 63: present). */
 static size_t present_bytes(const struct file_map *map) {
   const size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -300,6 +351,8 @@ int main(void) {
       cmocka_unit_test(an_aborted_write_leaves_the_old_file),
       cmocka_unit_test(released_pages_leave_and_come_back),
       cmocka_unit_test(a_full_disk_is_reported_and_changes_nothing),
+      cmocka_unit_test(the_folder_of_a_file_is_made),
+      cmocka_unit_test(a_users_folders_follow_the_standard),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
 /* Where codec sets come from, on a fake model and a cache folder of the test's own: first use, reuse, damage, wrong files. */
+#include "base/user_folder.h"
 #include "failing_alloc.h"
 #include "fake_model.h"
 
@@ -133,22 +134,22 @@ static void the_cache_folder_follows_the_standard(void **state) {
   world_open(&w);
   char path[PATH_MAX], small[8];
   setenv("XDG_CACHE_HOME", "/x/cache", 1);
-  assert_ok(w.context, user_cache_folder(w.context, path, sizeof path));
+  assert_ok(w.context, user_folder(w.context, USER_CACHE, path, sizeof path));
   assert_string_equal(path, "/x/cache/oscar");
   assert_ok(w.context, rotation_cache_path(w.context, "f00d", "int2", path, sizeof path));
   assert_string_equal(path, "/x/cache/oscar/rotations/f00d-int2.safetensors");
-  assert_int_equal(user_cache_folder(w.context, small, sizeof small), OSCAR_IO);
+  assert_int_equal(user_folder(w.context, USER_CACHE, small, sizeof small), OSCAR_IO);
   assert_int_equal(rotation_cache_path(w.context, "f00d", "int2", small, sizeof small), OSCAR_IO);
   char *home = strdup(getenv("HOME") ? getenv("HOME") : "");
   setenv("HOME", "/home/someone", 1);
   static const char *const ignored[] = {"", "relative/cache"};
   for (size_t i = 0; i < ARRAY_LENGTH(ignored); i++) {
     setenv("XDG_CACHE_HOME", ignored[i], 1);
-    assert_ok(w.context, user_cache_folder(w.context, path, sizeof path));
+    assert_ok(w.context, user_folder(w.context, USER_CACHE, path, sizeof path));
     assert_string_equal(path, "/home/someone/.cache/oscar");
   }
   unsetenv("HOME");
-  assert_int_equal(user_cache_folder(w.context, path, sizeof path), OSCAR_IO);
+  assert_int_equal(user_folder(w.context, USER_CACHE, path, sizeof path), OSCAR_IO);
   setenv("HOME", home, 1);
   free(home);
   world_close(&w);
