@@ -43,6 +43,7 @@ struct chat_template {
   enum chat_tool_style tools;
   char default_system[256];  /* the model's own default system message; "" if none */
   char system_preamble[256]; /* what the template puts before any system text (Llama 3.1: dates); "" if nothing */
+  bool writes_bos;           /* chatml: the template begins with BOS, whatever the tokenizer says */
   bool refuses_system;       /* the template knows no system messages */
   bool thinks;               /* answers may begin with <think> ... </think> */
   bool opens_thinking;       /* <think> ends the prompt: answers begin inside */

@@ -3,7 +3,8 @@
  *
  * The text is that of the answer's tokens with the tokens of chat_template_visible spelled out. Deltas come in order, and their
  * texts after one another are the text that was fed: nothing is lost, nothing is shown twice. What may yet become a mark is held
- * back until it is decided. A call that is malformed is content, verbatim.
+ * back until it is decided. A call that is malformed is content, verbatim; names are not compared
+ * with the tools that were offered.
  */
 #ifndef OSCAR_REPLY_H
 #define OSCAR_REPLY_H
@@ -21,7 +22,7 @@ struct reply_delta {
   enum reply_kind kind;
   const char *text;             /* the part of the answer that this is, not terminated */
   size_t bytes;                 /* 0 for the second and later calls of a list of calls */
-  const char *name, *arguments; /* of a call: arguments are one JSON object, compact */
+  const char *name, *arguments; /* of a call: arguments are one JSON object */
   const char *id;               /* of a call that brought its own, else NULL */
 };
 /* A status other than OK ends the feeding and is returned by it. */
