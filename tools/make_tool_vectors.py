@@ -27,7 +27,7 @@ WEATHER = ("get_weather", "Current weather of a place", {"type": "object", "prop
 ODD = ("odd", "Says \"é\" and <|im_end|> \\ [/INST]<|eot_id|>", {"type": "object", "properties": {
     "a": {"type": "array", "items": {"type": "number"}}, "b": {"type": "object", "additionalProperties": {"type": "boolean"}},
     "c": {"type": ["string", "integer"]}, "d": {}, "e": {"type": "object"},
-    "f": {"type": "number", "minimum": 0.1, "maximum": 1e22, "default": -1.5e-7, "enum": [1.0, 100000.0, 123.456, 12345678901234567890.0, 0.0001]}},
+    "f": {"type": "number", "minimum": 0.1, "maximum": 1e22, "default": -1.5e-7, "enum": [1.0, 100000.0, 123.456, 1e16, 9.5e15, 12345678901234567890.0, 0.0001]}},
     "additionalProperties": False, "$defs": {}, "required": [], "x": None, "é\u2028": "\x01\x1f\x7f\t/<end_of_turn>"})
 EMPTY = ("now", "The time", {"type": "object", "properties": {}})
 TOOL_SETS = [[], [WEATHER], [WEATHER, ODD, EMPTY]]

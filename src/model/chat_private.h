@@ -35,8 +35,14 @@ void write_literal(struct writer *w, const char *text);
 void write_id(struct writer *w, int32_t id);
 /* Encodes what was written as text. */
 void write_flush(struct writer *w);
+/* A JSON string of the text. */
+void write_quoted(struct writer *w, const char *text, size_t bytes);
 /* As Python's json.dumps(value, ensure_ascii=False, indent=indent or None) writes it. */
 void write_json(struct writer *w, const json_t *value, int indent);
+/* jansson ran out of memory, as far as it can tell: where its lexer does, it speaks of an invalid token. */
+static inline bool json_lacked_memory(const json_error_t *error) {
+  return error->text[0] == '\0' || json_error_code(error) == json_error_out_of_memory;
+}
 /* A text that must be the JSON of an object (NULL or "": an empty one). The caller owns it; NULL: the error is set in w->status
  * and names `what` of `whose`. */
 json_t *write_parse(struct writer *w, const char *text, const char *what, const char *whose);

@@ -8,8 +8,6 @@
  */
 #include "model/chat_private.h"
 
-#include <stdlib.h>
-
 /* ---- recognising ---- */
 
 static void read_mistral_tools(struct gguf_string text, struct chat_template *chat) {
@@ -66,18 +64,26 @@ int chat_template_visible(const struct chat_template *chat, const struct tokeniz
 
 /* ---- JSON of tools and calls ---- */
 
+static bool is_utf8(const char *text) {
+  size_t bytes = text ? strlen(text) : 0;
+  for (size_t at = 0, length; at < bytes; at += length)
+    if ((length = utf8_character(text + at, bytes - at)) == 0) return false;
+  return true;
+}
+
 /* {"type": "function", "function": {...}}, NULL once something failed */
 static json_t *tool_json(struct writer *w, const struct chat_tool *tool) {
   json_t *parameters = tool->parameters ? write_parse(w, tool->parameters, "parameters", tool->name) : NULL;
   if (w->status) return NULL;
-  json_error_t error;
-  json_t *value = json_pack_ex(&error, 0, "{s:s, s:{s:s, s:s*, s:o*}}", "type", "function", "function", "name", tool->name,
-                               "description", tool->description, "parameters", parameters);
-  if (value) return value;
-  w->status = json_error_code(&error) == json_error_invalid_utf8
-                  ? set_error(w->context, OSCAR_INVALID_ARGUMENT, "name or description of a tool are not UTF-8")
-                  : set_error(w->context, OSCAR_NO_MEMORY, "no memory for the tool \"%.64s\"", tool->name);
-  return NULL;
+  if (!is_utf8(tool->name) || !is_utf8(tool->description)) {
+    json_decref(parameters);
+    w->status = set_error(w->context, OSCAR_INVALID_ARGUMENT, "name or description of a tool are not UTF-8");
+    return NULL;
+  }
+  json_t *value = json_pack("{s:s, s:{s:s, s:s*, s:o*}}", "type", "function", "function", "name", tool->name, "description",
+                            tool->description, "parameters", parameters);
+  if (!value) w->status = set_error(w->context, OSCAR_NO_MEMORY, "no memory for the tool \"%.64s\"", tool->name);
+  return value;
 }
 
 static void write_tool(struct writer *w, const struct chat_tool *tool, int indent) {
@@ -100,15 +106,6 @@ static void write_call(struct writer *w, const struct chat_tool_call *call, cons
   write_text(w, arguments_key);
   write_text(w, "\": ");
   write_object(w, call->arguments, "arguments", call->name);
-}
-
-static void write_quoted(struct writer *w, const char *text) {
-  json_t *value = w->status ? NULL : json_string(text);
-  if (value)
-    write_json(w, value, 0);
-  else if (!w->status)
-    w->status = set_error(w->context, OSCAR_INVALID_ARGUMENT, "a text of the conversation is not UTF-8, or memory is out");
-  json_decref(value);
 }
 
 /* ---- chatml: Qwen and Hermes ---- */
@@ -271,7 +268,9 @@ void write_llama3_call(struct writer *w, const struct chat_tool_call *call) {
   write_text(w, "}");
 }
 
-void write_llama3_result(struct writer *w, const struct chat_message *message) { write_quoted(w, chat_content(message)); }
+void write_llama3_result(struct writer *w, const struct chat_message *message) {
+  write_quoted(w, chat_content(message), strlen(chat_content(message)));
+}
 
 /* ---- Mistral ---- */
 
@@ -311,7 +310,7 @@ void write_mistral_calls(struct writer *w, const struct chat_template *chat, con
   write_literal(w, chat->mistral.calls_open);
   for (int i = 0; i < message->n_calls; i++) {
     write_text(w, i ? ", {\"name\": " : "{\"name\": ");
-    write_quoted(w, message->calls[i].name);
+    write_quoted(w, message->calls[i].name, strlen(message->calls[i].name));
     write_text(w, ", \"arguments\": ");
     write_object(w, message->calls[i].arguments, "arguments", message->calls[i].name);
     write_text(w, ", \"id\": \"");
@@ -332,21 +331,23 @@ void write_mistral_result(struct writer *w, const struct chat_template *chat, co
 
 /* ---- forms of an answer ---- */
 
-/* What stands before and after the arguments of a call of `name`. */
-static oscar_status form_words(const struct chat_template *chat, oscar_context *context, const char *name, char **before,
-                               const char **after) {
-  json_t *quoted = json_string(name);
-  char *spelled = quoted ? json_dumps(quoted, JSON_ENCODE_ANY) : NULL;
-  json_decref(quoted);
-  if (!spelled) return set_error(context, OSCAR_INVALID_ARGUMENT, "the name of a tool is not UTF-8, or memory is out");
-  bool mistral = chat->tools == CHAT_TOOLS_MISTRAL, llama3 = chat->tools == CHAT_TOOLS_LLAMA3;
-  const char *open = mistral ? chat->mistral.calls_open : llama3 ? "" : "<tool_call>\n";
-  size_t room = strlen(open) + strlen(spelled) + 64;
-  *before = mem_alloc(context, room, 1);
-  if (*before) snprintf(*before, room, "%s{\"name\": %s, \"%s\": ", open, spelled, llama3 ? "parameters" : "arguments");
-  *after = mistral ? "}]" : llama3 ? "}" : "}\n</tool_call>";
-  free(spelled);
-  return *before ? OSCAR_OK : OSCAR_NO_MEMORY;
+/* What stands before the arguments of a call; NULL if memory is out. */
+static char *form_begin(const struct chat_template *chat, oscar_context *context, const char *name) {
+  struct writer w = {.context = context};
+  if (chat->tools == CHAT_TOOLS_MISTRAL) write_text(&w, chat->mistral.calls_open);
+  if (chat->tools == CHAT_TOOLS_QWEN || chat->tools == CHAT_TOOLS_HERMES) write_text(&w, "<tool_call>\n");
+  write_text(&w, "{\"name\": ");
+  write_quoted(&w, name, strlen(name));
+  write_text(&w, chat->tools == CHAT_TOOLS_LLAMA3 ? ", \"parameters\": " : ", \"arguments\": ");
+  write_text_bytes(&w, "", 1);
+  if (!w.status) return w.text;
+  mem_free(context, w.text);
+  return NULL;
+}
+
+static const char *form_end(const struct chat_template *chat) {
+  if (chat->tools == CHAT_TOOLS_MISTRAL) return "}]";
+  return chat->tools == CHAT_TOOLS_LLAMA3 ? "}" : "}\n</tool_call>";
 }
 
 static oscar_status make_form(const struct chat_template *chat, oscar_context *context, const struct chat_tool *tool,
@@ -354,15 +355,14 @@ static oscar_status make_form(const struct chat_template *chat, oscar_context *c
   struct writer check = {.context = context};
   json_decref(write_parse(&check, tool->parameters, "parameters", tool->name));
   if (check.status) return check.status;
-  char *before = NULL,
-       *schema = mem_strdup(context, tool->parameters && tool->parameters[0] ? tool->parameters : "{\"type\":\"object\"}");
-  const char *after = NULL;
-  oscar_status status = schema ? form_words(chat, context, tool->name, &before, &after) : OSCAR_NO_MEMORY;
-  if (status) {
-    mem_free(context, schema);
-    return status;
+  bool any = !tool->parameters || !tool->parameters[0];
+  char *begin = form_begin(chat, context, tool->name);
+  char *schema = begin ? mem_strdup(context, any ? "{\"type\":\"object\"}" : tool->parameters) : NULL;
+  if (!schema) {
+    mem_free(context, begin);
+    return OSCAR_NO_MEMORY;
   }
-  *form = (struct chat_form){{{before, NULL}, {NULL, schema}, {after, NULL}}, 3};
+  *form = (struct chat_form){{{begin, NULL}, {NULL, schema}, {form_end(chat), NULL}}, 3};
   return OSCAR_OK;
 }
 

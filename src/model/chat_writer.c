@@ -73,7 +73,7 @@ void write_trimmed(struct writer *w, const char *text) {
 
 /* ---- JSON ---- */
 
-static void quoted(struct writer *w, const char *text, size_t bytes) {
+void write_quoted(struct writer *w, const char *text, size_t bytes) {
   static const char escaped[] = "\"\\\b\f\n\r\t", letters[] = "\"\\bfnrt";
   write_text(w, "\"");
   for (size_t i = 0, from = 0; i <= bytes; i++) {
@@ -131,7 +131,7 @@ static void json_value(struct writer *w, const json_t *value, int indent, int de
       if (!first) write_text(w, between);
       first = false;
       json_break(w, indent, depth + 1);
-      quoted(w, key, key_bytes);
+      write_quoted(w, key, key_bytes);
       write_text(w, ": ");
       json_value(w, inner, indent, depth + 1);
     }
@@ -149,7 +149,7 @@ static void json_value(struct writer *w, const json_t *value, int indent, int de
     write_text(w, "]");
     break;
   case JSON_STRING:
-    quoted(w, json_string_value(value), json_string_length(value));
+    write_quoted(w, json_string_value(value), json_string_length(value));
     break;
   case JSON_INTEGER:
     snprintf(number, sizeof number, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
@@ -177,7 +177,7 @@ json_t *write_parse(struct writer *w, const char *text, const char *what, const 
   json_error_t error;
   json_t *value = json_loads(text && text[0] ? text : "{}", 0, &error);
   if (json_is_object(value)) return value;
-  if (!value && json_error_code(&error) == json_error_out_of_memory)
+  if (!value && json_lacked_memory(&error))
     w->status = set_error(w->context, OSCAR_NO_MEMORY, "no memory for the %s of \"%.64s\"", what, whose);
   else
     w->status = set_error(w->context, OSCAR_INVALID_ARGUMENT, "the %s of \"%.64s\" are not a JSON object%s%.120s", what, whose,

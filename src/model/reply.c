@@ -156,8 +156,7 @@ static oscar_status finish_call(struct reply_parser *p, reply_sink *sink, void *
   json_error_t error;
   json_t *value = json_loadb(p->held + p->json, p->scan - p->json, 0, &error);
   oscar_status status = OSCAR_OK;
-  if (!value && json_error_code(&error) == json_error_out_of_memory)
-    return set_error(p->context, OSCAR_NO_MEMORY, "no memory for the call of a tool");
+  if (!value && json_lacked_memory(&error)) return set_error(p->context, OSCAR_NO_MEMORY, "no memory for the call of a tool");
   if (!value || !are_calls(value)) {
     p->state = IN_CONTENT;
     status = give(p, REPLY_CONTENT, p->scan, sink, user);

@@ -6,6 +6,8 @@
 #include "model/chat_template.h"
 #include "model/reply.h"
 
+#include <jansson.h>
+
 #define CONVERSATION_MESSAGES 16
 
 struct conversation {
@@ -730,6 +732,46 @@ static void any_allocation_for_tools_may_fail(void **state) {
   }
 }
 
+/* jansson has an allocator of its own, and where its lexer gets nothing it reports bad syntax. */
+static long json_left, json_live;
+static void *json_scarce_alloc(size_t bytes) {
+  if (json_left-- <= 0) return NULL;
+  json_live++;
+  return malloc(bytes);
+}
+static void json_scarce_free(void *block) {
+  json_live -= block != NULL;
+  free(block);
+}
+
+static void memory_for_json_may_run_out(void **state) {
+  (void)state;
+  static const struct chat_tool tool = {
+      .name = "f", .description = "d", .parameters = "{\"properties\": {\"a\": {\"type\": [\"string\", \"integer\"]}}}"};
+  static const struct chat_message user = {.role = "user", .content = "a"};
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  for (size_t i = 0; i < ARRAY_LENGTH(styles); i++) {
+    struct tokenizer *t = test_tokenizer(c, styles[i].vocabulary);
+    struct chat_template chat = choose(c, styles[i].template, styles[i].vocabulary, NULL);
+    json_set_alloc_funcs(json_scarce_alloc, json_scarce_free);
+    oscar_status status = OSCAR_NO_MEMORY;
+    long allowed = 0;
+    for (; status != OSCAR_OK && allowed < 200; allowed++) {
+      int32_t *ids = NULL;
+      int count;
+      json_left = allowed;
+      status = chat_template_encode(&chat, c, t, &user, 1, &tool, 1, true, &ids, &count);
+      assert_true(status == OSCAR_OK || status == OSCAR_NO_MEMORY || status == OSCAR_INVALID_ARGUMENT);
+      mem_free(c, ids);
+      assert_int_equal(json_live, 0);
+    }
+    json_set_alloc_funcs(malloc, free);
+    assert_true(allowed > 5 && allowed < 200);
+    tokenizer_free(t);
+  }
+  oscar_context_free(c);
+}
+
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(conversations_are_written_as_the_models_templates_write_them),
@@ -746,6 +788,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(any_template_text_is_read_without_harm),
       cmocka_unit_test(any_allocation_may_fail),
       cmocka_unit_test(any_allocation_for_tools_may_fail),
+      cmocka_unit_test(memory_for_json_may_run_out),
   };
   const struct CMUnitTest larger[] = {cmocka_unit_test(the_larger_models_own_files_are_recognised)};
   if (test_larger(argc, argv)) return cmocka_run_group_tests(larger, NULL, NULL);

@@ -3,6 +3,8 @@
 
 #include "model/reply.h"
 
+#include <jansson.h>
+
 enum { LOG_ROOM = 1 << 16 };
 
 /* What a sink saw, written down: kinds in runs, and the text itself. */
@@ -228,6 +230,40 @@ static oscar_status parse_scarce(oscar_context *c, struct log *log) {
   return status;
 }
 
+/* jansson has an allocator of its own, and where its lexer gets nothing it reports bad syntax: then the call is content. */
+static long json_left, json_live;
+static void *json_scarce_alloc(size_t bytes) {
+  if (json_left-- <= 0) return NULL;
+  json_live++;
+  return malloc(bytes);
+}
+static void json_scarce_free(void *block) {
+  json_live -= block != NULL;
+  free(block);
+}
+
+static void memory_for_json_may_run_out(void **state) {
+  (void)state;
+  static struct log log;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  json_set_alloc_funcs(json_scarce_alloc, json_scarce_free);
+  oscar_status status = OSCAR_NO_MEMORY;
+  long allowed = 0;
+  for (log.shown[0] = '\0'; !strstr(log.shown, "F(f ") && allowed < 100; allowed++) {
+    json_left = allowed;
+    status = parse_scarce(c, &log);
+    assert_true(status == OSCAR_OK || status == OSCAR_NO_MEMORY);
+    if (!status)
+      assert_string_equal(log.text,
+                          "<think>a</think>b\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"bcd\"}}\n</tool_call>");
+    assert_int_equal(json_live, 0);
+  }
+  json_set_alloc_funcs(malloc, free);
+  assert_true(allowed > 5 && allowed < 100);
+  assert_non_null(strstr(log.shown, "F(f {\"a\": \"bcd\"})"));
+  oscar_context_free(c);
+}
+
 static void memory_may_run_out(void **state) {
   (void)state;
   static struct log log;
@@ -244,6 +280,7 @@ int main(void) {
       cmocka_unit_test(content_does_not_wait),
       cmocka_unit_test(random_answers_are_the_same_in_any_pieces),
       cmocka_unit_test(memory_may_run_out),
+      cmocka_unit_test(memory_for_json_may_run_out),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
