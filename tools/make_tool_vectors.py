@@ -50,6 +50,8 @@ CONVERSATIONS = [
     (1, [user("Go"), call([NOW], "I look."), result("123456789", "noon"), call([ROME]), result("ABCDEF789", "20")]),
     (1, [user("Go"), call([NOW])]),
     (2, [user("a"), assistant("b"), user("c"), call([NOW]), result("123456789", ""), assistant("d"), user("e")]),
+    (0, [system("S"), user("Go"), call([NOW]), result("123456789", "noon"), assistant("Noon."), user("Thanks")]),  # tools no more offered
+    (1, [user("Go"), ("assistant", "<think>\nHm.\n</think>\n\nFine", None, []), user("And?")]),
     (1, [system("only")]),
     (1, [user("a"), user("b")]),
 ]
@@ -80,9 +82,12 @@ HIDE = {c: chr(0xF1000 + ord(c)) for c in "<>[]|"}
 
 
 def hidden(value):
-    """Strings inside with stand-ins for what could spell a control token; a template's own brackets, and those of JSON, stay."""
+    """Strings inside with stand-ins for what could spell a control token; brackets of JSON stay, and marks that a template looks for."""
     if isinstance(value, str):
-        return "".join(HIDE.get(c, c) for c in value)
+        text = "".join(HIDE.get(c, c) for c in value)
+        for mark in ("<think>", "</think>"):
+            text = text.replace("".join(HIDE.get(c, c) for c in mark), mark)
+        return text
     if isinstance(value, dict):
         return {hidden(k): hidden(v) for k, v in value.items()}
     return [hidden(v) for v in value] if isinstance(value, list) else value

@@ -100,7 +100,8 @@ static void real(struct writer *w, double value) {
     if (strtod(digits, NULL) == value) break;
   }
   char *e = strchr(digits, 'e');
-  int exponent = atoi(e + 1), kept = (int)(e - digits) - (digits[0] == '-') - 1; /* digits behind the first, and the point */
+  int exponent = (int)strtol(e + 1, NULL, 10),
+      kept = (int)(e - digits) - (digits[0] == '-') - 1; /* digits behind the first, and the point */
   int decimals = kept > 1 ? kept - 1 : 0;
   if (exponent < -4 || exponent >= 16) {
     write_text(w, digits);

@@ -249,9 +249,10 @@ static void tools_are_written_as_the_models_templates_write_them(void **state) {
       const uint8_t *truth = next_ids(&v, &truth_count);
       int32_t *ids = NULL;
       int count = 0;
-      if (!t) continue;
-      snprintf(what, sizeof what, "%s (%s), conversation %u", name, vocabulary, k);
       const struct tool_set *tools = &tool_sets[conversation->tools];
+      /* Hermes' template is for conversations with tools; without, it would offer an empty list. */
+      if (!t || (chat.tools == CHAT_TOOLS_HERMES && tools->count == 0)) continue;
+      snprintf(what, sizeof what, "%s (%s), conversation %u", name, vocabulary, k);
       oscar_status status = chat_template_encode(&chat, c, t, conversation->messages, conversation->count, tools->tools,
                                                  tools->count, true, &ids, &count);
       compared++;
