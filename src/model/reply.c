@@ -39,14 +39,16 @@ struct reply_parser {
 enum { SPACE_MAX = 64, BREAKS_MAX = 2 };
 
 static const char think_mark[] = "<think>", end_think_mark[] = "</think>";
-/* Llama's calls may begin with a bare brace, too, where an answer begins. */
+/* `bare`: where an answer begins, a call may have no mark at all. Llama's template shows them so, and smaller models of the
+ * chatml families leave the mark out. */
 static const struct {
   const char *begin, *end;
-} marks[] = {[CHAT_TOOLS_NONE] = {NULL, NULL},
-             [CHAT_TOOLS_QWEN] = {"<tool_call>", "</tool_call>"},
-             [CHAT_TOOLS_HERMES] = {"<tool_call>", "</tool_call>"},
-             [CHAT_TOOLS_LLAMA3] = {"<|python_tag|>", ";"},
-             [CHAT_TOOLS_MISTRAL] = {"[TOOL_CALLS]", NULL}};
+  bool bare;
+} marks[] = {[CHAT_TOOLS_NONE] = {NULL, NULL, false},
+             [CHAT_TOOLS_QWEN] = {"<tool_call>", "</tool_call>", true},
+             [CHAT_TOOLS_HERMES] = {"<tool_call>", "</tool_call>", true},
+             [CHAT_TOOLS_LLAMA3] = {"<|python_tag|>", ";", true},
+             [CHAT_TOOLS_MISTRAL] = {"[TOOL_CALLS]", NULL, false}};
 
 /* One delta; the rest stays held. */
 static oscar_status give(struct reply_parser *p, enum reply_kind kind, size_t bytes, reply_sink *sink, void *user) {
@@ -86,6 +88,12 @@ static size_t find(const struct reply_parser *p, const char *mark, enum match *m
     if (*match != NOT) return at;
   }
   return p->bytes;
+}
+
+/* A call without a mark: {"name" and what follows. Other JSON need not wait for its end. */
+static enum match bare_call_at(const struct reply_parser *p, size_t at) {
+  if (!marks[p->style].bare || at >= p->bytes || p->held[at] != '{') return NOT;
+  return match_at(p, at + 1 + space_at(p, at + 1), "\"name\"");
 }
 
 /* ---- calls ---- */
@@ -177,16 +185,17 @@ static oscar_status step_start(struct reply_parser *p, bool *more, reply_sink *s
   size_t space = space_at(p, 0);
   *more = space == p->bytes && space < SPACE_MAX;
   if (*more) return OSCAR_OK;
-  enum match thought = p->thinks ? match_at(p, space, think_mark) : NOT, call = match_at(p, space, marks[p->style].begin);
+  enum match thought = p->thinks ? match_at(p, space, think_mark) : NOT, call = match_at(p, space, marks[p->style].begin),
+             bare = bare_call_at(p, space);
   if (thought == WHOLE) {
     p->state = THOUGHT_BEGINS;
     return give(p, REPLY_MARKUP, space + sizeof think_mark - 1, sink, user);
   }
   if (call == WHOLE)
     begin_call(p, space + strlen(marks[p->style].begin));
-  else if (p->style == CHAT_TOOLS_LLAMA3 && space < p->bytes && p->held[space] == '{')
+  else if (bare == WHOLE)
     begin_call(p, space);
-  else if (thought == UNDECIDED || call == UNDECIDED)
+  else if (thought == UNDECIDED || call == UNDECIDED || bare == UNDECIDED)
     *more = true;
   else
     p->state = IN_CONTENT;

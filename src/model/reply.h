@@ -3,8 +3,8 @@
  *
  * The text is that of the answer's tokens with the tokens of chat_template_visible spelled out. Deltas come in order, and their
  * texts after one another are the text that was fed: nothing is lost, nothing is shown twice. What may yet become a mark is held
- * back until it is decided. A call that is malformed is content, verbatim; names are not compared
- * with the tools that were offered.
+ * back until it is decided. Where an answer begins, {"name": ..., "arguments": {...}} is a call without its mark, too, but for
+ * Mistral's. A call that is malformed is content, verbatim. Names are not compared with the tools that were offered.
  */
 #ifndef OSCAR_REPLY_H
 #define OSCAR_REPLY_H

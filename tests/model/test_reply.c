@@ -108,6 +108,11 @@ static const struct {
     {&qwen, "x<tool_call><tool_call>{\"name\":\"f\",\"arguments\":{}}", "C(x<tool_call>)F(f {})"},
     {&qwen, "<tool_call>{'name': 'f'}", "C(<tool_call>{'name': 'f'})"},
     {&qwen, "<tool_cal", "C(<tool_cal)"},
+    {&qwen, "{\"name\": \"f\", \"arguments\": {}}\n", "F(f {})M(\n)"}, /* no mark at all */
+    {&qwen, "{ \"names\": 1}", "C({ \"names\": 1})"},
+    {&qwen, "{\"name\": \"Ann\"}", "C({\"name\": \"Ann\"})"},
+    {&qwen, "{\n", "C({\n)"},
+    {&mistral, "{\"name\": \"f\", \"arguments\": {}}", "C({\"name\": \"f\", \"arguments\": {}})"},
     {&qwen, "<think>a</think>b", "C(<think>a</think>b)"},
     {&thinking, "<think>\nHm.\n\nYes <b>.\n</think>\n\nHello", "M(<think>\n)R(Hm.\n\nYes <b>.)M(\n</think>\n\n)C(Hello)"},
     {&thinking, "\n<think>\n\n</think>\n\n<tool_call>\n{\"name\":\"f\",\"arguments\":{}}", "M(\n<think>\n\n</think>\n\n)F(f {})"},
