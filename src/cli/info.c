@@ -222,7 +222,7 @@ static oscar_status report_model(const struct loaded_model *loaded, const struct
   report->program_bytes = memory_besides(options->model_path) - (double)model_packed_bytes(loaded->model) + LIBRARY_BYTES;
   if (loaded->cuda) report_gpu(loaded, report);
   report->scratch_bytes =
-      (double)model_scratch_bytes(loaded->model, o->chunk, 0) + (double)session_bytes(loaded->model, o->context);
+      (double)model_scratch_bytes(loaded->model, o->chunk, 0) + (double)session_bytes(loaded->model, o->context, o->guesses);
   if (!loaded->cuda) report->available_bytes = memory_available();
   loaded_model_describe(loaded, report->backend, sizeof report->backend);
 

@@ -76,7 +76,7 @@ static oscar_status make_folder_of(oscar_context *context, const char *path) {
   return status;
 }
 
-oscar_status session_file_save(struct engine *engine, const struct session *session, json_t *messages, const char *path) {
+oscar_status session_file_save(struct engine *engine, struct session *session, json_t *messages, const char *path) {
   const char *model = model_geometry_of(engine->model)->name;
   json_t *about =
       json_pack("{s:o, s:s, s:O*}", "model", json_text(model, strlen(model)), "kv", engine->options.kv, "messages", messages);
