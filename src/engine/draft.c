@@ -23,7 +23,7 @@ struct draft {
   float cost;
   int64_t tokens; /* of a text, at most */
   int sequences, chunk, vocab;
-  int named; /* ids that have a text: what the larger model has, too */
+  int usable; /* ids below are ids of the larger model, too */
   /* of a round, [sequences] each */
   struct forward_job *jobs;
   struct sampling *sampling; /* greedy */
@@ -88,7 +88,7 @@ static oscar_status make_parts(struct draft *d, struct model *model, const char 
   if (status != OSCAR_OK) return status;
   const struct model_geometry *g = model_geometry_of(d->model);
   d->vocab = g->vocab;
-  d->named = tokenizer_vocab(model_tokenizer(d->model));
+  d->usable = g->vocab < model_geometry_of(model)->vocab ? g->vocab : model_geometry_of(model)->vocab;
   d->cost = (float)model_read_bytes_per_token(d->model) / (float)model_read_bytes_per_token(model);
   d->tokens = context < g->context_trained ? context : g->context_trained;
   d->chunk = d->tokens < DRAFT_CHUNK ? (int)d->tokens : DRAFT_CHUNK;
@@ -248,7 +248,7 @@ oscar_status draft_guess(struct draft *d, int texts, struct draft_text *const *t
     status = run_step(d, jobs, guess);
     for (int j = 0; guess && j < jobs && status == OSCAR_OK; j++) {
       const int i = d->whose[j];
-      guesses[i][count[i]++] = d->next[j] < d->named ? d->next[j] : 0; /* of what cannot be, any guess is as good */
+      guesses[i][count[i]++] = d->next[j] < d->usable ? d->next[j] : 0; /* any guess is as good as one that cannot be */
     }
   }
   for (int i = 0; status != OSCAR_OK && i < texts; i++) count[i] = 0;
