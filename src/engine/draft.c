@@ -134,7 +134,9 @@ void draft_free(struct draft *d) {
 
 size_t draft_bytes(const struct draft *d) {
   const size_t rows = d->logits ? (size_t)d->sequences * (size_t)d->vocab * sizeof *d->logits : 0;
-  return model_resident_bytes(d->model) + d->cache_bytes + model_scratch_bytes(d->model, d->chunk, 0) + rows;
+  const size_t weights =
+      model_backend(d->model)->ops->host_memory ? model_resident_bytes(d->model) : model_packed_bytes(d->model);
+  return weights + d->cache_bytes + model_scratch_bytes(d->model, d->chunk, 0) + rows;
 }
 
 float draft_cost(const struct draft *d) { return d->cost; }

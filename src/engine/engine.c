@@ -70,7 +70,7 @@ static oscar_status check_guesses(struct engine *e) {
 static oscar_status open_draft(struct engine *e) {
   const struct engine_options *o = &e->options;
   if (o->guesses == 0 || !o->draft_path) return OSCAR_OK;
-  return draft_create(e->model, o->draft_path, "bf16", o->context, 1, &e->draft);
+  return draft_create(e->model, o->draft_path, DRAFT_KV, o->context, 1, &e->draft);
 }
 
 static oscar_status open_parts(struct engine *e) {

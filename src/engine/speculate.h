@@ -35,7 +35,8 @@ int lookup_guess(const struct lookup *lookup, const int32_t *ids, int64_t n, int
 size_t lookup_bytes(const struct lookup *lookup);
 
 /* ---- a draft model: a smaller model with the same vocabulary guesses greedily (engine/draft.c) ---- */
-struct draft; /* the model, its cache (BF16 or coded as asked) and its runner */
+struct draft;           /* the model, its cache (BF16 or coded as asked) and its runner */
+#define DRAFT_KV "bf16" /* what sessions take: its cache is small, and exact pages can always be cut back */
 /* `context` tokens of each of `sequences` texts, cut to what the draft model was trained for. Errors: those of loading a model;
  * MISMATCH (another vocabulary: number of tokens or the text of one differs). */
 oscar_status draft_create(struct model *model, const char *draft_path, const char *kv, int64_t context, int sequences,
