@@ -73,6 +73,9 @@ int engine_options_resolve(const char *command, struct engine_options *options, 
   return code;
 }
 
+/* More are rarely right, and cost most when they are wrong. */
+enum { DEFAULT_GUESSES = 8 };
+
 int speculation_resolve(const char *command, const struct speculation_arguments *arguments, struct engine_options *options,
                         char *path, size_t room) {
   const char *how = arguments->how ? arguments->how : arguments->draft_model ? "draft" : "off";
@@ -80,8 +83,10 @@ int speculation_resolve(const char *command, const struct speculation_arguments 
   if (drafts && !arguments->draft_model)
     return wrong_use("%s: --speculate draft wants a smaller model of the same vocabulary: --draft-model NAME|FILE", command);
   if (!drafts && arguments->draft_model) return wrong_use("%s: --draft-model is for --speculate draft, not %s", command, how);
-  if (strcmp(how, "off") == 0) return EXIT_DONE;
-  options->guesses = arguments->guesses;
+  const bool off = strcmp(how, "off") == 0;
+  if (off && arguments->guesses) return wrong_use("%s: --guesses is for --speculate lookup or draft", command);
+  if (off) return EXIT_DONE;
+  options->guesses = arguments->guesses ? arguments->guesses : DEFAULT_GUESSES;
   if (!drafts) return EXIT_DONE;
   int code = model_locate(arguments->draft_model, path, room);
   if (code == EXIT_DONE) options->draft_path = path;

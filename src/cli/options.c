@@ -70,7 +70,7 @@ static const struct option_spec speculation_options[] = {
     {"draft-model", 0, OPTION_TEXT, offsetof(struct speculation_arguments, draft_model), "NAME|FILE",
      .help = "the smaller model, of the same vocabulary", .default_text = ""},
     {"guesses", 0, OPTION_INT, offsetof(struct speculation_arguments, guesses), "N", .help = "most tokens guessed at a time", 1,
-     MOST_GUESSES},
+     MOST_GUESSES, .default_text = "8"},
 };
 
 static const struct option_spec text_options[] = {
@@ -102,7 +102,7 @@ struct option_group sampling_group(struct sampler_options *options) {
 }
 
 struct option_group speculation_group(struct speculation_arguments *arguments) {
-  *arguments = (struct speculation_arguments){.guesses = 8};
+  *arguments = (struct speculation_arguments){0};
   return (struct option_group){"Speculation", speculation_options, (int)ARRAY_LENGTH(speculation_options), arguments};
 }
 

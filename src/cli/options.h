@@ -17,9 +17,9 @@ struct option_group sampling_group(struct sampler_options *options);
 
 struct speculation_arguments {
   const char *how, *draft_model; /* NULL: not given; draft_model as -m, see speculation_resolve */
-  int guesses;
+  int guesses;                   /* 0: not given */
 };
-/* --speculate, --draft-model, --guesses; sets the defaults */
+/* --speculate, --draft-model, --guesses; none is given yet */
 struct option_group speculation_group(struct speculation_arguments *arguments);
 
 struct text_arguments {
