@@ -278,6 +278,35 @@ static void answers_are_those_without_a_draft(void **state) {
   small_model_free(&m);
 }
 
+/* At every length of a text: the most guesses that are possible, and back to any of them. One more would enter a page whose first
+ * token demotes another. */
+static void any_guess_can_be_taken_back(void **state) {
+  (void)state;
+  const struct setting s = {.isa = OSCAR_ISA_AUTO, .kv = "int2-hadamard", .sink = 64, .recent = 64, .context = 400};
+  struct small_model m;
+  struct engine e;
+  oscar_sequence *sequence;
+  int32_t ids[1 + MOST_GUESSES] = {0};
+  small_model_make(&m, "llama", true, 9);
+  open_small(&e, m.path, &s);
+  assert_ok(e.context, oscar_sequence_create(e.cache, &sequence));
+  for (int64_t length = 0; length < 300; length++) {
+    int64_t resume;
+    const int k = guesses_possible(e.model, sequence, 99), left = (int)(63 - length % 64);
+    const bool demotes = length / 64 >= 2; /* entering the next page demotes the one before this, not the sink */
+    assert_int_equal(k, demotes && left < MOST_GUESSES ? left : MOST_GUESSES);
+    assert_int_equal(guesses_possible(e.model, sequence, 1), k > 0);
+    assert_ok(e.context, runner_forward(e.runner, sequence, 1 + k, ids, 0, NULL, NULL));
+    const int64_t to = length + 1 + (k ? length % k : 0);
+    assert_ok(e.context, oscar_sequence_truncate(sequence, to, OSCAR_REWIND_EXACT, &resume));
+    assert_int_equal(resume, to);
+    assert_ok(e.context, oscar_sequence_truncate(sequence, length + 1, OSCAR_REWIND_EXACT, &resume));
+    assert_int_equal(resume, length + 1);
+  }
+  engine_close(&e);
+  small_model_free(&m);
+}
+
 /* What is saved in the middle of confirmed guesses is what would be saved without any. */
 static void a_session_is_saved_as_without_guesses(void **state) {
   (void)state;
@@ -473,11 +502,17 @@ static void drafts_survive_failed_allocations(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(lookup_finds_what_a_search_finds),   cmocka_unit_test(lookup_keeps_long_texts),
-      cmocka_unit_test(lookup_survives_failed_allocations), cmocka_unit_test(guesses_follow_what_was_accepted),
-      cmocka_unit_test(answers_are_those_without_lookup),   cmocka_unit_test(answers_are_those_without_lookup_in_windows),
-      cmocka_unit_test(answers_are_those_without_a_draft),  cmocka_unit_test(a_session_is_saved_as_without_guesses),
-      cmocka_unit_test(other_vocabularies_are_refused),     cmocka_unit_test(drafts_catch_up),
+      cmocka_unit_test(lookup_finds_what_a_search_finds),
+      cmocka_unit_test(lookup_keeps_long_texts),
+      cmocka_unit_test(lookup_survives_failed_allocations),
+      cmocka_unit_test(guesses_follow_what_was_accepted),
+      cmocka_unit_test(answers_are_those_without_lookup),
+      cmocka_unit_test(answers_are_those_without_lookup_in_windows),
+      cmocka_unit_test(answers_are_those_without_a_draft),
+      cmocka_unit_test(any_guess_can_be_taken_back),
+      cmocka_unit_test(a_session_is_saved_as_without_guesses),
+      cmocka_unit_test(other_vocabularies_are_refused),
+      cmocka_unit_test(drafts_catch_up),
       cmocka_unit_test(drafts_survive_failed_allocations),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
