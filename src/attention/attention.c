@@ -8,7 +8,9 @@
  *   1  map the queries of tiles that are cut into parts (others are mapped by the thread that reads the pages)
  *   2  read pages: scores, running softmax, sums; a tile in one piece is finished here, a part leaves its sums
  *   3  merge the parts of cut tiles and finish them
- * Tiles of few rows and of many are read by different kernels (kernels.h).
+ * Tiles of few rows and of many are read by different kernels (kernels.h), and parts are merged with roundings of their own. So
+ * what a query gets must not hang on who else is in the call: kernels, tiles and parts follow from its own job, and in jobs of up
+ * to FEW_TOKENS they are those that each position would have alone.
  * Per row the sums are [head_dim] of exact pages and [A, -Z, sum of p] of coded ones (quant/codec.h); finishing adds the product
  * of the latter with the map of the values and divides by the softmax sum. Everything is planned and allocated before the first
  * loop; inside, nothing can fail.
@@ -24,6 +26,7 @@
 #include <oscar/attention.h>
 
 #define MAX_GROUP        16 /* query heads per KV head */
+#define FEW_TOKENS       16 /* of a job: a token and what was guessed of those after it (engine/speculate.h) */
 #define MIN_PART_PAGES   8  /* a shorter part costs more in mapping and merging than it saves */
 #define PARTS_PER_THREAD 4  /* so that threads finish together although parts take different times */
 
@@ -33,6 +36,7 @@ struct tile {
   int first, positions; /* of the job's n */
   int64_t position;     /* of `first` in the sequence */
   int64_t page_begin, page_end;
+  bool few;    /* of a job of up to FEW_TOKENS */
   bool mapped; /* at least one page is read as codes */
   int parts;   /* pieces the page range is cut into */
   int part;    /* index of the first piece's sums; unused when parts == 1 */
@@ -66,7 +70,7 @@ struct oscar_attention {
   oscar_cache *cache;
   const struct cache_geometry *geometry;
   const struct attention_kernels *kernels;
-  const struct page_kernels *few, *many; /* for tiles of fewer than MANY_ROWS rows, and for the others */
+  const struct page_kernels *few, *many; /* for few tokens and tiles of fewer than MANY_ROWS rows, and for the others */
   int query_heads, group;
   float scale;
   struct wave_basis *waves; /* [layers][kv_heads]; NULL when no mean rotates. The arrays follow in the same block. */
@@ -311,7 +315,7 @@ static oscar_status check_follows(const oscar_attention *a, const oscar_attentio
 static int tile_rows(const oscar_attention *a, const struct tile *tile) { return tile->positions * a->group; }
 
 static const struct page_kernels *pages_of(const oscar_attention *a, const struct tile *tile) {
-  return tile_rows(a, tile) >= MANY_ROWS ? a->many : a->few;
+  return tile->few || tile_rows(a, tile) < MANY_ROWS ? a->few : a->many;
 }
 
 /* Positions of a tile: a power of two, so that tiles at multiples of it never cross a page. */
@@ -321,9 +325,12 @@ static int tile_positions(int group) {
   return positions;
 }
 
-static size_t count_tiles(const oscar_attention *a, const struct layer *layer, const oscar_attention_job *job) {
+static bool has_few_tokens(const oscar_attention_job *job) { return job->n <= FEW_TOKENS; }
+
+/* At most so many tiles for each KV head. */
+static size_t most_tiles(const oscar_attention *a, const struct layer *layer, const oscar_attention_job *job) {
   int64_t end = sequence_visible(job->sequence, layer->index), begin = end - job->n, step = tile_positions(a->group);
-  return (size_t)((end + step - 1) / step - begin / step) * (size_t)a->geometry->kv_heads;
+  return has_few_tokens(job) ? (size_t)job->n : (size_t)((end + step - 1) / step - begin / step);
 }
 
 static bool reads_codes(const oscar_attention *a, const struct layer *layer, const struct tile *tile) {
@@ -336,39 +343,61 @@ static bool reads_codes(const oscar_attention *a, const struct layer *layer, con
   return false;
 }
 
-/* The tiles of a job, those with the longest history first. Returns their number; *pages grows by the pages they read. */
-static int plan_tiles(const oscar_attention *a, const struct layer *layer, const oscar_attention_job *job, struct tile *tiles,
-                      int64_t *pages) {
-  int64_t end = sequence_visible(job->sequence, layer->index), begin = end - job->n, step = tile_positions(a->group);
+/* The first position of the tile that ends before `last`. With few tokens all positions of a tile begin to read at one page. */
+static int64_t tile_begin(const oscar_attention *a, const struct layer *layer, int64_t begin, int64_t last, bool few) {
+  const int64_t step = tile_positions(a->group);
+  int64_t first = (last - 1) / step * step;
+  if (first < begin) first = begin;
+  if (!few) return first;
+  const int64_t page = window_begin(layer->window, last - 1) / PAGE_TOKENS;
+  while (window_begin(layer->window, first) / PAGE_TOKENS != page) first++;
+  return first;
+}
+
+/* Pages of a part, on average at least, where `pages` are to be read. */
+static int64_t part_pages(int threads, int64_t pages) {
+  if (threads == 1) return pages;
+  const int64_t share = (pages + threads * PARTS_PER_THREAD - 1) / (threads * PARTS_PER_THREAD);
+  return share > MIN_PART_PAGES ? share : MIN_PART_PAGES;
+}
+
+/* The tiles of a job, those with the longest history first. Returns their number. */
+static int plan_tiles(const oscar_attention *a, const struct layer *layer, const oscar_attention_job *job, struct tile *tiles) {
+  const int threads = oscar_context_threads(a->geometry->context), heads = a->geometry->kv_heads;
+  const int64_t end = sequence_visible(job->sequence, layer->index), begin = end - job->n;
+  const bool few = has_few_tokens(job);
   int count = 0;
+  int64_t pages = 0;
   for (int64_t last = end; last > begin;) {
-    int64_t first = (last - 1) / step * step;
-    if (first < begin) first = begin;
+    const int64_t first = tile_begin(a, layer, begin, last, few);
     struct tile tile = {.job = job,
+                        .few = few,
                         .first = (int)(first - begin),
                         .positions = (int)(last - first),
                         .position = first,
                         .page_begin = window_begin(layer->window, first) / PAGE_TOKENS,
                         .page_end = first / PAGE_TOKENS + 1};
     tile.mapped = reads_codes(a, layer, &tile);
-    for (tile.kv_head = 0; tile.kv_head < a->geometry->kv_heads; tile.kv_head++) tiles[count++] = tile;
-    *pages += (tile.page_end - tile.page_begin) * a->geometry->kv_heads;
+    for (tile.kv_head = 0; tile.kv_head < heads; tile.kv_head++) tiles[count++] = tile;
+    pages += (tile.page_end - tile.page_begin) * heads;
     last = first;
+  }
+  for (int i = 0; i < count; i++) {
+    const int64_t own = tiles[i].page_end - tiles[i].page_begin, share = part_pages(threads, few ? own * heads : pages);
+    tiles[i].parts = (int)((own + share - 1) / share);
   }
   return count;
 }
 
-/* Decides how many pieces each tile becomes. A piece has at least `share` pages on average, so there are at most
- * tiles + threads * PARTS_PER_THREAD of them. */
-static void plan_parts(int threads, int64_t pages, struct plan *plan) {
-  int64_t share = pages;
-  if (threads > 1) {
-    share = (pages + threads * PARTS_PER_THREAD - 1) / (threads * PARTS_PER_THREAD);
-    if (share < MIN_PART_PAGES) share = MIN_PART_PAGES;
-  }
+/* A job, and each position of one of few tokens, has at most its tiles + threads * PARTS_PER_THREAD pieces. */
+static size_t most_pieces(const oscar_attention *a, const struct layer *layer, const oscar_attention_job *job) {
+  const size_t tiles = most_tiles(a, layer, job), cuts = has_few_tokens(job) ? tiles : 1;
+  return tiles * (size_t)a->geometry->kv_heads + cuts * (size_t)oscar_context_threads(a->geometry->context) * PARTS_PER_THREAD;
+}
+
+static void plan_pieces(struct plan *plan) {
   for (int i = 0; i < plan->tiles; i++) {
     struct tile *tile = plan->tile + i;
-    tile->parts = (int)((tile->page_end - tile->page_begin + share - 1) / share);
     for (int part = 0; part < tile->parts; part++) plan->piece[plan->pieces++] = (struct piece){i, part};
     if (tile->parts == 1) continue;
     tile->slot = plan->cut_tiles++;
@@ -382,25 +411,25 @@ static void plan_parts(int threads, int64_t pages, struct plan *plan) {
 static oscar_status make_plan(oscar_attention *a, const struct layer *layer, const oscar_attention_job *jobs, int n_jobs,
                               struct plan *plan) {
   oscar_context *context = a->geometry->context;
-  int threads = oscar_context_threads(context);
   *plan = (struct plan){0};
-  size_t tiles = 0;
-  for (int i = 0; i < n_jobs; i++) tiles += count_tiles(a, layer, jobs + i);
+  size_t tiles = 0, pieces = 0;
+  for (int i = 0; i < n_jobs; i++) {
+    tiles += most_tiles(a, layer, jobs + i) * (size_t)a->geometry->kv_heads;
+    pieces += most_pieces(a, layer, jobs + i);
+  }
   if (tiles > INT32_MAX / 2) return set_error(context, OSCAR_INVALID_ARGUMENT, "attention: too many queries in one call");
-  size_t pieces = tiles + (size_t)threads * PARTS_PER_THREAD;
   oscar_status status = reserve(context, &a->plan, 1, tiles * sizeof(struct tile) + pieces * sizeof(struct piece));
   if (status != OSCAR_OK) return status;
   plan->tile = a->plan.data;
   plan->piece = (struct piece *)(void *)(plan->tile + tiles);
 
-  int64_t pages = 0;
-  for (int i = 0; i < n_jobs; i++) plan->tiles += plan_tiles(a, layer, jobs + i, plan->tile + plan->tiles, &pages);
+  for (int i = 0; i < n_jobs; i++) plan->tiles += plan_tiles(a, layer, jobs + i, plan->tile + plan->tiles);
   for (int i = 0; i < plan->tiles; i++) {
     const struct tile *tile = plan->tile + i;
     int rows = (int)round_up((size_t)tile_rows(a, tile), (size_t)pages_of(a, tile)->row_block);
     if (rows > plan->rows) plan->rows = rows;
   }
-  plan_parts(threads, pages, plan);
+  plan_pieces(plan);
   size_t queries = (size_t)plan->cut_tiles * queries_bytes(a, plan->rows), sums = (size_t)plan->parts * sums_bytes(a, plan->rows);
   return reserve(context, &a->shared, 1, queries + sums);
 }
@@ -527,19 +556,41 @@ static void prefetch_page(const struct layer *layer, struct page_part part) {
   for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(part.keys + i, 0, 2);
 }
 
+/* Rows first .. first + rows - 1 of them. */
+static struct query_rows some_rows(const struct query_rows *all, const struct layer *layer, int first, int rows) {
+  struct query_rows some = *all;
+  some.rows = rows;
+  some.q += first * all->head_dim;
+  if (all->mapped) some.mapped += first * form_rows(&layer->keys);
+  some.prepared += (size_t)first * all->prepared_stride;
+  return some;
+}
+
+/* Kernels add up the products of exact keys and the waves in another order for more rows. With few tokens each position is scored
+ * by itself; everything else is the same for any number of rows. */
+static void score_page(const oscar_attention *a, const struct layer *layer, const struct tile *tile, int64_t page,
+                       struct page_part part, const struct query_rows *queries, struct angles *angles, float *scores,
+                       float *panel) {
+  const struct page_kernels *pages = pages_of(a, tile);
+  const int together = tile->few ? a->group : queries->rows;
+  if (part.coded) pages->score_coded(queries, &layer->keys, part.keys, scores, panel);
+  if (part.coded && angles->basis) turn_to(angles, page);
+  for (int first = 0; first < queries->rows; first += together) {
+    const struct query_rows some = some_rows(queries, layer, first, together);
+    float *to = scores + first * PAGE_TOKENS;
+    if (!part.coded)
+      pages->score_exact(&some, (const uint16_t *)(const void *)part.keys, to, panel);
+    else if (angles->basis)
+      pages->score_waves(&some, &layer->keys, angles->basis, angles->at, to, panel);
+  }
+}
+
 static void read_page(const oscar_attention *a, const struct layer *layer, const struct tile *tile, int64_t page,
                       struct page_part part, const struct query_rows *queries, struct angles *angles, struct sums sums,
                       float *scores, float *panel) {
   const struct page_kernels *pages = pages_of(a, tile);
   int d = a->geometry->head_dim, stride = layer->stride;
-  if (part.coded) {
-    pages->score_coded(queries, &layer->keys, part.keys, scores, panel);
-    if (angles->basis) {
-      turn_to(angles, page);
-      pages->score_waves(queries, &layer->keys, angles->basis, angles->at, scores, panel);
-    }
-  } else
-    pages->score_exact(queries, (const uint16_t *)(const void *)part.keys, scores, panel);
+  score_page(a, layer, tile, page, part, queries, angles, scores, panel);
   int tokens = set_ranges(a, layer, tile, page, sums.states);
   a->kernels->softmax(queries->rows, scores, sums.states);
   rescale_rows(queries->rows, stride, sums.states, sums.out);

@@ -5,8 +5,8 @@
  * them. Queries arrive multiplied by the scale of the scores. Nothing here allocates; `panel` is the caller's work space of
  * panel_bytes, 64-byte aligned, whose contents a kernel need not find again.
  *
- * Page kernels with `row_block` above 1 are for CPUs that multiply matrices and for at least MANY_ROWS rows; scores, sums and
- * prepared queries have rows up to the next multiple of row_block, which they write too.
+ * Page kernels with `row_block` above 1 are for CPUs that multiply matrices and for at least MANY_ROWS rows of many tokens;
+ * scores, sums and prepared queries have rows up to the next multiple of row_block, which they write too.
  */
 #ifndef OSCAR_ATTENTION_KERNELS_H
 #define OSCAR_ATTENTION_KERNELS_H

@@ -322,19 +322,21 @@ int command_chat(int argc, char **argv) {
   struct chat_arguments chat = {.template_name = "auto"};
   struct output_arguments output = {0};
   struct session_arguments kept = {0};
+  struct speculation_arguments speculation;
   engine_options_default(&options);
   sampler_options_default(&sampling);
   const struct option_group groups[] = {
       model_group(&options), text_group(&text),         {"Chat", chat_options, (int)ARRAY_LENGTH(chat_options), &chat},
-      cache_group(&options), sampling_group(&sampling), session_group(&kept),
-      output_group(&output)};
+      cache_group(&options), sampling_group(&sampling), speculation_group(&speculation),
+      session_group(&kept),  output_group(&output)};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
   if (text.prompt && text.file) return wrong_use("chat: give the question with -p TEXT or -f FILE, not both");
   if (output.json && !text.prompt && !text.file) return wrong_use("chat: --json needs a question (-p TEXT or -f FILE)");
-  char path[PATH_MAX], saved[PATH_MAX];
+  char path[PATH_MAX], draft_path[PATH_MAX], saved[PATH_MAX];
   if (kept.name && (code = session_path("chat", kept.name, kept.folder, saved, sizeof saved)) != EXIT_DONE) return code;
   if ((code = engine_options_resolve("chat", &options, path, sizeof path)) != EXIT_DONE) return code;
+  if ((code = speculation_resolve("chat", &speculation, &options, draft_path, sizeof draft_path)) != EXIT_DONE) return code;
 
   char *question = NULL;
   size_t bytes = 0;

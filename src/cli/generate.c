@@ -103,11 +103,12 @@ static double per_second(int64_t count, int64_t ns) { return ns > 0 ? (double)co
 void print_generation_json(const int32_t *prompt, int n_prompt, const struct generation *g, const struct session *session) {
   const struct session_timings *t = session_timings_of(session);
   const oscar_sequence *sequence = session_sequence(session);
-  json_t *root = json_pack(
-      "{s:o, s:o, s:o, s:{s:f, s:f}, s:{s:I, s:f}}", "prompt_ids", json_ids(prompt, n_prompt), "ids", json_ids(g->ids, g->count),
-      "text", json_text(g->text, g->text_bytes), "timings", "prompt_tokens_per_s", per_second(t->prompt_tokens, t->prompt_ns),
-      "decode_tokens_per_s", per_second(t->decoded_tokens, t->decode_ns), "cache", "bytes",
-      (json_int_t)oscar_sequence_bytes(sequence), "bits_per_element", oscar_sequence_bits_per_element(sequence));
+  json_t *root =
+      json_pack("{s:o, s:o, s:o, s:{s:f, s:f}, s:{s:I, s:I}, s:{s:I, s:f}}", "prompt_ids", json_ids(prompt, n_prompt), "ids",
+                json_ids(g->ids, g->count), "text", json_text(g->text, g->text_bytes), "timings", "prompt_tokens_per_s",
+                per_second(t->prompt_tokens, t->prompt_ns), "decode_tokens_per_s", per_second(t->decoded_tokens, t->decode_ns),
+                "speculation", "guessed", (json_int_t)t->guessed, "accepted", (json_int_t)t->accepted, "cache", "bytes",
+                (json_int_t)oscar_sequence_bytes(sequence), "bits_per_element", oscar_sequence_bits_per_element(sequence));
   json_dumpf(root, stdout, JSON_COMPACT | JSON_REAL_PRECISION(6));
   putchar('\n');
   json_decref(root);
@@ -116,11 +117,13 @@ void print_generation_json(const int32_t *prompt, int n_prompt, const struct gen
 void print_generation_numbers(const struct generation *g, const struct session *session) {
   const struct session_timings *t = session_timings_of(session);
   const oscar_sequence *sequence = session_sequence(session);
-  char bytes[32];
-  fprintf(stderr, "[prompt %lld tokens, %.1f tokens/s; answer %d tokens, %.1f tokens/s; cache %s, %.2f bits per element%s]\n",
+  char bytes[32], guesses[64] = "";
+  if (t->guessed)
+    snprintf(guesses, sizeof guesses, ", %lld of %lld guesses right", (long long)t->accepted, (long long)t->guessed);
+  fprintf(stderr, "[prompt %lld tokens, %.1f tokens/s; answer %d tokens, %.1f tokens/s%s; cache %s, %.2f bits per element%s]\n",
           (long long)t->prompt_tokens, per_second(t->prompt_tokens, t->prompt_ns), g->count,
-          per_second(t->decoded_tokens, t->decode_ns), format_bytes((double)oscar_sequence_bytes(sequence), bytes, sizeof bytes),
-          oscar_sequence_bits_per_element(sequence),
+          per_second(t->decoded_tokens, t->decode_ns), guesses,
+          format_bytes((double)oscar_sequence_bytes(sequence), bytes, sizeof bytes), oscar_sequence_bits_per_element(sequence),
           g->stop == STOP_CONTEXT_FULL  ? "; the context is full"
           : g->stop == STOP_INTERRUPTED ? "; interrupted"
                                         : "");

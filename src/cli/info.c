@@ -9,6 +9,7 @@
  *     the cache               its whole budget
  *     codecs                  encode, decode and map of every distinct one
  *     buffers                 of a chunk's forward pass, of attention, of the session with its sampler
+ *     a draft model           with --draft-model: its weights, its exact cache and its buffers
  *     program and tokenizer   what this process holds now, and what the product library adds once it is used
  * The run that fits codecs holds before that what fitting needs: no session, but an exact cache, statistics and the codecs of all
  * fitted types. With --device cuda the sum is of the GPU's memory, where program and tokenizer are not. tests/cli/test_memory.c
@@ -19,6 +20,7 @@
 #include "cli/options.h"
 
 #include "base/file.h"
+#include "engine/speculate.h"
 
 #include <jansson.h>
 #include <limits.h>
@@ -50,6 +52,7 @@ struct model_report {
   const char *fingerprint;
   char backend[256];
   double weight_bytes, model_bytes, scratch_bytes, program_bytes, available_bytes; /* model: in memory */
+  double draft_bytes;                                                              /* 0: there is none */
   struct engine_options options;                                                   /* effective */
   int count;
   struct kv_report kv[MOST_TYPES];
@@ -176,7 +179,7 @@ static oscar_status report_kv(const struct loaded_model *loaded, const struct kv
   report->token_bytes = set ? coded_token_bytes(set) : 2 * elements;
   report->bits_per_element = 8 * report->token_bytes / elements;
   report->cache_bytes = (double)oscar_cache_bytes_for(&cache, model->options.context, 1, model->options.chunk);
-  double fixed = model->model_bytes + model->scratch_bytes + model->program_bytes;
+  double fixed = model->model_bytes + model->scratch_bytes + model->program_bytes + model->draft_bytes;
   fixed += attention_bytes(set, model, oscar_context_threads(loaded->context));
   if (set) report->codec_bytes = codec_table_bytes(set, report->fitted_later);
   fixed += report->codec_bytes;
@@ -198,6 +201,17 @@ static void report_first_runs(const struct loaded_model *loaded, struct model_re
     struct kv_report *kv = &r->kv[i];
     kv->first_run_bytes = kv->fitted_later && fitting > kv->total_bytes ? fitting : kv->total_bytes;
   }
+}
+
+static oscar_status report_draft(const struct loaded_model *loaded, struct model_report *report) {
+  const struct engine_options *o = &report->options;
+  struct draft *draft;
+  if (o->guesses == 0 || !o->draft_path) return OSCAR_OK;
+  oscar_status status = draft_create(loaded->model, o->draft_path, DRAFT_KV, o->context, 1, &draft);
+  if (status != OSCAR_OK) return status;
+  report->draft_bytes = (double)draft_bytes(draft);
+  draft_free(draft);
+  return OSCAR_OK;
 }
 
 /* On a GPU its memory is what counts: what is free, and what the model already takes. The program is in the host's. */
@@ -222,7 +236,7 @@ static oscar_status report_model(const struct loaded_model *loaded, const struct
   report->program_bytes = memory_besides(options->model_path) - (double)model_packed_bytes(loaded->model) + LIBRARY_BYTES;
   if (loaded->cuda) report_gpu(loaded, report);
   report->scratch_bytes =
-      (double)model_scratch_bytes(loaded->model, o->chunk, 0) + (double)session_bytes(loaded->model, o->context);
+      (double)model_scratch_bytes(loaded->model, o->chunk, 0) + (double)session_bytes(loaded->model, o->context, o->guesses);
   if (!loaded->cuda) report->available_bytes = memory_available();
   loaded_model_describe(loaded, report->backend, sizeof report->backend);
 
@@ -233,7 +247,7 @@ static oscar_status report_model(const struct loaded_model *loaded, const struct
 
   int count;
   const struct kv_type *types = kv_type_list(&count);
-  oscar_status status = OSCAR_OK;
+  oscar_status status = report_draft(loaded, report);
   for (int i = 0; status == OSCAR_OK && i < count; i++)
     if (types[i].kind != KV_EVALUATION) status = report_kv(loaded, &types[i], report, &report->kv[report->count++]);
   if (status == OSCAR_OK) report_first_runs(loaded, report);
@@ -258,7 +272,10 @@ static void print_model(const struct loaded_model *loaded, const struct model_re
   printf("Memory       %s available now\n", format_bytes(r->available_bytes, a, sizeof a));
   printf("             in all = cache and its codecs, %s of the model, ", format_bytes(r->model_bytes, a, sizeof a));
   printf("%s of buffers, ", format_bytes(r->scratch_bytes, a, sizeof a));
-  printf("%s of program and tokenizer\n\n", format_bytes(r->program_bytes, a, sizeof a));
+  printf("%s of program and tokenizer\n", format_bytes(r->program_bytes, a, sizeof a));
+  if (r->draft_bytes > 0)
+    printf("             and %s of the draft model with its cache\n", format_bytes(r->draft_bytes, a, sizeof a));
+  putchar('\n');
   printf("%-14s %9s %12s %12s %12s %14s\n", "--kv", "bits", "per token", "cache", "in all", "tokens that fit");
   for (int i = 0; i < r->count; i++) {
     const struct kv_report *kv = &r->kv[i];
@@ -303,9 +320,10 @@ static int print_model_json(const struct loaded_model *loaded, const struct mode
       json_pack("{s:I, s:i, s:i, s:i, s:i, s:s, s:s}", "context", (json_int_t)r->options.context, "sink", r->options.sink_tokens,
                 "recent", r->options.recent_tokens, "chunk", r->options.chunk, "threads", oscar_context_threads(loaded->context),
                 "isa", oscar_isa_name(oscar_context_isa(loaded->context)), "backend", r->backend);
-  return print_json(json_pack("{s:o, s:o, s:I, s:I, s:I, s:I, s:o}", "model", model, "settings", settings, "model_bytes",
+  return print_json(json_pack("{s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:o}", "model", model, "settings", settings, "model_bytes",
                               (json_int_t)r->model_bytes, "scratch_bytes", (json_int_t)r->scratch_bytes, "program_bytes",
-                              (json_int_t)r->program_bytes, "available_bytes", (json_int_t)r->available_bytes, "kv", types));
+                              (json_int_t)r->program_bytes, "draft_bytes", (json_int_t)r->draft_bytes, "available_bytes",
+                              (json_int_t)r->available_bytes, "kv", types));
 }
 
 static int info_model(const struct engine_options *options, bool json) {
@@ -418,13 +436,16 @@ static int info_file(const struct engine_options *options, bool json) {
 int command_info(int argc, char **argv) {
   struct engine_options engine;
   struct output_arguments output = {0};
+  struct speculation_arguments speculation;
   engine_options_default(&engine);
-  const struct option_group groups[] = {model_group(&engine), window_group(&engine), output_group(&output)};
+  const struct option_group groups[] = {model_group(&engine), window_group(&engine), speculation_group(&speculation),
+                                        output_group(&output)};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
   if (first < argc && engine.model_path) return wrong_use("info: give the model once, as '%s' or with -m", argv[first]);
   if (first < argc) engine.model_path = argv[first];
-  char path[PATH_MAX];
+  char path[PATH_MAX], draft_path[PATH_MAX];
   if ((code = engine_options_resolve("info", &engine, path, sizeof path)) != EXIT_DONE) return code;
+  if ((code = speculation_resolve("info", &speculation, &engine, draft_path, sizeof draft_path)) != EXIT_DONE) return code;
   return info_file(&engine, output.json);
 }

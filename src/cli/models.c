@@ -4,6 +4,7 @@
 #include "attention/kernels.h"
 #include "base/user_folder.h"
 #include "cli/catalogue.h"
+#include "cli/options.h"
 
 #include <limits.h>
 #include <string.h>
@@ -70,6 +71,26 @@ int engine_options_resolve(const char *command, struct engine_options *options, 
     return wrong_use("%s: %d threads, but --cpus names only %d to pin them to", command, options->threads, options->cpus.count);
   int code = model_locate(options->model_path, path, room);
   if (code == EXIT_DONE) options->model_path = path;
+  return code;
+}
+
+/* More are rarely right, and cost most when they are wrong. */
+enum { DEFAULT_GUESSES = 8 };
+
+int speculation_resolve(const char *command, const struct speculation_arguments *arguments, struct engine_options *options,
+                        char *path, size_t room) {
+  const char *how = arguments->how ? arguments->how : arguments->draft_model ? "draft" : "off";
+  const bool drafts = strcmp(how, "draft") == 0;
+  if (drafts && !arguments->draft_model)
+    return wrong_use("%s: --speculate draft wants a smaller model of the same vocabulary: --draft-model NAME|FILE", command);
+  if (!drafts && arguments->draft_model) return wrong_use("%s: --draft-model is for --speculate draft, not %s", command, how);
+  const bool off = strcmp(how, "off") == 0;
+  if (off && arguments->guesses) return wrong_use("%s: --guesses is for --speculate lookup or draft", command);
+  if (off) return EXIT_DONE;
+  options->guesses = arguments->guesses ? arguments->guesses : DEFAULT_GUESSES;
+  if (!drafts) return EXIT_DONE;
+  int code = model_locate(arguments->draft_model, path, room);
+  if (code == EXIT_DONE) options->draft_path = path;
   return code;
 }
 

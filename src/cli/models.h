@@ -5,6 +5,8 @@
 #include "cli/cli.h"
 #include "engine/engine.h"
 
+struct speculation_arguments;
+
 /* Where fetched models are kept. Errors: IO (no cache folder, path too long). */
 oscar_status models_folder(oscar_context *context, char *path, size_t room);
 
@@ -19,6 +21,11 @@ int model_locate(const char *given, char *path, size_t room);
  * with a GPU; a model was given and is there; options->model_path becomes its file, kept in `path`. EXIT_DONE, or the exit code
  * after a message. */
 int engine_options_resolve(const char *command, struct engine_options *options, char *path, size_t room);
+
+/* What speculation_group was given, as options of the engine; the file of a draft model is kept in `path`. EXIT_DONE, or the exit
+ * code after a message. */
+int speculation_resolve(const char *command, const struct speculation_arguments *arguments, struct engine_options *options,
+                        char *path, size_t room);
 
 /* A model without a cache: for commands that look at it or fit codecs to it. */
 struct loaded_model {

@@ -2,6 +2,8 @@
  */
 #include "cli/options.h"
 
+#include "engine/speculate.h"
+
 #define ENGINE(field) offsetof(struct engine_options, field)
 
 static const char *kv_name(int i) {
@@ -55,6 +57,22 @@ static const struct option_spec sampling_options[] = {
     {"seed", 's', OPTION_UINT64, SAMPLER(seed), "N", .help = "the same seed gives the same text"},
 };
 
+static const char *speculation_name(int i) {
+  static const char *const names[] = {"lookup", "draft", "off"};
+  return (size_t)i < ARRAY_LENGTH(names) ? names[i] : NULL;
+}
+
+static const struct option_spec speculation_options[] = {
+    {"speculate", 0, OPTION_TEXT, offsetof(struct speculation_arguments, how), "HOW",
+     .help = "guesses the next tokens, which changes the speed and not the text: lookup (by what the text says elsewhere), draft "
+             "(by a smaller model) or off",
+     .choice = speculation_name, .default_text = "off; draft with --draft-model"},
+    {"draft-model", 0, OPTION_TEXT, offsetof(struct speculation_arguments, draft_model), "NAME|FILE",
+     .help = "the smaller model, of the same vocabulary", .default_text = ""},
+    {"guesses", 0, OPTION_INT, offsetof(struct speculation_arguments, guesses), "N", .help = "most tokens guessed at a time", 1,
+     MOST_GUESSES, .default_text = "8"},
+};
+
 static const struct option_spec text_options[] = {
     {"prompt", 'p', OPTION_TEXT, offsetof(struct text_arguments, prompt), "TEXT", .help = "the prompt"},
     {"file", 'f', OPTION_TEXT, offsetof(struct text_arguments, file), "FILE",
@@ -81,6 +99,11 @@ struct option_group window_group(struct engine_options *options) {
 
 struct option_group sampling_group(struct sampler_options *options) {
   return (struct option_group){"Sampling", sampling_options, (int)ARRAY_LENGTH(sampling_options), options};
+}
+
+struct option_group speculation_group(struct speculation_arguments *arguments) {
+  *arguments = (struct speculation_arguments){0};
+  return (struct option_group){"Speculation", speculation_options, (int)ARRAY_LENGTH(speculation_options), arguments};
 }
 
 struct option_group text_group(struct text_arguments *arguments) {

@@ -15,6 +15,13 @@ struct option_group window_group(struct engine_options *options);
 /* --temp, --top-k, --top-p, --min-p, --seed */
 struct option_group sampling_group(struct sampler_options *options);
 
+struct speculation_arguments {
+  const char *how, *draft_model; /* NULL: not given; draft_model as -m, see speculation_resolve */
+  int guesses;                   /* 0: not given */
+};
+/* --speculate, --draft-model, --guesses; none is given yet */
+struct option_group speculation_group(struct speculation_arguments *arguments);
+
 struct text_arguments {
   const char *prompt, *file; /* NULL: not given */
   int tokens;                /* most tokens to generate */

@@ -17,6 +17,7 @@ static const struct usage usage = {
         "oscar run -m smollm2-135m -p \"The lighthouse keeper\" -n 64\n"
         "oscar run -m model.gguf -f prompt.txt --kv bf16 --temp 0 --json\n"
         "oscar run -m qwen2.5-coder-1.5b -f long.txt -c 32768 --kv-memory 512M\n"
+        "oscar run -m qwen2.5-coder-1.5b -f code.txt --speculate lookup\n"
         "oscar run -m smollm2-135m -f story.txt -n 200 --session story; oscar run -m smollm2-135m --session story -n 200\n",
 };
 
@@ -96,18 +97,21 @@ int command_run(int argc, char **argv) {
   struct text_arguments text = {.tokens = 256};
   struct output_arguments output = {0};
   struct session_arguments kept = {0};
+  struct speculation_arguments speculation;
   engine_options_default(&options);
   sampler_options_default(&sampling);
-  const struct option_group groups[] = {model_group(&options),     text_group(&text),    cache_group(&options),
-                                        sampling_group(&sampling), session_group(&kept), output_group(&output)};
+  const struct option_group groups[] = {
+      model_group(&options),           text_group(&text),    cache_group(&options), sampling_group(&sampling),
+      speculation_group(&speculation), session_group(&kept), output_group(&output)};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
-  char path[PATH_MAX], saved[PATH_MAX];
+  char path[PATH_MAX], draft_path[PATH_MAX], saved[PATH_MAX];
   if (kept.name && (code = session_path("run", kept.name, kept.folder, saved, sizeof saved)) != EXIT_DONE) return code;
   const bool goes_on = kept.name && !text.prompt && !text.file && session_exists(saved);
   if (!goes_on && (text.prompt != NULL) == (text.file != NULL))
     return wrong_use("run: give the prompt with -p TEXT or -f FILE (one of them), or the --session of one that was saved");
   if ((code = engine_options_resolve("run", &options, path, sizeof path)) != EXIT_DONE) return code;
+  if ((code = speculation_resolve("run", &speculation, &options, draft_path, sizeof draft_path)) != EXIT_DONE) return code;
 
   char *prompt = NULL;
   size_t bytes = text.prompt ? strlen(text.prompt) : 0;

@@ -61,7 +61,7 @@ int session_path(const char *command, const char *name, const char *folder, char
 
 bool session_exists(const char *path) { return access(path, F_OK) == 0; }
 
-oscar_status session_file_save(struct engine *engine, const struct session *session, json_t *messages, const char *path) {
+oscar_status session_file_save(struct engine *engine, struct session *session, json_t *messages, const char *path) {
   const char *model = model_geometry_of(engine->model)->name;
   json_t *about =
       json_pack("{s:o, s:s, s:O*}", "model", json_text(model, strlen(model)), "kv", engine->options.kv, "messages", messages);

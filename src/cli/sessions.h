@@ -28,7 +28,7 @@ int session_path(const char *command, const char *name, const char *folder, char
 bool session_exists(const char *path);
 
 /* `messages` (NULL: none) is borrowed. The folder is made if it is not there. */
-oscar_status session_file_save(struct engine *engine, const struct session *session, json_t *messages, const char *path);
+oscar_status session_file_save(struct engine *engine, struct session *session, json_t *messages, const char *path);
 /* *about: the text of the file, never NULL after OSCAR_OK, an empty object if it has none; json_decref it. */
 oscar_status session_file_load(struct engine *engine, struct session *session, const char *path, json_t **about);
 

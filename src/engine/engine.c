@@ -5,6 +5,7 @@
  * context needs, so that running out can only mean that the user asked for less.
  */
 #include "engine/engine.h"
+#include "engine/speculate.h"
 
 #include <string.h>
 
@@ -60,18 +61,32 @@ static oscar_status open_cache(struct engine *e) {
   return oscar_cache_create(e->context, &cache, &e->cache);
 }
 
+static oscar_status check_guesses(struct engine *e) {
+  const struct engine_options *o = &e->options;
+  if (o->guesses >= 0 && o->guesses <= MOST_GUESSES) return OSCAR_OK;
+  return set_error(e->context, OSCAR_INVALID_ARGUMENT, "%d guesses at a time; expected 0 (none) to %d", o->guesses, MOST_GUESSES);
+}
+
+static oscar_status open_draft(struct engine *e) {
+  const struct engine_options *o = &e->options;
+  if (o->guesses == 0 || !o->draft_path) return OSCAR_OK;
+  return draft_create(e->model, o->draft_path, DRAFT_KV, o->context, 1, &e->draft);
+}
+
 static oscar_status open_parts(struct engine *e) {
   struct engine_options *o = &e->options;
   oscar_status status = kv_type_with_bits(e->context, o->kv, o->bits, e->kv, sizeof e->kv);
   if (status != OSCAR_OK) return status;
   o->kv = e->kv;
   if ((status = kv_type_check(e->context, o->kv)) != OSCAR_OK) return status;
+  if ((status = check_guesses(e)) != OSCAR_OK) return status;
   if ((status = device_open(e->context, o->device, o->weights, &e->cuda, &e->backend)) != OSCAR_OK) return status;
   if ((status = model_load(e->context, e->backend, o->model_path, &e->model)) != OSCAR_OK) return status;
   if ((status = effective_context(e)) != OSCAR_OK) return status;
   if ((status = codec_set_obtain(e->model, o->kv, o->rotation_file, o->progress, &e->codecs)) != OSCAR_OK) return status;
   if ((status = open_cache(e)) != OSCAR_OK) return status;
-  return runner_create(e->model, e->cache, o->chunk, &e->runner);
+  if ((status = runner_create(e->model, e->cache, o->chunk, &e->runner)) != OSCAR_OK) return status;
+  return open_draft(e);
 }
 
 oscar_context_options engine_context_options(const struct engine_options *options) {
@@ -95,6 +110,7 @@ oscar_status engine_open(const struct engine_options *options, struct engine *en
 }
 
 void engine_close(struct engine *engine) {
+  draft_free(engine->draft);
   runner_free(engine->runner);
   oscar_cache_free(engine->cache);
   oscar_codec_set_free(engine->codecs);

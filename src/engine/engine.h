@@ -104,6 +104,8 @@ struct engine_options {
   struct cpu_list cpus;           /* that threads are pinned to; empty: none */
   const char *device;             /* default "cpu"; see device_open */
   const char *weights;            /* of a GPU; NULL: its default */
+  int guesses;                    /* most tokens guessed at a time, 0: none; the answers are the same (engine/speculate.h) */
+  const char *draft_path;         /* a GGUF file of the same vocabulary that guesses; NULL: prompt lookup does */
   const struct progress *progress;
 };
 void engine_options_default(struct engine_options *options);
@@ -112,6 +114,7 @@ int engine_chunk(int asked, const oscar_cuda *cuda);
 /* What a context wants of them: threads and CPUs, which are borrowed. */
 oscar_context_options engine_context_options(const struct engine_options *options);
 
+struct draft;
 struct engine {
   oscar_context *context;
   oscar_cuda *cuda; /* NULL: the CPU */
@@ -120,6 +123,7 @@ struct engine {
   oscar_codec_set *codecs; /* NULL: bf16 */
   oscar_cache *cache;
   struct runner *runner;
+  struct draft *draft;           /* NULL: none */
   struct engine_options options; /* effective */
   char kv[32];                   /* what options.kv points to */
 };
@@ -132,12 +136,14 @@ oscar_status engine_cache_options(oscar_context *context, const struct model *mo
 
 struct session_timings {
   int64_t prompt_tokens, prompt_ns, decoded_tokens, decode_ns;
+  int64_t guessed, accepted; /* tokens, of which the accepted ones were decoded beside others */
 };
 struct session;
 oscar_status session_create(struct engine *engine, const struct sampler_options *sampling, struct session **session);
 void session_free(struct session *session);
-/* That a session holds beside the cache: its sampler, logits and history. */
-size_t session_bytes(const struct model *model, int64_t context);
+/* That a session holds beside the cache: its sampler, logits (a row more for each guess at a time) and history; what finds the
+ * guesses comes on top. */
+size_t session_bytes(const struct model *model, int64_t context, int guesses);
 /* Appends n >= 1 tokens, in chunks; afterwards session_next can be called. INVALID_ARGUMENT if they do not fit the context.
  * On an error (OSCAR_CANCELLED too) the session keeps the chunks that were done. */
 oscar_status session_feed(struct session *session, const int32_t *ids, int n, const struct progress *progress);
@@ -145,13 +151,13 @@ oscar_status session_feed(struct session *session, const int32_t *ids, int n, co
  * common beginning), the rest is fed. This is how a conversation continues: encode it whole, then sync. */
 oscar_status session_sync(struct session *session, const int32_t *ids, int n, const struct progress *progress);
 /* The next token. *end is set when it ends the turn; such a token is not part of the session, and something has to be fed after
- * it. */
+ * it. With guesses some calls run a step of several tokens and the next ones none; the tokens are the same. */
 oscar_status session_next(struct session *session, int32_t *id, bool *end);
 int64_t session_length(const struct session *session); /* tokens held, the newest included */
 /* The tokens held; valid until the session changes. */
 const int32_t *session_tokens(const struct session *session, int64_t *n);
 /* The session into a file (oscar/snapshot.h) with a text of the caller's; errors as oscar_sequence_save. */
-oscar_status session_save(const struct session *session, const char *text, const char *path);
+oscar_status session_save(struct session *session, const char *text, const char *path);
 /* The session becomes what was saved; session_sync with its tokens or more goes on from there, and session_next does if a token
  * was left to run. Errors: as oscar_snapshot_restore, INVALID_ARGUMENT (more tokens than the context), MISMATCH (no tokens of
  * this model): the session is as before, or empty if its own pages had to make room first. */

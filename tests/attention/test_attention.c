@@ -543,6 +543,45 @@ static void threads_change_only_roundings(void **state) {
   }
 }
 
+/* A step of a token and guesses gives each of them the bits that it gets in a step of its own, whatever else is in the call:
+ * pages begin and are demoted inside of steps, tiles are cut into parts, windows begin at other pages from one position to the
+ * next, and the rows are as many as would be a prompt's. */
+static void few_tokens_get_the_bits_of_single_ones(void **state) {
+  (void)state;
+  enum { TOKENS = 1700, FIRST = 1500, STEP = 16, GROUP = 6, WIDTH = GROUP * 64 };
+  static const int windows[] = {0, 1024, 1111};
+  FOR_EACH_ISA(isa) {
+    if (!available(isa)) continue;
+    for (size_t w = 0; w < ARRAY_LENGTH(windows); w++) {
+      struct fixture f = open_fixture(
+          (struct setup){.kind = GRADED, .kv_heads = 1, .group = GROUP, .sink = 1, .recent = 2, .isa = isa, .threads = 2});
+      struct text t = random_text(&f, 17, TOKENS, 0);
+      oscar_sequence *single = NULL, *together = NULL;
+      float *a = floats(TOKENS, GROUP, 64), *b = floats(TOKENS, GROUP, 64), other[WIDTH];
+      assert_ok(f.context, oscar_sequence_create(f.cache, &single));
+      assert_ok(f.context, oscar_sequence_create(f.cache, &together));
+      feed(&f, single, &t, 0, 0, FIRST, a);
+      feed(&f, together, &t, 0, 0, FIRST, b);
+      for (int x = FIRST, n = 1; x < TOKENS; x += n) {
+        n = TOKENS - x < 1 + x % STEP ? TOKENS - x : 1 + x % STEP;
+        const oscar_attention_job jobs[2] = {{single, 1, t.q, other},
+                                             {together, n, t.q + (size_t)x * WIDTH, b + (size_t)x * WIDTH}};
+        assert_ok(f.context, oscar_sequence_begin(together, n));
+        for (int layer = 0; layer < f.setup.layers; layer++)
+          assert_ok(f.context, oscar_sequence_write(together, layer, t.k + (size_t)x * 64, t.v + (size_t)x * 64));
+        assert_ok(f.context, oscar_attention_run(f.attention, t.layer, windows[w], jobs, 2));
+        assert_ok(f.context, oscar_sequence_commit(together));
+        for (int i = x; i < x + n; i++) feed(&f, single, &t, windows[w], i, 1, a + (size_t)i * WIDTH);
+        assert_memory_equal(a + (size_t)x * WIDTH, b + (size_t)x * WIDTH, (size_t)n * WIDTH * sizeof *a);
+      }
+      free(a);
+      free(b);
+      free_text(&t);
+      close_fixture(&f);
+    }
+  }
+}
+
 /* Sequences of different lengths in one call, twice in it even, get what each gets alone. */
 static void jobs_do_not_disturb_each_other(void **state) {
   (void)state;
@@ -803,6 +842,7 @@ int main(void) {
       cmocka_unit_test(huge_scores_leave_one_token),
       cmocka_unit_test(chunks_change_only_roundings),
       cmocka_unit_test(threads_change_only_roundings),
+      cmocka_unit_test(few_tokens_get_the_bits_of_single_ones),
       cmocka_unit_test(jobs_do_not_disturb_each_other),
       cmocka_unit_test(pages_without_their_exact_form_are_read_as_codes),
       cmocka_unit_test(a_filter_that_encodes_and_decodes_gives_what_the_codec_gives),

@@ -7,6 +7,7 @@
 #include "support.h"
 
 #include "engine/engine.h"
+#include "engine/speculate.h"
 
 enum { TOKENS = 700 };
 
@@ -110,17 +111,22 @@ static void a_prompt_can_be_cut_anywhere(void **state) {
   close_fixture(&f);
 }
 
-static struct engine open_engine(const char *kv, int64_t context, size_t kv_memory) {
+static struct engine open_guessing(const char *kv, int64_t context, size_t kv_memory, int guesses) {
   struct engine_options options;
   engine_options_default(&options);
   options.model_path = test_model("smollm2-135m");
   options.kv = kv;
   options.context = context;
   options.kv_memory_bytes = kv_memory;
+  options.guesses = guesses;
   struct engine engine;
   char error[1024];
   if (engine_open(&options, &engine, error, sizeof error) != OSCAR_OK) fail_msg("%s", error);
   return engine;
+}
+
+static struct engine open_engine(const char *kv, int64_t context, size_t kv_memory) {
+  return open_guessing(kv, context, kv_memory, 0);
 }
 
 static void decode(struct engine *e, struct session *s, int n, int32_t *ids) {
@@ -220,6 +226,35 @@ static void a_session_goes_back_and_on(void **state) {
   close_fixture(&f);
 }
 
+/* The text says everything twice, so that lookup has much to find; pages are demoted meanwhile. */
+static void guesses_change_the_speed_alone(void **state) {
+  (void)state;
+  enum { ANSWER = 80 };
+  static const struct sampler_options samplings[] = {
+      {.temperature = 0, .top_p = 1}, {.temperature = 0.7f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .seed = 2}};
+  struct fixture f;
+  if (!open_fixture(&f)) skip();
+  memcpy(f.ids + 300, f.ids, 250 * sizeof *f.ids);
+  for (size_t i = 0; i < ARRAY_LENGTH(samplings); i++) {
+    int32_t answers[2][ANSWER];
+    for (int guesses = 0; guesses <= MOST_GUESSES; guesses += MOST_GUESSES) {
+      struct engine engine = open_guessing("int2-hadamard", 1024, 0, guesses);
+      struct session *s;
+      assert_ok(engine.context, session_create(&engine, &samplings[i], &s));
+      assert_ok(engine.context, session_feed(s, f.ids, 550, NULL));
+      decode(&engine, s, ANSWER, answers[guesses > 0]);
+      if (guesses)
+        printf("  %lld of %lld guesses right\n", (long long)session_timings_of(s)->accepted,
+               (long long)session_timings_of(s)->guessed);
+      if (guesses && i == 0) assert_true(session_timings_of(s)->accepted > 0);
+      session_free(s);
+      engine_close(&engine);
+    }
+    assert_memory_equal(answers[0], answers[1], sizeof answers[0]);
+  }
+  close_fixture(&f);
+}
+
 static void limits_are_named(void **state) {
   (void)state;
   struct fixture f;
@@ -255,6 +290,9 @@ static void limits_are_named(void **state) {
   options.kv = "int3";
   assert_int_equal(engine_open(&options, &engine, error, sizeof error), OSCAR_INVALID_ARGUMENT);
   options.kv = "bf16";
+  options.guesses = MOST_GUESSES + 1;
+  assert_int_equal(engine_open(&options, &engine, error, sizeof error), OSCAR_INVALID_ARGUMENT);
+  options.guesses = 0;
   options.context = 1 << 30;
   assert_int_equal(engine_open(&options, &engine, error, sizeof error), OSCAR_INVALID_ARGUMENT);
   options.context = 0;
@@ -271,6 +309,7 @@ static void limits_are_named(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(a_prompt_can_be_cut_anywhere), cmocka_unit_test(a_session_goes_back_and_on),
-                                     cmocka_unit_test(a_saved_session_goes_on_alike), cmocka_unit_test(limits_are_named)};
+                                     cmocka_unit_test(a_saved_session_goes_on_alike),
+                                     cmocka_unit_test(guesses_change_the_speed_alone), cmocka_unit_test(limits_are_named)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
