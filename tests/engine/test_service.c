@@ -54,8 +54,8 @@ static void compare_answers(const struct client *a, const struct client *b, int 
   }
 }
 
-static void run_alone(const struct rig_options *options, struct work *work, struct client *clients) {
-  for (int i = 0; i < MANY; i++) {
+static void run_alone(const struct rig_options *options, struct work *work, int count, struct client *clients) {
+  for (int i = 0; i < count; i++) {
     struct rig r;
     rig_open(&r, options);
     client_submit(r.service, &clients[i], work[i].options);
@@ -64,24 +64,24 @@ static void run_alone(const struct rig_options *options, struct work *work, stru
   }
 }
 
-static void run_together(const struct rig_options *options, struct work *work, const struct client *alone, uint64_t seed,
+static void run_together(const struct rig_options *options, struct work *work, int count, const struct client *alone, uint64_t seed,
                          const char *how, struct service_stats *stats) {
   struct client clients[MANY];
   int order[MANY];
   struct rig r;
-  for (int i = 0; i < MANY; i++) order[i] = i;
-  for (int i = MANY - 1; i > 0 && seed; i--) {
+  for (int i = 0; i < count; i++) order[i] = i;
+  for (int i = count - 1; i > 0 && seed; i--) {
     const int j = (int)(test_random(&seed) % (uint64_t)(i + 1)), kept = order[i];
     order[i] = order[j];
     order[j] = kept;
   }
   rig_open(&r, options);
-  for (int i = 0; i < MANY; i++) client_submit(r.service, &clients[order[i]], work[order[i]].options);
-  for (int i = 0; i < MANY; i++) client_wait(&clients[i]);
+  for (int i = 0; i < count; i++) client_submit(r.service, &clients[order[i]], work[order[i]].options);
+  for (int i = 0; i < count; i++) client_wait(&clients[i]);
   service_stats_get(r.service, stats);
   rig_close(&r);
-  for (int i = 0; i < MANY; i++) compare_answers(&alone[i], &clients[i], i, how);
-  for (int i = 0; i < MANY; i++) client_clear(&clients[i]);
+  for (int i = 0; i < count; i++) compare_answers(&alone[i], &clients[i], i, how);
+  for (int i = 0; i < count; i++) client_clear(&clients[i]);
   printf("  %s: %lld steps, %lld preempted (%lld kept), %lld pages evicted, %lld tokens reused\n", how, (long long)stats->steps,
          (long long)(stats->preempted_kept + stats->preempted_recomputed), (long long)stats->preempted_kept,
          (long long)stats->evicted_leaves, (long long)stats->reused_exact);
@@ -94,36 +94,63 @@ static void answers_together_are_those_of_each_alone(void **state) {
   struct service_stats stats;
   make_work(work);
   struct rig_options options = rig_options(model.path);
-  run_alone(&options, work, alone);
-  run_together(&options, work, alone, 0, "in order", &stats);
+  run_alone(&options, work, MANY, alone);
+  run_together(&options, work, MANY, alone, 0, "in order", &stats);
   assert_int_equal(stats.requests, MANY);
   assert_true(stats.reused_exact > 0);
-  run_together(&options, work, alone, 1, "shuffled", &stats);
+  run_together(&options, work, MANY, alone, 1, "shuffled", &stats);
   options.threads = 1;
   options.chunk = 50;
   options.service.max_running = 3;
-  run_together(&options, work, alone, 2, "another chunk", &stats);
+  run_together(&options, work, MANY, alone, 2, "another chunk", &stats);
   options = rig_options(model.path);
-  options.budget_tokens = 1000;
-  run_together(&options, work, alone, 3, "little room", &stats);
-  assert_true(stats.preempted_kept > 0);
+  options.budget_tokens = 800;
+  run_together(&options, work, MANY, alone, 3, "little room", &stats);
+  assert_true(stats.evicted_leaves > 0);
   options.service.host_bytes = 0;
-  run_together(&options, work, alone, 4, "no room elsewhere", &stats);
-  assert_true(stats.preempted_recomputed > 0 && stats.preempted_kept == 0);
+  run_together(&options, work, MANY, alone, 4, "no room elsewhere", &stats);
   options.service.reuse = OSCAR_PREFIX_OFF;
-  run_together(&options, work, alone, 5, "nothing reused", &stats);
+  run_together(&options, work, MANY, alone, 5, "nothing reused", &stats);
   assert_int_equal(stats.reused_exact, 0);
   options.kv = "bf16";
   options.service.reuse = OSCAR_PREFIX_EXACT;
   for (int i = 0; i < MANY; i++) client_clear(&alone[i]);
-  run_alone(&options, work, alone);
-  run_together(&options, work, alone, 6, "bf16", &stats);
+  run_alone(&options, work, MANY, alone);
+  run_together(&options, work, MANY, alone, 6, "bf16", &stats);
   for (int i = 0; i < MANY; i++) client_clear(&alone[i]);
+}
+
+/* Short prompts with long answers: they all begin, and then they need more than there is. */
+static void preempted_answers_come_back(void **state) {
+  (void)state;
+  static struct work work[MANY];
+  struct client alone[MANY];
+  struct service_stats stats;
+  const int count = 8;
+  for (int i = 0; i < count; i++) {
+    const int n = 5 + 13 * i;
+    some_ids(500 + (uint64_t)i, n, work[i].ids);
+    work[i].options = client_options(work[i].ids, n, 400 - 20 * i);
+    if (i % 3 == 1) work[i].options.sampling = (struct sampler_options){.temperature = 1, .top_k = 20, .top_p = 0.9f, .seed = 3};
+  }
+  struct rig_options options = rig_options(model.path);
+  run_alone(&options, work, count, alone);
+  options.budget_tokens = 900;
+  run_together(&options, work, count, alone, 1, "kept in host memory", &stats);
+  assert_true(stats.preempted_kept > 0 && stats.preempted_recomputed == 0);
+  assert_int_equal(stats.returned, stats.preempted_kept);
+  options.service.host_bytes = 0;
+  run_together(&options, work, count, alone, 2, "computed again", &stats);
+  assert_true(stats.preempted_recomputed > 0 && stats.preempted_kept == 0);
+  options.service.reuse = OSCAR_PREFIX_OFF;
+  run_together(&options, work, count, alone, 3, "computed again from nothing", &stats);
+  for (int i = 0; i < count; i++) client_clear(&alone[i]);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(answers_together_are_those_of_each_alone),
+      cmocka_unit_test(preempted_answers_come_back),
   };
   return cmocka_run_group_tests(tests, make_model, free_model);
 }
