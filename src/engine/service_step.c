@@ -52,7 +52,7 @@ void step_free(struct service *s) {
 
 /* ---- what a step is made of ---- */
 
-static void add_job(struct step *step, struct answer *a, int n, bool outputs, enum token_kind kind) {
+static void add_job(struct step *step, struct answer *a, int n, int outputs, enum token_kind kind) {
   step->jobs[step->count] = (struct forward_job){
       .sequence = a->sequence, .n = n, .ids = a->ids + oscar_sequence_length(a->sequence), .outputs = outputs, .kind = kind};
   step->of[step->count++] = a;
@@ -104,7 +104,8 @@ static void make_step(struct service *s, bool drawn) {
   step->feeding = -1;
   for (int i = 0; i < s->n_admitted; i++) {
     struct answer *a = s->admitted[i];
-    if (a->state == ANSWER_DECODES && (draws && answer_can_be_drawn(s, a)) == drawn) add_job(step, a, 1, true, TOKENS_GENERATED);
+    if (a->state != ANSWER_DECODES || (draws && a->n_guesses == 0 && answer_can_be_drawn(s, a)) != drawn) continue;
+    add_job(step, a, 1 + a->n_guesses, 1 + a->n_guesses, TOKENS_GENERATED);
   }
   if (!drawn) add_feeding(s, step);
 }
@@ -114,7 +115,6 @@ static oscar_status reserve_logits(struct service *s) {
   for (int i = 0; i < s->step->count; i++) rows += s->step->jobs[i].outputs;
   if (rows <= s->logit_rows) return OSCAR_OK;
   if (rows < 2 * s->logit_rows) rows = 2 * s->logit_rows;
-  if (rows > s->options.max_running) rows = s->options.max_running;
   float *logits = mem_alloc(s->context, (size_t)rows * (size_t)s->vocab, sizeof *logits);
   if (!logits) return OSCAR_NO_MEMORY;
   mem_free(s->context, s->logits);
@@ -161,13 +161,16 @@ static void finish_feeding(struct service *s, struct answer *a, const struct for
 
 static void finish_job(struct service *s, struct step *step, int i, bool drawn) {
   struct answer *a = step->of[i];
-  const bool page_ends = oscar_sequence_length(a->sequence) % PAGE_TOKENS == 0;
   if (i == step->feeding) {
     note_fed(s, step);
     finish_feeding(s, a, &step->jobs[i]);
     return;
   }
-  if (page_ends) answer_insert(s, a);
+  if (!drawn && a->n_guesses > 0) {
+    guesses_look_at(s, a, step->jobs[i].logits);
+    return;
+  }
+  if (oscar_sequence_length(a->sequence) % PAGE_TOKENS == 0) answer_insert(s, a);
   a->is_drawn = false;
   if (drawn)
     answer_take(s, a, step->next[i], NULL);
@@ -252,6 +255,7 @@ static bool run(struct service *s, bool drawn) {
 
 bool step_run(struct service *s) {
   const bool draws = runner_can_sample(s->engine->runner);
+  guesses_make(s, s->engine->options.chunk / 2);
   const bool drew = draws && run(s, true), ran = run(s, false);
   return drew || ran;
 }

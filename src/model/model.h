@@ -27,6 +27,7 @@ oscar_status model_load(oscar_context *context, struct backend *backend, const c
 void model_free(struct model *model);
 
 oscar_context *model_context(const struct model *model);
+struct backend *model_backend(const struct model *model);
 const struct model_geometry *model_geometry_of(const struct model *model);
 const struct tokenizer *model_tokenizer(const struct model *model);
 const struct gguf *model_file(const struct model *model);
