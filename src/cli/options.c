@@ -54,6 +54,15 @@ static const struct option_spec sampling_options[] = {
     {"top-k", 0, OPTION_INT, SAMPLER(top_k), "N", .help = "only the N most likely tokens; 0: all", 0, 1 << 30},
     {"top-p", 0, OPTION_FLOAT, SAMPLER(top_p), "X", .help = "the most likely tokens that sum to X; 1: all", 0, 1},
     {"min-p", 0, OPTION_FLOAT, SAMPLER(min_p), "X", .help = "tokens at least X times as likely as the first; 0: all", 0, 1},
+    {"repeat-penalty", 0, OPTION_FLOAT, SAMPLER(repeat_penalty), "X",
+     .help = "makes tokens that came before less likely: logits above 0 are divided by X, others multiplied; 1: no change", 0.01,
+     100},
+    {"presence-penalty", 0, OPTION_FLOAT, SAMPLER(presence_penalty), "X",
+     .help = "subtracted from the logits of tokens that came before", -1000, 1000},
+    {"frequency-penalty", 0, OPTION_FLOAT, SAMPLER(frequency_penalty), "X",
+     .help = "subtracted from logits for every time that a token came before", -1000, 1000},
+    {"penalty-window", 0, OPTION_INT, SAMPLER(penalty_window), "N",
+     .help = "how many tokens before count for these penalties, the prompt's too; -1: all", -1, 1 << 30},
     {"seed", 's', OPTION_UINT64, SAMPLER(seed), "N", .help = "the same seed gives the same text"},
 };
 
@@ -78,6 +87,13 @@ static const struct option_spec text_options[] = {
     {"file", 'f', OPTION_TEXT, offsetof(struct text_arguments, file), "FILE",
      .help = "the prompt from a file; '-': standard input"},
     {"n-predict", 'n', OPTION_INT, offsetof(struct text_arguments, tokens), "N", .help = "most tokens to generate", 0, 1 << 30},
+};
+
+static const struct option_spec form_options[] = {
+    {"grammar", 0, OPTION_TEXT, offsetof(struct form_arguments, grammar), "FILE",
+     .help = "the text keeps to a grammar (GBNF, docs/grammars.md)"},
+    {"json-schema", 0, OPTION_TEXT, offsetof(struct form_arguments, json_schema), "FILE",
+     .help = "the text is JSON that fits a JSON Schema"},
 };
 
 static const struct option_spec output_options[] = {
@@ -108,6 +124,10 @@ struct option_group speculation_group(struct speculation_arguments *arguments) {
 
 struct option_group text_group(struct text_arguments *arguments) {
   return (struct option_group){"Text", text_options, (int)ARRAY_LENGTH(text_options), arguments};
+}
+
+struct option_group form_group(struct form_arguments *arguments) {
+  return (struct option_group){"Form", form_options, (int)ARRAY_LENGTH(form_options), arguments};
 }
 
 struct option_group output_group(struct output_arguments *arguments) {

@@ -12,7 +12,7 @@ struct option_group model_group(struct engine_options *options);
 struct option_group cache_group(struct engine_options *options);
 /* -c, --sink, --recent, --chunk */
 struct option_group window_group(struct engine_options *options);
-/* --temp, --top-k, --top-p, --min-p, --seed */
+/* --temp, --top-k, --top-p, --min-p, --repeat-penalty, --presence-penalty, --frequency-penalty, --penalty-window, --seed */
 struct option_group sampling_group(struct sampler_options *options);
 
 struct speculation_arguments {
@@ -28,6 +28,12 @@ struct text_arguments {
 };
 /* -p, -f, -n */
 struct option_group text_group(struct text_arguments *arguments);
+
+struct form_arguments {
+  const char *grammar, *json_schema; /* files; NULL: not given */
+};
+/* --grammar, --json-schema */
+struct option_group form_group(struct form_arguments *arguments);
 
 struct output_arguments {
   bool json;

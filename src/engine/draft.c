@@ -200,7 +200,8 @@ static void add_job(struct draft *d, const struct round *r, int i, int n, int ou
   const int64_t held = oscar_sequence_length(t->sequence);
   for (int64_t k = held; k < held + n; k++) t->ids[k] = k < r->n[i] ? r->ids[i][k] : r->guesses[i][k - r->n[i]];
   float *logits = outputs && d->logits ? d->logits + (size_t)job * (size_t)d->vocab : NULL;
-  d->jobs[job] = (struct forward_job){t->sequence, n, t->ids + held, outputs, logits};
+  d->jobs[job] =
+      (struct forward_job){.sequence = t->sequence, .n = n, .ids = t->ids + held, .outputs = outputs, .logits = logits};
   d->whose[job] = i;
 }
 

@@ -5,7 +5,8 @@
  * The token that was sampled last is `pending`: it belongs to the session but is run through the model only when something
  * follows it, so that the last token of an answer costs nothing. Invariant: history = tokens in the sequence, then at most one
  * pending token; `logits` belong to the end of the sequence and are usable when nothing is pending. On a GPU the step of a
- * pending token gives the next one where that can be chosen there, and no logits.
+ * pending token gives the next one where that can be chosen there, and no logits. A grammar is asked here, so tokens that keep to
+ * one are chosen here, too.
  *
  * With guesses (engine/speculate.h) the step of a pending token gives several rows of logits. Row i belongs to the end of the
  * history once i guesses have turned out right, and is looked at only when the next token is asked for: so the sampler goes
@@ -32,6 +33,10 @@ struct session {
   int32_t *history;              /* [context] */
   int64_t length;
   struct session_timings timings;
+  /* ---- of an answer that keeps to a grammar ---- */
+  struct token_table *spellings; /* made when first needed */
+  struct grammar_state *form;    /* NULL: anything goes */
+  uint64_t *allowed;             /* [ceil(vocab / 64)] */
 };
 
 static oscar_status make_guesser(struct session *s) {
@@ -71,6 +76,9 @@ void session_free(struct session *s) {
   sampler_free(s->sampler);
   lookup_free(s->lookup);
   draft_text_free(s->drafts);
+  grammar_state_free(s->form);
+  token_table_free(s->spellings);
+  mem_free(context, s->allowed);
   mem_free(context, s->logits);
   mem_free(context, s->history);
   mem_free(context, s);
@@ -126,6 +134,16 @@ static oscar_status guess(struct session *s, int *count) {
   return draft_guess(s->engine->draft, 1, &s->drafts, &ids, &s->length, &most, &to, count);
 }
 
+/* Tokens that were generated, or guessed, with logits of all: a token's do not depend on the others'. */
+static oscar_status run_generated(struct session *s, int n, const int32_t *ids) {
+  const struct forward_job job = {
+      .sequence = s->sequence, .n = n, .ids = ids, .outputs = n, .logits = s->logits, .kind = TOKENS_GENERATED};
+  s->logits_valid = false;
+  oscar_status status = runner_forward_all(s->engine->runner, 1, &job);
+  s->logits_valid = status == OSCAR_OK;
+  return status;
+}
+
 /* The step of the pending token and its guesses; *ran is false where there are none, or no room for them. */
 static oscar_status run_guesses(struct session *s, bool *ran) {
   int count = 0;
@@ -136,11 +154,10 @@ static oscar_status run_guesses(struct session *s, bool *ran) {
   int32_t ids[1 + MOST_GUESSES];
   ids[0] = s->history[s->length - 1];
   memcpy(ids + 1, s->guesses, (size_t)count * sizeof *ids);
-  s->logits_valid = false;
-  status = runner_forward(s->engine->runner, s->sequence, 1 + count, ids, 1 + count, s->logits, NULL);
+  status = run_generated(s, 1 + count, ids);
   if (status == OSCAR_NO_SPACE) return OSCAR_OK;
   if (status != OSCAR_OK) return status;
-  *ran = s->logits_valid = true;
+  *ran = true;
   s->guessed = count;
   s->right = 0;
   s->timings.guessed += count;
@@ -174,11 +191,11 @@ static oscar_status run_pending(struct session *s, int32_t *id, bool *sampled) {
   *sampled = false;
   oscar_status status = run_guesses(s, &ran);
   if (status != OSCAR_OK || ran) return status;
-  *sampled = runner_can_sample(runner) && sampler_describe(s->sampler, &sampling);
-  if (!*sampled) return run_unfed(s, NULL);
+  *sampled = !s->form && runner_can_sample(runner) && sampler_describe(s->sampler, &sampling);
+  const int32_t *pending = s->history + oscar_sequence_length(s->sequence);
+  if (!*sampled) return run_generated(s, 1, pending);
   s->logits_valid = false;
-  const struct forward_job job = {
-      .sequence = s->sequence, .n = 1, .ids = s->history + oscar_sequence_length(s->sequence), .outputs = 1};
+  const struct forward_job job = {.sequence = s->sequence, .n = 1, .ids = pending, .outputs = 1, .kind = TOKENS_GENERATED};
   return runner_sample_all(runner, 1, &job, &sampling, id);
 }
 
@@ -234,13 +251,42 @@ static oscar_status compare_guess(struct session *s, int32_t id, bool end, bool 
   return s->guessed ? take_back(s, s->length) : OSCAR_OK;
 }
 
+static oscar_status grammar_failed(struct session *s, oscar_status status) {
+  if (status == OSCAR_NO_MEMORY) return set_error(s->engine->context, status, "out of memory for a grammar");
+  return set_error(s->engine->context, status, "this grammar leaves too many ways open at once; write it with fewer ambiguities");
+}
+
+oscar_status session_follow(struct session *s, const struct grammar *grammar) {
+  const struct tokenizer *tokenizer = model_tokenizer(s->engine->model);
+  const size_t words = ((size_t)model_geometry_of(s->engine->model)->vocab + 63) / 64;
+  grammar_state_free(s->form);
+  s->form = NULL;
+  if (!grammar) return OSCAR_OK;
+  if (!s->allowed && !(s->allowed = mem_zalloc(s->engine->context, words, sizeof *s->allowed))) return OSCAR_NO_MEMORY;
+  oscar_status status = s->spellings ? OSCAR_OK : token_table_create(tokenizer, NULL, 0, &s->spellings);
+  if (status == OSCAR_OK) status = grammar_state_create(grammar, s->spellings, &s->form);
+  return status == OSCAR_OK ? OSCAR_OK : grammar_failed(s, status);
+}
+
+/* The next token from the row of logits that belongs to the end of the history. */
 static oscar_status choose(struct session *s, int32_t *id) {
   if (!s->logits_valid) return set_error(s->engine->context, OSCAR_INVALID_ARGUMENT, "nothing was fed yet");
   const size_t vocab = (size_t)model_geometry_of(s->engine->model)->vocab;
-  return sampler_next(s->sampler, s->logits + (size_t)s->right * vocab, id);
+  oscar_status status = s->form ? grammar_allowed(s->form, s->allowed) : OSCAR_OK;
+  if (status != OSCAR_OK) return grammar_failed(s, status);
+  status =
+      sampler_choose(s->sampler, s->logits + (size_t)s->right * vocab, s->history, s->length, s->form ? s->allowed : NULL, id);
+  if (status != OSCAR_OK || !s->form) return status;
+  status = grammar_accept(s->form, *id);
+  return status == OSCAR_OK ? OSCAR_OK : grammar_failed(s, status);
 }
 
 oscar_status session_next(struct session *s, int32_t *id, bool *end) {
+  if (s->form && grammar_must_end(s->form)) {
+    *id = tokenizer_eos(model_tokenizer(s->engine->model));
+    *end = true;
+    return OSCAR_OK;
+  }
   const int64_t begun = time_ns();
   oscar_status status = OSCAR_OK;
   bool sampled = false, ran = false;
