@@ -226,6 +226,13 @@ static void adapt_chunk(struct service *s, int64_t ns, int fed) {
     s->chunk *= 2;
 }
 
+/* Of steps that decode only: each reads all that its sequences hold. A GPU tells the time of the step as a whole. */
+static void note_attention(struct service *s, const struct step *step, int64_t ns) {
+  const bool host = s->engine->backend->ops->host_memory;
+  for (int i = 0; i < step->count; i++) s->stats.attention_bytes += (double)oscar_sequence_bytes(step->jobs[i].sequence);
+  s->stats.attention_s += (double)(host ? runner_attention_ns(s->engine->runner) : ns) * 1e-9;
+}
+
 static bool run(struct service *s, bool drawn) {
   struct step *step = s->step;
   oscar_status status;
@@ -248,6 +255,7 @@ static bool run(struct service *s, bool drawn) {
   const int64_t ns = time_ns() - begun;
   s->stats.steps++;
   histogram_note(&s->stats.step, ns);
+  if (step->feeding < 0) note_attention(s, step, ns);
   if (step->feeding > 0) adapt_chunk(s, ns, step->jobs[step->feeding].n);
   for (int i = 0; i < step->count; i++) finish_job(s, step, i, drawn);
   return true;
