@@ -1,9 +1,10 @@
 /*
  * bench_serving MODEL [KV] [RUNNING] [PROMPT] [DEVICE] - what a service does to those it serves.
  *
- * RUNNING answers (8) to short prompts are under way when a prompt of PROMPT tokens (8192) comes in. Printed are the tokens a second
- * of all answers before that, the time to the first token of the long prompt, and how long a running answer had to wait for a token at
- * most and at the 99th percentile, before it came and while it was computed. As many runs again with prompts that begin alike.
+ * RUNNING answers (8) to short prompts are under way when a prompt of PROMPT tokens (8192) comes in. Printed are the tokens a
+ * second of all answers before that, the time to the first token of the long prompt, and how long a running answer had to wait
+ * for a token at most and at the 99th percentile, before it came and while it was computed. As many runs again with prompts that
+ * begin alike.
  */
 #include "base/sort.h"
 #include "engine/service.h"

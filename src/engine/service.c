@@ -61,6 +61,7 @@ static void run_commands(struct service *s, struct command *list) {
     next = c->next; /* it is gone once its owner wakes */
     c->status = c->run(s, c);
     error_note(s, c->status, c->error);
+    stats_publish(s); /* who asked for it finds it counted */
     pthread_mutex_lock(&shared->lock);
     c->done = true;
     pthread_cond_broadcast(&shared->answered);
@@ -138,8 +139,8 @@ static oscar_status copy_options(struct service *s) {
   if (!s->visible) return OSCAR_NO_MEMORY;
   if (o->n_visible) memcpy(s->visible, o->visible, (size_t)o->n_visible * sizeof *s->visible);
   o->visible = s->visible;
-  const int most = s->engine->options.chunk; /* tokens of a step */
-  if (o->max_running > most) o->max_running = most;
+  const int most = s->engine->options.chunk;                               /* tokens of a step */
+  if (o->max_running > most / 2) o->max_running = most > 2 ? most / 2 : 1; /* a prompt is to have room beside them */
   s->chunk = o->chunk ? o->chunk : most;
   if (s->chunk > most) s->chunk = most;
   return OSCAR_OK;

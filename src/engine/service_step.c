@@ -15,7 +15,7 @@
 #define LONG_STEP_NS  120000000
 #define SHORT_STEP_NS 50000000
 #define LEAST_CHUNK   32
-#define FIRST_CHUNK   128
+#define FIRST_CHUNK   64
 
 struct step {
   struct forward_job *jobs;
@@ -110,16 +110,24 @@ static void make_step(struct service *s, bool drawn) {
   if (!drawn) add_feeding(s, step);
 }
 
-static oscar_status reserve_logits(struct service *s) {
+/* Where the logits of `count` jobs from `first` on go. */
+static oscar_status place_logits(struct service *s, int first, int count) {
+  struct forward_job *jobs = s->step->jobs + first;
   int rows = 0;
-  for (int i = 0; i < s->step->count; i++) rows += s->step->jobs[i].outputs;
-  if (rows <= s->logit_rows) return OSCAR_OK;
-  if (rows < 2 * s->logit_rows) rows = 2 * s->logit_rows;
-  float *logits = mem_alloc(s->context, (size_t)rows * (size_t)s->vocab, sizeof *logits);
-  if (!logits) return OSCAR_NO_MEMORY;
-  mem_free(s->context, s->logits);
-  s->logits = logits;
-  s->logit_rows = rows;
+  for (int i = 0; i < count; i++) rows += jobs[i].outputs;
+  if (rows > s->logit_rows) {
+    const int room = rows > 2 * s->logit_rows ? rows : 2 * s->logit_rows;
+    float *logits = mem_alloc(s->context, (size_t)room * (size_t)s->vocab, sizeof *logits);
+    if (!logits) return OSCAR_NO_MEMORY;
+    mem_free(s->context, s->logits);
+    s->logits = logits;
+    s->logit_rows = room;
+  }
+  float *to = s->logits;
+  for (int i = 0; i < count; i++) {
+    jobs[i].logits = to;
+    to += (size_t)jobs[i].outputs * (size_t)s->vocab;
+  }
   return OSCAR_OK;
 }
 
@@ -129,13 +137,8 @@ static oscar_status forward(struct service *s, bool drawn) {
     for (int i = 0; i < step->count; i++) step->sampling[i] = step->of[i]->drawn;
     return runner_sample_all(s->engine->runner, step->count, step->jobs, step->sampling, step->next);
   }
-  const oscar_status status = reserve_logits(s);
+  const oscar_status status = place_logits(s, 0, step->count);
   if (status != OSCAR_OK) return status;
-  float *to = s->logits;
-  for (int i = 0; i < step->count; i++) {
-    step->jobs[i].logits = to;
-    to += step->jobs[i].outputs * s->vocab;
-  }
   return runner_forward_all(s->engine->runner, step->count, step->jobs);
 }
 
@@ -178,21 +181,28 @@ static void finish_job(struct service *s, struct step *step, int i, bool drawn) 
     answer_choose(s, a, step->jobs[i].logits);
 }
 
+/* One job of a step alone. */
+static oscar_status run_alone(struct service *s, int i, bool drawn) {
+  struct step *step = s->step;
+  struct runner *runner = s->engine->runner;
+  oscar_status status = drawn ? OSCAR_OK : place_logits(s, i, 1);
+  if (status != OSCAR_OK) return status;
+  do
+    status = drawn ? runner_sample_all(runner, 1, &step->jobs[i], &step->sampling[i], &step->next[i])
+                   : runner_forward_all(runner, 1, &step->jobs[i]);
+  while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+  return status;
+}
+
 /* Where the step as a whole failed: each job alone. Those that fail again end their answers. */
 static void run_each(struct service *s, bool drawn) {
   struct step *step = s->step;
   for (int i = 0; i < step->count; i++) {
-    struct runner *runner = s->engine->runner;
-    struct answer *a = step->of[i];
-    oscar_status status;
-    do
-      status = drawn ? runner_sample_all(runner, 1, &step->jobs[i], &step->sampling[i], &step->next[i])
-                     : runner_forward_all(runner, 1, &step->jobs[i]);
-    while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+    const oscar_status status = run_alone(s, i, drawn);
     if (status == OSCAR_OK)
       finish_job(s, step, i, drawn);
     else if (status != OSCAR_NO_SPACE) /* else it is tried again in the next step */
-      answer_finish(s, a, FINISH_ERROR, NULL, status);
+      answer_finish(s, step->of[i], FINISH_ERROR, NULL, status);
   }
 }
 
@@ -226,6 +236,13 @@ static void adapt_chunk(struct service *s, int64_t ns, int fed) {
     s->chunk *= 2;
 }
 
+/* Of steps that decode only: each reads all that its sequences hold. A GPU tells the time of the step as a whole. */
+static void note_attention(struct service *s, const struct step *step, int64_t ns) {
+  const bool host = s->engine->backend->ops->host_memory;
+  for (int i = 0; i < step->count; i++) s->stats.attention_bytes += (double)oscar_sequence_bytes(step->jobs[i].sequence);
+  s->stats.attention_s += (double)(host ? runner_attention_ns(s->engine->runner) : ns) * 1e-9;
+}
+
 static bool run(struct service *s, bool drawn) {
   struct step *step = s->step;
   oscar_status status;
@@ -248,6 +265,7 @@ static bool run(struct service *s, bool drawn) {
   const int64_t ns = time_ns() - begun;
   s->stats.steps++;
   histogram_note(&s->stats.step, ns);
+  if (step->feeding < 0) note_attention(s, step, ns);
   if (step->feeding > 0) adapt_chunk(s, ns, step->jobs[step->feeding].n);
   for (int i = 0; i < step->count; i++) finish_job(s, step, i, drawn);
   return true;

@@ -72,6 +72,8 @@ void runner_free(struct runner *runner);
 void runner_record(struct runner *runner, bool records);
 /* Of the last step, the time in which the host did not wait for a GPU. */
 int64_t runner_host_ns(const struct runner *runner);
+/* Of the last step, the time that attention took; 0 on a GPU, where nothing waits for it. */
+int64_t runner_attention_ns(const struct runner *runner);
 
 /* What tokens are, by which the CPU chooses kernels, which round differently. By number: the fastest for so many, in one call.
  * Tokens of a prompt get the same bits however the prompt is cut and whatever else is in the step, and so do generated ones,
