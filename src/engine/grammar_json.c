@@ -176,7 +176,7 @@ static int32_t same_length(struct builder *b, const char *low, const char *high,
 static int32_t natural_range(struct builder *b, int64_t least, int64_t most) {
   struct expr_list ways = {0};
   int64_t power = 10; /* the first number with one digit more */
-  for (int n = 1; n <= 18; n++, power *= 10) {
+  for (int n = 1; n <= 18; n++, power *= n <= 18 ? 10 : 1) {
     const int64_t from = least > power / 10 || n == 1 ? least : power / 10, to = most < power - 1 ? most : power - 1;
     if (from > to) continue;
     char low[24], high[24];

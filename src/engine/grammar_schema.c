@@ -26,7 +26,7 @@ enum {
   NULLS = 64,
   ANY_TYPE = 127 - INTEGER, /* NUMBER has the integers */
   MOST_REFERENCES = 4096,
-  MOST_WORK = 1 << 20, /* keywords looked at, merged ones again */
+  MOST_WORK = 1 << 18, /* keywords looked at, merged ones again */
   MOST_KEY_BYTES = 256 /* of properties that additional ones must not repeat */
 };
 
