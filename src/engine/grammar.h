@@ -3,7 +3,8 @@
  *
  * A grammar is compiled once, is immutable and may be shared by threads. A grammar_state follows one answer: it says which tokens
  * may come next and takes the one that was chosen. Tokens are judged by their bytes, so a token may end in the middle of a
- * character or span several terminals. Neither grammar nor state uses a context; texts of errors go to the caller's buffer.
+ * character or span several terminals. docs/grammars.md says what is understood. Neither grammar nor state uses a context; texts
+ * of errors go to the caller's buffer.
  *
  * GBNF-like grammars (llama.cpp's notation):  root ::= "yes" | "no" [0-9]{2,4} ("," ws number)* # comment
  *   literals "..." with \n \t \r \\ \" \xHH \uHHHH \UHHHHHHHH, classes [a-z] [^"\\] and . , groups, ? * + {n} {n,} {n,m}, rule
@@ -15,13 +16,12 @@
 #include "model/tokenizer.h"
 
 struct grammar;
-/* The rule `root` begins. Errors: FORMAT (with line and column), UNSUPPORTED (left recursion that cannot be resolved), NO_MEMORY.
- */
+/* The rule `root` begins. Errors: FORMAT (with line and column), UNSUPPORTED (left recursion, limits), NO_MEMORY. */
 oscar_status grammar_parse(const char *text, size_t bytes, struct grammar **grammar, char *error, size_t error_bytes);
 /* schema: a JSON text; JSON Schema as OpenAI's structured outputs and json_object need it: type, properties, required,
  * additionalProperties, items, prefixItems, minItems, maxItems, enum, const, anyOf, oneOf, allOf of objects, $ref into $defs,
- * pattern (anchored regular expressions without look-around), format (date, time, date-time, uuid), minLength, maxLength, minimum
- * and maximum of integers. Other keywords that restrict are UNSUPPORTED and named; annotations are ignored. */
+ * pattern (regular expressions without look-around), format (date, time, date-time, uuid, ipv4, hostname, email), minLength,
+ * maxLength, minimum and maximum of integers. Other keywords that restrict are UNSUPPORTED and named; annotations are ignored. */
 oscar_status grammar_of_schema(const char *schema, size_t bytes, struct grammar **grammar, char *error, size_t error_bytes);
 /* One of several forms, each some parts after each other: for calls of tools, whose arguments are JSON between fixed words. */
 struct grammar_part {
@@ -46,6 +46,8 @@ oscar_status token_table_create(const struct tokenizer *tokenizer, const int32_t
 void token_table_free(struct token_table *table);
 
 struct grammar_state;
+/* The grammar and the table outlive the state. States of one grammar share what they find out, behind a lock, so each may be used
+ * by a thread of its own. */
 oscar_status grammar_state_create(const struct grammar *grammar, const struct token_table *table, struct grammar_state **state);
 oscar_status grammar_state_copy(const struct grammar_state *state, struct grammar_state **copy);
 void grammar_state_free(struct grammar_state *state);
@@ -54,10 +56,11 @@ void grammar_state_free(struct grammar_state *state);
 bool grammar_may_end(const struct grammar_state *state);
 /* Nothing but the end may come. */
 bool grammar_must_end(const struct grammar_state *state);
-/* allowed: a bit for each token of the vocabulary, [ceil(vocab / 64)], tokens that end a turn by grammar_may_end. */
+/* allowed: a bit for each token of the vocabulary, [ceil(vocab / 64)], tokens that end a turn by grammar_may_end. Errors:
+ * UNSUPPORTED (the grammar leaves too many ways open at once), NO_SPACE (what it takes to follow it is too large), NO_MEMORY. */
 oscar_status grammar_allowed(struct grammar_state *state, uint64_t *allowed);
 bool grammar_allows(const struct grammar_state *state, int32_t id);
-/* INVALID_ARGUMENT if it is not allowed; the state is then as before. */
+/* INVALID_ARGUMENT if it is not allowed; other errors as above. The state is then as before. */
 oscar_status grammar_accept(struct grammar_state *state, int32_t id);
 
 #endif

@@ -134,7 +134,8 @@ int32_t json_pattern(struct builder *b, const char *pattern, size_t bytes, const
 struct json_rules {
   int32_t space, character, string, integer, number, value, object, array; /* 0: not yet */
 };
-int32_t json_space(struct builder *b, struct json_rules *rules); /* a bounded amount between elements */
+int32_t json_gap(struct builder *b);                             /* nothing or a space: around colons, before commas */
+int32_t json_space(struct builder *b, struct json_rules *rules); /* or a new line: behind commas, within brackets */
 int32_t any_character(struct builder *b, struct json_rules *rules);
 int32_t any_string(struct builder *b, struct json_rules *rules);
 int32_t any_integer(struct builder *b, struct json_rules *rules);

@@ -1,17 +1,17 @@
 /*
  * grammar_json.c - the parts of JSON (RFC 8259) as rules, for schemas and for JSON as such.
  *
- * A model must come to an end, so what JSON leaves open is bounded where no text of use is lost: white space between elements is
- * nothing, one space, or a line's end with indentation; numbers have at most 18 digits before the point and 17 behind it, and
- * exponents two. Strings hold no raw control characters, no escape that is half of a surrogate pair and no \u0000, which
- * parsers refuse.
+ * A model must come to an end, so what JSON leaves open is bounded where no text of use is lost: white space is nothing or one
+ * space, or a line's end with indentation where a line may be broken well; numbers have at most 18 digits before the point and 17
+ * behind it, and exponents two. Strings hold no raw control characters, no escape that is half of a surrogate pair and no \u0000,
+ * which parsers refuse.
  */
 #include "engine/grammar_impl.h"
 
 #include <stdio.h>
 #include <string.h>
 
-enum { MOST_INDENTATION = 32 };
+enum { MOST_SPACES = 32, MOST_TABS = 8 }; /* of indentation */
 
 static int32_t ascii_class(struct builder *b, const char *pairs) {
   struct char_range ranges[8];
@@ -32,10 +32,13 @@ static int32_t make_rule(struct builder *b, const char *name, int32_t expression
   expr_sequence(b, (const int32_t[]){__VA_ARGS__}, sizeof((const int32_t[]){__VA_ARGS__}) / sizeof(int32_t))
 #define CHOICE_OF(b, ...) expr_choice(b, (const int32_t[]){__VA_ARGS__}, sizeof((const int32_t[]){__VA_ARGS__}) / sizeof(int32_t))
 
+int32_t json_gap(struct builder *b) { return expr_repeat(b, literal(b, " "), 0, 1); }
+
 int32_t json_space(struct builder *b, struct json_rules *rules) {
   if (!rules->space) {
-    const int32_t line = SEQUENCE_OF(b, literal(b, "\n"), expr_repeat(b, ascii_class(b, "  \t\t"), 0, MOST_INDENTATION));
-    rules->space = make_rule(b, "white space", CHOICE_OF(b, expr_empty(b), literal(b, " "), line));
+    const int32_t spaces = expr_repeat(b, literal(b, " "), 0, MOST_SPACES), tabs = expr_repeat(b, literal(b, "\t"), 1, MOST_TABS);
+    const int32_t line = SEQUENCE_OF(b, literal(b, "\n"), CHOICE_OF(b, spaces, tabs));
+    rules->space = make_rule(b, "white space", CHOICE_OF(b, json_gap(b), line));
   }
   return expr_call(b, rules->space);
 }
@@ -173,7 +176,7 @@ static int32_t same_length(struct builder *b, const char *low, const char *high,
 static int32_t natural_range(struct builder *b, int64_t least, int64_t most) {
   struct expr_list ways = {0};
   int64_t power = 10; /* the first number with one digit more */
-  for (int n = 1; n <= 18; n++, power *= 10) {
+  for (int n = 1; n <= 18; n++, power *= n <= 18 ? 10 : 1) {
     const int64_t from = least > power / 10 || n == 1 ? least : power / 10, to = most < power - 1 ? most : power - 1;
     if (from > to) continue;
     char low[24], high[24];
@@ -196,10 +199,10 @@ int32_t json_integer_range(struct builder *b, int64_t least, int64_t most) {
 
 /* ---- any value ---- */
 
-/* "a" (space "," space "a")*, between what opens and closes it, or nothing between them */
+/* "a" ("," "a")*, between what opens and closes it, or nothing between them */
 static int32_t enclosed(struct builder *b, struct json_rules *rules, const char *open, int32_t element, const char *close) {
   const int32_t space = json_space(b, rules);
-  const int32_t more = expr_repeat(b, SEQUENCE_OF(b, space, literal(b, ","), space, element), 0, -1);
+  const int32_t more = expr_repeat(b, SEQUENCE_OF(b, json_gap(b), literal(b, ","), space, element), 0, -1);
   const int32_t filled = expr_repeat(b, SEQUENCE_OF(b, space, element, more), 0, 1);
   return SEQUENCE_OF(b, literal(b, open), filled, space, literal(b, close));
 }
@@ -207,8 +210,7 @@ static int32_t enclosed(struct builder *b, struct json_rules *rules, const char 
 int32_t any_object(struct builder *b, struct json_rules *rules) {
   if (!rules->object) {
     rules->object = rule_new(b, "object", 6);
-    const int32_t space = json_space(b, rules);
-    const int32_t member = SEQUENCE_OF(b, any_string(b, rules), space, literal(b, ":"), space, any_value(b, rules));
+    const int32_t member = SEQUENCE_OF(b, any_string(b, rules), json_gap(b), literal(b, ":"), json_gap(b), any_value(b, rules));
     rule_define(b, rules->object, enclosed(b, rules, "{", member, "}"));
   }
   return expr_call(b, rules->object);

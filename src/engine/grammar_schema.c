@@ -26,7 +26,7 @@ enum {
   NULLS = 64,
   ANY_TYPE = 127 - INTEGER, /* NUMBER has the integers */
   MOST_REFERENCES = 4096,
-  MOST_WORK = 1 << 20, /* keywords looked at, merged ones again */
+  MOST_WORK = 1 << 18, /* keywords looked at, merged ones again */
   MOST_KEY_BYTES = 256 /* of properties that additional ones must not repeat */
 };
 
@@ -83,6 +83,7 @@ static int32_t expression_at(struct schema *s, const char *keyword, const char *
 
 static int32_t literal(struct schema *s, const char *text) { return expr_literal(s->b, text, strlen(text)); }
 static int32_t space(struct schema *s) { return json_space(s->b, s->rules); }
+static int32_t gap(struct schema *s) { return json_gap(s->b); }
 
 #define SEQUENCE_OF(s, ...)                                                                                                      \
   expr_sequence((s)->b, (const int32_t[]){__VA_ARGS__}, sizeof((const int32_t[]){__VA_ARGS__}) / sizeof(int32_t))
@@ -279,15 +280,14 @@ static int32_t constant(struct schema *s, json_t *value) {
   json_object_foreach(value, name, part) {
     json_t *key = json_string(name);
     if (!key) no_memory(s);
-    if (!first) expr_list_add(s->b, &parts, SEQUENCE_OF(s, space(s), literal(s, ",")));
+    if (!first) expr_list_add(s->b, &parts, SEQUENCE_OF(s, gap(s), literal(s, ",")));
     if (key)
-      expr_list_add(s->b, &parts,
-                    SEQUENCE_OF(s, space(s), scalar(s, key), space(s), literal(s, ":"), space(s), constant(s, part)));
+      expr_list_add(s->b, &parts, SEQUENCE_OF(s, space(s), scalar(s, key), gap(s), literal(s, ":"), gap(s), constant(s, part)));
     json_decref(key);
     first = false;
   }
   json_array_foreach(value, i, part) {
-    if (i > 0) expr_list_add(s->b, &parts, SEQUENCE_OF(s, space(s), literal(s, ",")));
+    if (i > 0) expr_list_add(s->b, &parts, SEQUENCE_OF(s, gap(s), literal(s, ",")));
     expr_list_add(s->b, &parts, SEQUENCE_OF(s, space(s), constant(s, part)));
   }
   expr_list_add(s->b, &parts, SEQUENCE_OF(s, space(s), literal(s, object ? "}" : "]")));
@@ -399,7 +399,7 @@ static int32_t call_to(struct schema *s, const char *name, int32_t expression) {
 }
 
 static int32_t after_comma(struct schema *s, int32_t element) {
-  return SEQUENCE_OF(s, space(s), literal(s, ","), space(s), element);
+  return SEQUENCE_OF(s, gap(s), literal(s, ","), space(s), element);
 }
 
 /* From the end: what may follow element i of those that have schemas of their own. */
@@ -550,8 +550,7 @@ static json_t *all_properties(struct schema *s, json_t *schema, json_t *others) 
 static int32_t pair(struct schema *s, const char *name, json_t *schema) {
   json_t *key = json_string(name);
   if (!key) return no_memory(s);
-  const int32_t e =
-      SEQUENCE_OF(s, scalar(s, key), space(s), literal(s, ":"), space(s), expression_at(s, "properties", name, schema));
+  const int32_t e = SEQUENCE_OF(s, scalar(s, key), gap(s), literal(s, ":"), gap(s), expression_at(s, "properties", name, schema));
   json_decref(key);
   return call_to(s, name, e);
 }
@@ -591,8 +590,7 @@ static int32_t object_of(struct schema *s, json_t *schema) {
   int32_t additional = 0, e = 0;
   if (good(s) && open) {
     const int32_t value = others ? expression_at(s, "additionalProperties", NULL, others) : any_value(s->b, s->rules);
-    additional =
-        call_to(s, "additional", SEQUENCE_OF(s, additional_key(s, properties), space(s), literal(s, ":"), space(s), value));
+    additional = call_to(s, "additional", SEQUENCE_OF(s, additional_key(s, properties), gap(s), literal(s, ":"), gap(s), value));
   }
   if (good(s)) e = SEQUENCE_OF(s, literal(s, "{"), members(s, properties, required, additional), space(s), literal(s, "}"));
   json_decref(properties);
