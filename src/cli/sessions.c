@@ -3,7 +3,7 @@
 
 #include "base/file.h"
 #include "cli/cli.h"
-#include "cli/json_text.h"
+#include "engine/json_text.h"
 
 #include <limits.h>
 #include <stdlib.h>
