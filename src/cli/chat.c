@@ -67,7 +67,7 @@ static oscar_status add_message(struct conversation *c, const char *role, const 
   }
   char *copy = strdup(content);
   if (!copy) return set_error(c->engine->context, OSCAR_NO_MEMORY, "out of memory for the conversation");
-  c->messages[c->count++] = (struct chat_message){role, copy};
+  c->messages[c->count++] = (struct chat_message){.role = role, .content = copy};
   return OSCAR_OK;
 }
 
@@ -169,8 +169,8 @@ static oscar_status exchange(struct conversation *c, const char *question, bool 
   struct generation answer = {0};
   oscar_status status = add_message(c, "user", question);
   if (status == OSCAR_OK)
-    status = chat_template_encode(&c->chat_template, context, model_tokenizer(c->engine->model), c->messages, c->count, true,
-                                  &ids, &n);
+    status = chat_template_encode(&c->chat_template, context, model_tokenizer(c->engine->model), c->messages, c->count, NULL, 0,
+                                  true, &ids, &n);
   if (status == OSCAR_OK) status = session_sync(c->session, ids, n, c->progress);
   progress_end(c->line);
   if (status == OSCAR_OK) status = generate(c->engine, c->session, c->limit, json ? NULL : stdout, &answer);

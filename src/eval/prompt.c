@@ -58,11 +58,11 @@ static oscar_status append_text(const struct prompt_writer *w, const char *text,
 
 static oscar_status encode(void *user, const char *message, const char *begin, int32_t **ids, int *count) {
   const struct prompt_writer *w = user;
-  const struct chat_message turn = {"user", message};
+  const struct chat_message turn = {.role = "user", .content = message};
   *ids = NULL;
   oscar_status status = w->chat.family == CHAT_UNKNOWN
                             ? encode_plain(w, message, ids, count)
-                            : chat_template_encode(&w->chat, w->context, w->tokenizer, &turn, 1, true, ids, count);
+                            : chat_template_encode(&w->chat, w->context, w->tokenizer, &turn, 1, NULL, 0, true, ids, count);
   if (status == OSCAR_OK && *begin) status = append_text(w, begin, ids, count);
   if (status != OSCAR_OK) {
     mem_free(w->context, *ids);

@@ -9,11 +9,7 @@
  * control tokens; messages are encoded as plain text, joined with the literals beside them, because that is how the model saw
  * them: one text, cut by control tokens.
  */
-#include "model/chat_template.h"
-
-#include "model/tokenizer_impl.h"
-
-#include <string.h>
+#include "model/chat_private.h"
 
 static const struct family {
   const char *name;
@@ -40,7 +36,7 @@ static int64_t find_in(struct gguf_string text, int64_t from, const char *wanted
   return found ? found - text.text : -1;
 }
 
-static bool has(struct gguf_string text, const char *wanted) { return find_in(text, 0, wanted) >= 0; }
+bool template_has(struct gguf_string text, const char *wanted) { return find_in(text, 0, wanted) >= 0; }
 
 /* Copies template text from `at` up to `stop`, undoing backslashes. False if a closing `quote` comes first (0: none is looked
  * for), the text ends, or it does not fit in `room` with its terminator. */
@@ -98,13 +94,25 @@ static void read_dates(struct gguf_string text, struct chat_template *chat) {
   snprintf(chat->system_preamble, sizeof chat->system_preamble, "%s\nToday Date: %s\n\n", line, date);
 }
 
-/* The string literal around the first `mark`. False if there is none or it is longer than expected. */
-static bool literal_around(struct gguf_string text, const char *mark, char *out, size_t room) {
+bool template_literal(struct gguf_string text, const char *mark, char *out, size_t room) {
   int64_t at = find_in(text, 0, mark), start = at;
   while (start > 0 && at - start < (int64_t)room && !quote_before(text, start)) start--;
   char quote = start >= 0 ? quote_before(text, start) : '\0';
   char stop[2] = {quote, '\0'};
   return at >= 0 && quote && copy_literal(text, start, '\0', stop, out, room);
+}
+
+/* The expression that writes an assistant's message: up to "+ eos_token", with the content in it. Empty if there is none. */
+static struct gguf_string mistral_answer(struct gguf_string text) {
+  int64_t end = find_in(text, 0, "[/INST]");
+  while ((end = find_in(text, end, "+ eos_token")) >= 0) {
+    int64_t start = -1;
+    for (int64_t at = find_in(text, 0, "{{"); at >= 0 && at < end; at = find_in(text, at + 1, "{{")) start = at;
+    struct gguf_string expression = {text.text + start, (uint64_t)(end - start)};
+    if (start >= 0 && template_has(expression, "content")) return expression;
+    end++;
+  }
+  return (struct gguf_string){"", 0};
 }
 
 /* Mistral's templates differ in the spaces around [INST] and in where system text goes. */
@@ -113,31 +121,33 @@ static void read_mistral(struct gguf_string text, struct chat_template *chat) {
   snprintf(chat->mistral.user_open, sizeof chat->mistral.user_open, "%s", "[INST] ");
   snprintf(chat->mistral.user_close, sizeof chat->mistral.user_close, "%s", " [/INST]");
   if (text.bytes == 0) return;
-  if (literal_around(text, "[INST]", open, sizeof open) && literal_around(text, "[/INST]", close, sizeof close)) {
+  if (template_literal(text, "[INST]", open, sizeof open) && template_literal(text, "[/INST]", close, sizeof close)) {
     snprintf(chat->mistral.user_open, sizeof chat->mistral.user_open, "%s", open);
     snprintf(chat->mistral.user_close, sizeof chat->mistral.user_close, "%s", close);
   }
-  int64_t answer_end = find_in(text, find_in(text, 0, "[/INST]"), "+ eos_token"), answer = -1;
-  for (int64_t at = find_in(text, 0, "{{"); at >= 0 && at < answer_end; at = find_in(text, at + 1, "{{")) answer = at;
-  if (answer >= 0) {
-    struct gguf_string expression = {text.text + answer, (uint64_t)(answer_end - answer)};
-    if (has(expression, "\" \" +") || has(expression, "' ' +"))
+  struct gguf_string expression = mistral_answer(text);
+  if (expression.bytes) {
+    if (template_has(expression, "\" \" +") || template_has(expression, "' ' +"))
       snprintf(chat->mistral.assistant_open, sizeof chat->mistral.assistant_open, "%s", " ");
-    chat->mistral.trims_assistant = has(expression, "trim");
+    chat->mistral.trims_assistant = template_has(expression, "trim");
   }
-  chat->mistral.system_last = has(text, "loop.last and system_message");
-  chat->refuses_system = !has(text, "'system'") && !has(text, "\"system\"");
+  chat->mistral.system_last = template_has(text, "loop.last and system_message");
+  chat->refuses_system = !template_has(text, "'system'") && !template_has(text, "\"system\"");
 }
 
 static oscar_status read_details(oscar_context *context, struct gguf_string text, struct chat_template *chat) {
+  chat_tools_read(text, chat);
+  chat->thinks = template_has(text, "</think>");
+  chat->opens_thinking = template_has(text, "<|im_start|>assistant\\n<think>\\n'");
   switch (chat->family) {
   case CHAT_CHATML:
+    chat->writes_bos = template_has(text, "bos_token");
     return read_default_system(context, text, chat);
   case CHAT_LLAMA3:
     read_dates(text, chat);
     return OSCAR_OK;
   case CHAT_GEMMA:
-    chat->refuses_system = has(text, "System role not supported");
+    chat->refuses_system = template_has(text, "System role not supported");
     return OSCAR_OK;
   case CHAT_MISTRAL:
     read_mistral(text, chat);
@@ -169,12 +179,22 @@ static const char *missing_token(const struct gguf *file, const struct family *f
 
 static enum chat_family recognise(const struct gguf *file, struct gguf_string text) {
   for (enum chat_family f = CHAT_CHATML; f <= CHAT_MISTRAL; f++)
-    if (has(text, families[f].mark) && !missing_token(file, &families[f])) {
+    if (template_has(text, families[f].mark) && !missing_token(file, &families[f])) {
       /* Llama 2 and Mistral v7 write [INST] too, but their system text elsewhere */
-      if (f == CHAT_MISTRAL && (has(text, "<<SYS>>") || has(text, "[SYSTEM_PROMPT]"))) continue;
+      if (f == CHAT_MISTRAL && (template_has(text, "<<SYS>>") || template_has(text, "[SYSTEM_PROMPT]"))) continue;
       return f;
     }
   return CHAT_UNKNOWN;
+}
+
+/* A model may have a second template, for conversations with tools. */
+static oscar_status read_templates(oscar_context *context, const struct gguf *file, struct gguf_string text,
+                                   struct chat_template *chat) {
+  struct gguf_string for_tools;
+  oscar_status status = read_details(context, text, chat);
+  if (!status && !chat_template_has_tools(chat) && gguf_get_string(file, "tokenizer.chat_template.tool_use", &for_tools))
+    chat_tools_read(for_tools, chat);
+  return status;
 }
 
 oscar_status chat_template_choose(oscar_context *context, const struct gguf *file, const char *name,
@@ -190,7 +210,7 @@ oscar_status chat_template_choose(oscar_context *context, const struct gguf *fil
           context, OSCAR_UNSUPPORTED,
           "%s: %s; choose one with --chat-template %s (a base model has none and is best used without)", gguf_path(file),
           present ? "the model's chat template is not one that is known here" : "the model has no chat template", names);
-    return read_details(context, text, chosen);
+    return read_templates(context, file, text, chosen);
   }
   for (enum chat_family f = CHAT_CHATML; f <= CHAT_MISTRAL; f++)
     if (strcmp(name, families[f].name) == 0) chosen->family = f;
@@ -200,91 +220,22 @@ oscar_status chat_template_choose(oscar_context *context, const struct gguf *fil
   if (missing)
     return set_error(context, OSCAR_UNSUPPORTED, "%s: the chat template %s needs the token %s, which the vocabulary lacks",
                      gguf_path(file), name, missing);
-  bool own = has(text, families[chosen->family].mark);
-  return read_details(context, own ? text : (struct gguf_string){"", 0}, chosen);
-}
-
-/* ---- writing ---- */
-
-/* The first failure stays in `status`; writing after it does nothing. */
-struct writer {
-  oscar_context *context;
-  const struct tokenizer *tokenizer;
-  struct id_list ids;
-  char *text; /* not yet encoded */
-  size_t bytes, capacity;
-  oscar_status status;
-};
-
-static void write_text_bytes(struct writer *w, const char *text, size_t bytes) {
-  if (w->status) return;
-  if (bytes > w->capacity - w->bytes) {
-    size_t capacity = 2 * (w->bytes + bytes) + 256;
-    char *grown = mem_resize(w->context, w->text, w->bytes, capacity);
-    if (!grown) {
-      w->status = OSCAR_NO_MEMORY;
-      return;
-    }
-    w->text = grown;
-    w->capacity = capacity;
-  }
-  memcpy(w->text + w->bytes, text, bytes);
-  w->bytes += bytes;
-}
-
-static void write_text(struct writer *w, const char *text) { write_text_bytes(w, text, strlen(text)); }
-
-/* A space prefix (SentencePiece) separates a text from a token before it; a template that writes the space has it already. */
-static void flush(struct writer *w) {
-  if (w->status || w->bytes == 0) return;
-  bool space_prefix = w->tokenizer->space_prefix && w->text[0] != ' ';
-  w->status = tokenizer_append_text(w->tokenizer, w->text, w->bytes, space_prefix, &w->ids);
-  w->bytes = 0;
-}
-
-static void write_id(struct writer *w, int32_t id) {
-  flush(w);
-  if (!w->status) w->status = id_list_add(w->context, &w->ids, id);
-}
-
-/* The template's own words: control tokens in them are control tokens. */
-static void write_literal(struct writer *w, const char *text) {
-  const struct tokenizer *t = w->tokenizer;
-  for (size_t left = strlen(text), length; left > 0; text += length, left -= length) {
-    int32_t id = token_trie_match(&t->special, text, left, &length);
-    if (id >= 0 && t->vocabulary.type[id] == TOKEN_CONTROL) {
-      write_id(w, id);
-    } else {
-      length = 1;
-      write_text_bytes(w, text, 1);
-    }
-  }
-}
-
-/* What Python's str.strip(), and so Jinja's trim, takes for space. */
-static bool is_space(uint32_t c) {
-  return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
-}
-
-static void write_trimmed(struct writer *w, const char *text) {
-  size_t bytes = strlen(text), start = 0, end = 0;
-  bool begun = false;
-  for (size_t at = 0; at < bytes;) {
-    size_t length = utf8_character(text + at, bytes - at);
-    bool space = length > 0 && is_space(utf8_code_point(text + at, length));
-    at += length ? length : 1;
-    if (space && !begun) start = at;
-    if (space) continue;
-    begun = true;
-    end = at;
-  }
-  if (begun) write_text_bytes(w, text + start, end - start);
+  bool own = template_has(text, families[chosen->family].mark);
+  return own ? read_templates(context, file, text, chosen) : read_details(context, (struct gguf_string){"", 0}, chosen);
 }
 
 /* ---- the families ---- */
 
-static bool is_role(const struct chat_message *message, const char *role) { return strcmp(message->role, role) == 0; }
+/* What a template is given besides its own words. */
+struct conversation {
+  const struct chat_message *messages;
+  int count;
+  const struct chat_tool *tools;
+  int n_tools;
+  bool generation;
+};
+
+static bool is_role(const struct chat_message *message, const char *role) { return chat_is_role(message, role); }
 
 static void chatml_turn(struct writer *w, const char *role, const char *content) {
   write_literal(w, "<|im_start|>");
@@ -294,12 +245,49 @@ static void chatml_turn(struct writer *w, const char *role, const char *content)
   write_literal(w, "<|im_end|>\n");
 }
 
-static void write_chatml(struct writer *w, const struct chat_template *chat, const struct chat_message *messages, int count,
-                         bool generation) {
-  if (w->tokenizer->adds_bos) write_id(w, w->tokenizer->bos);
-  if (chat->default_system[0] && !is_role(&messages[0], "system")) chatml_turn(w, "system", chat->default_system);
-  for (int i = 0; i < count; i++) chatml_turn(w, messages[i].role, messages[i].content);
-  if (generation) write_literal(w, "<|im_start|>assistant\n");
+/* Reasoning of earlier turns is not shown again. */
+static const char *without_thoughts(const struct chat_template *chat, const struct conversation *c, int at) {
+  const char *content = chat_content(&c->messages[at]);
+  if (!chat->thinks || at + 1 == c->count) return content;
+  static const char end[] = "</think>";
+  const char *kept = content;
+  for (const char *found = strstr(content, end); found; found = strstr(kept, end)) kept = found + sizeof end - 1;
+  return kept == content ? content : kept + strspn(kept, "\n");
+}
+
+/* The turns in front of the others: a system message of the model's own, tools. Returns how many messages it took. */
+static int chatml_begin(struct writer *w, const struct chat_template *chat, const struct conversation *c) {
+  bool system = is_role(&c->messages[0], "system");
+  if (c->n_tools > 0 && chat->tools == CHAT_TOOLS_QWEN) {
+    const char *content = system ? chat_content(&c->messages[0]) : chat->default_system;
+    write_literal(w, "<|im_start|>system\n");
+    write_text(w, content);
+    write_qwen_tools(w, chat, system || content[0], c->tools, c->n_tools);
+    write_literal(w, "<|im_end|>\n");
+    return system;
+  }
+  if (c->n_tools > 0)
+    write_hermes_tools(w, c->tools, c->n_tools);
+  else if (chat->default_system[0] && !system)
+    chatml_turn(w, "system", chat->default_system);
+  return 0;
+}
+
+static void write_chatml(struct writer *w, const struct chat_template *chat, const struct conversation *c) {
+  if ((w->tokenizer->adds_bos || chat->writes_bos) && w->tokenizer->bos >= 0) write_id(w, w->tokenizer->bos);
+  for (int i = chatml_begin(w, chat, c); i < c->count; i++) {
+    struct chat_message message = c->messages[i];
+    if (is_role(&message, "tool")) {
+      write_chatml_result(w, chat, c->messages, c->count, i);
+      continue;
+    }
+    if (is_role(&message, "assistant")) message.content = without_thoughts(chat, c, i);
+    if (message.n_calls > 0)
+      write_chatml_calls(w, chat, &message);
+    else
+      chatml_turn(w, message.role, chat_content(&message));
+  }
+  if (c->generation) write_literal(w, chat->opens_thinking ? "<|im_start|>assistant\n<think>\n" : "<|im_start|>assistant\n");
 }
 
 static void llama3_header(struct writer *w, const char *role) {
@@ -308,21 +296,41 @@ static void llama3_header(struct writer *w, const char *role) {
   write_literal(w, "<|end_header_id|>\n\n");
 }
 
-static void write_llama3(struct writer *w, const struct chat_template *chat, const struct chat_message *messages, int count,
-                         bool generation) {
-  if (w->tokenizer->bos >= 0) write_id(w, w->tokenizer->bos);
-  if (chat->system_preamble[0] && !is_role(&messages[0], "system")) {
+/* The system turn and, with tools, the first turn of the user, which shows them. Returns how many messages it took. */
+static int llama3_begin(struct writer *w, const struct chat_template *chat, const struct conversation *c) {
+  int taken = 0;
+  bool system = is_role(&c->messages[0], "system");
+  if (system || chat->system_preamble[0]) {
     llama3_header(w, "system");
+    if (c->n_tools > 0) write_text(w, "Environment: ipython\n");
     write_text(w, chat->system_preamble);
+    if (system) write_trimmed(w, chat_content(&c->messages[taken++]));
     write_literal(w, "<|eot_id|>");
   }
-  for (int i = 0; i < count; i++) {
-    llama3_header(w, messages[i].role);
-    if (i == 0 && is_role(&messages[0], "system")) write_text(w, chat->system_preamble);
-    write_trimmed(w, messages[i].content);
+  if (c->n_tools > 0 && taken < c->count) {
+    llama3_header(w, "user");
+    write_llama3_tools(w, c->tools, c->n_tools);
+    write_trimmed(w, chat_content(&c->messages[taken++]));
     write_literal(w, "<|eot_id|>");
   }
-  if (generation) llama3_header(w, "assistant");
+  return taken;
+}
+
+static void write_llama3(struct writer *w, const struct chat_template *chat, const struct conversation *c) {
+  if (w->tokenizer->bos >= 0) write_id(w, w->tokenizer->bos);
+  for (int i = llama3_begin(w, chat, c); i < c->count; i++) {
+    const struct chat_message *message = &c->messages[i];
+    bool result = is_role(message, "tool");
+    llama3_header(w, result ? "ipython" : message->role);
+    if (result)
+      write_llama3_result(w, message);
+    else if (message->n_calls > 0)
+      write_llama3_call(w, &message->calls[0]);
+    else
+      write_trimmed(w, chat_content(message));
+    write_literal(w, "<|eot_id|>");
+  }
+  if (c->generation) llama3_header(w, "assistant");
 }
 
 /* System text goes in front of the first user message. */
@@ -341,59 +349,120 @@ static void write_gemma(struct writer *w, const struct chat_message *messages, i
   if (generation) write_literal(w, "<start_of_turn>model\n");
 }
 
-static void write_mistral(struct writer *w, const struct chat_template *chat, const struct chat_message *messages, int count) {
+/* Tools stand before the last message of the user, and before any that says the same. */
+static bool mistral_shows_tools(const struct conversation *c, const struct chat_message *message) {
+  int last = c->count - 1;
+  while (last >= 0 && !is_role(&c->messages[last], "user")) last--;
+  return c->n_tools > 0 && last >= 0 && strcmp(chat_content(&c->messages[last]), chat_content(message)) == 0;
+}
+
+static void mistral_user(struct writer *w, const struct chat_template *chat, const struct conversation *c, int at,
+                         const char *system) {
+  if (mistral_shows_tools(c, &c->messages[at])) write_mistral_tools(w, chat, c->tools, c->n_tools);
+  write_literal(w, chat->mistral.user_open);
+  if (system && at == (chat->mistral.system_last ? c->count - 1 : 1)) {
+    write_text(w, system);
+    write_text(w, "\n\n");
+  }
+  write_text(w, chat_content(&c->messages[at]));
+  write_literal(w, chat->mistral.user_close);
+}
+
+static void write_mistral(struct writer *w, const struct chat_template *chat, const struct conversation *c) {
   if (w->tokenizer->bos >= 0) write_id(w, w->tokenizer->bos);
-  int first = is_role(&messages[0], "system");
-  for (int i = first; i < count; i++) {
-    const char *content = messages[i].content;
-    if (is_role(&messages[i], "assistant")) {
+  const char *system = is_role(&c->messages[0], "system") ? chat_content(&c->messages[0]) : NULL;
+  for (int i = system != NULL; i < c->count; i++) {
+    const struct chat_message *message = &c->messages[i];
+    if (is_role(message, "user")) {
+      mistral_user(w, chat, c, i, system);
+    } else if (is_role(message, "tool")) {
+      write_mistral_result(w, chat, message);
+    } else if (message->n_calls > 0) {
+      write_mistral_calls(w, chat, message);
+    } else {
       write_text(w, chat->mistral.assistant_open);
       if (chat->mistral.trims_assistant)
-        write_trimmed(w, content);
+        write_trimmed(w, chat_content(message));
       else
-        write_text(w, content);
+        write_text(w, chat_content(message));
       if (w->tokenizer->eos >= 0) write_id(w, w->tokenizer->eos);
-      continue;
     }
-    write_literal(w, chat->mistral.user_open);
-    if (first && i == (chat->mistral.system_last ? count - 1 : first)) {
-      write_text(w, messages[0].content);
-      write_text(w, "\n\n");
-    }
-    write_text(w, content);
-    write_literal(w, chat->mistral.user_close);
   }
 }
 
 /* ---- checking ---- */
 
-static oscar_status check_messages(oscar_context *context, const struct chat_template *chat, const struct chat_message *messages,
-                                   int count) {
+static oscar_status check_calls(oscar_context *context, const struct chat_template *chat, const struct chat_message *message,
+                                int number) {
+  if (!is_role(message, "assistant"))
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "message %d has calls of tools, which only an assistant makes", number);
+  for (int i = 0; i < message->n_calls; i++)
+    if (!message->calls[i].name)
+      return set_error(context, OSCAR_INVALID_ARGUMENT, "call %d of message %d names no tool", i + 1, number);
+  if (chat->tools == CHAT_TOOLS_LLAMA3 && message->n_calls > 1)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "message %d has %d calls; the llama3 template has one call a message",
+                     number, message->n_calls);
+  return OSCAR_OK;
+}
+
+static oscar_status check_message(oscar_context *context, const struct chat_template *chat, const struct chat_message *message,
+                                  int number) {
+  bool result = message->role && is_role(message, "tool"), calls = message->n_calls > 0;
+  if (!message->role || (!message->content && !calls))
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "message %d has no role or no content", number);
+  if (!result && !is_role(message, "system") && !is_role(message, "user") && !is_role(message, "assistant"))
+    return set_error(context, OSCAR_INVALID_ARGUMENT,
+                     "message %d has the role \"%.40s\"; system, user, assistant and tool are known", number, message->role);
+  if ((result || calls) && !chat_template_has_tools(chat))
+    return set_error(context, OSCAR_UNSUPPORTED, "message %d has %s, and the model's chat template (%s) defines no tools", number,
+                     result ? "the role \"tool\"" : "calls of tools", chat_family_name(chat->family));
+  return calls ? check_calls(context, chat, message, number) : OSCAR_OK;
+}
+
+static oscar_status check_tools(oscar_context *context, const struct chat_template *chat, const struct conversation *c) {
+  if (c->n_tools <= 0) return OSCAR_OK;
+  if (!chat_template_has_tools(chat))
+    return set_error(context, OSCAR_UNSUPPORTED, "the model's chat template (%s) defines no tools; ask without them",
+                     chat_family_name(chat->family));
+  for (int i = 0; i < c->n_tools; i++)
+    if (!c->tools[i].name) return set_error(context, OSCAR_INVALID_ARGUMENT, "tool %d has no name", i + 1);
+  if (chat->tools == CHAT_TOOLS_LLAMA3 && c->count == is_role(&c->messages[0], "system"))
+    return set_error(context, OSCAR_INVALID_ARGUMENT,
+                     "the llama3 template puts tools into the first user message, and there is none");
+  return OSCAR_OK;
+}
+
+/* Gemma and Mistral: after an optional system message, user and assistant take turns; calls and results stand between. */
+static oscar_status check_turns(oscar_context *context, const struct chat_template *chat, const struct conversation *c) {
   const char *family = chat_family_name(chat->family);
-  if (count < 1) return set_error(context, OSCAR_INVALID_ARGUMENT, "the conversation has no messages");
-  for (int i = 0; i < count; i++) {
-    if (!messages[i].role || !messages[i].content)
-      return set_error(context, OSCAR_INVALID_ARGUMENT, "message %d has no role or no content", i + 1);
-    if (!is_role(&messages[i], "system") && !is_role(&messages[i], "user") && !is_role(&messages[i], "assistant"))
-      return set_error(context, OSCAR_INVALID_ARGUMENT, "message %d has the role \"%.40s\"; system, user and assistant are known",
-                       i + 1, messages[i].role);
-  }
-  int system = is_role(&messages[0], "system");
-  if (system && chat->refuses_system)
-    return set_error(context, OSCAR_INVALID_ARGUMENT, "the model's %s template has no place for a system message", family);
-  if (chat->family != CHAT_GEMMA && chat->family != CHAT_MISTRAL) return OSCAR_OK;
-  if (system && count == 1)
+  int system = is_role(&c->messages[0], "system");
+  if (system && c->count == 1)
     return set_error(context, OSCAR_INVALID_ARGUMENT,
                      "the %s template puts the system message into a user message, and there is none", family);
-  for (int i = system; i < count; i++) {
-    const char *expected = (i - system) % 2 == 0 ? "user" : "assistant";
-    if (!is_role(&messages[i], expected))
+  for (int i = system, turn = 0; i < c->count; i++) {
+    if (is_role(&c->messages[i], "tool") || c->messages[i].n_calls > 0) continue;
+    const char *expected = turn++ % 2 == 0 ? "user" : "assistant";
+    if (!is_role(&c->messages[i], expected))
       return set_error(context, OSCAR_INVALID_ARGUMENT,
                        "message %d has the role %s where the %s template needs %s: after an optional system message, user and "
                        "assistant take turns",
-                       i + 1, messages[i].role, family, expected);
+                       i + 1, c->messages[i].role, family, expected);
   }
   return OSCAR_OK;
+}
+
+static oscar_status check_messages(oscar_context *context, const struct chat_template *chat, const struct conversation *c) {
+  if (c->count < 1) return set_error(context, OSCAR_INVALID_ARGUMENT, "the conversation has no messages");
+  for (int i = 0; i < c->count; i++) {
+    oscar_status status = check_message(context, chat, &c->messages[i], i + 1);
+    if (status) return status;
+  }
+  if (is_role(&c->messages[0], "system") && chat->refuses_system)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "the model's %s template has no place for a system message",
+                     chat_family_name(chat->family));
+  oscar_status status = check_tools(context, chat, c);
+  if (status || (chat->family != CHAT_GEMMA && chat->family != CHAT_MISTRAL)) return status;
+  return check_turns(context, chat, c);
 }
 
 /* A file's template and vocabulary were checked together, but a caller may bring another tokenizer. */
@@ -409,31 +478,32 @@ static oscar_status check_tokenizer(oscar_context *context, const struct chat_te
 }
 
 oscar_status chat_template_encode(const struct chat_template *chat, oscar_context *context, const struct tokenizer *tokenizer,
-                                  const struct chat_message *messages, int n_messages, bool add_generation_prompt, int32_t **ids,
-                                  int *count) {
+                                  const struct chat_message *messages, int n_messages, const struct chat_tool *tools, int n_tools,
+                                  bool add_generation_prompt, int32_t **ids, int *count) {
   if (chat->family <= CHAT_UNKNOWN || chat->family > CHAT_MISTRAL)
     return set_error(context, OSCAR_INVALID_ARGUMENT, "no chat template was chosen");
-  oscar_status status = check_messages(context, chat, messages, n_messages);
+  const struct conversation c = {messages, n_messages, tools, n_tools, add_generation_prompt};
+  oscar_status status = check_messages(context, chat, &c);
   if (!status) status = check_tokenizer(context, chat, tokenizer);
   if (status) return status;
   struct writer w = {.context = context, .tokenizer = tokenizer};
   switch (chat->family) {
   case CHAT_CHATML:
-    write_chatml(&w, chat, messages, n_messages, add_generation_prompt);
+    write_chatml(&w, chat, &c);
     break;
   case CHAT_LLAMA3:
-    write_llama3(&w, chat, messages, n_messages, add_generation_prompt);
+    write_llama3(&w, chat, &c);
     break;
   case CHAT_GEMMA:
     write_gemma(&w, messages, n_messages, add_generation_prompt);
     break;
   case CHAT_MISTRAL: /* [/INST] is what opens the assistant's turn */
-    write_mistral(&w, chat, messages, n_messages);
+    write_mistral(&w, chat, &c);
     break;
   case CHAT_UNKNOWN:
     break;
   }
-  flush(&w);
+  write_flush(&w);
   mem_free(context, w.text);
   if (w.status) {
     mem_free(context, w.ids.ids);
