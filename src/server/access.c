@@ -3,6 +3,7 @@
 
 #include <openssl/crypto.h>
 #include <openssl/sha.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -44,6 +45,34 @@ bool in_list(const char *list, const char *word) {
   return false;
 }
 
+/* The name in "name:port" or "[name]:port". */
+static void host_name(const char *host, char *name, size_t room) {
+  const bool bracket = *host == '[';
+  snprintf(name, room, "%.*s", (int)strcspn(host + bracket, bracket ? "]" : ":"), host + bracket);
+}
+
+static bool is_loopback(const char *name) {
+  return strcasecmp(name, "localhost") == 0 || strncmp(name, "127.", 4) == 0 || strcmp(name, "::1") == 0;
+}
+
+/* A server that answers everybody on this machine must not answer the pages of a site that has given itself this machine's
+ * address: such requests still carry the site's name. */
+static bool host_is_expected(const struct exchange *ex, struct refusal *refusal) {
+  const struct server_options *o = &ex->server->options;
+  char name[256], origin[300];
+  if (o->n_api_keys || o->unix_socket || !is_loopback(o->host)) return true;
+  const char *host = header(ex, "Host");
+  if (!host) return true; /* HTTP/1.0; no browser */
+  host_name(host, name, sizeof name);
+  if (is_loopback(name)) return true;
+  snprintf(origin, sizeof origin, "https://%.255s", host);
+  if (in_list(o->cors, origin)) return true;
+  snprintf(origin, sizeof origin, "http://%.255s", host);
+  return in_list(o->cors, origin) ||
+         refuse(refusal, 403, "host_not_allowed", NULL,
+                "this server without keys answers to localhost, not to %.100s (--cors names other hosts)", name);
+}
+
 /* A page that we served ourselves: its origin is where the request goes. */
 static bool is_ours(const struct exchange *ex, const char *origin) {
   const char *host = header(ex, "Host"), *behind = strstr(origin, "://");
@@ -52,9 +81,11 @@ static bool is_ours(const struct exchange *ex, const char *origin) {
 
 bool access_origin(struct exchange *ex, struct refusal *refusal) {
   const char *origin = header(ex, "Origin");
+  if (!host_is_expected(ex, refusal)) return false;
   if (!origin || is_ours(ex, origin)) return true;
   if (!in_list(ex->server->options.cors, origin))
-    return refuse(refusal, 403, "origin_not_allowed", NULL, "pages of %.200s may not ask this server (--cors allows origins)", origin);
+    return refuse(refusal, 403, "origin_not_allowed", NULL, "pages of %.200s may not ask this server (--cors allows origins)",
+                  origin);
   ex->origin_text = strdup(origin);
   ex->origin = ex->origin_text;
   return true;

@@ -1,7 +1,8 @@
 /*
  * anthropic.c - POST /v1/messages and /v1/messages/count_tokens.
  *
- * An answer is a list of blocks: thinking, text, tool_use. A stream opens and closes them; the next begins where the kind changes.
+ * An answer is a list of blocks: thinking, text, tool_use. A stream opens and closes them; the next begins where the kind
+ * changes.
  */
 #include "server/generation.h"
 
@@ -24,6 +25,7 @@ static const struct field_rule rules[] = {
     {"output_config", FIELD_READ, NULL},
     {"cache_control", FIELD_HARMLESS, NULL}, /* every prefix is kept */
     {"inference_geo", FIELD_HARMLESS, NULL},
+    {"diagnostics", FIELD_HARMLESS, NULL},
     {"speed", FIELD_PLAIN, "standard"},
     {"container", FIELD_PLAIN, NULL},
     {"mcp_servers", FIELD_PLAIN, NULL},
@@ -134,7 +136,8 @@ static bool read_tools(struct generation *g, const struct fields *f) {
     const char *type = "custom", *name = NULL, *description = NULL;
     snprintf(path, sizeof path, "tools[%zu]", i);
     if (!fields_enter(f, tool, path, &inside) || !field_text(&inside, "type", &type)) return false;
-    if (strcmp(type, "custom") != 0) return field_refuse(&inside, "type", "'%.40s' is a tool that this server does not run", type);
+    if (strcmp(type, "custom") != 0)
+      return field_refuse(&inside, "type", "'%.40s' is a tool that this server does not run", type);
     if (!field_needed_text(&inside, "name", &name) || !field_text(&inside, "description", &description) ||
         !add_tool(g, name, description, field(&inside, "input_schema"), &inside))
       return false;
@@ -146,7 +149,8 @@ static bool read_tool_choice(struct generation *g, const struct fields *f) {
   struct fields choice;
   const char *type = NULL;
   if (!field(f, "tool_choice")) return f->refusal->status == 0;
-  if (!fields_enter(f, field(f, "tool_choice"), "tool_choice", &choice) || !field_needed_text(&choice, "type", &type)) return false;
+  if (!fields_enter(f, field(f, "tool_choice"), "tool_choice", &choice) || !field_needed_text(&choice, "type", &type))
+    return false;
   if (strcmp(type, "auto") == 0) return true;
   g->tool_use = strcmp(type, "none") == 0 ? TOOLS_NONE : TOOLS_REQUIRED;
   if (strcmp(type, "none") == 0 || strcmp(type, "any") == 0) return true;
@@ -165,7 +169,8 @@ static bool read_thinking(struct generation *g, const struct fields *f, const st
 }
 
 static bool read_output(struct generation *g, const struct fields *f) {
-  static const struct field_rule output_rules[] = {{"format", FIELD_READ, NULL}, {"effort", FIELD_PLAIN, "high"}, {NULL, FIELD_READ, NULL}};
+  static const struct field_rule output_rules[] = {
+      {"format", FIELD_READ, NULL}, {"effort", FIELD_PLAIN, "high"}, {NULL, FIELD_READ, NULL}};
   struct fields output;
   if (!field(f, "output_config")) return f->refusal->status == 0;
   return fields_enter(f, field(f, "output_config"), "output_config", &output) && fields_obey(&output, output_rules, NULL) &&
@@ -204,13 +209,14 @@ static const char *stop_word(const struct choice *c) {
 static json_t *usage_json(const struct generation *g) {
   const struct request_usage *u = &g->usage;
   return json_pack("{s:I, s:I, s:I, s:I}", "input_tokens", (json_int_t)(u->prompt_tokens - u->reused_exact),
-                   "cache_creation_input_tokens", (json_int_t)0, "cache_read_input_tokens", (json_int_t)u->reused_exact, "output_tokens",
-                   (json_int_t)u->generated);
+                   "cache_creation_input_tokens", (json_int_t)0, "cache_read_input_tokens", (json_int_t)u->reused_exact,
+                   "output_tokens", (json_int_t)u->generated);
 }
 
 static json_t *message_json(const struct generation *g, json_t *content, const char *stop, const char *sequence, json_t *usage) {
   return json_pack("{s:s, s:s, s:s, s:s, s:o, s:s?, s:s?, s:o}", "id", g->id, "type", "message", "role", "assistant", "model",
-                   g->server->options.model_name, "content", content, "stop_reason", stop, "stop_sequence", sequence, "usage", usage);
+                   g->server->options.model_name, "content", content, "stop_reason", stop, "stop_sequence", sequence, "usage",
+                   usage);
 }
 
 static void message_begin(struct generation *g, struct buffer *out) {
@@ -264,8 +270,10 @@ static void message_reasoning(struct generation *g, struct choice *c, const char
 static void message_call(struct generation *g, struct choice *c, const json_t *call, struct buffer *out) {
   (void)g;
   close_block(c, out);
-  open_block(c, json_pack("{s:s, s:O, s:O, s:{}}", "type", "tool_use", "id", json_object_get(call, "id"), "name",
-                          json_object_get(call, "name"), "input"), out);
+  open_block(c,
+             json_pack("{s:s, s:O, s:O, s:{}}", "type", "tool_use", "id", json_object_get(call, "id"), "name",
+                       json_object_get(call, "name"), "input"),
+             out);
   write_delta(c, json_pack("{s:s, s:O}", "type", "input_json_delta", "partial_json", json_object_get(call, "arguments")), out);
   write_event(out, "content_block_stop", json_pack("{s:s, s:i}", "type", "content_block_stop", "index", c->block++));
 }
@@ -278,8 +286,8 @@ static void message_finish(struct generation *g, struct choice *c, struct buffer
 static void message_end(struct generation *g, struct buffer *out) {
   const struct choice *c = &g->choices[0];
   write_event(out, "message_delta",
-              json_pack("{s:s, s:{s:s, s:s?}, s:o}", "type", "message_delta", "delta", "stop_reason", stop_word(c), "stop_sequence",
-                        c->stopped_by, "usage", usage_json(g)));
+              json_pack("{s:s, s:{s:s, s:s?}, s:o}", "type", "message_delta", "delta", "stop_reason", stop_word(c),
+                        "stop_sequence", c->stopped_by, "usage", usage_json(g)));
   write_event(out, "message_stop", json_pack("{s:s}", "type", "message_stop"));
 }
 
@@ -299,8 +307,8 @@ static json_t *message_whole(struct generation *g) {
     json_array_append_new(content, json_pack("{s:s, s:o}", "type", "text", "text", json_text(c->text.data, c->text.bytes)));
   json_array_foreach(c->calls, i, call) {
     json_t *input = json_loads(json_string_value(json_object_get(call, "arguments")), 0, NULL);
-    json_array_append_new(content, json_pack("{s:s, s:O, s:O, s:o}", "type", "tool_use", "id", json_object_get(call, "id"), "name",
-                                             json_object_get(call, "name"), "input", input ? input : json_object()));
+    json_array_append_new(content, json_pack("{s:s, s:O, s:O, s:o}", "type", "tool_use", "id", json_object_get(call, "id"),
+                                             "name", json_object_get(call, "name"), "input", input ? input : json_object()));
   }
   return message_json(g, content, stop_word(c), c->stopped_by, usage_json(g));
 }
@@ -329,8 +337,8 @@ struct generation *anthropic_parse(struct server *server, struct frontend *front
 
 void anthropic_count(struct exchange *ex, struct frontend *frontend) {
   struct refusal refusal = {0};
-  struct generation *g =
-      generation_parse(ex->server, frontend, &message_form, read_counted, ex->body.data ? ex->body.data : "", ex->body.bytes, &refusal);
+  struct generation *g = generation_parse(ex->server, frontend, &message_form, read_counted, ex->body.data ? ex->body.data : "",
+                                          ex->body.bytes, &refusal);
   if (g)
     reply_json(ex, 200, json_pack("{s:i}", "input_tokens", g->options.n));
   else

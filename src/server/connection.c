@@ -11,7 +11,7 @@
 static const struct {
   const char *name;
   enum method method;
-} methods[] = {{"GET", METHOD_GET},     {"HEAD", METHOD_GET},       {"POST", METHOD_POST},
+} methods[] = {{"GET", METHOD_GET},     {"HEAD", METHOD_GET},      {"POST", METHOD_POST},
                {"PATCH", METHOD_PATCH}, {"DELETE", METHOD_DELETE}, {"OPTIONS", METHOD_OPTIONS}};
 
 static int method_of(const char *name) {
@@ -71,12 +71,13 @@ static bool choose_route(struct exchange *ex, const char *path, const char *meth
   }
   if (!allowed) return refuse(refusal, 404, "not_found", NULL, "there is no endpoint %.200s here", path);
   ex->reply.allow = allowed_text(allowed);
-  return refuse(refusal, 405, "method_not_allowed", NULL, "%.200s does not know the method %.20s (it knows %s)", path, method_name,
-                ex->reply.allow);
+  return refuse(refusal, 405, "method_not_allowed", NULL, "%.200s does not know the method %.20s (it knows %s)", path,
+                method_name, ex->reply.allow);
 }
 
 static bool check_content(struct exchange *ex, struct refusal *refusal) {
-  const char *length = header(ex, "Content-Length"), *coding = header(ex, "Transfer-Encoding"), *type = header(ex, "Content-Type");
+  const char *length = header(ex, "Content-Length"), *coding = header(ex, "Transfer-Encoding"),
+             *type = header(ex, "Content-Type");
   if (header(ex, "Content-Encoding") && strcasecmp(header(ex, "Content-Encoding"), "identity") != 0)
     return refuse(refusal, 415, "unsupported_media_type", NULL, "compressed bodies are not read here");
   const bool has_body = coding || (length && strcmp(length, "0") != 0);
@@ -101,7 +102,8 @@ static bool add_headers(const struct exchange *ex, struct MHD_Response *response
   if (r->stream) good = good && add(response, "X-Accel-Buffering", "no");
   if (!*r->etag) good = good && add(response, "Cache-Control", "no-store");
   if (*r->etag) good = good && add(response, "ETag", r->etag) && add(response, "Cache-Control", "no-cache");
-  if (r->policy) good = good && add(response, "Content-Security-Policy", r->policy) && add(response, "Referrer-Policy", "no-referrer");
+  if (r->policy)
+    good = good && add(response, "Content-Security-Policy", r->policy) && add(response, "Referrer-Policy", "no-referrer");
   good = good && add(response, "X-Content-Type-Options", "nosniff");
   if (r->allow) good = good && add(response, "Allow", r->allow);
   if (r->status == 401) good = good && add(response, "WWW-Authenticate", "Bearer");

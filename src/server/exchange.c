@@ -71,24 +71,37 @@ void reply_json(struct exchange *ex, int status, json_t *value) {
 
 static const char *anthropic_type(int status) {
   switch (status) {
-  case 401: return "authentication_error";
-  case 403: return "permission_error";
-  case 404: return "not_found_error";
-  case 408: return "timeout_error";
-  case 413: return "request_too_large";
-  case 429: return "rate_limit_error";
-  case 503: return "overloaded_error";
-  default: return status < 500 ? "invalid_request_error" : "api_error";
+  case 401:
+    return "authentication_error";
+  case 403:
+    return "permission_error";
+  case 404:
+    return "not_found_error";
+  case 408:
+    return "timeout_error";
+  case 413:
+    return "request_too_large";
+  case 429:
+    return "rate_limit_error";
+  case 503:
+    return "overloaded_error";
+  default:
+    return status < 500 ? "invalid_request_error" : "api_error";
   }
 }
 
 static const char *openai_type(int status) {
   switch (status) {
-  case 401: return "authentication_error";
-  case 403: return "permission_error";
-  case 408: return "timeout_error";
-  case 429: return "rate_limit_error";
-  default: return status < 500 ? "invalid_request_error" : "server_error";
+  case 401:
+    return "authentication_error";
+  case 403:
+    return "permission_error";
+  case 408:
+    return "timeout_error";
+  case 429:
+    return "rate_limit_error";
+  default:
+    return status < 500 ? "invalid_request_error" : "server_error";
   }
 }
 

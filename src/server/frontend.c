@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-oscar_status frontend_open(const char *model_path, const char *chat_template, struct frontend *f, char *error, size_t error_bytes) {
+oscar_status frontend_open(const char *model_path, const char *chat_template, struct frontend *f, char *error,
+                           size_t error_bytes) {
   *f = (struct frontend){0};
   oscar_context_options options;
   oscar_context_options_default(&options);
@@ -44,7 +45,8 @@ static bool refuse_status(const struct frontend *f, oscar_status status, const c
 }
 
 /* ids of the context's memory become the caller's, behind `before` (-1: nothing). */
-static bool hand_over(struct frontend *f, int32_t before, int32_t *from, int count, int32_t **ids, int *n, struct refusal *refusal) {
+static bool hand_over(struct frontend *f, int32_t before, int32_t *from, int count, int32_t **ids, int *n,
+                      struct refusal *refusal) {
   const int first = before >= 0;
   *ids = malloc(((size_t)count + 1) * sizeof **ids);
   if (*ids) {
@@ -81,8 +83,8 @@ bool frontend_conversation(struct frontend *f, const struct chat_message *messag
     return refuse(refusal, 400, "no_chat_template", field, "this model is served without conversations: %s", f->no_chat);
   int32_t *found = NULL;
   int count = 0;
-  oscar_status status = chat_template_encode(&f->chat, f->context, f->tokenizer, messages, n_messages, tools, n_tools, true, &found,
-                                             &count);
+  oscar_status status =
+      chat_template_encode(&f->chat, f->context, f->tokenizer, messages, n_messages, tools, n_tools, true, &found, &count);
   if (status != OSCAR_OK) return refuse_status(f, status, field, refusal);
   return hand_over(f, -1, found, count, ids, n, refusal);
 }

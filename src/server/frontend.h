@@ -14,8 +14,8 @@ struct frontend {
   oscar_context *context;
   struct tokenizer *tokenizer;
   struct chat_template chat;
-  bool has_chat;        /* else the reason why not is */
-  char no_chat[256];    /* here */
+  bool has_chat;     /* else the reason why not is */
+  char no_chat[256]; /* here */
 };
 /* A model without a chat template that is known can be served: only its conversations are refused. */
 oscar_status frontend_open(const char *model_path, const char *chat_template, struct frontend *frontend, char *error,
@@ -23,8 +23,8 @@ oscar_status frontend_open(const char *model_path, const char *chat_template, st
 void frontend_close(struct frontend *frontend);
 
 /* The ids are malloc'ed. special: control tokens spelled in the text count. A refusal names `field`. */
-bool frontend_text(struct frontend *frontend, const char *text, size_t bytes, bool special, const char *field, int32_t **ids, int *n,
-                   struct refusal *refusal);
+bool frontend_text(struct frontend *frontend, const char *text, size_t bytes, bool special, const char *field, int32_t **ids,
+                   int *n, struct refusal *refusal);
 bool frontend_prompt(struct frontend *frontend, const char *text, size_t bytes, const char *field, int32_t **ids, int *n,
                      struct refusal *refusal); /* the same with BOS where the model wants it */
 bool frontend_conversation(struct frontend *frontend, const struct chat_message *messages, int n_messages,

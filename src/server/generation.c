@@ -235,11 +235,14 @@ static oscar_status take_delta(void *user, const struct reply_delta *delta) {
     if (t->out && t->g->form->reasoning && delta->bytes)
       t->g->form->reasoning(t->g, t->choice, delta->text, delta->bytes, t->out);
     return OSCAR_OK;
-  case REPLY_CALL: break;
-  case REPLY_MARKUP: return OSCAR_OK;
+  case REPLY_CALL:
+    break;
+  case REPLY_MARKUP:
+    return OSCAR_OK;
   }
   make_id(t->g->form->id_prefix[0] == 'm' ? "toolu_" : "call_", id, sizeof id);
-  json_t *call = json_pack("{s:s, s:s, s:s}", "id", delta->id ? delta->id : id, "name", delta->name, "arguments", delta->arguments);
+  json_t *call =
+      json_pack("{s:s, s:s, s:s}", "id", delta->id ? delta->id : id, "name", delta->name, "arguments", delta->arguments);
   if (!t->choice->calls) t->choice->calls = json_array();
   if (!call || json_array_append_new(t->choice->calls, call) != 0) return OSCAR_NO_MEMORY;
   if (t->out) t->g->form->call(t->g, t->choice, call, t->out);
@@ -410,7 +413,8 @@ struct generation *generation_parse(struct server *server, struct frontend *fron
 
 void generation_run(struct exchange *ex, struct frontend *frontend, const struct answer_form *form, read_request *read) {
   struct refusal refusal = {0};
-  struct generation *g = generation_parse(ex->server, frontend, form, read, ex->body.data ? ex->body.data : "", ex->body.bytes, &refusal);
+  struct generation *g =
+      generation_parse(ex->server, frontend, form, read, ex->body.data ? ex->body.data : "", ex->body.bytes, &refusal);
   if (g)
     generation_submit(ex, g, frontend);
   else
@@ -463,15 +467,14 @@ void generation_reply(struct exchange *ex) {
 json_t *choice_message(const struct choice *c) {
   json_t *content = c->text.bytes || !c->calls ? json_text(c->text.data ? c->text.data : "", c->text.bytes) : json_null();
   json_t *message = json_pack("{s:s, s:o}", "role", "assistant", "content", content);
-  if (c->reasoning.bytes)
-    json_object_set_new(message, "reasoning_content", json_text(c->reasoning.data, c->reasoning.bytes));
+  if (c->reasoning.bytes) json_object_set_new(message, "reasoning_content", json_text(c->reasoning.data, c->reasoning.bytes));
   if (!c->calls) return message;
   json_t *calls = json_array(), *call;
   size_t i;
   json_array_foreach(c->calls, i, call) {
-    json_array_append_new(calls, json_pack("{s:O, s:s, s:{s:O, s:O}}", "id", json_object_get(call, "id"), "type", "function",
-                                           "function", "name", json_object_get(call, "name"), "arguments",
-                                           json_object_get(call, "arguments")));
+    json_array_append_new(calls,
+                          json_pack("{s:O, s:s, s:{s:O, s:O}}", "id", json_object_get(call, "id"), "type", "function", "function",
+                                    "name", json_object_get(call, "name"), "arguments", json_object_get(call, "arguments")));
   }
   json_object_set_new(message, "tool_calls", calls);
   return message;
@@ -480,8 +483,8 @@ json_t *choice_message(const struct choice *c) {
 json_t *openai_usage(const struct generation *g) {
   const struct request_usage *u = &g->usage;
   return json_pack("{s:I, s:I, s:I, s:{s:I}}", "prompt_tokens", (json_int_t)u->prompt_tokens, "completion_tokens",
-                   (json_int_t)u->generated, "total_tokens", (json_int_t)(u->prompt_tokens + u->generated), "prompt_tokens_details",
-                   "cached_tokens", (json_int_t)u->reused_exact);
+                   (json_int_t)u->generated, "total_tokens", (json_int_t)(u->prompt_tokens + u->generated),
+                   "prompt_tokens_details", "cached_tokens", (json_int_t)u->reused_exact);
 }
 
 void write_data(struct buffer *out, json_t *value) {

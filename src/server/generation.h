@@ -23,8 +23,8 @@ struct choice {
   char *stopped_by;
   /* of streams */
   bool begun;
-  int block;        /* Anthropic, responses: which is open, or would be next */
-  int block_kind;   /* 0: none is open */
+  int block;      /* Anthropic, responses: which is open, or would be next */
+  int block_kind; /* 0: none is open */
   int calls_written;
   size_t block_start; /* in text: where the open block's begins */
 };
@@ -35,7 +35,8 @@ struct answer_form {
   const char *ping; /* what a stream says when there is nothing to say */
   void (*begin)(struct generation *g, struct buffer *out);
   void (*text)(struct generation *g, struct choice *choice, const char *text, size_t bytes, json_t *logprobs, struct buffer *out);
-  void (*reasoning)(struct generation *g, struct choice *choice, const char *text, size_t bytes, struct buffer *out); /* or NULL */
+  void (*reasoning)(struct generation *g, struct choice *choice, const char *text, size_t bytes,
+                    struct buffer *out); /* or NULL */
   void (*call)(struct generation *g, struct choice *choice, const json_t *call, struct buffer *out);
   void (*finish)(struct generation *g, struct choice *choice, struct buffer *out);
   void (*end)(struct generation *g, struct buffer *out);
@@ -66,7 +67,7 @@ struct generation {
   char *user, *session_text;
   json_t *session_messages; /* of the request, as a session keeps them */
   /* of /v1/responses */
-  json_t *echo; /* fields of the request that the response repeats */
+  json_t *echo;         /* fields of the request that the response repeats */
   json_t *conversation; /* what a next request continues */
   json_t *output;       /* items */
   bool store;
@@ -143,7 +144,6 @@ json_t *openai_usage(const struct generation *g);
 /* A chunk "data: {...}\n\n", and with its type "event: TYPE\n" before it; take the reference. */
 void write_data(struct buffer *out, json_t *value);
 void write_event(struct buffer *out, const char *type, json_t *value);
-
 
 /* Of each dialect, for tests: what generation_run reads. */
 struct generation *openai_chat_parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,

@@ -37,8 +37,8 @@ bool fields_parse(const char *text, size_t bytes, json_t **body, struct fields *
   json_error_t error;
   *body = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
   if (!*body)
-    return refuse(refusal, 400, "invalid_json", NULL, "the body is no valid JSON: line %d, column %d: %s", error.line, error.column,
-                  error.text);
+    return refuse(refusal, 400, "invalid_json", NULL, "the body is no valid JSON: line %d, column %d: %s", error.line,
+                  error.column, error.text);
   *fields = (struct fields){*body, "", refusal};
   if (!json_is_object(*body)) return refuse(refusal, 400, "invalid_json", NULL, "the body must be a JSON object");
   return true;
@@ -130,7 +130,8 @@ static const struct field_rule *find_rule(const struct field_rule *rules, const 
 
 static bool is_plain(const struct field_rule *rule, const json_t *value) {
   if (json_is_null(value) || json_is_false(value)) return true;
-  if ((json_is_array(value) && json_array_size(value) == 0) || (json_is_object(value) && json_object_size(value) == 0)) return true;
+  if ((json_is_array(value) && json_array_size(value) == 0) || (json_is_object(value) && json_object_size(value) == 0))
+    return true;
   return rule->plain && json_is_string(value) && strcmp(json_string_value(value), rule->plain) == 0;
 }
 

@@ -12,15 +12,14 @@
 
 /* Why a request is not answered. */
 struct refusal {
-  int status; /* of HTTP; 0: there is none */
+  int status;       /* of HTTP; 0: there is none */
   const char *code; /* a word for programs, or NULL */
   char field[128];  /* "" if it is about none */
   char text[640];
   int retry_after; /* seconds; 0: not said */
 };
 /* Returns false. The first refusal stays. */
-bool refuse(struct refusal *refusal, int status, const char *code, const char *field, const char *format, ...)
-    OSCAR_PRINTF(5, 6);
+bool refuse(struct refusal *refusal, int status, const char *code, const char *field, const char *format, ...) OSCAR_PRINTF(5, 6);
 bool refuse_memory(struct refusal *refusal);
 
 struct fields {

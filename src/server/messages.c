@@ -53,7 +53,8 @@ bool parts_text(struct generation *g, const struct fields *f, const char *name, 
     const char *type = NULL, *piece = NULL;
     snprintf(path, sizeof path, "%s%s%s[%zu]", f->path, *f->path ? "." : "", name, i);
     bool good = fields_enter(f, part, path, &inside) && field_needed_text(&inside, "type", &type);
-    if (good && !in_list(types, type)) good = field_refuse(&inside, "type", "'%.40s' is not supported: this model reads text", type);
+    if (good && !in_list(types, type))
+      good = field_refuse(&inside, "type", "'%.40s' is not supported: this model reads text", type);
     if (!good || !field_needed_text(&inside, "text", &piece)) {
       buffer_free(&joined);
       return false;
@@ -66,7 +67,8 @@ bool parts_text(struct generation *g, const struct fields *f, const char *name, 
 
 bool add_tool(struct generation *g, const char *name, const char *description, const json_t *parameters, const struct fields *f) {
   if (g->n_tools >= MOST_TOOLS) return refuse(f->refusal, 400, NULL, "tools", "tools has more than %d tools", MOST_TOOLS);
-  if (!*name || strlen(name) > 128 || strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") != strlen(name))
+  if (!*name || strlen(name) > 128 ||
+      strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") != strlen(name))
     return field_refuse(f, "name", "must have 1 to 128 letters, digits, '_', '-' or '.'");
   for (int i = 0; i < g->n_tools; i++)
     if (strcmp(g->tools[i].name, name) == 0) return field_refuse(f, "name", "'%s' is the name of another tool, too", name);
@@ -86,7 +88,8 @@ bool encode_conversation(struct generation *g, struct frontend *frontend, struct
   if (g->tool_use == TOOLS_REQUIRED && !g->n_tools)
     return refuse(refusal, 400, NULL, "tool_choice", "tool_choice: there are no tools to choose from");
   if (offered && g->grammar)
-    return refuse(refusal, 400, NULL, "tools", "tools: an answer that has to keep to a form cannot call tools; tool_choice \"none\" forbids them");
+    return refuse(refusal, 400, NULL, "tools",
+                  "tools: an answer that has to keep to a form cannot call tools; tool_choice \"none\" forbids them");
   if (offered && g->tool_use == TOOLS_REQUIRED &&
       !frontend_call_grammar(frontend, g->tools, g->n_tools, g->tool_name, &g->grammar, refusal))
     return false;

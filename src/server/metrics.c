@@ -1,6 +1,6 @@
 /*
- * metrics.c - numbers: /metrics for Prometheus (text format 0.0.4, prometheus.io/docs/instrumenting/exposition_formats), /v1/cache
- * for pages, /health.
+ * metrics.c - numbers: /metrics for Prometheus (text format 0.0.4, prometheus.io/docs/instrumenting/exposition_formats),
+ * /v1/cache for pages, /health.
  */
 #include "server/state.h"
 
@@ -27,11 +27,16 @@ void metrics_count(struct server *server, const struct route *route, int status)
 
 static const char *method_name(enum method method) {
   switch (method) {
-  case METHOD_GET: return "GET";
-  case METHOD_POST: return "POST";
-  case METHOD_PATCH: return "PATCH";
-  case METHOD_DELETE: return "DELETE";
-  case METHOD_OPTIONS: return "OPTIONS";
+  case METHOD_GET:
+    return "GET";
+  case METHOD_POST:
+    return "POST";
+  case METHOD_PATCH:
+    return "PATCH";
+  case METHOD_DELETE:
+    return "DELETE";
+  case METHOD_OPTIONS:
+    return "OPTIONS";
   }
   return "";
 }
@@ -58,8 +63,8 @@ static void histogram_text(struct buffer *out, const char *name, const char *hel
     below += h->count[i];
     if (isfinite(h->upper[i])) buffer_format(out, "oscar_%s_bucket{le=\"%.9g\"} %lld\n", name, h->upper[i], (long long)below);
   }
-  buffer_format(out, "oscar_%s_bucket{le=\"+Inf\"} %lld\noscar_%s_sum %.17g\noscar_%s_count %lld\n", name, (long long)below, name, h->sum,
-                name, (long long)below);
+  buffer_format(out, "oscar_%s_bucket{le=\"+Inf\"} %lld\noscar_%s_sum %.17g\noscar_%s_count %lld\n", name, (long long)below, name,
+                h->sum, name, (long long)below);
 }
 
 static void cache_text(struct buffer *out, const struct service_stats *s) {
@@ -182,10 +187,11 @@ static json_t *sessions_json(struct server *server) {
   if (service_sessions(server->service, &entries, &count, &error) != OSCAR_OK) return list;
   for (int i = 0; i < count; i++) {
     const struct session_entry *e = &entries[i];
-    json_array_append_new(list, json_pack("{s:s, s:s, s:I, s:I, s:I, s:{s:I, s:I, s:I}}", "id", e->name, "tier", tiers[e->tier], "tokens",
-                                          (json_int_t)e->tokens, "exact_pages", (json_int_t)e->exact_pages, "coded_pages",
-                                          (json_int_t)e->coded_pages, "bytes", "device", (json_int_t)e->device_bytes, "host",
-                                          (json_int_t)e->host_bytes, "disk", (json_int_t)e->disk_bytes));
+    json_array_append_new(list,
+                          json_pack("{s:s, s:s, s:I, s:I, s:I, s:{s:I, s:I, s:I}}", "id", e->name, "tier", tiers[e->tier],
+                                    "tokens", (json_int_t)e->tokens, "exact_pages", (json_int_t)e->exact_pages, "coded_pages",
+                                    (json_int_t)e->coded_pages, "bytes", "device", (json_int_t)e->device_bytes, "host",
+                                    (json_int_t)e->host_bytes, "disk", (json_int_t)e->disk_bytes));
   }
   service_sessions_free(entries, count);
   return list;
@@ -198,27 +204,33 @@ void cache_picture(struct exchange *ex, struct frontend *frontend) {
   service_stats_get(server->service, &s);
   struct timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
-  json_t *whole = json_pack("{s:s, s:f, s:s, s:s, s:I}", "object", "cache", "time", (double)now.tv_sec + (double)now.tv_nsec * 1e-9,
-                            "model", server->options.model_name, "kv", server->options.kv, "context", (json_int_t)server->options.context);
-  json_object_set_new(whole, "bytes", json_pack("{s:I, s:I, s:I, s:I, s:I}", "budget", (json_int_t)s.cache.budget_bytes, "held",
-                                                (json_int_t)s.cache.held_bytes, "peak", (json_int_t)s.cache.peak_held_bytes, "host",
-                                                (json_int_t)s.host_bytes, "disk", (json_int_t)s.disk_bytes));
-  json_object_set_new(whole, "pages", json_pack("{s:I, s:I, s:I}", "exact", (json_int_t)s.cache.exact_pages, "coded",
-                                                (json_int_t)s.cache.coded_pages, "free_units", (json_int_t)s.cache.free_units));
+  json_t *whole =
+      json_pack("{s:s, s:f, s:s, s:s, s:I}", "object", "cache", "time", (double)now.tv_sec + (double)now.tv_nsec * 1e-9, "model",
+                server->options.model_name, "kv", server->options.kv, "context", (json_int_t)server->options.context);
+  json_object_set_new(whole, "bytes",
+                      json_pack("{s:I, s:I, s:I, s:I, s:I}", "budget", (json_int_t)s.cache.budget_bytes, "held",
+                                (json_int_t)s.cache.held_bytes, "peak", (json_int_t)s.cache.peak_held_bytes, "host",
+                                (json_int_t)s.host_bytes, "disk", (json_int_t)s.disk_bytes));
+  json_object_set_new(whole, "pages",
+                      json_pack("{s:I, s:I, s:I}", "exact", (json_int_t)s.cache.exact_pages, "coded",
+                                (json_int_t)s.cache.coded_pages, "free_units", (json_int_t)s.cache.free_units));
   json_object_set_new(whole, "bits_per_element", json_number(s.cache.coded_bits_per_element));
-  json_object_set_new(whole, "prefix", json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "known_pages", (json_int_t)s.prefix.known_pages,
-                                                 "held_pages", (json_int_t)s.prefix.held_pages, "parked", (json_int_t)s.prefix.parked,
-                                                 "bytes", (json_int_t)(s.prefix.own_bytes + s.prefix.page_bytes), "lookups",
-                                                 (json_int_t)s.prefix.takes, "hits", (json_int_t)s.prefix.hits));
-  json_object_set_new(whole, "tokens", json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "prompt", (json_int_t)s.prompt_tokens,
-                                                 "reused", (json_int_t)s.reused_exact, "refilled", (json_int_t)s.refilled, "computed",
-                                                 (json_int_t)s.computed, "generated", (json_int_t)s.generated, "guessed",
-                                                 (json_int_t)s.guessed, "accepted", (json_int_t)s.accepted));
-  json_object_set_new(whole, "requests", json_pack("{s:i, s:i, s:i, s:I, s:I}", "running", s.running, "waiting", s.waiting, "prefilling",
-                                                   s.prefilling, "total", (json_int_t)s.requests, "refused", (json_int_t)s.refused));
+  json_object_set_new(whole, "prefix",
+                      json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "known_pages", (json_int_t)s.prefix.known_pages, "held_pages",
+                                (json_int_t)s.prefix.held_pages, "parked", (json_int_t)s.prefix.parked, "bytes",
+                                (json_int_t)(s.prefix.own_bytes + s.prefix.page_bytes), "lookups", (json_int_t)s.prefix.takes,
+                                "hits", (json_int_t)s.prefix.hits));
+  json_object_set_new(whole, "tokens",
+                      json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "prompt", (json_int_t)s.prompt_tokens, "reused",
+                                (json_int_t)s.reused_exact, "refilled", (json_int_t)s.refilled, "computed",
+                                (json_int_t)s.computed, "generated", (json_int_t)s.generated, "guessed", (json_int_t)s.guessed,
+                                "accepted", (json_int_t)s.accepted));
+  json_object_set_new(whole, "requests",
+                      json_pack("{s:i, s:i, s:i, s:I, s:I}", "running", s.running, "waiting", s.waiting, "prefilling",
+                                s.prefilling, "total", (json_int_t)s.requests, "refused", (json_int_t)s.refused));
   json_object_set_new(whole, "demoted_pages", json_integer(s.demoted_pages));
-  json_object_set_new(whole, "attention", json_pack("{s:o, s:o}", "bytes", json_number(s.attention_bytes), "seconds",
-                                                    json_number(s.attention_s)));
+  json_object_set_new(whole, "attention",
+                      json_pack("{s:o, s:o}", "bytes", json_number(s.attention_bytes), "seconds", json_number(s.attention_s)));
   json_object_set_new(whole, "sessions", sessions_json(server));
   reply_json(ex, 200, whole);
 }

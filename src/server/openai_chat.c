@@ -64,11 +64,17 @@ static bool read_calls(struct generation *g, struct chat_message *message, const
 }
 
 static bool read_message(struct generation *g, const struct fields *f) {
-  static const struct field_rule message_rules[] = {
-      {"role", FIELD_READ, NULL},          {"content", FIELD_READ, NULL},      {"name", FIELD_READ, NULL},
-      {"tool_calls", FIELD_READ, NULL},    {"tool_call_id", FIELD_READ, NULL}, {"refusal", FIELD_HARMLESS, NULL},
-      {"annotations", FIELD_HARMLESS, NULL}, {"reasoning_content", FIELD_HARMLESS, NULL}, {"audio", FIELD_PLAIN, NULL},
-      {"function_call", FIELD_PLAIN, NULL}, {NULL, FIELD_READ, NULL}};
+  static const struct field_rule message_rules[] = {{"role", FIELD_READ, NULL},
+                                                    {"content", FIELD_READ, NULL},
+                                                    {"name", FIELD_READ, NULL},
+                                                    {"tool_calls", FIELD_READ, NULL},
+                                                    {"tool_call_id", FIELD_READ, NULL},
+                                                    {"refusal", FIELD_HARMLESS, NULL},
+                                                    {"annotations", FIELD_HARMLESS, NULL},
+                                                    {"reasoning_content", FIELD_HARMLESS, NULL},
+                                                    {"audio", FIELD_PLAIN, NULL},
+                                                    {"function_call", FIELD_PLAIN, NULL},
+                                                    {NULL, FIELD_READ, NULL}};
   const char *role = NULL, *content = NULL;
   if (!fields_obey(f, message_rules, NULL) || !field_needed_text(f, "role", &role)) return false;
   const char *known = known_role(role);
@@ -175,11 +181,12 @@ static const char *finish_word(const struct choice *c) {
 /* delta is taken */
 static void write_chunk(struct generation *g, const struct choice *c, json_t *delta, json_t *logprobs, const char *finish,
                         struct buffer *out) {
-  json_t *choice = json_pack("{s:i, s:o, s:o, s:s?}", "index", c->index, "delta", delta, "logprobs",
-                             logprobs ? json_pack("{s:O, s:n}", "content", logprobs, "refusal") : json_null(), "finish_reason", finish);
-  json_t *chunk = json_pack("{s:s, s:s, s:I, s:s, s:s, s:[o]}", "id", g->id, "object", "chat.completion.chunk", "created",
-                            (json_int_t)g->created, "model", g->server->options.model_name, "system_fingerprint", "oscar", "choices",
-                            choice);
+  json_t *choice =
+      json_pack("{s:i, s:o, s:o, s:s?}", "index", c->index, "delta", delta, "logprobs",
+                logprobs ? json_pack("{s:O, s:n}", "content", logprobs, "refusal") : json_null(), "finish_reason", finish);
+  json_t *chunk =
+      json_pack("{s:s, s:s, s:I, s:s, s:s, s:[o]}", "id", g->id, "object", "chat.completion.chunk", "created",
+                (json_int_t)g->created, "model", g->server->options.model_name, "system_fingerprint", "oscar", "choices", choice);
   if (g->include_usage) json_object_set_new(chunk, "usage", json_null());
   write_data(out, chunk);
 }
@@ -189,7 +196,8 @@ static void chat_begin(struct generation *g, struct buffer *out) {
     write_chunk(g, &g->choices[i], json_pack("{s:s, s:s}", "role", "assistant", "content", ""), NULL, NULL, out);
 }
 
-static void chat_text(struct generation *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs, struct buffer *out) {
+static void chat_text(struct generation *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs,
+                      struct buffer *out) {
   write_chunk(g, c, json_pack("{s:o}", "content", json_text(text, bytes)), logprobs, NULL, out);
   json_decref(logprobs);
 }
@@ -212,8 +220,8 @@ static void chat_finish(struct generation *g, struct choice *c, struct buffer *o
 static void chat_end(struct generation *g, struct buffer *out) {
   if (g->include_usage)
     write_data(out, json_pack("{s:s, s:s, s:I, s:s, s:s, s:[], s:o}", "id", g->id, "object", "chat.completion.chunk", "created",
-                              (json_int_t)g->created, "model", g->server->options.model_name, "system_fingerprint", "oscar", "choices",
-                              "usage", openai_usage(g)));
+                              (json_int_t)g->created, "model", g->server->options.model_name, "system_fingerprint", "oscar",
+                              "choices", "usage", openai_usage(g)));
   buffer_text(out, "data: [DONE]\n\n");
 }
 
@@ -228,12 +236,12 @@ static json_t *chat_whole(struct generation *g) {
   for (int i = 0; i < g->options.choices; i++) {
     const struct choice *c = &g->choices[i];
     json_t *logprobs = c->logprobs ? json_pack("{s:O, s:n}", "content", c->logprobs, "refusal") : json_null();
-    json_array_append_new(choices, json_pack("{s:i, s:o, s:o, s:s}", "index", i, "message", choice_message(c), "logprobs", logprobs,
-                                             "finish_reason", finish_word(c)));
+    json_array_append_new(choices, json_pack("{s:i, s:o, s:o, s:s}", "index", i, "message", choice_message(c), "logprobs",
+                                             logprobs, "finish_reason", finish_word(c)));
   }
   return json_pack("{s:s, s:s, s:I, s:s, s:s, s:o, s:o}", "id", g->id, "object", "chat.completion", "created",
-                   (json_int_t)g->created, "model", g->server->options.model_name, "system_fingerprint", "oscar", "choices", choices,
-                   "usage", openai_usage(g));
+                   (json_int_t)g->created, "model", g->server->options.model_name, "system_fingerprint", "oscar", "choices",
+                   choices, "usage", openai_usage(g));
 }
 
 static const struct answer_form chat_form = {
@@ -249,9 +257,7 @@ static const struct answer_form chat_form = {
     .whole = chat_whole,
 };
 
-void openai_chat(struct exchange *ex, struct frontend *frontend) {
-  generation_run(ex, frontend, &chat_form, read_chat);
-}
+void openai_chat(struct exchange *ex, struct frontend *frontend) { generation_run(ex, frontend, &chat_form, read_chat); }
 
 struct generation *openai_chat_parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,
                                      struct refusal *refusal) {
@@ -268,16 +274,17 @@ static json_t *model_json(const struct server *server) {
   strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &utc);
   const struct server_options *o = &server->options;
   return json_pack("{s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:s}", "id", o->model_name, "object", "model", "created",
-                   (json_int_t)server->started_at, "owned_by", "oscar", "type", "model", "display_name", o->model_name, "created_at", date,
-                   "context_length", (json_int_t)o->context, "vocabulary", (json_int_t)tokenizer_vocab(server->frontends[0].tokenizer),
-                   "kv", o->kv);
+                   (json_int_t)server->started_at, "owned_by", "oscar", "type", "model", "display_name", o->model_name,
+                   "created_at", date, "context_length", (json_int_t)o->context, "vocabulary",
+                   (json_int_t)tokenizer_vocab(server->frontends[0].tokenizer), "kv", o->kv);
 }
 
 void openai_models(struct exchange *ex, struct frontend *frontend) {
   (void)frontend;
   const char *name = ex->server->options.model_name;
-  reply_json(ex, 200, json_pack("{s:s, s:[o], s:b, s:s, s:s}", "object", "list", "data", model_json(ex->server), "has_more", 0,
-                                "first_id", name, "last_id", name));
+  reply_json(ex, 200,
+             json_pack("{s:s, s:[o], s:b, s:s, s:s}", "object", "list", "data", model_json(ex->server), "has_more", 0, "first_id",
+                       name, "last_id", name));
 }
 
 void openai_model(struct exchange *ex, struct frontend *frontend) {

@@ -7,18 +7,12 @@
 #include <string.h>
 
 static const struct field_rule rules[] = {
-    {"prompt", FIELD_READ, NULL},
-    {"max_tokens", FIELD_READ, NULL},
-    {"n", FIELD_READ, NULL},
-    {"best_of", FIELD_READ, NULL},
-    {"stop", FIELD_READ, NULL},
-    {"stream_options", FIELD_READ, NULL},
-    {"logprobs", FIELD_READ, NULL},
-    {"response_format", FIELD_READ, NULL},
-    {"user", FIELD_READ, NULL},
-    {"echo", FIELD_PLAIN, NULL},
-    {"suffix", FIELD_PLAIN, ""},
-    {NULL, FIELD_READ, NULL},
+    {"prompt", FIELD_READ, NULL},   {"max_tokens", FIELD_READ, NULL},
+    {"n", FIELD_READ, NULL},        {"best_of", FIELD_READ, NULL},
+    {"stop", FIELD_READ, NULL},     {"stream_options", FIELD_READ, NULL},
+    {"logprobs", FIELD_READ, NULL}, {"response_format", FIELD_READ, NULL},
+    {"user", FIELD_READ, NULL},     {"echo", FIELD_PLAIN, NULL},
+    {"suffix", FIELD_PLAIN, ""},    {NULL, FIELD_READ, NULL},
 };
 
 static bool read_ids(struct generation *g, const json_t *list, const struct fields *f) {
@@ -59,7 +53,8 @@ static bool read_completion(struct generation *g, const struct fields *f, struct
   bool good = fields_obey(f, rules, common_rules) && read_common(g, f) && read_stream(g, f) && read_stops(g, f, "stop") &&
               field_int(f, "n", 1, 16, &g->options.choices) && field_int(f, "best_of", 1, 16, &best);
   g->options.max_tokens = 16; /* OpenAI's */
-  if (good && best && best != g->options.choices) return field_refuse(f, "best_of", "must be n: this server returns all it makes");
+  if (good && best && best != g->options.choices)
+    return field_refuse(f, "best_of", "must be n: this server returns all it makes");
   return good && field_int(f, "max_tokens", 1, INT_MAX, &g->options.max_tokens) && field_text(f, "user", &g->options.user) &&
          field_int(f, "logprobs", 0, 20, &g->options.logprobs) && read_format(g, f, "response_format", true) &&
          read_prompt(g, f, frontend);
@@ -85,7 +80,8 @@ static json_t *logprobs_json(const json_t *list, int64_t *offset) {
     json_array_append_new(offsets, json_integer(*offset));
     for (const char *at = json_string_value(token); *at; at++) *offset += ((unsigned char)*at & 0xC0) != 0x80;
   }
-  return json_pack("{s:o, s:o, s:o, s:o}", "tokens", tokens, "token_logprobs", values, "top_logprobs", top, "text_offset", offsets);
+  return json_pack("{s:o, s:o, s:o, s:o}", "tokens", tokens, "token_logprobs", values, "top_logprobs", top, "text_offset",
+                   offsets);
 }
 
 static json_t *chunk_json(struct generation *g, json_t *choices) {
@@ -93,13 +89,13 @@ static json_t *chunk_json(struct generation *g, json_t *choices) {
                    "model", g->server->options.model_name, "system_fingerprint", "oscar", "choices", choices);
 }
 
-static void write_chunk(struct generation *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs, const char *finish,
-                        struct buffer *out) {
+static void write_chunk(struct generation *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs,
+                        const char *finish, struct buffer *out) {
   int64_t offset = (int64_t)c->block_start;
   json_t *values = logprobs_json(logprobs, &offset);
   c->block_start = (size_t)offset;
-  json_t *chunk = chunk_json(g, json_pack("[{s:i, s:o, s:o, s:s?}]", "index", c->index, "text", json_text(text, bytes), "logprobs",
-                                          values, "finish_reason", finish));
+  json_t *chunk = chunk_json(g, json_pack("[{s:i, s:o, s:o, s:s?}]", "index", c->index, "text", json_text(text, bytes),
+                                          "logprobs", values, "finish_reason", finish));
   if (g->include_usage) json_object_set_new(chunk, "usage", json_null());
   write_data(out, chunk);
 }

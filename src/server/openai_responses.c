@@ -41,7 +41,8 @@ static const struct field_rule rules[] = {
 };
 
 static const char *known_role(const char *role) {
-  static const char *const roles[][2] = {{"system", "system"}, {"developer", "system"}, {"user", "user"}, {"assistant", "assistant"}};
+  static const char *const roles[][2] = {
+      {"system", "system"}, {"developer", "system"}, {"user", "user"}, {"assistant", "assistant"}};
   for (size_t i = 0; i < ARRAY_LENGTH(roles); i++)
     if (strcmp(roles[i][0], role) == 0) return roles[i][1];
   return NULL;
@@ -132,7 +133,8 @@ static bool read_tools(struct generation *g, const struct fields *f) {
     const char *type = NULL, *name = NULL, *description = NULL;
     snprintf(path, sizeof path, "tools[%zu]", i);
     if (!fields_enter(f, tool, path, &inside) || !field_needed_text(&inside, "type", &type)) return false;
-    if (strcmp(type, "function") != 0) return field_refuse(&inside, "type", "'%.40s' is a tool that this server does not run", type);
+    if (strcmp(type, "function") != 0)
+      return field_refuse(&inside, "type", "'%.40s' is a tool that this server does not run", type);
     if (!field_needed_text(&inside, "name", &name) || !field_text(&inside, "description", &description) ||
         !add_tool(g, name, description, field(&inside, "parameters"), &inside))
       return false;
@@ -155,7 +157,8 @@ static bool read_tool_choice(struct generation *g, const struct fields *f) {
 }
 
 static bool read_text(struct generation *g, const struct fields *f) {
-  static const struct field_rule text_rules[] = {{"format", FIELD_READ, NULL}, {"verbosity", FIELD_PLAIN, "medium"}, {NULL, FIELD_READ, NULL}};
+  static const struct field_rule text_rules[] = {
+      {"format", FIELD_READ, NULL}, {"verbosity", FIELD_PLAIN, "medium"}, {NULL, FIELD_READ, NULL}};
   struct fields text;
   if (!field(f, "text")) return f->refusal->status == 0;
   return fields_enter(f, field(f, "text"), "text", &text) && fields_obey(&text, text_rules, NULL) &&
@@ -188,12 +191,14 @@ static bool read_reasoning(const struct fields *f) {
 
 /* What a response repeats of its request, with what was meant where it did not say. */
 static json_t *echo_of(const struct generation *g) {
-  static const char *const names[] = {"instructions", "max_output_tokens", "previous_response_id", "tools", "tool_choice", "metadata", "user"};
-  json_t *echo = json_pack("{s:n, s:n, s:n, s:[], s:s, s:{}, s:n, s:b, s:f, s:f, s:s, s:{s:n, s:n}, s:{s:{s:s}}, s:b, s:i}",
-                           "instructions", "max_output_tokens", "previous_response_id", "tools", "tool_choice", "auto", "metadata", "user",
-                           "parallel_tool_calls", 1, "temperature", (double)g->options.sampling.temperature, "top_p",
-                           (double)g->options.sampling.top_p, "truncation", "disabled", "reasoning", "effort", "summary", "text", "format",
-                           "type", "text", "store", g->store, "top_logprobs", g->options.logprobs > 0 ? g->options.logprobs : 0);
+  static const char *const names[] = {
+      "instructions", "max_output_tokens", "previous_response_id", "tools", "tool_choice", "metadata", "user"};
+  json_t *echo =
+      json_pack("{s:n, s:n, s:n, s:[], s:s, s:{}, s:n, s:b, s:f, s:f, s:s, s:{s:n, s:n}, s:{s:{s:s}}, s:b, s:i}", "instructions",
+                "max_output_tokens", "previous_response_id", "tools", "tool_choice", "auto", "metadata", "user",
+                "parallel_tool_calls", 1, "temperature", (double)g->options.sampling.temperature, "top_p",
+                (double)g->options.sampling.top_p, "truncation", "disabled", "reasoning", "effort", "summary", "text", "format",
+                "type", "text", "store", g->store, "top_logprobs", g->options.logprobs > 0 ? g->options.logprobs : 0);
   for (size_t i = 0; i < ARRAY_LENGTH(names); i++) {
     json_t *value = json_object_get(g->body, names[i]);
     if (value && !json_is_null(value)) json_object_set(echo, names[i], value);
@@ -225,18 +230,18 @@ static json_t *item_id(const struct generation *g, const char *kind, int place) 
 }
 
 static json_t *part_json(const char *text, size_t bytes, json_t *logprobs) {
-  return json_pack("{s:s, s:o, s:[], s:o}", "type", "output_text", "text", json_text(bytes ? text : "", bytes), "annotations", "logprobs",
-                   logprobs ? json_incref(logprobs) : json_array());
+  return json_pack("{s:s, s:o, s:[], s:o}", "type", "output_text", "text", json_text(bytes ? text : "", bytes), "annotations",
+                   "logprobs", logprobs ? json_incref(logprobs) : json_array());
 }
 
 static json_t *message_item(const struct generation *g, int place, const char *status, json_t *content) {
-  return json_pack("{s:o, s:s, s:s, s:s, s:o}", "id", item_id(g, "msg", place), "type", "message", "status", status, "role", "assistant",
-                   "content", content);
+  return json_pack("{s:o, s:s, s:s, s:s, s:o}", "id", item_id(g, "msg", place), "type", "message", "status", status, "role",
+                   "assistant", "content", content);
 }
 
 static json_t *call_item(const struct generation *g, int place, const char *status, const json_t *call, bool with_arguments) {
-  return json_pack("{s:o, s:s, s:s, s:O, s:O, s:o}", "id", item_id(g, "fc", place), "type", "function_call", "status", status, "call_id",
-                   json_object_get(call, "id"), "name", json_object_get(call, "name"), "arguments",
+  return json_pack("{s:o, s:s, s:s, s:O, s:O, s:o}", "id", item_id(g, "fc", place), "type", "function_call", "status", status,
+                   "call_id", json_object_get(call, "id"), "name", json_object_get(call, "name"), "arguments",
                    with_arguments ? json_incref(json_object_get(call, "arguments")) : json_string(""));
 }
 
@@ -249,14 +254,12 @@ static json_t *usage_json(const struct generation *g) {
 }
 
 static json_t *response_json(const struct generation *g, const char *status) {
-  json_t *response = json_copy(g->echo);
   const bool cut = strcmp(status, "incomplete") == 0;
-  json_t *own = json_pack("{s:s, s:s, s:I, s:s, s:s, s:O, s:n, s:o, s:o}", "id", g->id, "object", "response", "created_at",
-                          (json_int_t)g->created, "status", status, "model", g->server->options.model_name, "output", g->output, "error",
-                          "incomplete_details", cut ? json_pack("{s:s}", "reason", "max_output_tokens") : json_null(), "usage",
-                          g->done ? usage_json(g) : json_null());
-  json_object_update(response, own);
-  json_decref(own);
+  json_t *response = json_pack(
+      "{s:s, s:s, s:I, s:s, s:s, s:O, s:n, s:o, s:o}", "id", g->id, "object", "response", "created_at", (json_int_t)g->created,
+      "status", status, "model", g->server->options.model_name, "output", g->output, "error", "incomplete_details",
+      cut ? json_pack("{s:s}", "reason", "max_output_tokens") : json_null(), "usage", g->done ? usage_json(g) : json_null());
+  json_object_update_missing(response, g->echo);
   return response;
 }
 
@@ -327,10 +330,12 @@ static void response_call(struct generation *g, struct choice *c, const json_t *
        json_pack("{s:i, s:o}", "output_index", c->block, "item", call_item(g, c->block, "in_progress", call, false)), out);
   tell(g, "response.function_call_arguments.delta",
        json_pack("{s:o, s:i, s:O}", "item_id", item_id(g, "fc", c->block), "output_index", c->block, "delta",
-                 json_object_get(call, "arguments")), out);
+                 json_object_get(call, "arguments")),
+       out);
   tell(g, "response.function_call_arguments.done",
        json_pack("{s:o, s:i, s:O, s:O}", "item_id", item_id(g, "fc", c->block), "output_index", c->block, "name",
-                 json_object_get(call, "name"), "arguments", json_object_get(call, "arguments")), out);
+                 json_object_get(call, "name"), "arguments", json_object_get(call, "arguments")),
+       out);
   json_t *item = call_item(g, c->block, "completed", call, true);
   json_array_append(g->output, item);
   tell(g, "response.output_item.done", json_pack("{s:i, s:o}", "output_index", c->block, "item", item), out);
@@ -357,7 +362,9 @@ static void response_end(struct generation *g, struct buffer *out) {
 
 static void response_fail(struct generation *g, const struct refusal *refusal, struct buffer *out) {
   json_t *response = response_json(g, "failed");
-  json_object_set_new(response, "error", json_pack("{s:s, s:o}", "code", "server_error", "message", json_text(refusal->text, strlen(refusal->text))));
+  json_object_set_new(
+      response, "error",
+      json_pack("{s:s, s:o}", "code", "server_error", "message", json_text(refusal->text, strlen(refusal->text))));
   tell(g, "response.failed", json_pack("{s:o}", "response", response), out);
 }
 
@@ -367,7 +374,8 @@ static json_t *response_whole(struct generation *g) {
   json_t *call;
   size_t i;
   if (c->text.bytes || !c->calls)
-    json_array_append_new(g->output, message_item(g, c->block++, status, json_pack("[o]", part_json(c->text.data, c->text.bytes, c->logprobs))));
+    json_array_append_new(
+        g->output, message_item(g, c->block++, status, json_pack("[o]", part_json(c->text.data, c->text.bytes, c->logprobs))));
   json_array_foreach(c->calls, i, call) { json_array_append_new(g->output, call_item(g, c->block++, "completed", call, true)); }
   return keep(g);
 }
@@ -384,7 +392,9 @@ static const struct answer_form response_form = {
     .whole = response_whole,
 };
 
-void responses_make(struct exchange *ex, struct frontend *frontend) { generation_run(ex, frontend, &response_form, read_response); }
+void responses_make(struct exchange *ex, struct frontend *frontend) {
+  generation_run(ex, frontend, &response_form, read_response);
+}
 
 struct generation *responses_parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,
                                    struct refusal *refusal) {

@@ -38,8 +38,8 @@ bool model_is_served(const struct server *server, const struct fields *f) {
   const char *name = NULL;
   if (!field_text(f, "model", &name)) return false;
   if (!name || strcmp(name, server->options.model_name) == 0 || in_list(server->options.aliases, name)) return true;
-  return refuse(f->refusal, 404, "model_not_found", "model", "there is no model '%.100s' here; this server has '%s' (--alias names more)",
-                name, server->options.model_name);
+  return refuse(f->refusal, 404, "model_not_found", "model",
+                "there is no model '%.100s' here; this server has '%s' (--alias names more)", name, server->options.model_name);
 }
 
 /* {"token id": bias} */
@@ -160,8 +160,8 @@ bool obey_json(struct generation *g, const struct fields *f, const char *name) {
 }
 
 bool read_format(struct generation *g, const struct fields *f, const char *name, bool nested) {
-  static const struct field_rule rules[] = {{"type", FIELD_READ, NULL},      {"json_schema", FIELD_READ, NULL},
-                                            {"schema", FIELD_READ, NULL},    {"name", FIELD_HARMLESS, NULL},
+  static const struct field_rule rules[] = {{"type", FIELD_READ, NULL},       {"json_schema", FIELD_READ, NULL},
+                                            {"schema", FIELD_READ, NULL},     {"name", FIELD_HARMLESS, NULL},
                                             {"strict", FIELD_HARMLESS, NULL}, {"description", FIELD_HARMLESS, NULL},
                                             {NULL, FIELD_READ, NULL}};
   const json_t *format = NULL;

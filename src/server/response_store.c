@@ -78,7 +78,8 @@ bool response_store_get(struct response_store *s, const char *id, json_t **respo
   pthread_mutex_lock(&s->lock);
   const int i = find(s, id);
   if (i >= 0) {
-    json_t *r = response ? json_loads(slot(s, i)->response, 0, NULL) : NULL, *k = items ? json_loads(slot(s, i)->items, 0, NULL) : NULL;
+    json_t *r = response ? json_loads(slot(s, i)->response, 0, NULL) : NULL,
+           *k = items ? json_loads(slot(s, i)->items, 0, NULL) : NULL;
     good = (!response || r) && (!items || k);
     if (response) *response = r;
     if (items) *items = k;

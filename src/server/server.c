@@ -20,7 +20,7 @@ void server_options_default(struct server_options *o) {
       .chat_template = "auto",
       .model_name = "model",
       .kv = "",
-      .body_bytes = (size_t)32 << 20,
+      .body_bytes = (size_t)8 << 20,
       .header_bytes = (size_t)64 << 10,
       .stream_bytes = (size_t)1 << 20,
       .connections = 512,

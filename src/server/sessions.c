@@ -14,10 +14,14 @@
 
 static const char *tier_name(enum session_tier tier) {
   switch (tier) {
-  case TIER_DEVICE: return "device";
-  case TIER_HOST: return "host";
-  case TIER_DISK: return "disk";
-  case TIER_RUNNING: return "running";
+  case TIER_DEVICE:
+    return "device";
+  case TIER_HOST:
+    return "host";
+  case TIER_DISK:
+    return "disk";
+  case TIER_RUNNING:
+    return "running";
   }
   return "device";
 }
@@ -67,12 +71,12 @@ static json_t *about(const struct session_entry *entry) {
 
 static json_t *entry_json(const struct session_entry *e, bool with_messages) {
   json_t *text = about(e), *title = json_object_get(text, "title"), *messages = json_object_get(text, "messages");
-  json_t *entry = json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:{s:I, s:I, s:I}, s:b, s:I, s:I}", "id", e->name, "object", "session",
-                            "title", json_is_string(title) ? title : json_null(), "tier", tier_name(e->tier), "tokens",
-                            (json_int_t)e->tokens, "exact_pages", (json_int_t)e->exact_pages, "coded_pages", (json_int_t)e->coded_pages,
-                            "bytes", "device", (json_int_t)e->device_bytes, "host", (json_int_t)e->host_bytes, "disk",
-                            (json_int_t)e->disk_bytes, "on_disk", e->on_disk, "created", (json_int_t)e->created_at, "used",
-                            (json_int_t)e->used_at);
+  json_t *entry =
+      json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:{s:I, s:I, s:I}, s:b, s:I, s:I}", "id", e->name, "object", "session",
+                "title", json_is_string(title) ? title : json_null(), "tier", tier_name(e->tier), "tokens", (json_int_t)e->tokens,
+                "exact_pages", (json_int_t)e->exact_pages, "coded_pages", (json_int_t)e->coded_pages, "bytes", "device",
+                (json_int_t)e->device_bytes, "host", (json_int_t)e->host_bytes, "disk", (json_int_t)e->disk_bytes, "on_disk",
+                e->on_disk, "created", (json_int_t)e->created_at, "used", (json_int_t)e->used_at);
   if (with_messages) json_object_set_new(entry, "messages", json_is_array(messages) ? json_incref(messages) : json_array());
   json_decref(text);
   return entry;
@@ -243,7 +247,8 @@ void sessions_make(struct exchange *ex, struct frontend *frontend) {
     snprintf(one.name, sizeof one.name, "%s", id);
     snprintf(one.title, sizeof one.title, "%s", title);
     good = put_pending(ex->server, &one) ||
-           refuse(&refusal, 429, "too_many", NULL, "%d sessions are announced that nobody has used; use or delete some", MOST_PENDING);
+           refuse(&refusal, 429, "too_many", NULL, "%d sessions are announced that nobody has used; use or delete some",
+                  MOST_PENDING);
   }
   if (good)
     reply_session(ex, 201, id, true);
@@ -253,7 +258,8 @@ void sessions_make(struct exchange *ex, struct frontend *frontend) {
 }
 
 /* A new title goes into the text that is kept. */
-static oscar_status retitle(struct exchange *ex, const struct session_entry *entry, const char *title, struct service_error *error) {
+static oscar_status retitle(struct exchange *ex, const struct session_entry *entry, const char *title,
+                            struct service_error *error) {
   json_t *text = about(entry);
   if (!text) text = json_pack("{s:[]}", "messages");
   json_object_set_new(text, "title", json_text(title, strlen(title)));

@@ -41,9 +41,9 @@ struct reply {
   struct buffer body;
   const char *constant; /* bytes that live as long as the program, instead of body */
   size_t constant_bytes;
-  bool stream;          /* the body is what `generation` writes */
-  char etag[24];                /* "": none */
-  const char *policy, *allow;   /* NULL: none */
+  bool stream;                /* the body is what `generation` writes */
+  char etag[24];              /* "": none */
+  const char *policy, *allow; /* NULL: none */
   int retry_after;
 };
 
@@ -66,8 +66,8 @@ struct exchange {
   struct MHD_Connection *connection;
   const struct route *route;
   enum dialect dialect;
-  char name[80]; /* what stands for "*" in the route's path */
-  int key;       /* whose: the number of the API key; -1: nobody's */
+  char name[80];      /* what stands for "*" in the route's path */
+  int key;            /* whose: the number of the API key; -1: nobody's */
   const char *origin; /* to be allowed in the answer (CORS), or NULL */
   char *origin_text;
   struct buffer body;
@@ -77,11 +77,11 @@ struct exchange {
   pthread_mutex_t lock;
   enum stage stage;
   bool suspended;
-  bool gone;       /* nobody reads the answer any more */
-  bool ping;       /* a sign of life is due */
-  bool finished;   /* a worker has done what comes after the answer (sessions) */
+  bool gone;         /* nobody reads the answer any more */
+  bool ping;         /* a sign of life is due */
+  bool finished;     /* a worker has done what comes after the answer (sessions) */
   bool service_done; /* no event follows */
-  uint64_t request; /* the service's; 0: none */
+  uint64_t request;  /* the service's; 0: none */
   struct queued_event *first_event, *last_event;
   size_t queued_bytes;
   int64_t active_ns; /* something was sent or the stream began */
@@ -114,7 +114,7 @@ struct server {
   struct MHD_Daemon *daemon;
   int socket, port;
   char address[160];
-  int64_t started_at; /* seconds since 1970 */
+  int64_t started_at;         /* seconds since 1970 */
   struct frontend *frontends; /* [options.workers] */
   pthread_t *threads;         /* [options.workers + 1], the last watches */
   int n_threads;
@@ -122,7 +122,7 @@ struct server {
   int watch, wake;           /* epoll, eventfd */
   atomic_bool stopping;      /* new requests are refused */
   bool stopped;
-  atomic_size_t body_bytes;  /* that all requests hold */
+  atomic_size_t body_bytes; /* that all requests hold */
   struct response_store *responses;
 
   pthread_mutex_t lock; /* for what follows */
@@ -130,7 +130,7 @@ struct server {
   struct exchange *first; /* that have a connection */
   struct exchange *first_work, *last_work;
   uint64_t exchanges;
-  int alive; /* exchanges that are not freed */
+  int alive;   /* exchanges that are not freed */
   bool ending; /* workers and the watch leave */
   struct answered answered[MOST_ANSWERED];
   int n_answered;
@@ -181,7 +181,7 @@ void connection_completed(void *user, struct MHD_Connection *connection, void **
 bool access_open(struct server *server);
 /* What Authorization or x-api-key say; false: a refusal. */
 bool access_key(struct exchange *exchange, struct refusal *refusal);
-/* Origin: ours, one that is allowed, or none; false: a refusal. */
+/* Host and Origin: ours, one that is allowed, or none; false: a refusal. */
 bool access_origin(struct exchange *exchange, struct refusal *refusal);
 
 /* ---- endpoints ---- */

@@ -18,9 +18,9 @@ static json_t *piece_json(const struct frontend *frontend, int32_t id) {
 
 /* {"content" or "text", "add_special"?: BOS before it, "parse_special"?, "with_pieces"?} -> {"tokens", "count"} */
 void tokens_encode(struct exchange *ex, struct frontend *frontend) {
-  static const struct field_rule rules[] = {{"content", FIELD_READ, NULL},       {"text", FIELD_READ, NULL},
-                                            {"add_special", FIELD_READ, NULL},   {"parse_special", FIELD_READ, NULL},
-                                            {"with_pieces", FIELD_READ, NULL},   {"model", FIELD_READ, NULL},
+  static const struct field_rule rules[] = {{"content", FIELD_READ, NULL},     {"text", FIELD_READ, NULL},
+                                            {"add_special", FIELD_READ, NULL}, {"parse_special", FIELD_READ, NULL},
+                                            {"with_pieces", FIELD_READ, NULL}, {"model", FIELD_READ, NULL},
                                             {NULL, FIELD_READ, NULL}};
   struct refusal refusal = {0};
   struct fields f;

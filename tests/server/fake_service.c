@@ -12,7 +12,8 @@
 
 /* ---- a model of nothing but words ---- */
 
-static const char template_text[] = "<|im_start|> # Tools\\n\\nYou may call one or more functions <tool_call> <tool_response> </think>";
+static const char template_text[] =
+    "<|im_start|> # Tools\\n\\nYou may call one or more functions <tool_call> <tool_response> </think>";
 
 void fake_model_write(const char *stored, const char *path) {
   static const char key[] = "tokenizer.chat_template";
@@ -168,7 +169,9 @@ void service_free(struct service *s) {
   free(s);
 }
 
-void service_options_default(struct service_options *options) { *options = (struct service_options){.max_running = 64, .max_waiting = 256}; }
+void service_options_default(struct service_options *options) {
+  *options = (struct service_options){.max_running = 64, .max_waiting = 256};
+}
 void request_options_default(struct request_options *options) {
   *options = (struct request_options){.choices = 1, .logprobs = -1};
   sampler_options_default(&options->sampling);
@@ -219,9 +222,12 @@ static char *answer_to(const struct job *j) {
     answer = calloc((size_t)n + 1, 5);
     for (int i = 0; i < n && answer; i++) memcpy(answer + 5 * (size_t)i, "word ", 5);
   } else if (sscanf(script, "!call %63s %n", name, &used) == 1) {
-    if (asprintf(&answer, "I look.\n<tool_call>\n{\"name\": \"%s\", \"arguments\": %s}\n</tool_call>", name, script + used) < 0) abort();
+    if (asprintf(&answer, "I look.\n<tool_call>\n{\"name\": \"%s\", \"arguments\": %s}\n</tool_call>", name, script + used) < 0)
+      abort();
   } else if (strncmp(script, "!think ", 7) == 0 && strchr(script, '|')) {
-    if (asprintf(&answer, "<think>\n%.*s\n</think>\n\n%s", (int)strcspn(script + 7, "|"), script + 7, strchr(script, '|') + 1) < 0) abort();
+    if (asprintf(&answer, "<think>\n%.*s\n</think>\n\n%s", (int)strcspn(script + 7, "|"), script + 7, strchr(script, '|') + 1) <
+        0)
+      abort();
   } else if (strcmp(script, "!broken") == 0) {
     answer = strdup("a\xEF\xBF\xBD");
   } else {
@@ -271,7 +277,11 @@ static enum finish_reason say_choice(struct job *j, int choice, const char *answ
     report.n_ranked = j->options.logprobs > 2 ? 2 : j->options.logprobs;
     const bool tokens = j->options.logprobs >= 0;
     if (!tokens) report.n_ranked = 0;
-    send(j, &(struct request_event){.kind = EVENT_TEXT, .choice = choice, .text = at, .bytes = bytes, .tokens = tokens ? &report : NULL,
+    send(j, &(struct request_event){.kind = EVENT_TEXT,
+                                    .choice = choice,
+                                    .text = at,
+                                    .bytes = bytes,
+                                    .tokens = tokens ? &report : NULL,
                                     .n_tokens = tokens});
     at += bytes;
     (*generated)++;

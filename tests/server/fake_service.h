@@ -7,8 +7,8 @@
  *   !full          refused: too many wait     !stopping      refused: the service stops
  *   !impossible    refused: does not fit      !call NAME ARGUMENTS   a call of a tool, in Qwen's form
  *   !think A|B     thinks A, says B           !broken        bytes that are no UTF-8 in the tokens
- * A grammar is obeyed by the one sentence that it is made of: of a schema {"schema":...}, of JSON {"json":true}, of forms the first
- * one's literals with {} for schemas.
+ * A grammar is obeyed by the one sentence that it is made of: of a schema {"schema":...}, of JSON {"json":true}, of forms the
+ * first one's literals with {} for schemas.
  */
 #ifndef OSCAR_TEST_FAKE_SERVICE_H
 #define OSCAR_TEST_FAKE_SERVICE_H

@@ -1,5 +1,5 @@
-/* serve_fake.c - a server over the service that repeats its users, for clients to be tested against: prints its address and serves
- * until standard input ends. serve_fake STORED_MODEL FOLDER */
+/* serve_fake.c - a server over the service that repeats its users, for clients to be tested against: prints its address and
+ * serves until standard input ends. serve_fake STORED_MODEL FOLDER */
 #include "fake_service.h"
 #include "server/server.h"
 
