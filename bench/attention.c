@@ -193,7 +193,7 @@ static void measure(oscar_isa isa, bool many, const struct options *o, double ce
         *out = random_floats(queries, 4);
   fill(context, sequence, o, k, v);
 
-  oscar_attention_job job = {sequence, 1, q, out};
+  oscar_attention_job job = {sequence, 1, q, out, OSCAR_ATTENTION_BY_NUMBER};
   time_layers(context, attention, o, &job, 3);
   double decode = time_layers(context, attention, o, &job, REPEATS);
   job.n = prefill;

@@ -117,7 +117,7 @@ static double measure(const struct options *o, int which, int form) {
   for (size_t i = 0; i < floats; i++) host[i] = i < 1 << 20 ? normal() : host[i - (1 << 20)];
   float *q = device_copy(host, floats), *out = device_copy(host, floats);
   free(host);
-  const oscar_attention_job job = {sequence, cases[which].queries, q, out};
+  const oscar_attention_job job = {sequence, cases[which].queries, q, out, OSCAR_ATTENTION_BY_NUMBER};
   double times[ROUNDS];
   for (int i = -2; i < ROUNDS; i++) {
     check(oscar_cuda_wait(cuda));

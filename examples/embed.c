@@ -87,7 +87,7 @@ static double run(oscar_context *context, const oscar_codec_set *codecs, const c
     must(context, oscar_sequence_begin(sequence, n)); /* reserves all that the step needs: nothing below can run out */
     for (int layer = 0; layer < LAYERS; layer++) {
       must(context, oscar_sequence_write(sequence, layer, &k[layer][at * KV_ROW], &v[layer][at * KV_ROW]));
-      oscar_attention_job job = {sequence, n, &q[layer][at * Q_ROW], &coded[layer][at * Q_ROW]};
+      oscar_attention_job job = {sequence, n, &q[layer][at * Q_ROW], &coded[layer][at * Q_ROW], OSCAR_ATTENTION_BY_NUMBER};
       must(context, oscar_attention_run(attention, layer, 0, &job, 1));
     }
     must(context, oscar_sequence_commit(sequence));

@@ -16,6 +16,14 @@
 extern "C" {
 #endif
 
+/* CPUs have kernels for few queries and for many, which round differently. By number is the fastest for those of one call;
+ * whoever wants results that do not depend on how queries were put together says which. A GPU chooses by number always. */
+typedef enum oscar_attention_rounding {
+  OSCAR_ATTENTION_BY_NUMBER,
+  OSCAR_ATTENTION_AS_FEW,
+  OSCAR_ATTENTION_AS_MANY
+} oscar_attention_rounding;
+
 /* Queries of one sequence: the last n positions written (with an open step: positions length+step-n .. length+step-1, else
  * length-n .. length-1). For a cache on a GPU q and out are in its memory, and those of a call's jobs follow each other. */
 typedef struct oscar_attention_job {
@@ -23,6 +31,7 @@ typedef struct oscar_attention_job {
   int n;          /* >= 1 */
   const float *q; /* [n][query_heads][head_dim], after RoPE */
   float *out;     /* [n][query_heads][head_dim] */
+  oscar_attention_rounding rounding;
 } oscar_attention_job;
 
 typedef struct oscar_attention_options {

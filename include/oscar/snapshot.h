@@ -36,6 +36,13 @@ typedef struct oscar_snapshot_contents {
 OSCAR_API oscar_status oscar_sequence_save(const oscar_sequence *sequence, const oscar_snapshot_contents *contents,
                                            const char *path);
 
+/* The same bytes, to whoever wants them: data [bytes] belong at `offset` of the file. They come in order and without gaps, and at
+ * the end those from 0 to the pages once more, now right. Returns false if it cannot take them, with the reason in errno
+ * (ENOMEM: NO_MEMORY, others: IO). Called on the caller's thread. */
+typedef bool oscar_snapshot_write(void *user, uint64_t offset, const void *data, size_t bytes);
+OSCAR_API oscar_status oscar_sequence_save_to(const oscar_sequence *sequence, const oscar_snapshot_contents *contents,
+                                              oscar_snapshot_write *write, void *user);
+
 typedef struct oscar_snapshot_info {
   int layers, kv_heads, head_dim, sink_pages, recent_pages;
   int64_t tokens; /* length of the sequence */
@@ -53,6 +60,9 @@ typedef struct oscar_snapshot_info {
 
 /* Opens a file and validates everything but the pages. Errors: IO, FORMAT, UNSUPPORTED (another version), NO_MEMORY. */
 OSCAR_API oscar_status oscar_snapshot_open(oscar_context *context, const char *path, oscar_snapshot **snapshot);
+/* The bytes of one, aligned to 8, which stay the caller's and must last until it is closed. `name` is for errors. */
+OSCAR_API oscar_status oscar_snapshot_open_bytes(oscar_context *context, const char *name, const void *data, size_t bytes,
+                                                 oscar_snapshot **snapshot);
 OSCAR_API void oscar_snapshot_close(oscar_snapshot *snapshot);
 /* Valid until the snapshot is closed. */
 OSCAR_API const oscar_snapshot_info *oscar_snapshot_describe(const oscar_snapshot *snapshot);
@@ -64,6 +74,12 @@ OSCAR_API oscar_status oscar_snapshot_check(const oscar_snapshot *snapshot);
  * Errors: MISMATCH (another model, geometry, windows, codecs), FORMAT, NO_SPACE, NO_MEMORY: the cache holds what it held. */
 OSCAR_API oscar_status oscar_snapshot_restore(const oscar_snapshot *snapshot, oscar_cache *cache, const char *model,
                                               oscar_sequence **sequence);
+
+/* The same sequence with another text: into bytes, and into a file (which may be the one that is open). No page is looked at but
+ * to copy it. Errors: as oscar_sequence_save. */
+OSCAR_API oscar_status oscar_snapshot_copy_to(const oscar_snapshot *snapshot, const void *text, size_t text_bytes,
+                                              oscar_snapshot_write *write, void *user);
+OSCAR_API oscar_status oscar_snapshot_copy(const oscar_snapshot *snapshot, const void *text, size_t text_bytes, const char *path);
 
 #ifdef __cplusplus
 }

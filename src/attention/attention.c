@@ -2,9 +2,10 @@
  * attention.c - attention of queries over a cache: who computes what, and how the pieces come together.
  *
  * The queries of a job are cut into tiles: consecutive positions of one page times the query heads of one KV head, at most
- * MAX_ROWS rows. Because a tile lies within a page, the reading rule gives all of its rows the same form of every page. A tile is
- * one piece of work, or several ranges of pages when there are fewer tiles than the threads can share (decode). Three steps,
- * each a parallel loop:
+ * MAX_ROWS rows. Because a tile lies within a page, the reading rule gives all of its rows the same form of every page. The pages
+ * that a tile reads are summed in parts, whose sums are merged in order; where parts begin follows from the tile's page alone, so
+ * that a row's result depends neither on the other rows nor on the threads. A tile is one piece of work, or each part is one when
+ * there are fewer tiles than the threads can share (decode). Three steps, each a parallel loop:
  *   1  map the queries of tiles that are cut into parts (others are mapped by the thread that reads the pages)
  *   2  read pages: scores, running softmax, sums; a tile in one piece is finished here, a part leaves its sums
  *   3  merge the parts of cut tiles and finish them
@@ -24,7 +25,8 @@
 #include <oscar/attention.h>
 
 #define MAX_GROUP        16 /* query heads per KV head */
-#define MIN_PART_PAGES   8  /* a shorter part costs more in mapping and merging than it saves */
+#define MIN_PART_PAGES   16 /* a much shorter part costs more in angles and merging than it saves; a power of two */
+#define MOST_PARTS       32 /* of a tile, and one more where its first page is not a part's first */
 #define PARTS_PER_THREAD 4  /* so that threads finish together although parts take different times */
 
 struct tile {
@@ -33,14 +35,16 @@ struct tile {
   int first, positions; /* of the job's n */
   int64_t position;     /* of `first` in the sequence */
   int64_t page_begin, page_end;
-  bool mapped; /* at least one page is read as codes */
-  int parts;   /* pieces the page range is cut into */
-  int part;    /* index of the first piece's sums; unused when parts == 1 */
-  int slot;    /* of the shared queries; unused when parts == 1 */
+  bool mapped;        /* at least one page is read as codes */
+  int64_t part_pages; /* parts begin at multiples of it */
+  int parts;          /* of the page range */
+  bool cut;           /* each part is a piece, with shared queries and sums: */
+  int part;           /* index of the first part's sums */
+  int slot;           /* of the queries */
 };
 
 struct piece {
-  int tile, part; /* part: 0 .. tile.parts - 1 */
+  int tile, part; /* part: 0 .. tile.parts - 1; of a tile that is not cut unused */
 };
 
 /* What a piece of work collects; slices of one block of floats. */
@@ -127,7 +131,7 @@ static size_t sums_bytes(const oscar_attention *a, int rows) {
   return round_up(STATE_BYTES * (size_t)rows, 64) + a->out_bytes * (size_t)rows;
 }
 static size_t thread_bytes(const oscar_attention *a) {
-  return queries_bytes(a, MAX_ROWS) + sums_bytes(a, MAX_ROWS) + SCORES_BYTES * MAX_ROWS + a->panel_bytes + 2 * a->angle_bytes;
+  return queries_bytes(a, MAX_ROWS) + 2 * sums_bytes(a, MAX_ROWS) + SCORES_BYTES * MAX_ROWS + a->panel_bytes + 2 * a->angle_bytes;
 }
 
 static struct queries queries_at(const oscar_attention *a, int rows, void *block) {
@@ -310,8 +314,17 @@ static oscar_status check_follows(const oscar_attention *a, const oscar_attentio
 
 static int tile_rows(const oscar_attention *a, const struct tile *tile) { return tile->positions * a->group; }
 
+/* Rows that kernels are given. Those for many may do few rows in another order, so that where many is asked for, rows of zeros
+ * that see nothing make up for what is missing. */
+static int kernel_rows(const oscar_attention *a, const struct tile *tile) {
+  const int rows = tile_rows(a, tile);
+  return tile->job->rounding == OSCAR_ATTENTION_AS_MANY && rows < MANY_ROWS ? MANY_ROWS : rows;
+}
+
 static const struct page_kernels *pages_of(const oscar_attention *a, const struct tile *tile) {
-  return tile_rows(a, tile) >= MANY_ROWS ? a->many : a->few;
+  const oscar_attention_rounding rounding = tile->job->rounding;
+  const bool many = rounding == OSCAR_ATTENTION_BY_NUMBER ? tile_rows(a, tile) >= MANY_ROWS : rounding == OSCAR_ATTENTION_AS_MANY;
+  return many ? a->many : a->few;
 }
 
 /* Positions of a tile: a power of two, so that tiles at multiples of it never cross a page. */
@@ -336,6 +349,13 @@ static bool reads_codes(const oscar_attention *a, const struct layer *layer, con
   return false;
 }
 
+/* The parts of a tile: as long as its page says. */
+static void set_parts(struct tile *tile) {
+  tile->part_pages = MIN_PART_PAGES;
+  while (tile->page_end > MOST_PARTS * tile->part_pages) tile->part_pages *= 2;
+  tile->parts = (int)((tile->page_end - 1) / tile->part_pages - tile->page_begin / tile->part_pages + 1);
+}
+
 /* The tiles of a job, those with the longest history first. Returns their number; *pages grows by the pages they read. */
 static int plan_tiles(const oscar_attention *a, const struct layer *layer, const oscar_attention_job *job, struct tile *tiles,
                       int64_t *pages) {
@@ -351,6 +371,7 @@ static int plan_tiles(const oscar_attention *a, const struct layer *layer, const
                         .page_begin = window_begin(layer->window, first) / PAGE_TOKENS,
                         .page_end = first / PAGE_TOKENS + 1};
     tile.mapped = reads_codes(a, layer, &tile);
+    set_parts(&tile);
     for (tile.kv_head = 0; tile.kv_head < a->geometry->kv_heads; tile.kv_head++) tiles[count++] = tile;
     *pages += (tile.page_end - tile.page_begin) * a->geometry->kv_heads;
     last = first;
@@ -358,19 +379,24 @@ static int plan_tiles(const oscar_attention *a, const struct layer *layer, const
   return count;
 }
 
-/* Decides how many pieces each tile becomes. A piece has at least `share` pages on average, so there are at most
- * tiles + threads * PARTS_PER_THREAD of them. */
-static void plan_parts(int threads, int64_t pages, struct plan *plan) {
-  int64_t share = pages;
-  if (threads > 1) {
-    share = (pages + threads * PARTS_PER_THREAD - 1) / (threads * PARTS_PER_THREAD);
-    if (share < MIN_PART_PAGES) share = MIN_PART_PAGES;
-  }
+static int64_t part_begin(const struct tile *tile, int part) {
+  const int64_t begin = (tile->page_begin / tile->part_pages + part) * tile->part_pages;
+  return begin > tile->page_begin ? begin : tile->page_begin;
+}
+static int64_t part_end(const struct tile *tile, int part) {
+  const int64_t end = (tile->page_begin / tile->part_pages + part + 1) * tile->part_pages;
+  return end < tile->page_end ? end : tile->page_end;
+}
+
+/* Decides which tiles are cut: those that are more than a thread's fair share, of which there are less than
+ * threads * PARTS_PER_THREAD. */
+static void plan_pieces(int threads, int64_t pages, struct plan *plan) {
+  const int64_t share = threads > 1 ? pages / (threads * PARTS_PER_THREAD) : pages;
   for (int i = 0; i < plan->tiles; i++) {
     struct tile *tile = plan->tile + i;
-    tile->parts = (int)((tile->page_end - tile->page_begin + share - 1) / share);
-    for (int part = 0; part < tile->parts; part++) plan->piece[plan->pieces++] = (struct piece){i, part};
-    if (tile->parts == 1) continue;
+    tile->cut = tile->parts > 1 && tile->page_end - tile->page_begin > share;
+    for (int part = 0; part < (tile->cut ? tile->parts : 1); part++) plan->piece[plan->pieces++] = (struct piece){i, part};
+    if (!tile->cut) continue;
     tile->slot = plan->cut_tiles++;
     tile->part = plan->parts;
     plan->parts += tile->parts;
@@ -387,7 +413,7 @@ static oscar_status make_plan(oscar_attention *a, const struct layer *layer, con
   size_t tiles = 0;
   for (int i = 0; i < n_jobs; i++) tiles += count_tiles(a, layer, jobs + i);
   if (tiles > INT32_MAX / 2) return set_error(context, OSCAR_INVALID_ARGUMENT, "attention: too many queries in one call");
-  size_t pieces = tiles + (size_t)threads * PARTS_PER_THREAD;
+  size_t pieces = tiles + (size_t)threads * PARTS_PER_THREAD * (MOST_PARTS + 1);
   oscar_status status = reserve(context, &a->plan, 1, tiles * sizeof(struct tile) + pieces * sizeof(struct piece));
   if (status != OSCAR_OK) return status;
   plan->tile = a->plan.data;
@@ -397,10 +423,10 @@ static oscar_status make_plan(oscar_attention *a, const struct layer *layer, con
   for (int i = 0; i < n_jobs; i++) plan->tiles += plan_tiles(a, layer, jobs + i, plan->tile + plan->tiles, &pages);
   for (int i = 0; i < plan->tiles; i++) {
     const struct tile *tile = plan->tile + i;
-    int rows = (int)round_up((size_t)tile_rows(a, tile), (size_t)pages_of(a, tile)->row_block);
+    int rows = (int)round_up((size_t)kernel_rows(a, tile), (size_t)pages_of(a, tile)->row_block);
     if (rows > plan->rows) plan->rows = rows;
   }
-  plan_parts(threads, pages, plan);
+  plan_pieces(threads, pages, plan);
   size_t queries = (size_t)plan->cut_tiles * queries_bytes(a, plan->rows), sums = (size_t)plan->parts * sums_bytes(a, plan->rows);
   return reserve(context, &a->shared, 1, queries + sums);
 }
@@ -415,7 +441,7 @@ static size_t query_offset(const oscar_attention *a, const struct tile *tile, in
 
 static struct query_rows rows_of(const oscar_attention *a, const struct layer *layer, const struct tile *tile,
                                  struct queries queries) {
-  return (struct query_rows){.rows = tile_rows(a, tile),
+  return (struct query_rows){.rows = kernel_rows(a, tile),
                              .head_dim = a->geometry->head_dim,
                              .q = queries.q,
                              .mapped = tile->mapped ? queries.mapped : NULL,
@@ -424,11 +450,12 @@ static struct query_rows rows_of(const oscar_attention *a, const struct layer *l
 }
 
 static void map_queries(const oscar_attention *a, const struct layer *layer, const struct tile *tile, struct queries queries) {
-  int rows = tile_rows(a, tile), d = a->geometry->head_dim;
-  for (int r = 0; r < rows; r++) {
+  const int d = a->geometry->head_dim, there = tile_rows(a, tile), rows = kernel_rows(a, tile);
+  for (int r = 0; r < there; r++) {
     const float *q = tile->job->q + query_offset(a, tile, r);
     for (int i = 0; i < d; i++) queries.q[r * d + i] = q[i] * a->scale;
   }
+  memset(queries.q + there * d, 0, sizeof *queries.q * (size_t)((rows - there) * d));
   if (tile->mapped) {
     const oscar_codec *codec = oscar_codec_set_get(a->geometry->codecs, layer->index, tile->kv_head, OSCAR_KEYS);
     a->kernels->multiply_transposed(rows, codec->map_rows, d, queries.q, codec->map, queries.mapped);
@@ -439,7 +466,8 @@ static void map_queries(const oscar_attention *a, const struct layer *layer, con
 
 /* ---- the rotating mean ---- */
 
-enum { ANCHOR_PAGES = 64 }; /* pages after which turns start over from an exact angle: they round by 1e-7 each */
+/* Pages after which turns start over from an exact angle, as at the beginning of a part: they round by 1e-7 each. */
+enum { ANCHOR_PAGES = MIN_PART_PAGES };
 
 static struct angles angles_of(const oscar_attention *a, const struct layer *layer, const struct tile *tile, void *memory) {
   if (!tile->mapped || layer->keys.rotating_pairs == 0) return (struct angles){0};
@@ -453,21 +481,30 @@ static struct angles angles_of(const oscar_attention *a, const struct layer *lay
   return angles;
 }
 
-/* Brings the angles to a page: one turn from the page before, or all the way from position 0. */
-static void turn_to(struct angles *angles, int64_t page) {
+/* One page on. */
+static void turn(struct angles *angles) {
   int n = angles->basis->pairs;
   float *restrict cosines = angles->at, *restrict sines = angles->at + n;
   const float *restrict c = angles->turn, *restrict s = angles->turn + n;
-  if (angles->page >= 0 && page == angles->page + 1 && page % ANCHOR_PAGES != 0) {
-    for (int k = 0; k < n; k++) {
-      float cosine = cosines[k] * c[k] - sines[k] * s[k];
-      sines[k] = sines[k] * c[k] + cosines[k] * s[k];
-      cosines[k] = cosine;
-    }
-  } else {
-    for (int k = 0; k < n; k++) rope_page_angle(angles->spec->rope, angles->spec->rotating_pair[k], page, cosines + k, sines + k);
+  for (int k = 0; k < n; k++) {
+    float cosine = cosines[k] * c[k] - sines[k] * s[k];
+    sines[k] = sines[k] * c[k] + cosines[k] * s[k];
+    cosines[k] = cosine;
   }
-  angles->page = page;
+  angles->page++;
+}
+
+/* Brings the angles to a page: by turns from the anchor before it, wherever the reading began, so that a page's angles are always
+ * the same bits. */
+static void turn_to(struct angles *angles, int64_t page) {
+  const int64_t anchor = page / ANCHOR_PAGES * ANCHOR_PAGES;
+  float *cosines = angles->at, *sines = angles->at + angles->basis->pairs;
+  if (angles->page < anchor || angles->page > page) {
+    for (int k = 0; k < angles->basis->pairs; k++)
+      rope_page_angle(angles->spec->rope, angles->spec->rotating_pair[k], anchor, cosines + k, sines + k);
+    angles->page = anchor;
+  }
+  while (angles->page < page) turn(angles);
 }
 
 static void clear_sums(const struct layer *layer, int rows, struct sums sums) {
@@ -475,9 +512,9 @@ static void clear_sums(const struct layer *layer, int rows, struct sums sums) {
   memset(sums.out, 0, sizeof *sums.out * (size_t)rows * (size_t)layer->stride);
 }
 
-/* The tokens of a page that each row sees; returns how many at its start any row sees. */
-static int set_ranges(const oscar_attention *a, const struct layer *layer, const struct tile *tile, int64_t page,
-                      struct softmax_state *states) {
+/* The tokens of a page that each row sees. */
+static void set_ranges(const oscar_attention *a, const struct layer *layer, const struct tile *tile, int64_t page,
+                       struct softmax_state *states) {
   for (int i = 0; i < tile->positions; i++) {
     int64_t position = tile->position + i, base = page * PAGE_TOKENS;
     int64_t hi = position + 1 - base, lo = window_begin(layer->window, position) - base;
@@ -486,7 +523,7 @@ static int set_ranges(const oscar_attention *a, const struct layer *layer, const
       states[r].hi = hi < PAGE_TOKENS ? (int)hi : PAGE_TOKENS;
     }
   }
-  return states[tile_rows(a, tile) - 1].hi;
+  for (int r = tile_rows(a, tile); r < kernel_rows(a, tile); r++) states[r].lo = states[r].hi = 0;
 }
 
 static void rescale_rows(int rows, int stride, const struct softmax_state *states, float *out) {
@@ -527,20 +564,17 @@ static void prefetch_page(const struct layer *layer, struct page_part part) {
   for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(part.keys + i, 0, 2);
 }
 
-static void read_page(const oscar_attention *a, const struct layer *layer, const struct tile *tile, int64_t page,
-                      struct page_part part, const struct query_rows *queries, struct angles *angles, struct sums sums,
-                      float *scores, float *panel) {
+/* Rows of a tile, from the page on that their sums have come to. `tokens`: of the page, that any of them sees. */
+static void read_rows(const oscar_attention *a, const struct layer *layer, const struct tile *tile, struct page_part part,
+                      const struct query_rows *queries, const struct angles *angles, int tokens, struct sums sums, float *scores,
+                      float *panel) {
   const struct page_kernels *pages = pages_of(a, tile);
   int d = a->geometry->head_dim, stride = layer->stride;
   if (part.coded) {
     pages->score_coded(queries, &layer->keys, part.keys, scores, panel);
-    if (angles->basis) {
-      turn_to(angles, page);
-      pages->score_waves(queries, &layer->keys, angles->basis, angles->at, scores, panel);
-    }
+    if (angles->basis) pages->score_waves(queries, &layer->keys, angles->basis, angles->at, scores, panel);
   } else
     pages->score_exact(queries, (const uint16_t *)(const void *)part.keys, scores, panel);
-  int tokens = set_ranges(a, layer, tile, page, sums.states);
   a->kernels->softmax(queries->rows, scores, sums.states);
   rescale_rows(queries->rows, stride, sums.states, sums.out);
   if (part.coded)
@@ -548,6 +582,26 @@ static void read_page(const oscar_attention *a, const struct layer *layer, const
   else
     pages->accumulate_exact(queries->rows, d, tokens, scores, (const uint16_t *)(const void *)part.values, sums.out, stride,
                             panel);
+}
+
+/* Kernels for few rows add up in another order for two than for ten. So where few means that results must not depend on how many
+ * there are, the rows of a position, which are always as many, go alone. */
+static void read_page(const oscar_attention *a, const struct layer *layer, const struct tile *tile, int64_t page,
+                      struct page_part part, const struct query_rows *queries, struct angles *angles, struct sums sums,
+                      float *scores, float *panel) {
+  const int rows = tile->job->rounding == OSCAR_ATTENTION_AS_FEW ? a->group : queries->rows;
+  set_ranges(a, layer, tile, page, sums.states);
+  if (part.coded && angles->basis) turn_to(angles, page);
+  for (int r = 0; r < queries->rows; r += rows) {
+    struct query_rows some = *queries;
+    some.rows = rows;
+    some.q += (size_t)r * (size_t)some.head_dim;
+    if (some.mapped) some.mapped += (size_t)r * (size_t)form_rows(&layer->keys);
+    some.prepared += (size_t)r * some.prepared_stride;
+    const int last = rows == queries->rows ? tile_rows(a, tile) - 1 : r + rows - 1;
+    read_rows(a, layer, tile, part, &some, angles, sums.states[last].hi,
+              (struct sums){sums.states + r, sums.out + r * layer->stride}, scores, panel);
+  }
 }
 
 static void finish_tile(const oscar_attention *a, const struct layer *layer, const struct tile *tile, struct sums sums) {
@@ -575,31 +629,38 @@ static void merge_sums(const struct layer *layer, int rows, struct sums into, st
   }
 }
 
+/* The sums of one part's pages. */
+static void read_part(const oscar_attention *a, const struct layer *layer, const struct tile *tile, int part,
+                      const struct query_rows *queries, struct angles *angles, struct sums sums, float *scores, float *panel) {
+  const int64_t begin = part_begin(tile, part), end = part_end(tile, part);
+  clear_sums(layer, queries->rows, sums);
+  struct page_part here = find_page(a, layer, tile, begin), next = here;
+  for (int64_t page = begin; page < end; page++, here = next) {
+    if (page + 1 < end) prefetch_page(layer, next = find_page(a, layer, tile, page + 1));
+    read_page(a, layer, tile, page, here, queries, angles, sums, scores, panel);
+  }
+}
+
 static void run_piece(const oscar_attention *a, const struct layer *layer, const struct plan *plan, struct piece piece,
                       uint8_t *memory) {
   const struct tile *tile = plan->tile + piece.tile;
-  bool whole = tile->parts == 1;
-  uint8_t *sums_memory = memory + queries_bytes(a, MAX_ROWS);
-  float *scores = (float *)(void *)(sums_memory + sums_bytes(a, MAX_ROWS)), *panel = scores + MAX_ROWS * PAGE_TOKENS;
-  struct sums sums = whole ? sums_at(MAX_ROWS, sums_memory) : part_sums(a, plan, tile->part + piece.part);
-  struct queries mapped = whole ? queries_at(a, MAX_ROWS, memory) : slot_queries(a, plan, tile->slot);
+  uint8_t *own = memory + queries_bytes(a, MAX_ROWS), *next = own + sums_bytes(a, MAX_ROWS);
+  float *scores = (float *)(void *)(next + sums_bytes(a, MAX_ROWS)), *panel = scores + MAX_ROWS * PAGE_TOKENS;
+  struct sums sums = tile->cut ? part_sums(a, plan, tile->part + piece.part) : sums_at(MAX_ROWS, own);
+  struct queries mapped = tile->cut ? slot_queries(a, plan, tile->slot) : queries_at(a, MAX_ROWS, memory);
   const struct page_kernels *pages = pages_of(a, tile);
   if (pages->begin) pages->begin();
-  if (whole) map_queries(a, layer, tile, mapped);
+  if (!tile->cut) map_queries(a, layer, tile, mapped);
   struct query_rows queries = rows_of(a, layer, tile, mapped);
-
-  int64_t length = tile->page_end - tile->page_begin;
-  int64_t begin = tile->page_begin + length * piece.part / tile->parts;
-  int64_t end = tile->page_begin + length * (piece.part + 1) / tile->parts;
-  clear_sums(layer, queries.rows, sums);
   struct angles angles = angles_of(a, layer, tile, (uint8_t *)panel + a->panel_bytes);
-  struct page_part part = find_page(a, layer, tile, begin), next = part;
-  for (int64_t page = begin; page < end; page++, part = next) {
-    if (page + 1 < end) prefetch_page(layer, next = find_page(a, layer, tile, page + 1));
-    read_page(a, layer, tile, page, part, &queries, &angles, sums, scores, panel);
+  read_part(a, layer, tile, piece.part, &queries, &angles, sums, scores, panel);
+  for (int part = 1; part < tile->parts && !tile->cut; part++) {
+    struct sums more = sums_at(MAX_ROWS, next);
+    read_part(a, layer, tile, part, &queries, &angles, more, scores, panel);
+    merge_sums(layer, queries.rows, sums, more);
   }
   if (pages->end) pages->end();
-  if (whole) finish_tile(a, layer, tile, sums);
+  if (!tile->cut) finish_tile(a, layer, tile, sums);
 }
 
 static void merge_tile(const oscar_attention *a, const struct layer *layer, const struct plan *plan, const struct tile *tile) {
@@ -618,7 +679,7 @@ struct execution {
 /* The next tile that is cut into parts, or NULL. */
 static const struct tile *take_cut_tile(const struct plan *plan, team_counter *counter) {
   for (int64_t i; (i = team_take(counter)) < plan->tiles;)
-    if (plan->tile[i].parts > 1) return plan->tile + i;
+    if (plan->tile[i].cut) return plan->tile + i;
   return NULL;
 }
 

@@ -69,6 +69,10 @@ struct heads {
 
 enum activation { ACTIVATION_SILU, ACTIVATION_GELU };
 
+/* The CPU rounds products of few tokens (integer kernels) and of many (BF16 or float panels) differently. By number is fastest;
+ * who wants results that do not depend on how tokens were put together says which. */
+enum product_rounding { ROUND_BY_NUMBER, ROUND_AS_FEW, ROUND_AS_MANY };
+
 struct backend;
 struct backend_recording; /* operations that were enqueued, to be enqueued again at once */
 struct backend_ops {
@@ -145,6 +149,7 @@ struct backend {
   oscar_cuda *cuda; /* where its buffers are; NULL: in host memory */
   /* Tokens of different sequences may share products of so many: on the CPU as long as each gets the bits that it gets alone. */
   int shared_tokens;
+  enum product_rounding rounding; /* of the products that follow. A GPU chooses by number always */
 };
 
 oscar_status backend_create_cpu(oscar_context *context, struct backend **backend);

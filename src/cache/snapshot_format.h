@@ -88,6 +88,11 @@ size_t page_staging_bytes(const oscar_cache *cache);
 oscar_status page_download(const struct page_place *place);
 oscar_status page_upload(const struct page_place *place);
 
+/* ---- writing (snapshot_write.c) ---- */
+struct file_writer;
+/* An oscar_snapshot_write into the file_writer that `user` is. */
+bool snapshot_write_file(void *user, uint64_t offset, const void *data, size_t bytes);
+
 /* ---- reading (snapshot_read.c) ---- */
 /* As oscar_snapshot_open, of bytes that stay valid. `name` is for errors. */
 oscar_status snapshot_parse(oscar_context *context, const char *name, const uint8_t *data, size_t bytes,

@@ -11,6 +11,7 @@
 #include "cache/cuda/store.h"
 #include "cache/snapshot_format.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <zstd.h>
@@ -176,6 +177,14 @@ oscar_status snapshot_parse(oscar_context *context, const char *name, const uint
   fill_info(s);
   *snapshot = s;
   return OSCAR_OK;
+}
+
+oscar_status oscar_snapshot_open_bytes(oscar_context *context, const char *name, const void *data, size_t bytes,
+                                       oscar_snapshot **snapshot) {
+  *snapshot = NULL;
+  if (!data || (uintptr_t)data % 8 != 0)
+    return set_error(context, OSCAR_INVALID_ARGUMENT, "%s: the bytes of a snapshot have to be aligned to 8", name);
+  return snapshot_parse(context, name, data, bytes, snapshot);
 }
 
 oscar_status oscar_snapshot_open(oscar_context *context, const char *path, oscar_snapshot **snapshot) {
@@ -409,4 +418,59 @@ oscar_status oscar_snapshot_restore(const oscar_snapshot *s, oscar_cache *c, con
   debug_check(c);
   *sequence = r.sequence;
   return OSCAR_OK;
+}
+
+/* ---- copying ---- */
+
+/* Header, forms, text, ids and page table with another text, and where the pages begin. */
+static uint8_t *make_front(const oscar_snapshot *s, const void *text, size_t text_bytes, size_t *bytes) {
+  struct snapshot_header h = s->header;
+  const size_t forms = snapshot_forms_bytes(&h), ids = round_up((size_t)h.ids * sizeof(int32_t), 8),
+               table = (size_t)snapshot_pages(&h) * sizeof *s->table,
+               before = sizeof h + forms + round_up((size_t)h.text_bytes, 8);
+  *bytes = sizeof h + forms + round_up(text_bytes, 8) + ids + table;
+  uint8_t *front = mem_zalloc(s->context, 1, *bytes), *at = front;
+  if (!front) return NULL;
+  h.file_bytes = h.file_bytes - (before + ids + table) + *bytes;
+  h.text_bytes = (int64_t)text_bytes;
+  at += sizeof h;
+  memcpy(at, s->data + sizeof h, forms), at += forms;
+  if (text_bytes) memcpy(at, text, text_bytes);
+  at += round_up(text_bytes, 8);
+  memcpy(at, s->data + before, ids + table);
+  h.sections = snapshot_checksum(front + sizeof h, *bytes - sizeof h);
+  h.checksum = snapshot_checksum(&h, offsetof(struct snapshot_header, checksum));
+  memcpy(front, &h, sizeof h);
+  return front;
+}
+
+static oscar_status copy(const oscar_snapshot *s, const void *text, size_t text_bytes, const char *name,
+                         oscar_snapshot_write *write, void *user) {
+  size_t bytes;
+  uint8_t *front = make_front(s, text, text_bytes, &bytes);
+  if (!front) return OSCAR_NO_MEMORY;
+  const int64_t pages = snapshot_pages(&s->header);
+  const uint8_t *first = pages ? s->record[0] : NULL;
+  const size_t rest = pages ? (size_t)(s->data + s->header.file_bytes - first) : 0;
+  errno = 0;
+  const bool written = write(user, 0, front, bytes) && (rest == 0 || write(user, bytes, first, rest));
+  const int why = errno;
+  mem_free(s->context, front);
+  if (written) return OSCAR_OK;
+  return set_error(s->context, why == ENOMEM ? OSCAR_NO_MEMORY : OSCAR_IO, "%s: cannot be written: %s", name, strerror(why));
+}
+
+oscar_status oscar_snapshot_copy_to(const oscar_snapshot *s, const void *text, size_t text_bytes, oscar_snapshot_write *write,
+                                    void *user) {
+  return copy(s, text, text_bytes, "the snapshot", write, user);
+}
+
+oscar_status oscar_snapshot_copy(const oscar_snapshot *s, const void *text, size_t text_bytes, const char *path) {
+  struct file_writer writer;
+  oscar_status status = file_writer_open(s->context, path, &writer);
+  if (status != OSCAR_OK) return status;
+  status = copy(s, text, text_bytes, path, snapshot_write_file, &writer);
+  if (status == OSCAR_OK) return file_writer_commit(s->context, &writer);
+  file_writer_abort(s->context, &writer);
+  return status;
 }

@@ -1,9 +1,9 @@
 /*
- * snapshot_write.c - a sequence into a file.
+ * snapshot_write.c - a sequence into a file, or wherever its bytes are wanted.
  *
- * Pages are cut, compressed and summed by all threads of the context, some at a time, and written in order; the kernel is asked
- * to begin with each lot at once, so that the sync at the end finds little left to do. Header and page table, which need what
- * comes out of that, are written last, into room that was left for them. The file gets its name when all of it is on disk.
+ * Pages are cut, compressed and summed by all threads of the context, some at a time, and written in order. Header and page
+ * table, which need what comes out of that, are written last, into room that was left for them. Of a file the kernel is asked to
+ * begin with each lot at once, so that the sync at the end finds little left to do; it gets its name when all of it is on disk.
  */
 #include "base/file.h"
 #include "base/team.h"
@@ -17,6 +17,7 @@
 
 #define PAGES_PER_THREAD 4 /* in a lot */
 #define LEVEL            1
+#define HINT_SHIFT       22 /* the disk is asked to begin every 4 MiB */
 
 struct slot { /* a page of the lot */
   uint8_t *record, *staging;
@@ -32,8 +33,9 @@ struct saving {
   oscar_context *context;
   const oscar_sequence *sequence;
   const oscar_snapshot_contents *contents;
-  const char *path;
-  struct file_writer writer;
+  const char *name; /* for errors */
+  oscar_snapshot_write *write;
+  void *user;
   struct snapshot_header header;
   struct snapshot_form *forms;
   struct snapshot_page *table; /* [pages] */
@@ -160,8 +162,9 @@ static void make_records(void *arg, int member, int members) {
 
 static oscar_status put(struct saving *s, const void *data, size_t bytes) {
   errno = 0;
-  if (bytes && fwrite(data, 1, bytes, s->writer.stream) != bytes)
-    return set_error(s->context, OSCAR_IO, "%s: cannot be written: %s", s->path, strerror(errno));
+  if (bytes && !s->write(s->user, s->position, data, bytes))
+    return set_error(s->context, errno == ENOMEM ? OSCAR_NO_MEMORY : OSCAR_IO, "%s: cannot be written: %s", s->name,
+                     strerror(errno));
   s->position += bytes;
   return OSCAR_OK;
 }
@@ -180,9 +183,6 @@ static oscar_status put_lot(struct saving *s) {
     s->table[s->first + i] = s->slot[i].entry;
     status = put(s, s->slot[i].record, (size_t)s->slot[i].entry.bytes);
   }
-#ifdef SYNC_FILE_RANGE_WRITE
-  if (status == OSCAR_OK) (void)sync_file_range(fileno(s->writer.stream), 0, 0, SYNC_FILE_RANGE_WRITE); /* a hint */
-#endif
   return status;
 }
 
@@ -203,8 +203,7 @@ static oscar_status put_front(struct saving *s) {
 /* The checksum of the sections is that of their bytes one after the other: they are read back. */
 static oscar_status finish_front(struct saving *s, size_t front) {
   s->header.file_bytes = s->position;
-  if (fseeko(s->writer.stream, 0, SEEK_SET) != 0)
-    return set_error(s->context, OSCAR_IO, "%s: cannot be written: %s", s->path, strerror(errno));
+  s->position = 0;
   uint8_t *sections = mem_alloc(s->context, front, 1);
   if (!sections) return OSCAR_NO_MEMORY;
   uint8_t *at = sections;
@@ -251,19 +250,46 @@ static void free_parts(struct saving *s) {
   mem_free(s->context, s->forms);
 }
 
-oscar_status oscar_sequence_save(const oscar_sequence *sequence, const oscar_snapshot_contents *contents, const char *path) {
-  struct saving s = {.context = sequence->cache->geometry.context, .sequence = sequence, .contents = contents, .path = path};
-  oscar_status status = check_arguments(sequence, contents);
-  if (status == OSCAR_OK) status = describe(&s);
+static oscar_status save(const oscar_sequence *sequence, const oscar_snapshot_contents *contents, const char *name,
+                         oscar_snapshot_write *write, void *user) {
+  struct saving s = {.context = sequence->cache->geometry.context,
+                     .sequence = sequence,
+                     .contents = contents,
+                     .name = name,
+                     .write = write,
+                     .user = user};
+  oscar_status status = describe(&s);
   if (status == OSCAR_OK) status = make_workers(&s);
-  if (status == OSCAR_OK) status = file_writer_open(s.context, path, &s.writer);
-  if (status == OSCAR_OK) {
-    status = write_all(&s);
-    if (status == OSCAR_OK)
-      status = file_writer_commit(s.context, &s.writer);
-    else
-      file_writer_abort(s.context, &s.writer);
-  }
+  if (status == OSCAR_OK) status = write_all(&s);
   free_parts(&s);
+  return status;
+}
+
+oscar_status oscar_sequence_save_to(const oscar_sequence *sequence, const oscar_snapshot_contents *contents,
+                                    oscar_snapshot_write *write, void *user) {
+  const oscar_status status = check_arguments(sequence, contents);
+  return status == OSCAR_OK ? save(sequence, contents, "the snapshot", write, user) : status;
+}
+
+bool snapshot_write_file(void *user, uint64_t offset, const void *data, size_t bytes) {
+  struct file_writer *writer = user;
+  if (ftello(writer->stream) != (off_t)offset && fseeko(writer->stream, (off_t)offset, SEEK_SET) != 0) return false;
+  if (fwrite(data, 1, bytes, writer->stream) != bytes) return false;
+#ifdef SYNC_FILE_RANGE_WRITE
+  if (offset >> HINT_SHIFT != (offset + bytes) >> HINT_SHIFT)
+    (void)sync_file_range(fileno(writer->stream), 0, 0, SYNC_FILE_RANGE_WRITE);
+#endif
+  return true;
+}
+
+oscar_status oscar_sequence_save(const oscar_sequence *sequence, const oscar_snapshot_contents *contents, const char *path) {
+  oscar_context *context = sequence->cache->geometry.context;
+  struct file_writer writer;
+  oscar_status status = check_arguments(sequence, contents);
+  if (status == OSCAR_OK) status = file_writer_open(context, path, &writer);
+  if (status != OSCAR_OK) return status;
+  status = save(sequence, contents, path, snapshot_write_file, &writer);
+  if (status == OSCAR_OK) return file_writer_commit(context, &writer);
+  file_writer_abort(context, &writer);
   return status;
 }

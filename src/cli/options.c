@@ -52,6 +52,15 @@ static const struct option_spec sampling_options[] = {
     {"top-k", 0, OPTION_INT, SAMPLER(top_k), "N", .help = "only the N most likely tokens; 0: all", 0, 1 << 30},
     {"top-p", 0, OPTION_FLOAT, SAMPLER(top_p), "X", .help = "the most likely tokens that sum to X; 1: all", 0, 1},
     {"min-p", 0, OPTION_FLOAT, SAMPLER(min_p), "X", .help = "tokens at least X times as likely as the first; 0: all", 0, 1},
+    {"repeat-penalty", 0, OPTION_FLOAT, SAMPLER(repeat_penalty), "X",
+     .help = "makes tokens that came before less likely: logits above 0 are divided by X, others multiplied; 1: no change", 0.01,
+     100},
+    {"presence-penalty", 0, OPTION_FLOAT, SAMPLER(presence_penalty), "X",
+     .help = "subtracted from the logits of tokens that came before", -1000, 1000},
+    {"frequency-penalty", 0, OPTION_FLOAT, SAMPLER(frequency_penalty), "X",
+     .help = "subtracted from logits for every time that a token came before", -1000, 1000},
+    {"penalty-window", 0, OPTION_INT, SAMPLER(penalty_window), "N",
+     .help = "how many tokens before count for these penalties, the prompt's too; -1: all", -1, 1 << 30},
     {"seed", 's', OPTION_UINT64, SAMPLER(seed), "N", .help = "the same seed gives the same text"},
 };
 

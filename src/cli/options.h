@@ -12,7 +12,7 @@ struct option_group model_group(struct engine_options *options);
 struct option_group cache_group(struct engine_options *options);
 /* -c, --sink, --recent, --chunk */
 struct option_group window_group(struct engine_options *options);
-/* --temp, --top-k, --top-p, --min-p, --seed */
+/* --temp, --top-k, --top-p, --min-p, --repeat-penalty, --presence-penalty, --frequency-penalty, --penalty-window, --seed */
 struct option_group sampling_group(struct sampler_options *options);
 
 struct text_arguments {

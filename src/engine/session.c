@@ -139,7 +139,7 @@ oscar_status session_next(struct session *s, int32_t *id, bool *end) {
   }
   if (!sampled) {
     if (!s->logits_valid) return set_error(s->engine->context, OSCAR_INVALID_ARGUMENT, "nothing was fed yet");
-    if ((status = sampler_next(s->sampler, s->logits, id)) != OSCAR_OK) return status;
+    if ((status = sampler_choose(s->sampler, s->logits, s->history, s->length, NULL, id)) != OSCAR_OK) return status;
   }
   *end = tokenizer_is_end(model_tokenizer(s->engine->model), *id);
   if (!*end) {

@@ -42,6 +42,7 @@ struct writing {
   int32_t *ends;             /* [n_ends] tokens that are not allowed */
   int n_ends;
   int32_t *written, *bf16; /* [texts][tokens], of the run at work and of run 0 */
+  int32_t *before;         /* [longest + tokens], the prompt and what was written so far: penalties look at it */
   float *logits;           /* [vocab] */
   float *rows;             /* [SCORED_ROWS][vocab] */
   struct lane exact;
@@ -79,12 +80,15 @@ const char *written_measure_name(enum written_measure measure) {
 
 /* ---- one text ---- */
 
-static oscar_status write_tokens(struct writing *w, struct lane *lane, struct sampler *sampler, int32_t *ids) {
+static oscar_status write_tokens(struct writing *w, struct lane *lane, const struct prompt_ids *prompt, struct sampler *sampler,
+                                 int32_t *ids) {
   oscar_status status = OSCAR_OK;
+  memcpy(w->before, prompt->ids, (size_t)prompt->count * sizeof *ids);
   for (int i = 0; i < w->options->tokens && status == OSCAR_OK; i++) {
     for (int k = 0; k < w->n_ends; k++) w->logits[w->ends[k]] = -INFINITY;
-    status = sampler_next(sampler, w->logits, &ids[i]);
+    status = sampler_choose(sampler, w->logits, w->before, prompt->count + i, NULL, &ids[i]);
     if (status != OSCAR_OK) return prefix_error(w->context, status, "cache %s", lane->kv);
+    w->before[prompt->count + i] = ids[i];
     if (i + 1 < w->options->tokens) status = lane_forward(lane, lane->sequence, &ids[i], 1, 1, w->logits);
     if (status == OSCAR_OK) status = lane_progress_add(w->context, &w->progress, 1);
   }
@@ -99,7 +103,7 @@ static oscar_status write_text(struct writing *w, struct lane *lane, const struc
   oscar_status status = sampler_create(w->context, &sampling, w->vocab, &sampler);
   if (status == OSCAR_OK) status = oscar_sequence_create(lane->cache, &lane->sequence);
   if (status == OSCAR_OK) status = lane_feed(lane, lane->sequence, prompt->ids, prompt->count, w->logits, NULL);
-  if (status == OSCAR_OK) status = write_tokens(w, lane, sampler, ids);
+  if (status == OSCAR_OK) status = write_tokens(w, lane, prompt, sampler, ids);
   if (status == OSCAR_OK) {
     run->bits_per_element = oscar_sequence_bits_per_element(lane->sequence);
     run->cache_bytes = oscar_sequence_bytes(lane->sequence);
@@ -321,13 +325,16 @@ static oscar_status prepare(struct writing *w) {
   w->rows = mem_alloc(w->context, vocab * SCORED_ROWS, sizeof *w->rows);
   if (!w->written || !w->bf16 || !w->logits || !w->rows) return OSCAR_NO_MEMORY;
   oscar_status status = list_ends(w);
-  return status == OSCAR_OK ? encode_prompts(w) : status;
+  if (status == OSCAR_OK) status = encode_prompts(w);
+  if (status != OSCAR_OK) return status;
+  w->before = mem_alloc(w->context, (size_t)w->longest + (size_t)w->options->tokens, sizeof *w->before);
+  return w->before ? OSCAR_OK : OSCAR_NO_MEMORY;
 }
 
 static void close_writing(struct writing *w) {
   lane_close(&w->exact);
   for (int i = 0; w->prompt && i < w->result->prompts; i++) mem_free(w->context, w->prompt[i].ids);
-  void *const owned[] = {w->prompt, w->ends, w->written, w->bf16, w->logits, w->rows};
+  void *const owned[] = {w->prompt, w->ends, w->before, w->written, w->bf16, w->logits, w->rows};
   for (size_t i = 0; i < ARRAY_LENGTH(owned); i++) mem_free(w->context, owned[i]);
 }
 

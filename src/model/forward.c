@@ -7,7 +7,8 @@
  * wanted go through the output product, in slices, so that a large vocabulary does not size a buffer of its own.
  *
  * Products round differently for few tokens and for many, so which tokens share one is decided here: with a backend whose results
- * depend on it, sequences share products only while all of them get the bits that they would get alone (spans).
+ * depend on it, sequences share products only while all of them get the bits that they would get alone (spans). Where jobs say
+ * what their tokens are, all of a kind share one product of that kind's rounding.
  *
  * On a GPU nothing waits between the upload of a step's ids and positions and the download of its logits. While decoding, when
  * every sequence has one token, all that changes from step to step is uploaded first and the kernels after it are the same ones:
@@ -29,6 +30,7 @@
 /* Rows of activations that go through products together. */
 struct span {
   int first, n;
+  enum product_rounding rounding;
 };
 
 /* Activations where the host can read them, for observers: rows of q, k, v and o. */
@@ -224,6 +226,7 @@ static oscar_status multiply(struct backend *be, const struct products *p, const
   oscar_status status = OSCAR_OK;
   for (int s = 0; s < n_spans && status == OSCAR_OK; s++) {
     float *out[3];
+    be->rounding = spans[s].rounding;
     for (int i = 0; i < p->count; i++) out[i] = p->out[i] + (size_t)spans[s].first * (size_t)p->weights[i]->rows;
     status = be->ops->matmul(be, p->count, p->weights, p->bias, spans[s].n,
                              x + (size_t)spans[s].first * (size_t)p->weights[0]->cols, out);
@@ -237,13 +240,26 @@ static oscar_status multiply_one(const struct runner *r, const struct weight *w,
 }
 
 /* Adds rows that one job needs: to the last span while all in it stay as they would be alone, else as a span of its own. */
-static void add_rows(struct span *spans, int *count, int n, int shared_tokens) {
+static void add_rows(struct span *spans, int *count, int n, int shared_tokens, enum product_rounding rounding) {
   if (n == 0) return;
   struct span *last = *count > 0 ? &spans[*count - 1] : NULL;
-  if (last && last->n + n <= shared_tokens)
+  if (last && last->rounding == rounding && (rounding != ROUND_BY_NUMBER || last->n + n <= shared_tokens))
     last->n += n;
   else
-    spans[(*count)++] = (struct span){last ? last->first + last->n : 0, n};
+    spans[(*count)++] = (struct span){last ? last->first + last->n : 0, n, rounding};
+}
+
+/* Of a job's rows; of its logits, which are few rows of the largest product, it is that of few whatever the tokens are. */
+static enum product_rounding rounding_of(enum token_kind kind) {
+  return kind == TOKENS_OF_PROMPT ? ROUND_AS_MANY : kind == TOKENS_GENERATED ? ROUND_AS_FEW : ROUND_BY_NUMBER;
+}
+static enum product_rounding logits_rounding_of(enum token_kind kind) {
+  return kind == TOKENS_BY_NUMBER ? ROUND_BY_NUMBER : ROUND_AS_FEW;
+}
+static oscar_attention_rounding attention_rounding_of(enum token_kind kind) {
+  return kind == TOKENS_OF_PROMPT   ? OSCAR_ATTENTION_AS_MANY
+         : kind == TOKENS_GENERATED ? OSCAR_ATTENTION_AS_FEW
+                                    : OSCAR_ATTENTION_BY_NUMBER;
 }
 
 /* ---- layers ---- */
@@ -347,6 +363,7 @@ static oscar_status feed_forward_block(const struct runner *r, int layer) {
   for (int s = 0; s < r->n_spans && status == OSCAR_OK; s++) {
     const size_t from = (size_t)r->spans[s].first * (size_t)g->feed_forward,
                  to = (size_t)r->spans[s].first * (size_t)g->embedding;
+    be->rounding = r->spans[s].rounding;
     status =
         be->ops->matmul_gated(be, &w->down, m->architecture->activation, r->spans[s].n, r->gate + from, r->up + from, r->h + to);
   }
@@ -458,11 +475,13 @@ static oscar_status output_rows(struct runner *r, int first, int rows) {
 static oscar_status output_block(struct runner *r) {
   norm_outputs(r);
   oscar_status status = OSCAR_OK;
-  for (int s = 0; s < r->n_output_spans; s++)
+  for (int s = 0; s < r->n_output_spans; s++) {
+    r->model->backend->rounding = r->output_spans[s].rounding;
     for (int done = 0; done < r->output_spans[s].n && status == OSCAR_OK; done += LOGIT_ROWS) {
       const int left = r->output_spans[s].n - done;
       status = output_rows(r, r->output_spans[s].first + done, left < LOGIT_ROWS ? left : LOGIT_ROWS);
     }
+  }
   return status;
 }
 
@@ -538,10 +557,13 @@ static void lay_out(struct runner *r, int count, const struct forward_job *jobs)
   for (int i = 0; i < count; i++) {
     const struct forward_job *job = &jobs[i];
     r->sequences[i] = job->sequence;
-    r->attention_jobs[i] = (oscar_attention_job){
-        .sequence = job->sequence, .n = job->n, .q = r->q + (size_t)r->n * width, .out = r->o + (size_t)r->n * width};
-    add_rows(r->spans, &r->n_spans, job->n, shared);
-    add_rows(r->output_spans, &r->n_output_spans, job->outputs, shared);
+    r->attention_jobs[i] = (oscar_attention_job){.sequence = job->sequence,
+                                                 .n = job->n,
+                                                 .q = r->q + (size_t)r->n * width,
+                                                 .out = r->o + (size_t)r->n * width,
+                                                 .rounding = attention_rounding_of(job->kind)};
+    add_rows(r->spans, &r->n_spans, job->n, shared, rounding_of(job->kind));
+    add_rows(r->output_spans, &r->n_output_spans, job->outputs, shared, logits_rounding_of(job->kind));
     r->n += job->n;
     r->outputs += job->outputs;
   }
@@ -633,6 +655,7 @@ static oscar_status run_step(struct runner *r, int count, const struct forward_j
     committed += status == OSCAR_OK;
   }
   for (int i = committed; i < begun; i++) oscar_sequence_abort(jobs[i].sequence);
+  r->model->backend->rounding = ROUND_BY_NUMBER;
   r->host_ns = time_ns() - started - r->waited_ns;
   team_before_openmp(r->model->context); /* with which callers look at the logits */
   return status;
@@ -656,6 +679,6 @@ oscar_status runner_sample_all(struct runner *r, int count, const struct forward
 
 oscar_status runner_forward(struct runner *r, oscar_sequence *sequence, int n, const int32_t *ids, int outputs, float *logits,
                             const struct forward_observer *observer) {
-  const struct forward_job job = {sequence, n, ids, outputs, logits};
+  const struct forward_job job = {.sequence = sequence, .n = n, .ids = ids, .outputs = outputs, .logits = logits};
   return run_step(r, 1, &job, observer, NULL, NULL);
 }

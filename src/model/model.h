@@ -72,6 +72,11 @@ void runner_record(struct runner *runner, bool records);
 /* Of the last step, the time in which the host did not wait for a GPU. */
 int64_t runner_host_ns(const struct runner *runner);
 
+/* What tokens are, by which the CPU chooses kernels, which round differently. By number: the fastest for so many, in one call.
+ * Tokens of a prompt get the same bits however the prompt is cut and whatever else is in the step, and so do generated ones,
+ * alone or several at a time. */
+enum token_kind { TOKENS_BY_NUMBER, TOKENS_OF_PROMPT, TOKENS_GENERATED };
+
 /* The next n tokens of a sequence, and where the logits of the last `outputs` of them go: [outputs][vocab], host memory,
  * allocated by the caller; outputs may be 0. */
 struct forward_job {
@@ -80,6 +85,7 @@ struct forward_job {
   const int32_t *ids;
   int outputs;
   float *logits;
+  enum token_kind kind;
 };
 
 /* One step of several different sequences at once (begin, all layers, commit), at most max_chunk tokens in all. Logits are those

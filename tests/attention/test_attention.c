@@ -329,7 +329,7 @@ static void feed(struct fixture *f, oscar_sequence *sequence, const struct text 
   assert_ok(f->context, oscar_sequence_begin(sequence, n));
   for (int layer = 0; layer < s->layers; layer++)
     assert_ok(f->context, oscar_sequence_write(sequence, layer, t->k + (size_t)begin * row, t->v + (size_t)begin * row));
-  oscar_attention_job job = {sequence, n, t->q + (size_t)begin * query_row, out};
+  oscar_attention_job job = {sequence, n, t->q + (size_t)begin * query_row, out, OSCAR_ATTENTION_BY_NUMBER};
   assert_ok(f->context, oscar_attention_run(f->attention, t->layer, window, &job, 1));
   assert_ok(f->context, oscar_sequence_commit(sequence));
 }
@@ -526,12 +526,12 @@ static void threads_change_only_roundings(void **state) {
         compare(&f, &t, 0, x, out[i] + x * 4 * 64);
       }
       float windowed[4 * 64];
-      oscar_attention_job job = {sequence, 1, t.q + (TOKENS - 1) * 4 * 64, windowed};
+      oscar_attention_job job = {sequence, 1, t.q + (TOKENS - 1) * 4 * 64, windowed, OSCAR_ATTENTION_BY_NUMBER};
       assert_ok(f.context, oscar_attention_run(f.attention, 0, 1111, &job, 1));
       compare(&f, &t, 1111, TOKENS - 1, windowed);
       enum { MANY = 20 }; /* a short prompt over a long history: two tiles of 16 and 4 positions, 64 rows and 16, in parts */
       float many[MANY * 4 * 64];
-      oscar_attention_job short_prompt = {sequence, MANY, t.q + (TOKENS - MANY) * 4 * 64, many};
+      oscar_attention_job short_prompt = {sequence, MANY, t.q + (TOKENS - MANY) * 4 * 64, many, OSCAR_ATTENTION_BY_NUMBER};
       assert_ok(f.context, oscar_attention_run(f.attention, 0, 0, &short_prompt, 1));
       for (int x = 0; x < MANY; x++) compare(&f, &t, 0, TOKENS - MANY + x, many + x * 4 * 64);
       free_text(&t);
@@ -562,7 +562,8 @@ static void jobs_do_not_disturb_each_other(void **state) {
       feed(&f, sequences[i], &texts[i], 0, 0, lengths[i], ignored);
       free(ignored);
       int n = queries[i];
-      jobs[i] = (oscar_attention_job){sequences[i], n, texts[i].q + (size_t)(lengths[i] - n) * 640, floats(n, 10, 64)};
+      jobs[i] = (oscar_attention_job){
+          .sequence = sequences[i], .n = n, .q = texts[i].q + (size_t)(lengths[i] - n) * 640, .out = floats(n, 10, 64)};
     }
     jobs[JOBS] = jobs[1];
     jobs[JOBS].out = floats(1, 10, 64);
@@ -718,7 +719,7 @@ static void wrong_arguments_are_refused_by_name(void **state) {
 
   oscar_sequence *sequence = NULL;
   assert_ok(f.context, oscar_sequence_create(f.cache, &sequence));
-  oscar_attention_job job = {sequence, 1, t.q, out};
+  oscar_attention_job job = {sequence, 1, t.q, out, OSCAR_ATTENTION_BY_NUMBER};
   assert_int_equal(oscar_attention_run(f.attention, 0, 0, &job, 1), OSCAR_INVALID_ARGUMENT); /* empty */
   feed(&f, sequence, &t, 0, 0, 100, out);
   assert_ok(f.context, oscar_attention_run(f.attention, 0, 0, &job, 1));
@@ -732,7 +733,7 @@ static void wrong_arguments_are_refused_by_name(void **state) {
   assert_non_null(strstr(oscar_last_error(f.context), "100 positions"));
   job.n = 0;
   assert_int_equal(oscar_attention_run(f.attention, 0, 0, &job, 1), OSCAR_INVALID_ARGUMENT);
-  job = (oscar_attention_job){sequence, 1, NULL, out};
+  job = (oscar_attention_job){.sequence = sequence, .n = 1, .out = out};
   assert_int_equal(oscar_attention_run(f.attention, 0, 0, &job, 1), OSCAR_INVALID_ARGUMENT);
 
   job.q = t.q;
@@ -773,7 +774,7 @@ static void every_failed_allocation_is_survived(void **state) {
   assert_ok(f.context, oscar_sequence_commit(sequence));
   float *out = floats(200, 2, 64);
   for (int n = 1; n <= 200; n += 199) {
-    oscar_attention_job job = {sequence, n, t.q + (1500 - n) * 128, out};
+    oscar_attention_job job = {sequence, n, t.q + (1500 - n) * 128, out, OSCAR_ATTENTION_BY_NUMBER};
     sweep_allocations(f.context, &failing, oscar_attention_run(f.attention, 0, 0, &job, 1));
     compare(&f, &t, 0, 1499, out + (n - 1) * 128);
   }

@@ -250,7 +250,7 @@ static void compare(const struct setup *s, const int *lengths, int sequences, co
           assert_ok(sides[side].context,
                     oscar_sequence_write(sequence[side][i], 0, (side ? dk : k) + at * kv, (side ? dv : v) + at * kv));
         jobs[side][n_jobs] = (oscar_attention_job){sequence[side][i], tokens[i], (side ? dq : q) + at * q_width,
-                                                   (side ? dout : out[0]) + at * q_width};
+                                                   (side ? dout : out[0]) + at * q_width, OSCAR_ATTENTION_BY_NUMBER};
       }
       at += (size_t)tokens[i];
       n_jobs++;

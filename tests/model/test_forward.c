@@ -83,7 +83,7 @@ static void run_together(struct rig *r, int count, oscar_sequence **sequences, c
   for (int i = 0; i < count; i++) {
     next_ids(i, sequences[i], step->n[i], ids + n);
     float *to = (gaps && i % 2 ? apart : logits) + rows * SMALL_VOCAB;
-    jobs[i] = (struct forward_job){sequences[i], step->n[i], ids + n, step->outputs[i], to};
+    jobs[i] = (struct forward_job){sequences[i], step->n[i], ids + n, step->outputs[i], to, TOKENS_BY_NUMBER};
     n += step->n[i];
     rows += step->outputs[i];
   }
@@ -180,6 +180,63 @@ static void sequences_share_steps_without_a_trace(void **state) {
   }
 }
 
+/* ---- jobs that say what their tokens are ---- */
+
+enum { PROMPT = 900, ANSWER = 60 };
+
+/* The prompt in pieces of `piece` tokens and then the answer `few` tokens at a time, beside a sequence that does something else
+ * in each step; the logits of the last token of the prompt and of all of the answer, [1 + ANSWER][vocab]. */
+static void run_cut(struct rig *r, int piece, int few, bool beside, float *logits) {
+  oscar_sequence *s[3];
+  struct forward_job jobs[3];
+  int32_t ids[3][CHUNK];
+  float other[8 * SMALL_VOCAB];
+  uint64_t random = (uint64_t)piece;
+  make_sequences(r, 3, s);
+  for (int64_t at = 0, row = 0; at < PROMPT + ANSWER; at = oscar_sequence_length(s[0])) {
+    const bool prompt = at < PROMPT;
+    const int64_t left = (prompt ? PROMPT : PROMPT + ANSWER) - at, most = prompt ? piece : few;
+    const int n = (int)(left < most ? left : most), outputs = prompt ? left == n : n;
+    const int n1 = 1 + (int)(test_random(&random) % 7), n2 = 1 + (int)(test_random(&random) % 40);
+    for (int i = 0; i < 3; i++) next_ids(i, s[i], i == 0 ? n : i == 1 ? n1 : n2, ids[i]);
+    jobs[beside] =
+        (struct forward_job){s[0], n, ids[0], outputs, logits + row * SMALL_VOCAB, prompt ? TOKENS_OF_PROMPT : TOKENS_GENERATED};
+    jobs[!beside] = (struct forward_job){s[1], n1, ids[1], 1, other, TOKENS_GENERATED};
+    jobs[2] = (struct forward_job){s[2], n2, ids[2], 0, NULL, TOKENS_OF_PROMPT};
+    const bool room = oscar_sequence_length(s[2]) + n2 < LENGTH && oscar_sequence_length(s[1]) + n1 < LENGTH;
+    assert_ok(r->context, runner_forward_all(r->runner, beside && room ? 3 : 1, beside && room ? jobs : &jobs[beside]));
+    row += outputs;
+  }
+  for (int i = 0; i < 3; i++) oscar_sequence_free(s[i]);
+}
+
+static void a_prompt_can_be_cut_anywhere_beside_anything(void **state) {
+  (void)state;
+  static const struct {
+    int piece, few, threads;
+    bool beside;
+  } ways[] = {{200, 5, 2, true}, {1, 1, 2, false}, {64, 40, 2, true}, {37, 2, 1, true}, {7, 16, 1, false}, {190, 1, 2, true}};
+  const size_t bytes = (1 + ANSWER) * SMALL_VOCAB * sizeof(float);
+  float *expected = malloc(bytes), *got = malloc(bytes);
+  for (size_t c = 0; c < ARRAY_LENGTH(cases); c++) {
+    struct small_model m;
+    struct rig r;
+    small_model_make(&m, cases[c].architecture, cases[c].tied, c + 1);
+    for (size_t w = 0; w < ARRAY_LENGTH(ways); w++) {
+      assert_true(open_rig(&r, m.path, cases[c].coded, false, 3));
+      r.context->options.threads = ways[w].threads;
+      run_cut(&r, ways[w].piece, ways[w].few, ways[w].beside, w ? got : expected);
+      if (w && memcmp(got, expected, bytes) != 0)
+        fail_msg("case %zu (%s): cut into %d and %d tokens, other logits than into %d and %d", c, cases[c].architecture,
+                 ways[w].piece, ways[w].few, ways[0].piece, ways[0].few);
+      close_rig(&r);
+    }
+    small_model_free(&m);
+  }
+  free(got);
+  free(expected);
+}
+
 static void many_sequences_decode_together(void **state) {
   (void)state;
   struct small_model m;
@@ -206,7 +263,9 @@ static void a_step_that_fails_changes_nothing(void **state) {
   small_model_make(&m, "llama", true, 5);
   assert_true(open_rig(&r, m.path, false, false, 2));
   make_sequences(&r, 3, s);
-  struct forward_job jobs[3] = {{s[0], 100, ids, 0, NULL}, {s[1], 100, ids, 0, NULL}, {s[2], 50, ids, 0, NULL}};
+  struct forward_job jobs[3] = {{.sequence = s[0], .n = 100, .ids = ids},
+                                {.sequence = s[1], .n = 100, .ids = ids},
+                                {.sequence = s[2], .n = 50, .ids = ids}};
   assert_int_equal(runner_forward_all(r.runner, 0, jobs), OSCAR_INVALID_ARGUMENT);
   assert_ok(r.context, runner_forward_all(r.runner, 2, jobs));
   jobs[2].n = 57; /* one more than a chunk */
@@ -379,7 +438,8 @@ static void twins_step(struct twins *t, int count, const int *which, int tokens,
   for (int side = 0; side < 2; side++) {
     struct forward_job jobs[MOST_JOBS];
     for (int i = 0; i < count; i++)
-      jobs[i] = (struct forward_job){t->s[side][which[i]], tokens, ids + i * tokens, 1, logits[side] + i * SMALL_VOCAB};
+      jobs[i] = (struct forward_job){t->s[side][which[i]],           tokens,          ids + i * tokens, 1,
+                                     logits[side] + i * SMALL_VOCAB, TOKENS_BY_NUMBER};
     for (int i = 0; i < count * SMALL_VOCAB; i++) logits[side][i] = NAN;
     const oscar_status status = runner_forward_all(t->rig[side].runner, count, jobs);
     if (expected == OSCAR_OK) assert_ok(t->rig[side].context, status);
@@ -573,6 +633,7 @@ static void tokens_are_sampled_on_gpus_only(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(sequences_share_steps_without_a_trace),
+      cmocka_unit_test(a_prompt_can_be_cut_anywhere_beside_anything),
       cmocka_unit_test(many_sequences_decode_together),
       cmocka_unit_test(a_step_that_fails_changes_nothing),
       cmocka_unit_test(a_gpu_gives_what_the_cpu_gives),

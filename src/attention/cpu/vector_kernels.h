@@ -273,6 +273,8 @@ static inline void score_waves(const struct query_rows *queries, const struct si
   int stride = form_rows(form), rows = queries->rows;
   for (int r = 0, n; r < rows; r += n) {
     n = rows - r < BLOCK_ROWS ? rows - r : BLOCK_ROWS;
+    /* Three rows and fewer add up in another order: of many, none may be the last three. */
+    if (rows >= MANY_ROWS && rows - r > BLOCK_ROWS && (rows - r - 1) % BLOCK_ROWS < 3) n = 4;
     const float *of = queries->mapped + r * stride + form_rotating_row(form);
     float *to = scores + r * PAGE_TOKENS;
     WITH_CONSTANT(n, BLOCK_ROWS, score_waves_block(ROWS, basis, of, stride, angle, to, panel));

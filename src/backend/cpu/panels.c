@@ -10,6 +10,9 @@
  * exact product by less than 2^-8 of the root sum of squares of its terms as a rule, by 2^-7 of the sum of their magnitudes at
  * most; tests/backend/test_products.c holds it to that.
  *
+ * A token's results do not depend on how many are multiplied with it, nor on threads: a sum is over the columns in their order,
+ * whatever the block of tokens. Prompts that are cut anywhere rely on it, and tests/backend/test_products.c holds oneDNN to it.
+ *
  * oneDNN works in OpenMP's threads: their number is set for the duration of a call, because oneDNN takes it from the runtime when
  * it plans and when it works. Plans (primitives) are expensive to make and are kept by shape.
  */

@@ -159,7 +159,8 @@ oscar_status cpu_matmul(struct backend *be, int count, const struct weight *cons
                        w[i]->name, (long long)w[i]->cols, w[0]->name, (long long)w[0]->cols);
   }
   if (n == 0) return OSCAR_OK;
-  return n >= cpu->kernels->many_tokens ? panels_matmul(cpu, count, w, bias, n, x, y) : few_tokens(cpu, count, w, bias, n, x, y);
+  const bool many = be->rounding == ROUND_BY_NUMBER ? n >= cpu->kernels->many_tokens : be->rounding == ROUND_AS_MANY;
+  return many ? panels_matmul(cpu, count, w, bias, n, x, y) : few_tokens(cpu, count, w, bias, n, x, y);
 }
 
 oscar_status cpu_matmul_gated(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,

@@ -1,0 +1,546 @@
+/*
+ * service_sessions.c - sequences with a name: found, lent to requests, kept after them; what other threads ask of them.
+ *
+ * A session is one request's at a time. Its sequence then belongs to the answer, and comes back as long as what the answer made
+ * of it. A session whose pages have gone for want of room still has its tokens: they are a prompt like any other.
+ */
+#include "engine/service_store.h"
+
+#include "base/file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { NAME_BYTES = 64 };
+
+static bool is_letter_or_digit(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'); }
+
+bool session_name_is_valid(const char *name) {
+  size_t n = 0;
+  for (; name[n] && n <= NAME_BYTES; n++)
+    if (!is_letter_or_digit(name[n]) && (n == 0 || !strchr("._-", name[n]))) return false;
+  return n >= 1 && n <= NAME_BYTES;
+}
+
+/* ---- the list ---- */
+
+static struct session *find(const struct service *s, const char *name) {
+  for (struct session *x = s->sessions->first; x; x = x->next)
+    if (strcmp(x->name, name) == 0) return x;
+  return NULL;
+}
+
+static void touch(struct service *s, struct session *x) {
+  x->used = ++s->sessions->clock;
+  x->used_at = (int64_t)time(NULL);
+}
+
+static struct session *add(struct service *s, const char *name) {
+  struct session *x = mem_zalloc(s->context, 1, sizeof *x);
+  if (!x) return NULL;
+  snprintf(x->name, sizeof x->name, "%s", name);
+  x->created_at = (int64_t)time(NULL);
+  touch(s, x);
+  x->next = s->sessions->first;
+  s->sessions->first = x;
+  return x;
+}
+
+static void drop_pages(struct service *s, struct session *x) {
+  if (x->sequence) oscar_sequence_free(x->sequence);
+  x->sequence = NULL;
+  session_drop_kept(s, x);
+  x->tokens = 0;
+}
+
+void session_remove(struct service *s, struct session *x) {
+  struct session **at = &s->sessions->first;
+  while (*at != x) at = &(*at)->next;
+  *at = x->next;
+  if (x->request) x->request->session = NULL; /* it goes on without */
+  drop_pages(s, x);
+  s->sessions->disk_bytes -= x->file_bytes;
+  mem_free(s->context, x->ids);
+  mem_free(s->context, x->text);
+  mem_free(s->context, x);
+}
+
+static oscar_status set_text(struct service *s, struct session *x, const char *text) {
+  char *copy = mem_strdup(s->context, text);
+  if (!copy) return OSCAR_NO_MEMORY;
+  mem_free(s->context, x->text);
+  x->text = copy;
+  x->on_disk = x->failed = false;
+  return OSCAR_OK;
+}
+
+/* ---- the folder ---- */
+
+/* A file's name without its end; false: it is no session's. */
+static bool name_of_file(const char *file, char name[NAME_BYTES + 1]) {
+  const size_t end = strlen(SESSION_FILE_SUFFIX), bytes = strlen(file);
+  if (bytes <= end || bytes - end > NAME_BYTES || strcmp(file + bytes - end, SESSION_FILE_SUFFIX) != 0) return false;
+  memcpy(name, file, bytes - end);
+  name[bytes - end] = '\0';
+  return session_name_is_valid(name);
+}
+
+/* NULL, or why this service cannot go on with it. */
+static const char *mismatch(const struct service *s, const oscar_snapshot_info *info) {
+  const oscar_cache_options *c = &s->cache_options;
+  const char *model = model_fingerprint(s->engine->model);
+  if (*info->model && strcmp(info->model, model) != 0) return "it was made with another model";
+  if (info->layers != c->layers || info->kv_heads != c->kv_heads || info->head_dim != c->head_dim)
+    return "it was made with a model of another shape";
+  if (info->sink_pages != c->sink_pages || info->recent_pages != c->recent_pages) return "it was made with other windows";
+  if ((*info->codecs != '\0') != (c->codecs != NULL) ||
+      (c->codecs && strcmp(info->recipe, oscar_codec_set_describe(c->codecs)->recipe) != 0))
+    return "it was made with another form of the cache";
+  if (info->n_ids > s->context_tokens) return "it has more tokens than there is room for";
+  for (int64_t i = 0; i < info->n_ids; i++)
+    if (info->ids[i] < 0 || info->ids[i] >= s->vocab) return "it has tokens that this model does not";
+  return NULL;
+}
+
+static oscar_status enter(struct service *s, const char *name, const oscar_snapshot_info *info) {
+  struct session *x = add(s, name);
+  if (!x) return OSCAR_NO_MEMORY;
+  x->n = info->n_ids;
+  x->tokens = info->tokens;
+  x->created_at = x->used_at = info->saved_at;
+  x->used = 0;
+  if (info->text_bytes && set_text(s, x, info->text) != OSCAR_OK) return OSCAR_NO_MEMORY;
+  x->file_bytes = info->file_bytes;
+  x->on_disk = true;
+  s->sessions->disk_bytes += info->file_bytes;
+  return OSCAR_OK;
+}
+
+static oscar_status find_file(struct service *s, const char *name) {
+  char path[PATH_MAX];
+  oscar_snapshot *snapshot;
+  oscar_status status = session_path(s, name, path);
+  if (status != OSCAR_OK) return status;
+  status = oscar_snapshot_open(s->context, path, &snapshot);
+  if (status == OSCAR_NO_MEMORY) return status;
+  if (status != OSCAR_OK) {
+    log_line(s->context, OSCAR_LOG_WARNING, "not a session that can be used: %s", oscar_last_error(s->context));
+    return OSCAR_OK;
+  }
+  const char *wrong = mismatch(s, oscar_snapshot_describe(snapshot));
+  if (wrong)
+    log_line(s->context, OSCAR_LOG_WARNING, "%s: left alone: %s", path, wrong);
+  else
+    status = enter(s, name, oscar_snapshot_describe(snapshot));
+  oscar_snapshot_close(snapshot);
+  return status;
+}
+
+static int by_age(const void *a, const void *b) {
+  const struct session *x = *(struct session *const *)a, *y = *(struct session *const *)b;
+  return (x->used_at > y->used_at) - (x->used_at < y->used_at);
+}
+
+/* The order in which they were used, as far as files tell. */
+static oscar_status order_found(struct service *s) {
+  size_t n = 0, i = 0;
+  for (struct session *x = s->sessions->first; x; x = x->next) n++;
+  struct session **all = mem_alloc(s->context, n, sizeof(struct session *));
+  if (!all) return OSCAR_NO_MEMORY;
+  for (struct session *x = s->sessions->first; x; x = x->next) all[i++] = x;
+  qsort(all, n, sizeof(struct session *), by_age);
+  for (i = 0; i < n; i++) all[i]->used = ++s->sessions->clock;
+  mem_free(s->context, all);
+  return OSCAR_OK;
+}
+
+static oscar_status find_files(struct service *s) {
+  char name[NAME_BYTES + 1];
+  oscar_status status = OSCAR_OK;
+  DIR *folder = opendir(s->folder);
+  if (!folder && errno == ENOENT) return OSCAR_OK;
+  if (!folder)
+    return set_error(s->context, OSCAR_IO, "%s: the folder of sessions cannot be read: %s", s->folder, strerror(errno));
+  for (struct dirent *entry; status == OSCAR_OK && (entry = readdir(folder));)
+    if (name_of_file(entry->d_name, name)) status = find_file(s, name);
+  closedir(folder);
+  return status == OSCAR_OK ? order_found(s) : status;
+}
+
+oscar_status sessions_create(struct service *s) {
+  s->sessions = mem_zalloc(s->context, 1, sizeof *s->sessions);
+  if (!s->sessions) return OSCAR_NO_MEMORY;
+  return s->folder ? find_files(s) : OSCAR_OK;
+}
+
+void sessions_free(struct service *s) {
+  if (!s->sessions) return;
+  while (s->sessions->first) session_remove(s, s->sessions->first);
+  mem_free(s->context, s->sessions);
+}
+
+static bool is_unsaved(const struct session *x) { return !x->on_disk && !x->failed && !x->request && (x->ids || x->file_bytes); }
+
+bool sessions_tidy(struct service *s) {
+  for (struct session *x = s->folder ? s->sessions->first : NULL; x; x = x->next) {
+    if (!is_unsaved(x)) continue;
+    if (session_write(s, x) != OSCAR_OK)
+      log_line(s->context, OSCAR_LOG_WARNING, "session %s is not in a file: %s", x->name, oscar_last_error(s->context));
+    return true;
+  }
+  return false;
+}
+
+void sessions_save_all(struct service *s) {
+  for (struct session *x = s->sessions->first; x; x = x->next) x->failed = false;
+  while (sessions_tidy(s)) {}
+}
+
+static enum session_tier tier_of(const struct session *x) {
+  return x->request ? TIER_RUNNING : x->sequence ? TIER_DEVICE : x->kept.bytes || !x->file_bytes ? TIER_HOST : TIER_DISK;
+}
+
+void sessions_count(const struct service *s, struct service_stats *stats) {
+  int count[TIER_RUNNING + 1] = {0};
+  for (const struct session *x = s->sessions->first; x; x = x->next) count[tier_of(x)]++;
+  stats->sessions_device = count[TIER_DEVICE] + count[TIER_RUNNING];
+  stats->sessions_host = count[TIER_HOST];
+  stats->sessions_disk = count[TIER_DISK];
+  stats->host_bytes = s->sessions->host_bytes;
+  stats->disk_bytes = s->sessions->disk_bytes;
+}
+
+/* ---- for requests ---- */
+
+bool session_is_busy(const struct service *s, const struct request *r) {
+  const struct session *x = r->session_name ? find(s, r->session_name) : NULL;
+  return x && x->request && x->request != r;
+}
+
+static int64_t common_tokens(const struct session *x, const int32_t *ids, int64_t n) {
+  int64_t same = 0;
+  while (same < n && same < x->n && ids[same] == x->ids[same]) same++;
+  return same;
+}
+
+/* What the tree knows of the prompt, in tokens that need not be computed. */
+static int64_t tree_knows(const struct service *s, const struct answer *a) {
+  oscar_prefix_match match;
+  if (!s->tree || oscar_prefix_match_get(s->tree, a->ids, a->n - 1, s->options.reuse, &match) != OSCAR_OK) return 0;
+  return match.reused_tokens;
+}
+
+/* Cuts the sequence to what the prompt has of it. */
+static oscar_status rewind_to(struct service *s, struct session *x, int64_t length, int64_t *reused, int64_t *refilled) {
+  const oscar_rewind mode = s->options.reuse == OSCAR_PREFIX_REFILL ? OSCAR_REWIND_REFILL : OSCAR_REWIND_EXACT;
+  oscar_status status;
+  *reused = length;
+  *refilled = 0;
+  if (length == x->tokens) return OSCAR_OK;
+  do status = oscar_sequence_truncate(x->sequence, length, mode, reused);
+  while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+  if (status == OSCAR_OK && mode == OSCAR_REWIND_REFILL) *refilled = length - *reused;
+  return status;
+}
+
+/* The session's sequence for the answer, as far as it serves it. */
+static oscar_status lend(struct service *s, struct session *x, struct answer *a, int64_t *reused, int64_t *refilled) {
+  oscar_status status = session_get_ids(s, x);
+  if (status != OSCAR_OK) return status;
+  int64_t same = x->ids ? common_tokens(x, a->ids, a->n - 1) : 0;
+  if (same > x->tokens) same = x->tokens;
+  if (same == 0 || (same < x->tokens && tree_knows(s, a) >= same)) return OSCAR_OK;
+  status = session_bring(s, x);
+  if (status != OSCAR_OK || !x->sequence) return status;
+  status = rewind_to(s, x, same, reused, refilled);
+  if (status != OSCAR_OK || (same < x->tokens && tree_knows(s, a) > *reused)) {
+    *reused = *refilled = 0;
+    return status;
+  }
+  a->sequence = x->sequence;
+  x->sequence = NULL;
+  return OSCAR_OK;
+}
+
+oscar_status session_begin(struct service *s, struct request *r, struct answer *a, int64_t *reused, int64_t *refilled) {
+  if (!r->session_name) return OSCAR_OK;
+  struct session *x = find(s, r->session_name);
+  if (!x && !(x = add(s, r->session_name))) return OSCAR_NO_MEMORY;
+  x->request = r;
+  r->session = x;
+  touch(s, x);
+  oscar_status status = r->session_text ? set_text(s, x, r->session_text) : OSCAR_OK;
+  if (status == OSCAR_OK) status = lend(s, x, a, reused, refilled);
+  if (status == OSCAR_FORMAT || status == OSCAR_IO || status == OSCAR_MISMATCH) { /* a file that was damaged meanwhile */
+    log_line(s->context, OSCAR_LOG_WARNING, "session %s begins anew: %s", x->name, oscar_last_error(s->context));
+    status = OSCAR_OK;
+  }
+  if (status == OSCAR_OK) drop_pages(s, x); /* what the answer did not get, it does not need */
+  return status;
+}
+
+bool session_keep(struct service *s, struct answer *a) {
+  struct session *x = a->request->session;
+  if (!x) return false;
+  if (a->sequence) answer_insert(s, a);
+  mem_free(s->context, x->ids);
+  x->ids = a->ids;
+  x->n = a->n;
+  x->tokens = a->sequence ? oscar_sequence_length(a->sequence) : a->kept.tokens;
+  x->sequence = a->sequence;
+  x->kept = a->kept;
+  if (a->kept.bytes) {
+    s->kept_bytes -= a->kept.n;
+    s->sessions->host_bytes += a->kept.n;
+  }
+  a->ids = NULL;
+  a->sequence = NULL;
+  a->kept = (struct kept_pages){0};
+  x->on_disk = x->failed = false;
+  touch(s, x);
+  return true;
+}
+
+void session_end(struct service *s, struct request *r) {
+  struct session *x = r->session;
+  r->session = NULL;
+  if (!x) return;
+  x->request = NULL;
+  touch(s, x);
+  if (!x->ids && !x->file_bytes) session_remove(s, x); /* it was made for nothing */
+}
+
+/* ---- for other threads ---- */
+
+static oscar_status find_named(struct service *s, const char *name, struct session **x) {
+  *x = find(s, name);
+  return *x ? OSCAR_OK : set_error(s->context, OSCAR_INVALID_ARGUMENT, "there is no session '%.80s'", name);
+}
+
+static oscar_status find_unused(struct service *s, const char *name, struct session **x) {
+  const oscar_status status = find_named(s, name, x);
+  if (status != OSCAR_OK || !(*x)->request) return status;
+  return set_error(s->context, OSCAR_INVALID_ARGUMENT, "session %s is in use: wait until its request is finished", name);
+}
+
+static oscar_status check_new_name(struct service *s, const char *name) {
+  if (!session_name_is_valid(name))
+    return set_error(s->context, OSCAR_INVALID_ARGUMENT,
+                     "'%.80s' is no name of a session: 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first", name);
+  return find(s, name) ? set_error(s->context, OSCAR_INVALID_ARGUMENT, "there is a session %s already", name) : OSCAR_OK;
+}
+
+static oscar_status describe(struct service *s, const struct session *x, struct session_entry *entry) {
+  const oscar_cache_options *c = &s->cache_options;
+  const struct answer *a = x->request && x->request->answers ? &x->request->answers[0] : NULL;
+  const oscar_sequence *sequence = a ? a->sequence : x->sequence;
+  const int64_t tokens = sequence ? oscar_sequence_length(sequence) : x->tokens, pages = (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS;
+  int64_t exact = c->sink_pages + c->recent_pages + 1;
+  if (!c->codecs || exact > pages) exact = pages;
+  *entry = (struct session_entry){.tier = tier_of(x),
+                                  .on_disk = x->on_disk,
+                                  .tokens = sequence || x->tokens ? tokens : 0,
+                                  .exact_pages = exact,
+                                  .coded_pages = pages - exact,
+                                  .device_bytes = sequence ? oscar_sequence_bytes(sequence) : 0,
+                                  .host_bytes = x->kept.n,
+                                  .disk_bytes = x->file_bytes,
+                                  .created_at = x->created_at,
+                                  .used_at = x->used_at};
+  memcpy(entry->name, x->name, sizeof entry->name);
+  entry->text = strdup(x->text ? x->text : "");
+  return entry->text ? OSCAR_OK : set_error(s->context, OSCAR_NO_MEMORY, "out of memory for the text of session %s", x->name);
+}
+
+struct session_list {
+  struct session_entry *entries;
+  int count;
+};
+
+static int newest_first(const void *a, const void *b) {
+  const struct session_entry *x = a, *y = b;
+  if (x->used_at != y->used_at) return x->used_at > y->used_at ? -1 : 1;
+  return strcmp(x->name, y->name);
+}
+
+static oscar_status list_command(struct service *s, struct command *command) {
+  struct session_list *list = command->out;
+  size_t n = 0;
+  for (struct session *x = s->sessions->first; x; x = x->next) n++;
+  list->entries = calloc(n + 1, sizeof *list->entries);
+  if (!list->entries) return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for a list of %zu sessions", n);
+  for (struct session *x = s->sessions->first; x; x = x->next) {
+    const oscar_status status = describe(s, x, &list->entries[list->count]);
+    if (status != OSCAR_OK) return status;
+    list->count++;
+  }
+  qsort(list->entries, n, sizeof *list->entries, newest_first);
+  return OSCAR_OK;
+}
+
+oscar_status service_sessions(struct service *s, struct session_entry **entries, int *count, struct service_error *error) {
+  struct session_list list = {0};
+  struct command command = {.run = list_command, .out = &list, .error = error};
+  const oscar_status status = service_command(s, &command);
+  if (status != OSCAR_OK) {
+    service_sessions_free(list.entries, list.count);
+    list = (struct session_list){0};
+  }
+  *entries = list.entries;
+  *count = list.count;
+  return status;
+}
+
+void service_sessions_free(struct session_entry *entries, int count) {
+  for (int i = 0; i < count; i++) free(entries[i].text);
+  free(entries);
+}
+
+static oscar_status find_command(struct service *s, struct command *command) {
+  struct session *x;
+  const oscar_status status = find_named(s, command->name, &x);
+  return status == OSCAR_OK ? describe(s, x, command->out) : status;
+}
+
+oscar_status service_session_find(struct service *s, const char *name, struct session_entry *entry, struct service_error *error) {
+  struct command command = {.run = find_command, .name = name, .out = entry, .error = error};
+  *entry = (struct session_entry){0};
+  return service_command(s, &command);
+}
+
+struct token_list {
+  int32_t *ids;
+  int n;
+};
+
+static oscar_status tokens_command(struct service *s, struct command *command) {
+  struct token_list *list = command->out;
+  struct session *x;
+  oscar_status status = find_named(s, command->name, &x);
+  if (status == OSCAR_OK) status = session_get_ids(s, x);
+  if (status != OSCAR_OK) return status;
+  const struct answer *a = x->request && x->request->answers ? &x->request->answers[0] : NULL;
+  const int32_t *ids = a && a->ids ? a->ids : x->ids;
+  list->n = (int)(a && a->ids ? a->n : x->n);
+  list->ids = malloc((size_t)list->n * sizeof *list->ids + 1);
+  if (!list->ids) return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for %d tokens", list->n);
+  if (list->n) memcpy(list->ids, ids, (size_t)list->n * sizeof *list->ids);
+  return OSCAR_OK;
+}
+
+oscar_status service_session_tokens(struct service *s, const char *name, int32_t **ids, int *n, struct service_error *error) {
+  struct token_list list = {0};
+  struct command command = {.run = tokens_command, .name = name, .out = &list, .error = error};
+  const oscar_status status = service_command(s, &command);
+  *ids = list.ids;
+  *n = list.n;
+  return status;
+}
+
+static oscar_status save_command(struct service *s, struct command *command) {
+  char path[PATH_MAX];
+  struct session *x;
+  oscar_status status = session_path(s, command->name, path);
+  if (status == OSCAR_OK) status = find_unused(s, command->name, &x);
+  return status == OSCAR_OK && !x->on_disk ? session_write(s, x) : status;
+}
+
+oscar_status service_session_save(struct service *s, const char *name, struct service_error *error) {
+  struct command command = {.run = save_command, .name = name, .error = error};
+  return service_command(s, &command);
+}
+
+static oscar_status load_command(struct service *s, struct command *command) {
+  struct session *x;
+  const oscar_status status = find_named(s, command->name, &x);
+  if (status != OSCAR_OK || x->request) return status;
+  touch(s, x);
+  return session_bring(s, x);
+}
+
+oscar_status service_session_load(struct service *s, const char *name, struct service_error *error) {
+  struct command command = {.run = load_command, .name = name, .error = error};
+  return service_command(s, &command);
+}
+
+/* On the device, where the copy shares pages. */
+static oscar_status fork_command(struct service *s, struct command *command) {
+  struct session *x, *copy;
+  oscar_sequence *sequence = NULL;
+  oscar_status status = find_unused(s, command->name, &x);
+  if (status == OSCAR_OK) status = check_new_name(s, command->other);
+  if (status == OSCAR_OK) status = session_get_ids(s, x);
+  if (status == OSCAR_OK) status = session_bring(s, x);
+  if (status != OSCAR_OK) return status;
+  x->busy = true;
+  do status = x->sequence ? oscar_sequence_fork(x->sequence, &sequence) : OSCAR_OK;
+  while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+  x->busy = false;
+  if (status != OSCAR_OK) return status;
+  copy = add(s, command->other);
+  int32_t *ids = copy ? mem_alloc(s->context, (size_t)x->n, sizeof *ids) : NULL;
+  if (!ids || (x->text && set_text(s, copy, x->text) != OSCAR_OK)) {
+    if (sequence) oscar_sequence_free(sequence);
+    mem_free(s->context, ids);
+    if (copy) session_remove(s, copy);
+    return OSCAR_NO_MEMORY;
+  }
+  if (x->n) memcpy(ids, x->ids, (size_t)x->n * sizeof *ids);
+  copy->ids = ids;
+  copy->n = x->n;
+  copy->tokens = x->tokens;
+  copy->sequence = sequence;
+  return OSCAR_OK;
+}
+
+oscar_status service_session_fork(struct service *s, const char *name, const char *copy, struct service_error *error) {
+  struct command command = {.run = fork_command, .name = name, .other = copy, .error = error};
+  return service_command(s, &command);
+}
+
+static oscar_status rename_command(struct service *s, struct command *command) {
+  char from[PATH_MAX], to[PATH_MAX];
+  struct session *x;
+  oscar_status status = find_named(s, command->name, &x);
+  if (status == OSCAR_OK) status = check_new_name(s, command->other);
+  if (status == OSCAR_OK && x->file_bytes) status = session_path(s, x->name, from);
+  if (status == OSCAR_OK && x->file_bytes) status = session_path(s, command->other, to);
+  if (status != OSCAR_OK) return status;
+  if (x->file_bytes && rename(from, to) != 0)
+    return set_error(s->context, OSCAR_IO, "%s: cannot be renamed to %s: %s", from, to, strerror(errno));
+  snprintf(x->name, sizeof x->name, "%s", command->other);
+  return OSCAR_OK;
+}
+
+oscar_status service_session_rename(struct service *s, const char *name, const char *to, struct service_error *error) {
+  struct command command = {.run = rename_command, .name = name, .other = to, .error = error};
+  return service_command(s, &command);
+}
+
+static oscar_status annotate_command(struct service *s, struct command *command) {
+  struct session *x;
+  const oscar_status status = find_named(s, command->name, &x);
+  return status == OSCAR_OK ? set_text(s, x, command->other) : status;
+}
+
+oscar_status service_session_annotate(struct service *s, const char *name, const char *text, struct service_error *error) {
+  struct command command = {.run = annotate_command, .name = name, .other = text, .error = error};
+  return service_command(s, &command);
+}
+
+static oscar_status delete_command(struct service *s, struct command *command) {
+  struct session *x;
+  const oscar_status status = find_named(s, command->name, &x);
+  if (status != OSCAR_OK) return status;
+  session_delete_file(s, x);
+  session_remove(s, x);
+  return OSCAR_OK;
+}
+
+oscar_status service_session_delete(struct service *s, const char *name, struct service_error *error) {
+  struct command command = {.run = delete_command, .name = name, .error = error};
+  return service_command(s, &command);
+}

@@ -1,0 +1,41 @@
+/*
+ * engine/service_sessions.h - sequences with a name, and the tiers that they live in. Private to service*.c.
+ *
+ * A session has a sequence, the tokens it stands for and a text of its owner's. It is on the device, in host memory or in a file,
+ * and while a request of it runs the sequence is the request's. All of this is the service's thread's.
+ */
+#ifndef OSCAR_SERVICE_SESSIONS_H
+#define OSCAR_SERVICE_SESSIONS_H
+
+#include "engine/service_private.h"
+
+oscar_status sessions_create(struct service *s);
+void sessions_free(struct service *s);
+/* Some of what can wait until nothing else is to be done; false: there was nothing. */
+bool sessions_tidy(struct service *s);
+void sessions_save_all(struct service *s);
+void sessions_count(const struct service *s, struct service_stats *stats);
+
+/* ---- for requests ---- */
+/* Another request has the session that this one names. */
+bool session_is_busy(const struct service *s, const struct request *r);
+/* The answer gets the sequence of the session that the request names, cut to what it has in common with the prompt; none where
+ * the tree knows more, or there is no session. The session is the request's until session_end. Errors: NO_SPACE, NO_MEMORY. */
+oscar_status session_begin(struct service *s, struct request *r, struct answer *a, int64_t *reused, int64_t *refilled);
+/* The session takes the sequence of the finished answer, and its tokens; false: there is no session. */
+bool session_keep(struct service *s, struct answer *a);
+void session_end(struct service *s, struct request *r);
+
+/* ---- for room ---- */
+/* A session that nobody uses leaves the device. */
+bool sessions_make_room(struct service *s, size_t bytes);
+size_t sessions_device_bytes(const struct service *s); /* of sessions that could leave */
+/* Makes room for so many bytes in host memory; false: there is not so much. */
+bool sessions_host_room(struct service *s, size_t bytes);
+
+/* ---- service_tiers.c: pages in host memory ---- */
+oscar_status pages_keep(struct service *s, const oscar_sequence *sequence, const int32_t *ids, int64_t n, const char *text,
+                        struct kept_pages *kept);
+oscar_status pages_restore(struct service *s, const struct kept_pages *kept, oscar_sequence **sequence);
+
+#endif

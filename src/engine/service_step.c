@@ -1,0 +1,257 @@
+/*
+ * service_step.c - a step: the next token of every answer that decodes, and a piece of the oldest prompt that is not computed.
+ *
+ * Alone, a prompt is cut into pieces of the engine's chunk. Beside running answers pieces are smaller, so that nobody's answer
+ * stalls for long: their size follows the time that steps have taken. Tokens of prompts and generated ones round as such
+ * (model.h), so that where a prompt is cut, and what runs beside it, leaves no trace.
+ *
+ * Where a GPU chooses tokens, answers that it can choose for are a call of their own.
+ *
+ * A step fails whole for want of room and is tried again after something has gone: so answers are preempted between steps only.
+ */
+#include "engine/service_private.h"
+
+/* A step with a prompt beside running answers: the piece is halved above the first, doubled below the second. */
+#define LONG_STEP_NS  120000000
+#define SHORT_STEP_NS 50000000
+#define LEAST_CHUNK   32
+#define FIRST_CHUNK   128
+
+struct step {
+  struct forward_job *jobs;
+  struct answer **of; /* whose job it is */
+  struct sampling *sampling;
+  int32_t *next;
+  int count;
+  int64_t tokens;
+  int feeding;  /* the job that is a piece of a prompt, or -1 */
+  int most_fed; /* tokens of a piece, where room is scarce */
+};
+
+oscar_status step_create(struct service *s) {
+  const size_t most = (size_t)s->options.max_running;
+  struct step *step = s->step = mem_zalloc(s->context, 1, sizeof *step);
+  if (!step) return OSCAR_NO_MEMORY;
+  step->jobs = mem_zalloc(s->context, most, sizeof *step->jobs);
+  step->of = step->jobs ? mem_zalloc(s->context, most, sizeof(struct answer *)) : NULL;
+  step->sampling = step->of ? mem_zalloc(s->context, most, sizeof *step->sampling) : NULL;
+  step->next = step->sampling ? mem_zalloc(s->context, most, sizeof *step->next) : NULL;
+  if (!step->next) return OSCAR_NO_MEMORY;
+  if (s->options.chunk == 0 && s->engine->backend->ops->host_memory && s->chunk > FIRST_CHUNK) s->chunk = FIRST_CHUNK;
+  return OSCAR_OK;
+}
+
+void step_free(struct service *s) {
+  if (!s->step) return;
+  mem_free(s->context, s->step->jobs);
+  mem_free(s->context, s->step->of);
+  mem_free(s->context, s->step->sampling);
+  mem_free(s->context, s->step->next);
+  mem_free(s->context, s->step);
+}
+
+/* ---- what a step is made of ---- */
+
+static void add_job(struct step *step, struct answer *a, int n, bool outputs, enum token_kind kind) {
+  step->jobs[step->count] = (struct forward_job){
+      .sequence = a->sequence, .n = n, .ids = a->ids + oscar_sequence_length(a->sequence), .outputs = outputs, .kind = kind};
+  step->of[step->count++] = a;
+  step->tokens += n;
+}
+
+static struct answer *oldest_that_feeds(const struct service *s) {
+  struct answer *found = NULL;
+  for (int i = 0; i < s->n_admitted; i++) {
+    struct answer *a = s->admitted[i];
+    if (a->state == ANSWER_FEEDS && (!found || a->age < found->age)) found = a;
+  }
+  return found;
+}
+
+/* Ends at the end of a page where it can: pieces then have few sizes, for which products are planned. */
+static int64_t at_page_end(int64_t from, int64_t n) {
+  const int64_t over = (from + n) % PAGE_TOKENS;
+  return over < n ? n - over : n;
+}
+
+/* Somebody's answer waits for the end of the step, or of the one after it. */
+static bool anybody_decodes(const struct service *s) {
+  for (int i = 0; i < s->n_admitted; i++)
+    if (s->admitted[i]->state == ANSWER_DECODES) return true;
+  return false;
+}
+
+static void add_feeding(struct service *s, struct step *step) {
+  struct answer *a = oldest_that_feeds(s);
+  if (!a) return;
+  int64_t most = anybody_decodes(s) ? s->chunk : s->engine->options.chunk;
+  if (most > s->engine->options.chunk - step->tokens) most = s->engine->options.chunk - step->tokens;
+  if (step->most_fed && most > step->most_fed) most = step->most_fed;
+  if (most < 1) return;
+  const int64_t from = oscar_sequence_length(a->sequence), prompt = a->n - a->generated;
+  const int64_t end = from < prompt ? prompt : a->n - 1; /* the newest token of an answer is a step of its own */
+  const int64_t n = end - from <= most ? end - from : at_page_end(from, most);
+  step->feeding = step->count;
+  add_job(step, a, (int)n, from + n == a->n, from < prompt ? TOKENS_OF_PROMPT : TOKENS_GENERATED);
+}
+
+/* drawn: what a GPU chooses tokens for; else everything else, a piece of a prompt included. */
+static void make_step(struct service *s, bool drawn) {
+  struct step *step = s->step;
+  const bool draws = runner_can_sample(s->engine->runner);
+  step->count = 0;
+  step->tokens = 0;
+  step->feeding = -1;
+  for (int i = 0; i < s->n_admitted; i++) {
+    struct answer *a = s->admitted[i];
+    if (a->state == ANSWER_DECODES && (draws && answer_can_be_drawn(s, a)) == drawn) add_job(step, a, 1, true, TOKENS_GENERATED);
+  }
+  if (!drawn) add_feeding(s, step);
+}
+
+static oscar_status reserve_logits(struct service *s) {
+  int rows = 0;
+  for (int i = 0; i < s->step->count; i++) rows += s->step->jobs[i].outputs;
+  if (rows <= s->logit_rows) return OSCAR_OK;
+  if (rows < 2 * s->logit_rows) rows = 2 * s->logit_rows;
+  if (rows > s->options.max_running) rows = s->options.max_running;
+  float *logits = mem_alloc(s->context, (size_t)rows * (size_t)s->vocab, sizeof *logits);
+  if (!logits) return OSCAR_NO_MEMORY;
+  mem_free(s->context, s->logits);
+  s->logits = logits;
+  s->logit_rows = rows;
+  return OSCAR_OK;
+}
+
+static oscar_status forward(struct service *s, bool drawn) {
+  struct step *step = s->step;
+  if (drawn) {
+    for (int i = 0; i < step->count; i++) step->sampling[i] = step->of[i]->drawn;
+    return runner_sample_all(s->engine->runner, step->count, step->jobs, step->sampling, step->next);
+  }
+  const oscar_status status = reserve_logits(s);
+  if (status != OSCAR_OK) return status;
+  float *to = s->logits;
+  for (int i = 0; i < step->count; i++) {
+    step->jobs[i].logits = to;
+    to += step->jobs[i].outputs * s->vocab;
+  }
+  return runner_forward_all(s->engine->runner, step->count, step->jobs);
+}
+
+/* ---- what comes of it ---- */
+
+static void note_fed(struct service *s, const struct step *step) {
+  struct answer *a = step->of[step->feeding];
+  user_serve(a->request->user, step->jobs[step->feeding].n);
+  answer_insert(s, a);
+}
+
+/* The prompt, or what of an answer had to be computed again, is there as far as this job went. */
+static void finish_feeding(struct service *s, struct answer *a, const struct forward_job *job) {
+  if (a->generated > 0) {
+    if (oscar_sequence_length(a->sequence) == a->n - 1) a->state = ANSWER_DECODES;
+    return;
+  }
+  if (!job->outputs) return;
+  a->state = ANSWER_DECODES;
+  answers_fork(s, a, job->logits);
+  answer_choose(s, a, job->logits);
+}
+
+static void finish_job(struct service *s, struct step *step, int i, bool drawn) {
+  struct answer *a = step->of[i];
+  const bool page_ends = oscar_sequence_length(a->sequence) % PAGE_TOKENS == 0;
+  if (i == step->feeding) {
+    note_fed(s, step);
+    finish_feeding(s, a, &step->jobs[i]);
+    return;
+  }
+  if (page_ends) answer_insert(s, a);
+  a->is_drawn = false;
+  if (drawn)
+    answer_take(s, a, step->next[i], NULL);
+  else
+    answer_choose(s, a, step->jobs[i].logits);
+}
+
+/* Where the step as a whole failed: each job alone. Those that fail again end their answers. */
+static void run_each(struct service *s, bool drawn) {
+  struct step *step = s->step;
+  for (int i = 0; i < step->count; i++) {
+    struct runner *runner = s->engine->runner;
+    struct answer *a = step->of[i];
+    oscar_status status;
+    do
+      status = drawn ? runner_sample_all(runner, 1, &step->jobs[i], &step->sampling[i], &step->next[i])
+                     : runner_forward_all(runner, 1, &step->jobs[i]);
+    while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+    if (status == OSCAR_OK)
+      finish_job(s, step, i, drawn);
+    else if (status != OSCAR_NO_SPACE) /* else it is tried again in the next step */
+      answer_finish(s, a, FINISH_ERROR, NULL, status);
+  }
+}
+
+/* Something goes so that the step can be tried again: what nobody uses, else the youngest answer. False: the answer that is left
+ * does not fit alone, although it was admitted. */
+static bool make_way(struct service *s) {
+  struct answer *youngest = NULL;
+  int there = 0;
+  if (room_make(s, oscar_cache_shortfall(s->engine->cache))) return true;
+  for (int i = 0; i < s->n_admitted; i++) {
+    struct answer *a = s->admitted[i];
+    if (!a->sequence) continue;
+    there++;
+    if (!youngest || a->age > youngest->age) youngest = a;
+  }
+  if (there > 1) {
+    answer_preempt(s, youngest);
+    return true;
+  }
+  struct step *step = s->step;
+  if (step->feeding < 0 || step->jobs[step->feeding].n == 1) return false;
+  step->most_fed = step->jobs[step->feeding].n / 2;
+  return true;
+}
+
+static void adapt_chunk(struct service *s, int64_t ns, int fed) {
+  if (s->options.chunk) return;
+  if (ns > LONG_STEP_NS && s->chunk >= 2 * LEAST_CHUNK)
+    s->chunk /= 2;
+  else if (ns < SHORT_STEP_NS && fed >= s->chunk - PAGE_TOKENS && 2 * s->chunk <= s->engine->options.chunk)
+    s->chunk *= 2;
+}
+
+static bool run(struct service *s, bool drawn) {
+  struct step *step = s->step;
+  oscar_status status;
+  int64_t begun;
+  step->most_fed = 0;
+  do {
+    make_step(s, drawn);
+    if (step->count == 0) return false;
+    begun = time_ns();
+    status = forward(s, drawn);
+  } while (status == OSCAR_NO_SPACE && make_way(s));
+  if (status != OSCAR_OK && step->count > 1) {
+    run_each(s, drawn);
+    return true;
+  }
+  if (status != OSCAR_OK) {
+    answer_finish(s, step->of[0], FINISH_ERROR, NULL, status);
+    return true;
+  }
+  const int64_t ns = time_ns() - begun;
+  s->stats.steps++;
+  histogram_note(&s->stats.step, ns);
+  if (step->feeding > 0) adapt_chunk(s, ns, step->jobs[step->feeding].n);
+  for (int i = 0; i < step->count; i++) finish_job(s, step, i, drawn);
+  return true;
+}
+
+bool step_run(struct service *s) {
+  const bool draws = runner_can_sample(s->engine->runner);
+  const bool drew = draws && run(s, true), ran = run(s, false);
+  return drew || ran;
+}
