@@ -71,6 +71,13 @@ static const struct option_spec text_options[] = {
     {"n-predict", 'n', OPTION_INT, offsetof(struct text_arguments, tokens), "N", .help = "most tokens to generate", 0, 1 << 30},
 };
 
+static const struct option_spec form_options[] = {
+    {"grammar", 0, OPTION_TEXT, offsetof(struct form_arguments, grammar), "FILE",
+     .help = "the text keeps to a grammar (GBNF, docs/grammars.md)"},
+    {"json-schema", 0, OPTION_TEXT, offsetof(struct form_arguments, json_schema), "FILE",
+     .help = "the text is JSON that fits a JSON Schema"},
+};
+
 static const struct option_spec output_options[] = {
     {"json", 0, OPTION_FLAG, offsetof(struct output_arguments, json), NULL, .help = "the result as one JSON object on stdout"},
 };
@@ -94,6 +101,10 @@ struct option_group sampling_group(struct sampler_options *options) {
 
 struct option_group text_group(struct text_arguments *arguments) {
   return (struct option_group){"Text", text_options, (int)ARRAY_LENGTH(text_options), arguments};
+}
+
+struct option_group form_group(struct form_arguments *arguments) {
+  return (struct option_group){"Form", form_options, (int)ARRAY_LENGTH(form_options), arguments};
 }
 
 struct option_group output_group(struct output_arguments *arguments) {

@@ -22,6 +22,12 @@ struct text_arguments {
 /* -p, -f, -n */
 struct option_group text_group(struct text_arguments *arguments);
 
+struct form_arguments {
+  const char *grammar, *json_schema; /* files; NULL: not given */
+};
+/* --grammar, --json-schema */
+struct option_group form_group(struct form_arguments *arguments);
+
 struct output_arguments {
   bool json;
 };

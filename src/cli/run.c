@@ -17,6 +17,7 @@ static const struct usage usage = {
         "oscar run -m smollm2-135m -p \"The lighthouse keeper\" -n 64\n"
         "oscar run -m model.gguf -f prompt.txt --kv bf16 --temp 0 --json\n"
         "oscar run -m qwen2.5-coder-1.5b -f long.txt -c 32768 --kv-memory 512M\n"
+        "oscar run -m qwen2.5-coder-1.5b -p \"Ada Lovelace as JSON: \" --json-schema person.json --temp 0\n"
         "oscar run -m smollm2-135m -f story.txt -n 200 --session story; oscar run -m smollm2-135m --session story -n 200\n",
 };
 
@@ -27,7 +28,8 @@ struct completion {
   size_t bytes;
   int limit;
   bool json;
-  const char *saved; /* file of the session; NULL: none */
+  const char *saved;             /* file of the session; NULL: none */
+  const struct grammar *grammar; /* NULL: any text */
   const struct progress *progress;
 };
 
@@ -67,6 +69,7 @@ static oscar_status complete(struct completion *c, const struct sampler_options 
   if (status == OSCAR_OK && c->saved && session_exists(c->saved)) status = take_up(c, ids, count);
   const bool ready = status == OSCAR_OK;
   if (status == OSCAR_OK) status = feed(c, ids, count);
+  if (status == OSCAR_OK) status = session_follow(c->session, c->grammar);
   if (status == OSCAR_OK) {
     if (!c->json && c->text) fwrite(c->text, 1, c->bytes, stdout);
     status = generate(c->engine, c->session, c->limit, c->json ? NULL : stdout, &generation);
@@ -90,16 +93,35 @@ static oscar_status complete(struct completion *c, const struct sampler_options 
   return status;
 }
 
+/* What the text has to keep to; *grammar is NULL if nothing was asked for. */
+static int load_form(const struct form_arguments *form, struct grammar **grammar) {
+  const char *file = form->grammar ? form->grammar : form->json_schema;
+  char *text, reason[512], error[1024];
+  size_t bytes;
+  *grammar = NULL;
+  if (!file) return EXIT_DONE;
+  if (form->grammar && form->json_schema) return wrong_use("run: --grammar and --json-schema: one of them");
+  if (!read_text(file, &text, &bytes)) return EXIT_FAILED;
+  const oscar_status status = form->grammar ? grammar_parse(text, bytes, grammar, reason, sizeof reason)
+                                            : grammar_of_schema(text, bytes, grammar, reason, sizeof reason);
+  free(text);
+  if (status == OSCAR_OK) return EXIT_DONE;
+  snprintf(error, sizeof error, "%s: %s", file, reason);
+  return failed_with(status, error);
+}
+
 int command_run(int argc, char **argv) {
   struct engine_options options;
   struct sampler_options sampling;
   struct text_arguments text = {.tokens = 256};
   struct output_arguments output = {0};
   struct session_arguments kept = {0};
+  struct form_arguments form = {0};
   engine_options_default(&options);
   sampler_options_default(&sampling);
-  const struct option_group groups[] = {model_group(&options),     text_group(&text),    cache_group(&options),
-                                        sampling_group(&sampling), session_group(&kept), output_group(&output)};
+  const struct option_group groups[] = {model_group(&options),     text_group(&text), cache_group(&options),
+                                        sampling_group(&sampling), form_group(&form), session_group(&kept),
+                                        output_group(&output)};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
   char path[PATH_MAX], saved[PATH_MAX];
@@ -111,7 +133,12 @@ int command_run(int argc, char **argv) {
 
   char *prompt = NULL;
   size_t bytes = text.prompt ? strlen(text.prompt) : 0;
-  if (text.file && !read_text(text.file, &prompt, &bytes)) return EXIT_FAILED;
+  struct grammar *grammar;
+  if ((code = load_form(&form, &grammar)) != EXIT_DONE) return code;
+  if (text.file && !read_text(text.file, &prompt, &bytes)) {
+    grammar_free(grammar);
+    return EXIT_FAILED;
+  }
   interrupt_watch();
   struct progress_line line;
   progress_begin(&line);
@@ -127,12 +154,14 @@ int command_run(int argc, char **argv) {
                            .limit = text.tokens,
                            .json = output.json,
                            .saved = kept.name ? saved : NULL,
+                           .grammar = grammar,
                            .progress = &line.progress};
     status = complete(&c, &sampling, &stop);
     if (status != OSCAR_OK) snprintf(error, sizeof error, "%s", oscar_last_error(engine.context));
     engine_close(&engine);
   }
   progress_end(&line);
+  grammar_free(grammar);
   free(prompt);
   if (status != OSCAR_OK) return failed_with(status, error);
   return stop == STOP_INTERRUPTED ? EXIT_INTERRUPTED : EXIT_DONE;

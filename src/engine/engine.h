@@ -9,6 +9,7 @@
 #define OSCAR_ENGINE_H
 
 #include "base/base.h"
+#include "engine/grammar.h"
 #include "engine/sampler.h"
 #include "model/model.h"
 #include <oscar/snapshot.h>
@@ -148,6 +149,9 @@ oscar_status session_sync(struct session *session, const int32_t *ids, int n, co
 /* The next token. *end is set when it ends the turn; such a token is not part of the session, and something has to be fed after
  * it. */
 oscar_status session_next(struct session *session, int32_t *id, bool *end);
+/* An answer begins here that keeps to the grammar, which is borrowed (NULL: an answer of any form): session_next gives tokens
+ * that it allows, and the end of the turn where nothing but that may come. */
+oscar_status session_follow(struct session *session, const struct grammar *grammar);
 int64_t session_length(const struct session *session); /* tokens held, the newest included */
 /* The tokens held; valid until the session changes. */
 const int32_t *session_tokens(const struct session *session, int64_t *n);

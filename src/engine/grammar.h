@@ -6,7 +6,8 @@
  * character or span several terminals. Neither grammar nor state uses a context; texts of errors go to the caller's buffer.
  *
  * GBNF-like grammars (llama.cpp's notation):  root ::= "yes" | "no" [0-9]{2,4} ("," ws number)* # comment
- *   literals "..." with \n \t \r \\ \" \xHH \uHHHH \UHHHHHHHH, classes [a-z] [^"\\] and . , groups, ? * + {n} {n,} {n,m}, rule names.
+ *   literals "..." with \n \t \r \\ \" \xHH \uHHHH \UHHHHHHHH, classes [a-z] [^"\\] and . , groups, ? * + {n} {n,} {n,m}, rule
+ * names.
  */
 #ifndef OSCAR_GRAMMAR_H
 #define OSCAR_GRAMMAR_H

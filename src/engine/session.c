@@ -5,7 +5,8 @@
  * The token that was sampled last is `pending`: it belongs to the session but is run through the model only when something
  * follows it, so that the last token of an answer costs nothing. Invariant: history = tokens in the sequence, then at most one
  * pending token; `logits` belong to the end of the sequence and are usable when nothing is pending. On a GPU the step of a
- * pending token gives the next one where that can be chosen there, and no logits.
+ * pending token gives the next one where that can be chosen there, and no logits. A grammar is asked here, so tokens that keep to
+ * one are chosen here, too.
  */
 #include "engine/engine.h"
 
@@ -20,6 +21,10 @@ struct session {
   int32_t *history; /* [context] */
   int64_t length;
   struct session_timings timings;
+  /* ---- of an answer that keeps to a grammar ---- */
+  struct token_table *spellings; /* made when first needed */
+  struct grammar_state *form;    /* NULL: anything goes */
+  uint64_t *allowed;             /* [ceil(vocab / 64)] */
 };
 
 oscar_status session_create(struct engine *engine, const struct sampler_options *sampling, struct session **session) {
@@ -49,6 +54,9 @@ void session_free(struct session *s) {
   oscar_context *context = s->engine->context;
   if (s->sequence) oscar_sequence_free(s->sequence);
   sampler_free(s->sampler);
+  grammar_state_free(s->form);
+  token_table_free(s->spellings);
+  mem_free(context, s->allowed);
   mem_free(context, s->logits);
   mem_free(context, s->history);
   mem_free(context, s);
@@ -82,7 +90,7 @@ static oscar_status run_unfed(struct session *s, const struct progress *progress
 static oscar_status run_pending(struct session *s, int32_t *id, bool *sampled) {
   struct runner *runner = s->engine->runner;
   struct sampling sampling;
-  *sampled = runner_can_sample(runner) && sampler_describe(s->sampler, &sampling);
+  *sampled = !s->form && runner_can_sample(runner) && sampler_describe(s->sampler, &sampling);
   if (!*sampled) return run_unfed(s, NULL);
   s->logits_valid = false;
   const struct forward_job job = {
@@ -125,7 +133,40 @@ oscar_status session_sync(struct session *s, const int32_t *ids, int n, const st
   return session_feed(s, ids + keep, (int)(n - keep), progress);
 }
 
+static oscar_status grammar_failed(struct session *s, oscar_status status) {
+  if (status == OSCAR_NO_MEMORY) return set_error(s->engine->context, status, "out of memory for a grammar");
+  return set_error(s->engine->context, status, "this grammar leaves too many ways open at once; write it with fewer ambiguities");
+}
+
+oscar_status session_follow(struct session *s, const struct grammar *grammar) {
+  const struct tokenizer *tokenizer = model_tokenizer(s->engine->model);
+  const size_t words = ((size_t)model_geometry_of(s->engine->model)->vocab + 63) / 64;
+  grammar_state_free(s->form);
+  s->form = NULL;
+  if (!grammar) return OSCAR_OK;
+  if (!s->allowed && !(s->allowed = mem_zalloc(s->engine->context, words, sizeof *s->allowed))) return OSCAR_NO_MEMORY;
+  oscar_status status = s->spellings ? OSCAR_OK : token_table_create(tokenizer, NULL, 0, &s->spellings);
+  if (status == OSCAR_OK) status = grammar_state_create(grammar, s->spellings, &s->form);
+  return status == OSCAR_OK ? OSCAR_OK : grammar_failed(s, status);
+}
+
+/* The next token from the logits. */
+static oscar_status choose(struct session *s, int32_t *id) {
+  if (!s->logits_valid) return set_error(s->engine->context, OSCAR_INVALID_ARGUMENT, "nothing was fed yet");
+  oscar_status status = s->form ? grammar_allowed(s->form, s->allowed) : OSCAR_OK;
+  if (status != OSCAR_OK) return grammar_failed(s, status);
+  status = sampler_choose(s->sampler, s->logits, s->history, s->length, s->form ? s->allowed : NULL, id);
+  if (status != OSCAR_OK || !s->form) return status;
+  status = grammar_accept(s->form, *id);
+  return status == OSCAR_OK ? OSCAR_OK : grammar_failed(s, status);
+}
+
 oscar_status session_next(struct session *s, int32_t *id, bool *end) {
+  if (s->form && grammar_must_end(s->form)) {
+    *id = tokenizer_eos(model_tokenizer(s->engine->model));
+    *end = true;
+    return OSCAR_OK;
+  }
   const int64_t begun = time_ns();
   oscar_status status = OSCAR_OK;
   bool sampled = false;
@@ -137,10 +178,7 @@ oscar_status session_next(struct session *s, int32_t *id, bool *end) {
     }
     s->timings.decoded_tokens++;
   }
-  if (!sampled) {
-    if (!s->logits_valid) return set_error(s->engine->context, OSCAR_INVALID_ARGUMENT, "nothing was fed yet");
-    if ((status = sampler_choose(s->sampler, s->logits, s->history, s->length, NULL, id)) != OSCAR_OK) return status;
-  }
+  if (!sampled && (status = choose(s, id)) != OSCAR_OK) return status;
   *end = tokenizer_is_end(model_tokenizer(s->engine->model), *id);
   if (!*end) {
     if (s->length >= s->engine->options.context)
