@@ -4,7 +4,7 @@
  * An answer is a list of blocks: thinking, text, tool_use. A stream opens and closes them; the next begins where the kind
  * changes.
  */
-#include "server/generation.h"
+#include "server/inquiry.h"
 
 #include "engine/json_text.h"
 
@@ -34,7 +34,7 @@ static const struct field_rule rules[] = {
 };
 
 /* A result's text goes to the template as a message of its own, in the order of the blocks. */
-static bool read_result(struct generation *g, const struct fields *f) {
+static bool read_result(struct inquiry *g, const struct fields *f) {
   const char *id = NULL, *content = "";
   if (!field_needed_text(f, "tool_use_id", &id)) return false;
   if (field(f, "content") && !parts_text(g, f, "content", "text", &content)) return false;
@@ -43,16 +43,16 @@ static bool read_result(struct generation *g, const struct fields *f) {
   return message;
 }
 
-static bool read_use(struct generation *g, struct chat_message *message, const struct fields *f) {
+static bool read_use(struct inquiry *g, struct chat_message *message, const struct fields *f) {
   const char *id = NULL, *name = NULL;
   const json_t *input = NULL;
   if (!field_needed_text(f, "id", &id) || !field_needed_text(f, "name", &name) || !field_object(f, "input", &input)) return false;
-  char *arguments = generation_keep(g, input ? json_dumps(input, JSON_COMPACT) : strdup("{}"));
+  char *arguments = inquiry_keep(g, input ? json_dumps(input, JSON_COMPACT) : strdup("{}"));
   return arguments ? add_call(g, message, id, name, arguments, f) : refuse_memory(f->refusal);
 }
 
 /* The blocks of one message: texts of a kind are joined. */
-static bool read_blocks(struct generation *g, const json_t *blocks, const char *role, const struct fields *f) {
+static bool read_blocks(struct inquiry *g, const json_t *blocks, const char *role, const struct fields *f) {
   const bool assistant = strcmp(role, "assistant") == 0;
   struct buffer text = {0};
   int own = -1; /* the message that texts and calls belong to; results come before it */
@@ -80,7 +80,7 @@ static bool read_blocks(struct generation *g, const json_t *blocks, const char *
     if (!good) break;
   }
   const bool said = text.bytes > 0;
-  char *joined = good ? generation_keep(g, buffer_take(&text)) : NULL;
+  char *joined = good ? inquiry_keep(g, buffer_take(&text)) : NULL;
   buffer_free(&text);
   if (!good) return false;
   if (!joined) return refuse_memory(f->refusal);
@@ -91,7 +91,7 @@ static bool read_blocks(struct generation *g, const json_t *blocks, const char *
   return true;
 }
 
-static bool read_messages(struct generation *g, const struct fields *f) {
+static bool read_messages(struct inquiry *g, const struct fields *f) {
   const json_t *list = NULL;
   if (!field(f, "messages")) return field_refuse(f, "messages", "is missing");
   if (!field_array(f, "messages", &list)) return false;
@@ -117,7 +117,7 @@ static bool read_messages(struct generation *g, const struct fields *f) {
          field_refuse(f, "messages", "must not end with the assistant: answers are not begun for it here");
 }
 
-static bool read_system(struct generation *g, const struct fields *f) {
+static bool read_system(struct inquiry *g, const struct fields *f) {
   const char *text = NULL;
   if (!field(f, "system")) return f->refusal->status == 0;
   if (!parts_text(g, f, "system", "text", &text)) return false;
@@ -125,7 +125,7 @@ static bool read_system(struct generation *g, const struct fields *f) {
   return !*text || add_message(g, "system", text, f);
 }
 
-static bool read_tools(struct generation *g, const struct fields *f) {
+static bool read_tools(struct inquiry *g, const struct fields *f) {
   const json_t *tools = NULL;
   if (!field_array(f, "tools", &tools) || !tools) return tools == NULL && f->refusal->status == 0;
   size_t i;
@@ -145,7 +145,7 @@ static bool read_tools(struct generation *g, const struct fields *f) {
   return true;
 }
 
-static bool read_tool_choice(struct generation *g, const struct fields *f) {
+static bool read_tool_choice(struct inquiry *g, const struct fields *f) {
   struct fields choice;
   const char *type = NULL;
   if (!field(f, "tool_choice")) return f->refusal->status == 0;
@@ -158,7 +158,7 @@ static bool read_tool_choice(struct generation *g, const struct fields *f) {
   return field_needed_text(&choice, "name", &g->tool_name);
 }
 
-static bool read_thinking(struct generation *g, const struct fields *f, const struct frontend *frontend) {
+static bool read_thinking(struct inquiry *g, const struct fields *f, const struct frontend *frontend) {
   struct fields thinking;
   const char *type = NULL;
   if (!field(f, "thinking")) return f->refusal->status == 0;
@@ -168,7 +168,7 @@ static bool read_thinking(struct generation *g, const struct fields *f, const st
   return g->thinking || field_refuse(&thinking, "type", "must be disabled: this model does not think before it answers");
 }
 
-static bool read_output(struct generation *g, const struct fields *f) {
+static bool read_output(struct inquiry *g, const struct fields *f) {
   static const struct field_rule output_rules[] = {
       {"format", FIELD_READ, NULL}, {"effort", FIELD_PLAIN, "high"}, {NULL, FIELD_READ, NULL}};
   struct fields output;
@@ -177,20 +177,20 @@ static bool read_output(struct generation *g, const struct fields *f) {
          read_format(g, &output, "format", false);
 }
 
-static bool read_metadata(struct generation *g, const struct fields *f) {
+static bool read_metadata(struct inquiry *g, const struct fields *f) {
   struct fields metadata;
   if (!field(f, "metadata")) return f->refusal->status == 0;
   return fields_enter(f, field(f, "metadata"), "metadata", &metadata) && field_text(&metadata, "user_id", &g->options.user);
 }
 
 /* What both endpoints read. */
-static bool read_counted(struct generation *g, const struct fields *f, struct frontend *frontend) {
+static bool read_counted(struct inquiry *g, const struct fields *f, struct frontend *frontend) {
   return fields_obey(f, rules, common_rules) && read_common(g, f) && read_thinking(g, f, frontend) && read_output(g, f) &&
          read_system(g, f) && read_tools(g, f) && read_tool_choice(g, f) && read_messages(g, f) &&
          encode_conversation(g, frontend, f->refusal);
 }
 
-static bool read_message_request(struct generation *g, const struct fields *f, struct frontend *frontend) {
+static bool read_message_request(struct inquiry *g, const struct fields *f, struct frontend *frontend) {
   if (json_is_object(f->object) && !field(f, "max_tokens")) return field_refuse(f, "max_tokens", "is missing");
   return field_int(f, "max_tokens", 1, INT_MAX, &g->options.max_tokens) && read_stops(g, f, "stop_sequences") &&
          read_metadata(g, f) && read_counted(g, f, frontend);
@@ -206,20 +206,20 @@ static const char *stop_word(const struct choice *c) {
   return c->calls ? "tool_use" : "end_turn";
 }
 
-static json_t *usage_json(const struct generation *g) {
+static json_t *usage_json(const struct inquiry *g) {
   const struct request_usage *u = &g->usage;
   return json_pack("{s:I, s:I, s:I, s:I}", "input_tokens", (json_int_t)(u->prompt_tokens - u->reused_exact),
                    "cache_creation_input_tokens", (json_int_t)0, "cache_read_input_tokens", (json_int_t)u->reused_exact,
                    "output_tokens", (json_int_t)u->generated);
 }
 
-static json_t *message_json(const struct generation *g, json_t *content, const char *stop, const char *sequence, json_t *usage) {
+static json_t *message_json(const struct inquiry *g, json_t *content, const char *stop, const char *sequence, json_t *usage) {
   return json_pack("{s:s, s:s, s:s, s:s, s:o, s:s?, s:s?, s:o}", "id", g->id, "type", "message", "role", "assistant", "model",
                    g->server->options.model_name, "content", content, "stop_reason", stop, "stop_sequence", sequence, "usage",
                    usage);
 }
 
-static void message_begin(struct generation *g, struct buffer *out) {
+static void message_begin(struct inquiry *g, struct buffer *out) {
   json_t *usage = json_pack("{s:i, s:i, s:i, s:i}", "input_tokens", g->options.n, "cache_creation_input_tokens", 0,
                             "cache_read_input_tokens", 0, "output_tokens", 0);
   write_event(out, "message_start",
@@ -244,7 +244,7 @@ static void write_delta(const struct choice *c, json_t *delta, struct buffer *ou
               json_pack("{s:s, s:i, s:o}", "type", "content_block_delta", "index", c->block, "delta", delta));
 }
 
-static void message_text(struct generation *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs,
+static void message_text(struct inquiry *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs,
                          struct buffer *out) {
   (void)g;
   json_decref(logprobs);
@@ -257,7 +257,7 @@ static void message_text(struct generation *g, struct choice *c, const char *tex
   write_delta(c, json_pack("{s:s, s:o}", "type", "text_delta", "text", json_text(text, bytes)), out);
 }
 
-static void message_reasoning(struct generation *g, struct choice *c, const char *text, size_t bytes, struct buffer *out) {
+static void message_reasoning(struct inquiry *g, struct choice *c, const char *text, size_t bytes, struct buffer *out) {
   if (!g->thinking) return; /* not asked for */
   if (c->block_kind != BLOCK_THINKING) {
     close_block(c, out);
@@ -267,7 +267,7 @@ static void message_reasoning(struct generation *g, struct choice *c, const char
   write_delta(c, json_pack("{s:s, s:o}", "type", "thinking_delta", "thinking", json_text(text, bytes)), out);
 }
 
-static void message_call(struct generation *g, struct choice *c, const json_t *call, struct buffer *out) {
+static void message_call(struct inquiry *g, struct choice *c, const json_t *call, struct buffer *out) {
   (void)g;
   close_block(c, out);
   open_block(c,
@@ -278,12 +278,12 @@ static void message_call(struct generation *g, struct choice *c, const json_t *c
   write_event(out, "content_block_stop", json_pack("{s:s, s:i}", "type", "content_block_stop", "index", c->block++));
 }
 
-static void message_finish(struct generation *g, struct choice *c, struct buffer *out) {
+static void message_finish(struct inquiry *g, struct choice *c, struct buffer *out) {
   (void)g;
   close_block(c, out);
 }
 
-static void message_end(struct generation *g, struct buffer *out) {
+static void message_end(struct inquiry *g, struct buffer *out) {
   const struct choice *c = &g->choices[0];
   write_event(out, "message_delta",
               json_pack("{s:s, s:{s:s, s:s?}, s:o}", "type", "message_delta", "delta", "stop_reason", stop_word(c),
@@ -291,12 +291,12 @@ static void message_end(struct generation *g, struct buffer *out) {
   write_event(out, "message_stop", json_pack("{s:s}", "type", "message_stop"));
 }
 
-static void message_fail(struct generation *g, const struct refusal *refusal, struct buffer *out) {
+static void message_fail(struct inquiry *g, const struct refusal *refusal, struct buffer *out) {
   (void)g;
   write_event(out, "error", refusal_json(DIALECT_ANTHROPIC, refusal));
 }
 
-static json_t *message_whole(struct generation *g) {
+static json_t *message_whole(struct inquiry *g) {
   const struct choice *c = &g->choices[0];
   json_t *content = json_array(), *call;
   size_t i;
@@ -327,21 +327,21 @@ static const struct answer_form message_form = {
 };
 
 void anthropic_messages(struct exchange *ex, struct frontend *frontend) {
-  generation_run(ex, frontend, &message_form, read_message_request);
+  inquiry_run(ex, frontend, &message_form, read_message_request);
 }
 
-struct generation *anthropic_parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,
-                                   struct refusal *refusal) {
-  return generation_parse(server, frontend, &message_form, read_message_request, body, bytes, refusal);
+struct inquiry *anthropic_parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,
+                                struct refusal *refusal) {
+  return inquiry_parse(server, frontend, &message_form, read_message_request, body, bytes, refusal);
 }
 
 void anthropic_count(struct exchange *ex, struct frontend *frontend) {
   struct refusal refusal = {0};
-  struct generation *g = generation_parse(ex->server, frontend, &message_form, read_counted, ex->body.data ? ex->body.data : "",
-                                          ex->body.bytes, &refusal);
+  struct inquiry *g = inquiry_parse(ex->server, frontend, &message_form, read_counted, ex->body.data ? ex->body.data : "",
+                                    ex->body.bytes, &refusal);
   if (g)
     reply_json(ex, 200, json_pack("{s:i}", "input_tokens", g->options.n));
   else
     reply_refusal(ex, &refusal);
-  generation_free(g);
+  inquiry_free(g);
 }

@@ -8,7 +8,7 @@
 #include "server/state.h"
 
 #include "engine/json_text.h"
-#include "server/generation.h"
+#include "server/inquiry.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -39,7 +39,7 @@ void exchange_release(struct exchange *ex) {
   if (atomic_fetch_sub(&ex->references, 1) > 1) return;
   struct server *server = ex->server;
   queued_events_free(ex);
-  generation_free(ex->generation);
+  inquiry_free(ex->inquiry);
   atomic_fetch_sub(&server->body_bytes, ex->body.room);
   buffer_free(&ex->body);
   buffer_free(&ex->reply.body);
@@ -168,16 +168,16 @@ enum progress_made { SOMETHING, NOTHING, THE_END, BROKEN };
 
 /* Writes what there is to say into `out`, which is empty. */
 static enum progress_made write_more(struct exchange *ex) {
-  struct generation *g = ex->generation;
+  struct inquiry *g = ex->inquiry;
   pthread_mutex_lock(&ex->lock);
   const bool gone = ex->gone, ping = ex->ping, finished = ex->finished;
   ex->ping = false;
   pthread_mutex_unlock(&ex->lock);
   if (gone) return BROKEN;
   if (ex->stream_ended) return THE_END;
-  if (!g->done && generation_take(ex, &ex->out) && generation_has_more_to_do(g)) work_push(ex);
-  if (g->done && (finished || !generation_has_more_to_do(g))) {
-    generation_end(g, &ex->out);
+  if (!g->done && inquiry_take(ex, &ex->out) && inquiry_has_more_to_do(g)) work_push(ex);
+  if (g->done && (finished || !inquiry_has_more_to_do(g))) {
+    inquiry_end(g, &ex->out);
     ex->stream_ended = true;
   }
   if (ex->out.failed) return BROKEN;
@@ -196,7 +196,7 @@ ssize_t exchange_read(void *user, uint64_t position, char *to, size_t most) {
     if (made == THE_END) return MHD_CONTENT_READER_END_OF_STREAM;
     if (made == BROKEN) return MHD_CONTENT_READER_END_WITH_ERROR;
     pthread_mutex_lock(&ex->lock);
-    const bool wait = !events_waiting(ex) && !ex->gone && !ex->ping && !(ex->generation->done && ex->finished);
+    const bool wait = !events_waiting(ex) && !ex->gone && !ex->ping && !(ex->inquiry->done && ex->finished);
     if (wait) {
       ex->suspended = true;
       MHD_suspend_connection(ex->connection);

@@ -1,12 +1,12 @@
 /* messages.c - conversations and tools, from any dialect into what a chat template takes. */
-#include "server/generation.h"
+#include "server/inquiry.h"
 
 #include <stdio.h>
 #include <string.h>
 
 enum { MOST_MESSAGES = 65536, MOST_TOOLS = 256 };
 
-struct chat_message *add_message(struct generation *g, const char *role, const char *content, const struct fields *f) {
+struct chat_message *add_message(struct inquiry *g, const char *role, const char *content, const struct fields *f) {
   if (g->n_messages == g->room_messages) {
     const int room = g->room_messages ? 2 * g->room_messages : 16;
     struct chat_message *larger = room <= MOST_MESSAGES ? realloc(g->messages, (size_t)room * sizeof *larger) : NULL;
@@ -22,10 +22,10 @@ struct chat_message *add_message(struct generation *g, const char *role, const c
   return message;
 }
 
-bool add_call(struct generation *g, struct chat_message *message, const char *id, const char *name, const char *arguments,
+bool add_call(struct inquiry *g, struct chat_message *message, const char *id, const char *name, const char *arguments,
               const struct fields *f) {
   /* The list of one message's calls is made anew for each: messages have few. */
-  struct chat_tool_call *calls = generation_keep(g, calloc((size_t)message->n_calls + 1, sizeof *calls));
+  struct chat_tool_call *calls = inquiry_keep(g, calloc((size_t)message->n_calls + 1, sizeof *calls));
   if (!calls) return refuse_memory(f->refusal);
   if (message->n_calls) memcpy(calls, message->calls, (size_t)message->n_calls * sizeof *calls);
   json_t *parsed = json_loads(arguments, JSON_REJECT_DUPLICATES, NULL);
@@ -37,7 +37,7 @@ bool add_call(struct generation *g, struct chat_message *message, const char *id
   return true;
 }
 
-bool parts_text(struct generation *g, const struct fields *f, const char *name, const char *types, const char **text) {
+bool parts_text(struct inquiry *g, const struct fields *f, const char *name, const char *types, const char **text) {
   const json_t *value = field(f, name);
   if (json_is_string(value)) {
     *text = json_string_value(value);
@@ -61,11 +61,11 @@ bool parts_text(struct generation *g, const struct fields *f, const char *name, 
     }
     buffer_text(&joined, piece);
   }
-  *text = generation_keep(g, buffer_take(&joined));
+  *text = inquiry_keep(g, buffer_take(&joined));
   return *text || refuse_memory(f->refusal);
 }
 
-bool add_tool(struct generation *g, const char *name, const char *description, const json_t *parameters, const struct fields *f) {
+bool add_tool(struct inquiry *g, const char *name, const char *description, const json_t *parameters, const struct fields *f) {
   if (g->n_tools >= MOST_TOOLS) return refuse(f->refusal, 400, NULL, "tools", "tools has more than %d tools", MOST_TOOLS);
   if (!*name || strlen(name) > 128 ||
       strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") != strlen(name))
@@ -73,7 +73,7 @@ bool add_tool(struct generation *g, const char *name, const char *description, c
   for (int i = 0; i < g->n_tools; i++)
     if (strcmp(g->tools[i].name, name) == 0) return field_refuse(f, "name", "'%s' is the name of another tool, too", name);
   if (parameters && !json_is_object(parameters)) return field_refuse(f, "parameters", "must be a JSON schema");
-  char *schema = parameters ? generation_keep(g, json_dumps(parameters, JSON_COMPACT)) : NULL;
+  char *schema = parameters ? inquiry_keep(g, json_dumps(parameters, JSON_COMPACT)) : NULL;
   struct chat_tool *larger = realloc(g->tools, ((size_t)g->n_tools + 1) * sizeof *larger);
   if (larger) g->tools = larger;
   if (!larger || (parameters && !schema)) return refuse_memory(f->refusal);
@@ -81,7 +81,7 @@ bool add_tool(struct generation *g, const char *name, const char *description, c
   return true;
 }
 
-bool encode_conversation(struct generation *g, struct frontend *frontend, struct refusal *refusal) {
+bool encode_conversation(struct inquiry *g, struct frontend *frontend, struct refusal *refusal) {
   const bool offered = g->n_tools > 0 && g->tool_use != TOOLS_NONE;
   if (offered && !chat_template_has_tools(&frontend->chat))
     return refuse(refusal, 400, "no_tools", "tools", "tools: the chat template of this model knows no tools");

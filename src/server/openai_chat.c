@@ -1,5 +1,5 @@
 /* openai_chat.c - POST /v1/chat/completions, and the models. */
-#include "server/generation.h"
+#include "server/inquiry.h"
 
 #include "engine/json_text.h"
 
@@ -44,7 +44,7 @@ static const char *known_role(const char *role) {
   return NULL;
 }
 
-static bool read_calls(struct generation *g, struct chat_message *message, const struct fields *f) {
+static bool read_calls(struct inquiry *g, struct chat_message *message, const struct fields *f) {
   const json_t *calls = NULL;
   if (!field_array(f, "tool_calls", &calls) || !calls) return calls == NULL && f->refusal->status == 0;
   size_t i;
@@ -63,7 +63,7 @@ static bool read_calls(struct generation *g, struct chat_message *message, const
   return true;
 }
 
-static bool read_message(struct generation *g, const struct fields *f) {
+static bool read_message(struct inquiry *g, const struct fields *f) {
   static const struct field_rule message_rules[] = {{"role", FIELD_READ, NULL},
                                                     {"content", FIELD_READ, NULL},
                                                     {"name", FIELD_READ, NULL},
@@ -87,7 +87,7 @@ static bool read_message(struct generation *g, const struct fields *f) {
          read_calls(g, message, f);
 }
 
-static bool read_messages(struct generation *g, const struct fields *f) {
+static bool read_messages(struct inquiry *g, const struct fields *f) {
   const json_t *list = NULL;
   if (!field(f, "messages")) return field_refuse(f, "messages", "is missing");
   if (!field_array(f, "messages", &list)) return false;
@@ -104,7 +104,7 @@ static bool read_messages(struct generation *g, const struct fields *f) {
   return true;
 }
 
-static bool read_tools(struct generation *g, const struct fields *f) {
+static bool read_tools(struct inquiry *g, const struct fields *f) {
   const json_t *tools = NULL;
   if (!field_array(f, "tools", &tools) || !tools) return tools == NULL && f->refusal->status == 0;
   size_t i;
@@ -126,7 +126,7 @@ static bool read_tools(struct generation *g, const struct fields *f) {
 }
 
 /* "none", "auto", "required", {"type": "function", "function": {"name"}} */
-static bool read_tool_choice(struct generation *g, const struct fields *f) {
+static bool read_tool_choice(struct inquiry *g, const struct fields *f) {
   const json_t *value = field(f, "tool_choice");
   const char *word = json_string_value(value);
   if (!value) return f->refusal->status == 0;
@@ -144,7 +144,7 @@ static bool read_tool_choice(struct generation *g, const struct fields *f) {
          field_needed_text(&function, "name", &g->tool_name);
 }
 
-static bool read_logprobs(struct generation *g, const struct fields *f) {
+static bool read_logprobs(struct inquiry *g, const struct fields *f) {
   bool wanted = false;
   int top = 0;
   if (!field_flag(f, "logprobs", &wanted) || !field_int(f, "top_logprobs", 0, 20, &top)) return false;
@@ -163,7 +163,7 @@ static bool read_modalities(const struct fields *f) {
   return true;
 }
 
-static bool read_chat(struct generation *g, const struct fields *f, struct frontend *frontend) {
+static bool read_chat(struct inquiry *g, const struct fields *f, struct frontend *frontend) {
   return fields_obey(f, rules, common_rules) && read_common(g, f) && read_stream(g, f) && read_stops(g, f, "stop") &&
          field_int(f, "n", 1, 16, &g->options.choices) && field_int(f, "max_tokens", 1, INT_MAX, &g->options.max_tokens) &&
          field_int(f, "max_completion_tokens", 1, INT_MAX, &g->options.max_tokens) && field_text(f, "user", &g->options.user) &&
@@ -179,7 +179,7 @@ static const char *finish_word(const struct choice *c) {
 }
 
 /* delta is taken */
-static void write_chunk(struct generation *g, const struct choice *c, json_t *delta, json_t *logprobs, const char *finish,
+static void write_chunk(struct inquiry *g, const struct choice *c, json_t *delta, json_t *logprobs, const char *finish,
                         struct buffer *out) {
   json_t *choice =
       json_pack("{s:i, s:o, s:o, s:s?}", "index", c->index, "delta", delta, "logprobs",
@@ -191,33 +191,32 @@ static void write_chunk(struct generation *g, const struct choice *c, json_t *de
   write_data(out, chunk);
 }
 
-static void chat_begin(struct generation *g, struct buffer *out) {
+static void chat_begin(struct inquiry *g, struct buffer *out) {
   for (int i = 0; i < g->options.choices; i++)
     write_chunk(g, &g->choices[i], json_pack("{s:s, s:s}", "role", "assistant", "content", ""), NULL, NULL, out);
 }
 
-static void chat_text(struct generation *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs,
-                      struct buffer *out) {
+static void chat_text(struct inquiry *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs, struct buffer *out) {
   write_chunk(g, c, json_pack("{s:o}", "content", json_text(text, bytes)), logprobs, NULL, out);
   json_decref(logprobs);
 }
 
-static void chat_reasoning(struct generation *g, struct choice *c, const char *text, size_t bytes, struct buffer *out) {
+static void chat_reasoning(struct inquiry *g, struct choice *c, const char *text, size_t bytes, struct buffer *out) {
   write_chunk(g, c, json_pack("{s:o}", "reasoning_content", json_text(text, bytes)), NULL, NULL, out);
 }
 
-static void chat_call(struct generation *g, struct choice *c, const json_t *call, struct buffer *out) {
+static void chat_call(struct inquiry *g, struct choice *c, const json_t *call, struct buffer *out) {
   json_t *delta = json_pack("{s:[{s:i, s:O, s:s, s:{s:O, s:O}}]}", "tool_calls", "index", c->calls_written++, "id",
                             json_object_get(call, "id"), "type", "function", "function", "name", json_object_get(call, "name"),
                             "arguments", json_object_get(call, "arguments"));
   write_chunk(g, c, delta, NULL, NULL, out);
 }
 
-static void chat_finish(struct generation *g, struct choice *c, struct buffer *out) {
+static void chat_finish(struct inquiry *g, struct choice *c, struct buffer *out) {
   write_chunk(g, c, json_object(), NULL, finish_word(c), out);
 }
 
-static void chat_end(struct generation *g, struct buffer *out) {
+static void chat_end(struct inquiry *g, struct buffer *out) {
   if (g->include_usage)
     write_data(out, json_pack("{s:s, s:s, s:I, s:s, s:s, s:[], s:o}", "id", g->id, "object", "chat.completion.chunk", "created",
                               (json_int_t)g->created, "model", g->server->options.model_name, "system_fingerprint", "oscar",
@@ -225,13 +224,13 @@ static void chat_end(struct generation *g, struct buffer *out) {
   buffer_text(out, "data: [DONE]\n\n");
 }
 
-static void chat_fail(struct generation *g, const struct refusal *refusal, struct buffer *out) {
+static void chat_fail(struct inquiry *g, const struct refusal *refusal, struct buffer *out) {
   (void)g;
   write_data(out, refusal_json(DIALECT_OPENAI, refusal));
   buffer_text(out, "data: [DONE]\n\n");
 }
 
-static json_t *chat_whole(struct generation *g) {
+static json_t *chat_whole(struct inquiry *g) {
   json_t *choices = json_array();
   for (int i = 0; i < g->options.choices; i++) {
     const struct choice *c = &g->choices[i];
@@ -257,11 +256,11 @@ static const struct answer_form chat_form = {
     .whole = chat_whole,
 };
 
-void openai_chat(struct exchange *ex, struct frontend *frontend) { generation_run(ex, frontend, &chat_form, read_chat); }
+void openai_chat(struct exchange *ex, struct frontend *frontend) { inquiry_run(ex, frontend, &chat_form, read_chat); }
 
-struct generation *openai_chat_parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,
-                                     struct refusal *refusal) {
-  return generation_parse(server, frontend, &chat_form, read_chat, body, bytes, refusal);
+struct inquiry *openai_chat_parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,
+                                  struct refusal *refusal) {
+  return inquiry_parse(server, frontend, &chat_form, read_chat, body, bytes, refusal);
 }
 
 /* ---- models ---- */

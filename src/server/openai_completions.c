@@ -1,5 +1,5 @@
 /* openai_completions.c - POST /v1/completions: a raw text goes on. */
-#include "server/generation.h"
+#include "server/inquiry.h"
 
 #include "engine/json_text.h"
 
@@ -15,7 +15,7 @@ static const struct field_rule rules[] = {
     {"suffix", FIELD_PLAIN, ""},    {NULL, FIELD_READ, NULL},
 };
 
-static bool read_ids(struct generation *g, const json_t *list, const struct fields *f) {
+static bool read_ids(struct inquiry *g, const json_t *list, const struct fields *f) {
   const int vocab = tokenizer_vocab(g->server->frontends[0].tokenizer);
   const size_t n = json_array_size(list);
   g->ids = calloc(n, sizeof *g->ids);
@@ -31,7 +31,7 @@ static bool read_ids(struct generation *g, const json_t *list, const struct fiel
 }
 
 /* A text, token ids, or a list of one of these. */
-static bool read_prompt(struct generation *g, const struct fields *f, struct frontend *frontend) {
+static bool read_prompt(struct inquiry *g, const struct fields *f, struct frontend *frontend) {
   const json_t *prompt = field(f, "prompt");
   if (!prompt) return field_refuse(f, "prompt", "is missing");
   const json_t *first = json_array_get(prompt, 0);
@@ -48,7 +48,7 @@ static bool read_prompt(struct generation *g, const struct fields *f, struct fro
          (g->options.n > 0 || field_refuse(f, "prompt", "is empty"));
 }
 
-static bool read_completion(struct generation *g, const struct fields *f, struct frontend *frontend) {
+static bool read_completion(struct inquiry *g, const struct fields *f, struct frontend *frontend) {
   int best = 0;
   bool good = fields_obey(f, rules, common_rules) && read_common(g, f) && read_stream(g, f) && read_stops(g, f, "stop") &&
               field_int(f, "n", 1, 16, &g->options.choices) && field_int(f, "best_of", 1, 16, &best);
@@ -84,13 +84,13 @@ static json_t *logprobs_json(const json_t *list, int64_t *offset) {
                    offsets);
 }
 
-static json_t *chunk_json(struct generation *g, json_t *choices) {
+static json_t *chunk_json(struct inquiry *g, json_t *choices) {
   return json_pack("{s:s, s:s, s:I, s:s, s:s, s:o}", "id", g->id, "object", "text_completion", "created", (json_int_t)g->created,
                    "model", g->server->options.model_name, "system_fingerprint", "oscar", "choices", choices);
 }
 
-static void write_chunk(struct generation *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs,
-                        const char *finish, struct buffer *out) {
+static void write_chunk(struct inquiry *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs, const char *finish,
+                        struct buffer *out) {
   int64_t offset = (int64_t)c->block_start;
   json_t *values = logprobs_json(logprobs, &offset);
   c->block_start = (size_t)offset;
@@ -100,23 +100,23 @@ static void write_chunk(struct generation *g, struct choice *c, const char *text
   write_data(out, chunk);
 }
 
-static void completion_begin(struct generation *g, struct buffer *out) { (void)g, (void)out; }
+static void completion_begin(struct inquiry *g, struct buffer *out) { (void)g, (void)out; }
 
-static void completion_text(struct generation *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs,
+static void completion_text(struct inquiry *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs,
                             struct buffer *out) {
   write_chunk(g, c, text, bytes, logprobs, NULL, out);
   json_decref(logprobs);
 }
 
-static void completion_call(struct generation *g, struct choice *c, const json_t *call, struct buffer *out) {
+static void completion_call(struct inquiry *g, struct choice *c, const json_t *call, struct buffer *out) {
   (void)g, (void)c, (void)call, (void)out; /* a raw text has no calls */
 }
 
-static void completion_finish(struct generation *g, struct choice *c, struct buffer *out) {
+static void completion_finish(struct inquiry *g, struct choice *c, struct buffer *out) {
   write_chunk(g, c, "", 0, NULL, finish_word(c), out);
 }
 
-static void completion_end(struct generation *g, struct buffer *out) {
+static void completion_end(struct inquiry *g, struct buffer *out) {
   if (g->include_usage) {
     json_t *chunk = chunk_json(g, json_array());
     json_object_set_new(chunk, "usage", openai_usage(g));
@@ -125,13 +125,13 @@ static void completion_end(struct generation *g, struct buffer *out) {
   buffer_text(out, "data: [DONE]\n\n");
 }
 
-static void completion_fail(struct generation *g, const struct refusal *refusal, struct buffer *out) {
+static void completion_fail(struct inquiry *g, const struct refusal *refusal, struct buffer *out) {
   (void)g;
   write_data(out, refusal_json(DIALECT_OPENAI, refusal));
   buffer_text(out, "data: [DONE]\n\n");
 }
 
-static json_t *completion_whole(struct generation *g) {
+static json_t *completion_whole(struct inquiry *g) {
   json_t *choices = json_array();
   for (int i = 0; i < g->options.choices; i++) {
     const struct choice *c = &g->choices[i];
@@ -158,10 +158,10 @@ static const struct answer_form completion_form = {
 };
 
 void openai_completions(struct exchange *ex, struct frontend *frontend) {
-  generation_run(ex, frontend, &completion_form, read_completion);
+  inquiry_run(ex, frontend, &completion_form, read_completion);
 }
 
-struct generation *openai_completions_parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,
-                                            struct refusal *refusal) {
-  return generation_parse(server, frontend, &completion_form, read_completion, body, bytes, refusal);
+struct inquiry *openai_completions_parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,
+                                         struct refusal *refusal) {
+  return inquiry_parse(server, frontend, &completion_form, read_completion, body, bytes, refusal);
 }

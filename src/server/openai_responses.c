@@ -4,7 +4,7 @@
  * A response's output is a list of items: messages and calls. A stream tells of each item when it begins, as it grows and when it
  * is done; every event has a number. What was said is kept as a list of items, so that a next request continues it.
  */
-#include "server/generation.h"
+#include "server/inquiry.h"
 #include "server/response_store.h"
 
 #include "engine/json_text.h"
@@ -48,7 +48,7 @@ static const char *known_role(const char *role) {
   return NULL;
 }
 
-static bool read_message(struct generation *g, const struct fields *f) {
+static bool read_message(struct inquiry *g, const struct fields *f) {
   const char *role = NULL, *content = NULL;
   if (!field_needed_text(f, "role", &role)) return false;
   const char *known = known_role(role);
@@ -57,7 +57,7 @@ static bool read_message(struct generation *g, const struct fields *f) {
 }
 
 /* A call belongs to the message of the assistant before it. */
-static bool read_call(struct generation *g, const struct fields *f) {
+static bool read_call(struct inquiry *g, const struct fields *f) {
   const char *id = NULL, *name = NULL, *arguments = NULL;
   if (!field_needed_text(f, "call_id", &id) || !field_needed_text(f, "name", &name) ||
       !field_needed_text(f, "arguments", &arguments))
@@ -67,7 +67,7 @@ static bool read_call(struct generation *g, const struct fields *f) {
   return message && add_call(g, message, id, name, arguments, f);
 }
 
-static bool read_output(struct generation *g, const struct fields *f) {
+static bool read_output(struct inquiry *g, const struct fields *f) {
   const char *id = NULL, *content = NULL;
   if (!field_needed_text(f, "call_id", &id) || !parts_text(g, f, "output", "input_text,output_text,text", &content)) return false;
   struct chat_message *message = add_message(g, "tool", content, f);
@@ -75,7 +75,7 @@ static bool read_output(struct generation *g, const struct fields *f) {
   return message;
 }
 
-static bool read_items(struct generation *g, const json_t *items, const char *name, const struct fields *f) {
+static bool read_items(struct inquiry *g, const json_t *items, const char *name, const struct fields *f) {
   size_t i;
   json_t *item;
   json_array_foreach(items, i, item) {
@@ -98,7 +98,7 @@ static bool read_items(struct generation *g, const json_t *items, const char *na
   return true;
 }
 
-static bool read_input(struct generation *g, const struct fields *f) {
+static bool read_input(struct inquiry *g, const struct fields *f) {
   const char *instructions = NULL, *previous = NULL;
   const json_t *input = field(f, "input");
   if (!field_text(f, "instructions", &instructions) || !field_text(f, "previous_response_id", &previous)) return false;
@@ -122,7 +122,7 @@ static bool read_input(struct generation *g, const struct fields *f) {
   return read_items(g, g->conversation, "input", f);
 }
 
-static bool read_tools(struct generation *g, const struct fields *f) {
+static bool read_tools(struct inquiry *g, const struct fields *f) {
   const json_t *tools = NULL;
   if (!field_array(f, "tools", &tools) || !tools) return tools == NULL && f->refusal->status == 0;
   size_t i;
@@ -142,7 +142,7 @@ static bool read_tools(struct generation *g, const struct fields *f) {
   return true;
 }
 
-static bool read_tool_choice(struct generation *g, const struct fields *f) {
+static bool read_tool_choice(struct inquiry *g, const struct fields *f) {
   const json_t *value = field(f, "tool_choice");
   const char *word = json_string_value(value);
   if (!value || (word && strcmp(word, "auto") == 0)) return f->refusal->status == 0;
@@ -156,7 +156,7 @@ static bool read_tool_choice(struct generation *g, const struct fields *f) {
   return field_needed_text(&choice, "name", &g->tool_name);
 }
 
-static bool read_text(struct generation *g, const struct fields *f) {
+static bool read_text(struct inquiry *g, const struct fields *f) {
   static const struct field_rule text_rules[] = {
       {"format", FIELD_READ, NULL}, {"verbosity", FIELD_PLAIN, "medium"}, {NULL, FIELD_READ, NULL}};
   struct fields text;
@@ -165,7 +165,7 @@ static bool read_text(struct generation *g, const struct fields *f) {
          read_format(g, &text, "format", false);
 }
 
-static bool read_include(struct generation *g, const struct fields *f) {
+static bool read_include(struct inquiry *g, const struct fields *f) {
   const json_t *list = NULL;
   int top = 0;
   if (!field_array(f, "include", &list) || !field_int(f, "top_logprobs", 0, 20, &top)) return false;
@@ -190,7 +190,7 @@ static bool read_reasoning(const struct fields *f) {
 }
 
 /* What a response repeats of its request, with what was meant where it did not say. */
-static json_t *echo_of(const struct generation *g) {
+static json_t *echo_of(const struct inquiry *g) {
   static const char *const names[] = {
       "instructions", "max_output_tokens", "previous_response_id", "tools", "tool_choice", "metadata", "user"};
   json_t *echo =
@@ -208,7 +208,7 @@ static json_t *echo_of(const struct generation *g) {
   return echo;
 }
 
-static bool read_response(struct generation *g, const struct fields *f, struct frontend *frontend) {
+static bool read_response(struct inquiry *g, const struct fields *f, struct frontend *frontend) {
   g->store = true;
   bool good = fields_obey(f, rules, common_rules) && read_common(g, f) && read_stream(g, f) && read_stops(g, f, "stop") &&
               field_int(f, "max_output_tokens", 1, INT_MAX, &g->options.max_tokens) && field_flag(f, "store", &g->store) &&
@@ -225,7 +225,7 @@ static bool read_response(struct generation *g, const struct fields *f, struct f
 enum { NO_ITEM, MESSAGE_ITEM };
 
 /* Items are told apart by the response's id and their place in it. */
-static json_t *item_id(const struct generation *g, const char *kind, int place) {
+static json_t *item_id(const struct inquiry *g, const char *kind, int place) {
   return json_sprintf("%s_%s_%d", kind, g->id + strlen("resp_"), place);
 }
 
@@ -234,18 +234,18 @@ static json_t *part_json(const char *text, size_t bytes, json_t *logprobs) {
                    "logprobs", logprobs ? json_incref(logprobs) : json_array());
 }
 
-static json_t *message_item(const struct generation *g, int place, const char *status, json_t *content) {
+static json_t *message_item(const struct inquiry *g, int place, const char *status, json_t *content) {
   return json_pack("{s:o, s:s, s:s, s:s, s:o}", "id", item_id(g, "msg", place), "type", "message", "status", status, "role",
                    "assistant", "content", content);
 }
 
-static json_t *call_item(const struct generation *g, int place, const char *status, const json_t *call, bool with_arguments) {
+static json_t *call_item(const struct inquiry *g, int place, const char *status, const json_t *call, bool with_arguments) {
   return json_pack("{s:o, s:s, s:s, s:O, s:O, s:o}", "id", item_id(g, "fc", place), "type", "function_call", "status", status,
                    "call_id", json_object_get(call, "id"), "name", json_object_get(call, "name"), "arguments",
                    with_arguments ? json_incref(json_object_get(call, "arguments")) : json_string(""));
 }
 
-static json_t *usage_json(const struct generation *g) {
+static json_t *usage_json(const struct inquiry *g) {
   const struct request_usage *u = &g->usage;
   return json_pack("{s:I, s:{s:I, s:I}, s:I, s:{s:I}, s:I}", "input_tokens", (json_int_t)u->prompt_tokens, "input_tokens_details",
                    "cached_tokens", (json_int_t)u->reused_exact, "cache_write_tokens", (json_int_t)0, "output_tokens",
@@ -253,7 +253,7 @@ static json_t *usage_json(const struct generation *g) {
                    (json_int_t)(u->prompt_tokens + u->generated));
 }
 
-static json_t *response_json(const struct generation *g, const char *status) {
+static json_t *response_json(const struct inquiry *g, const char *status) {
   const bool cut = strcmp(status, "incomplete") == 0;
   json_t *response = json_pack(
       "{s:s, s:s, s:I, s:s, s:s, s:O, s:n, s:o, s:o}", "id", g->id, "object", "response", "created_at", (json_int_t)g->created,
@@ -263,22 +263,22 @@ static json_t *response_json(const struct generation *g, const char *status) {
   return response;
 }
 
-static void tell(struct generation *g, const char *type, json_t *event, struct buffer *out) {
+static void tell(struct inquiry *g, const char *type, json_t *event, struct buffer *out) {
   json_object_set_new(event, "type", json_string(type));
   json_object_set_new(event, "sequence_number", json_integer(g->sequence++));
   write_event(out, type, event);
 }
 
-static void response_begin(struct generation *g, struct buffer *out) {
+static void response_begin(struct inquiry *g, struct buffer *out) {
   tell(g, "response.created", json_pack("{s:o}", "response", response_json(g, "in_progress")), out);
   tell(g, "response.in_progress", json_pack("{s:o}", "response", response_json(g, "in_progress")), out);
 }
 
-static json_t *place_json(const struct generation *g, const struct choice *c) {
+static json_t *place_json(const struct inquiry *g, const struct choice *c) {
   return json_pack("{s:o, s:i, s:i}", "item_id", item_id(g, "msg", c->block), "output_index", c->block, "content_index", 0);
 }
 
-static void open_message(struct generation *g, struct choice *c, struct buffer *out) {
+static void open_message(struct inquiry *g, struct choice *c, struct buffer *out) {
   c->block_kind = MESSAGE_ITEM;
   tell(g, "response.output_item.added",
        json_pack("{s:i, s:o}", "output_index", c->block, "item", message_item(g, c->block, "in_progress", json_array())), out);
@@ -287,7 +287,7 @@ static void open_message(struct generation *g, struct choice *c, struct buffer *
   tell(g, "response.content_part.added", part, out);
 }
 
-static void close_message(struct generation *g, struct choice *c, struct buffer *out) {
+static void close_message(struct inquiry *g, struct choice *c, struct buffer *out) {
   if (c->block_kind != MESSAGE_ITEM) return;
   const char *text = c->text.data ? c->text.data + c->block_start : "";
   const size_t bytes = c->text.bytes - c->block_start;
@@ -308,7 +308,7 @@ static void close_message(struct generation *g, struct choice *c, struct buffer 
   c->logprobs = NULL;
 }
 
-static void response_text(struct generation *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs,
+static void response_text(struct inquiry *g, struct choice *c, const char *text, size_t bytes, json_t *logprobs,
                           struct buffer *out) {
   if (c->block_kind == NO_ITEM) {
     c->block_start = c->text.bytes - bytes;
@@ -324,7 +324,7 @@ static void response_text(struct generation *g, struct choice *c, const char *te
   tell(g, "response.output_text.delta", delta, out);
 }
 
-static void response_call(struct generation *g, struct choice *c, const json_t *call, struct buffer *out) {
+static void response_call(struct inquiry *g, struct choice *c, const json_t *call, struct buffer *out) {
   close_message(g, c, out);
   tell(g, "response.output_item.added",
        json_pack("{s:i, s:o}", "output_index", c->block, "item", call_item(g, c->block, "in_progress", call, false)), out);
@@ -342,10 +342,10 @@ static void response_call(struct generation *g, struct choice *c, const json_t *
   c->block++;
 }
 
-static void response_finish(struct generation *g, struct choice *c, struct buffer *out) { close_message(g, c, out); }
+static void response_finish(struct inquiry *g, struct choice *c, struct buffer *out) { close_message(g, c, out); }
 
 /* The response as it is in the end, kept if that is wanted. */
-static json_t *keep(struct generation *g) {
+static json_t *keep(struct inquiry *g) {
   const char *status = g->choices[0].reason == FINISH_LENGTH ? "incomplete" : "completed";
   json_t *response = response_json(g, status);
   if (!g->store || !response) return response;
@@ -354,13 +354,13 @@ static json_t *keep(struct generation *g) {
   return response;
 }
 
-static void response_end(struct generation *g, struct buffer *out) {
+static void response_end(struct inquiry *g, struct buffer *out) {
   json_t *response = keep(g);
   const char *type = g->choices[0].reason == FINISH_LENGTH ? "response.incomplete" : "response.completed";
   tell(g, type, json_pack("{s:o}", "response", response), out);
 }
 
-static void response_fail(struct generation *g, const struct refusal *refusal, struct buffer *out) {
+static void response_fail(struct inquiry *g, const struct refusal *refusal, struct buffer *out) {
   json_t *response = response_json(g, "failed");
   json_object_set_new(
       response, "error",
@@ -368,7 +368,7 @@ static void response_fail(struct generation *g, const struct refusal *refusal, s
   tell(g, "response.failed", json_pack("{s:o}", "response", response), out);
 }
 
-static json_t *response_whole(struct generation *g) {
+static json_t *response_whole(struct inquiry *g) {
   struct choice *c = &g->choices[0];
   const char *status = c->reason == FINISH_LENGTH ? "incomplete" : "completed";
   json_t *call;
@@ -392,13 +392,11 @@ static const struct answer_form response_form = {
     .whole = response_whole,
 };
 
-void responses_make(struct exchange *ex, struct frontend *frontend) {
-  generation_run(ex, frontend, &response_form, read_response);
-}
+void responses_make(struct exchange *ex, struct frontend *frontend) { inquiry_run(ex, frontend, &response_form, read_response); }
 
-struct generation *responses_parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,
-                                   struct refusal *refusal) {
-  return generation_parse(server, frontend, &response_form, read_response, body, bytes, refusal);
+struct inquiry *responses_parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,
+                                struct refusal *refusal) {
+  return inquiry_parse(server, frontend, &response_form, read_response, body, bytes, refusal);
 }
 
 static void not_kept(struct exchange *ex) {

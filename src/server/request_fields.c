@@ -1,5 +1,5 @@
 /* request_fields.c - what all dialects have in common: how to sample, when to stop, what the answer must look like. */
-#include "server/generation.h"
+#include "server/inquiry.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -43,7 +43,7 @@ bool model_is_served(const struct server *server, const struct fields *f) {
 }
 
 /* {"token id": bias} */
-static bool read_bias(struct generation *g, const struct fields *f) {
+static bool read_bias(struct inquiry *g, const struct fields *f) {
   const json_t *map = NULL;
   if (!field_object(f, "logit_bias", &map) || !map) return map == NULL && f->refusal->status == 0;
   if (json_object_size(map) > MOST_BIAS) return field_refuse(f, "logit_bias", "has more than %d tokens", MOST_BIAS);
@@ -69,7 +69,7 @@ static bool read_bias(struct generation *g, const struct fields *f) {
   return true;
 }
 
-static bool read_sampling(struct generation *g, const struct fields *f) {
+static bool read_sampling(struct inquiry *g, const struct fields *f) {
   struct sampler_options *s = &g->options.sampling;
   int64_t seed = 0;
   const bool seeded = field(f, "seed") != NULL;
@@ -87,7 +87,7 @@ static bool read_sampling(struct generation *g, const struct fields *f) {
   return good && read_bias(g, f);
 }
 
-static bool read_grammar(struct generation *g, const struct fields *f) {
+static bool read_grammar(struct inquiry *g, const struct fields *f) {
   const char *text = NULL;
   if (!field_text(f, "grammar", &text) || !text) return text == NULL && f->refusal->status == 0;
   char error[384] = "";
@@ -96,19 +96,19 @@ static bool read_grammar(struct generation *g, const struct fields *f) {
   return status == OSCAR_OK || field_refuse(f, "grammar", "cannot be used: %s", error);
 }
 
-static bool read_session(struct generation *g, const struct fields *f) {
+static bool read_session(struct inquiry *g, const struct fields *f) {
   if (!field_text(f, "session", &g->session)) return false;
   if (g->session && !session_name_is_valid(g->session))
     return field_refuse(f, "session", "must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first");
   return true;
 }
 
-bool read_common(struct generation *g, const struct fields *f) {
+bool read_common(struct inquiry *g, const struct fields *f) {
   return model_is_served(g->server, f) && read_sampling(g, f) && read_session(g, f) &&
          field_flag(f, "ignore_eos", &g->options.ignore_end) && field_flag(f, "stream", &g->stream) && read_grammar(g, f);
 }
 
-bool read_stream(struct generation *g, const struct fields *f) {
+bool read_stream(struct inquiry *g, const struct fields *f) {
   static const struct field_rule rules[] = {
       {"include_usage", FIELD_READ, NULL}, {"include_obfuscation", FIELD_HARMLESS, NULL}, {NULL, FIELD_READ, NULL}};
   const json_t *options = NULL;
@@ -118,7 +118,7 @@ bool read_stream(struct generation *g, const struct fields *f) {
          field_flag(&inside, "include_usage", &g->include_usage);
 }
 
-bool read_stops(struct generation *g, const struct fields *f, const char *name) {
+bool read_stops(struct inquiry *g, const struct fields *f, const char *name) {
   const json_t *value = field(f, name);
   if (!value) return f->refusal->status == 0;
   const size_t n = json_is_string(value) ? 1 : json_array_size(value);
@@ -139,11 +139,11 @@ bool read_stops(struct generation *g, const struct fields *f, const char *name) 
 
 /* ---- forms of answers ---- */
 
-static bool one_grammar(struct generation *g, const struct fields *f, const char *name) {
+static bool one_grammar(struct inquiry *g, const struct fields *f, const char *name) {
   return !g->grammar || field_refuse(f, name, "and a grammar, or a tool that must be called, cannot both be obeyed");
 }
 
-bool obey_schema(struct generation *g, const json_t *schema, const struct fields *f, const char *name) {
+bool obey_schema(struct inquiry *g, const json_t *schema, const struct fields *f, const char *name) {
   if (!one_grammar(g, f, name)) return false;
   char *text = json_dumps(schema, JSON_COMPACT | JSON_ENCODE_ANY);
   if (!text) return refuse_memory(f->refusal);
@@ -154,12 +154,12 @@ bool obey_schema(struct generation *g, const json_t *schema, const struct fields
   return status == OSCAR_OK || field_refuse(f, name, "has a schema that cannot be enforced: %s", error);
 }
 
-bool obey_json(struct generation *g, const struct fields *f, const char *name) {
+bool obey_json(struct inquiry *g, const struct fields *f, const char *name) {
   if (!one_grammar(g, f, name)) return false;
   return grammar_of_json(&g->grammar) == OSCAR_OK || refuse_memory(f->refusal);
 }
 
-bool read_format(struct generation *g, const struct fields *f, const char *name, bool nested) {
+bool read_format(struct inquiry *g, const struct fields *f, const char *name, bool nested) {
   static const struct field_rule rules[] = {{"type", FIELD_READ, NULL},       {"json_schema", FIELD_READ, NULL},
                                             {"schema", FIELD_READ, NULL},     {"name", FIELD_HARMLESS, NULL},
                                             {"strict", FIELD_HARMLESS, NULL}, {"description", FIELD_HARMLESS, NULL},

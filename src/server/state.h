@@ -23,7 +23,7 @@ enum dialect { DIALECT_OPENAI, DIALECT_ANTHROPIC };
 enum method { METHOD_GET = 1, METHOD_POST = 2, METHOD_PATCH = 4, METHOD_DELETE = 8, METHOD_OPTIONS = 16 };
 
 struct exchange;
-struct generation;
+struct inquiry;
 
 /* One endpoint and method. `path` may have one part "*", which is the exchange's `name`. */
 struct route {
@@ -41,13 +41,13 @@ struct reply {
   struct buffer body;
   const char *constant; /* bytes that live as long as the program, instead of body */
   size_t constant_bytes;
-  bool stream;                /* the body is what `generation` writes */
+  bool stream;                /* the body is what `inquiry` writes */
   char etag[24];              /* "": none */
   const char *policy, *allow; /* NULL: none */
   int retry_after;
 };
 
-struct queued_event; /* a copy of struct request_event (generation.c) */
+struct queued_event; /* a copy of struct request_event (inquiry.c) */
 
 enum stage {
   STAGE_RECEIVING, /* the body is not all there */
@@ -87,9 +87,9 @@ struct exchange {
   int64_t active_ns; /* something was sent or the stream began */
   /* the answer */
   struct reply reply;
-  struct generation *generation; /* NULL: no model is asked */
-  bool submitted;                /* the service has it, and events will tell of it */
-  struct buffer out;             /* of a stream: written, [sent ..) not yet taken */
+  struct inquiry *inquiry; /* NULL: no model is asked */
+  bool submitted;          /* the service has it, and events will tell of it */
+  struct buffer out;       /* of a stream: written, [sent ..) not yet taken */
   size_t sent;
   bool stream_ended;
 };

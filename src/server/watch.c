@@ -64,7 +64,7 @@ static struct exchange *next_older(struct server *server, uint64_t number) {
 static void look_at(struct exchange *ex) {
   const struct server_options *o = &ex->server->options;
   pthread_mutex_lock(&ex->lock);
-  const bool full = ex->generation && ex->queued_bytes > o->stream_bytes && ex->stage == STAGE_SENDING && !ex->service_done;
+  const bool full = ex->inquiry && ex->queued_bytes > o->stream_bytes && ex->stage == STAGE_SENDING && !ex->service_done;
   if (ex->stage == STAGE_SENDING && ex->suspended && time_ns() - ex->active_ns >= (int64_t)o->ping_s * 1000000000) {
     ex->ping = true;
     ex->active_ns = time_ns();

@@ -1,5 +1,5 @@
 /* worker.c - the threads that read requests, and do what may wait for the service. */
-#include "server/generation.h"
+#include "server/inquiry.h"
 
 #include <stdlib.h>
 
@@ -31,14 +31,14 @@ static struct exchange *next(struct server *server) {
 
 /* A stream waits for what comes after its last word, an answer that does not stream for its whole text. */
 static void after_the_answer(struct exchange *ex) {
-  if (!ex->generation->stream) {
-    generation_take(ex, NULL);
-    generation_finish(ex->generation);
-    generation_reply(ex);
+  if (!ex->inquiry->stream) {
+    inquiry_take(ex, NULL);
+    inquiry_finish(ex->inquiry);
+    inquiry_reply(ex);
     exchange_ready(ex);
     return;
   }
-  generation_finish(ex->generation);
+  inquiry_finish(ex->inquiry);
   pthread_mutex_lock(&ex->lock);
   ex->finished = true;
   if (ex->suspended) {
@@ -60,7 +60,7 @@ void *worker_run(void *argument) {
   const struct worker_argument a = *(struct worker_argument *)argument;
   free(argument);
   for (struct exchange *ex; (ex = next(a.server));) {
-    if (ex->generation)
+    if (ex->inquiry)
       after_the_answer(ex);
     else
       begin(ex, a.frontend);

@@ -1,7 +1,7 @@
 /* Any bytes as the body of a request, in every dialect: it is refused with a status and a sentence, or it is a request whose
  * parts are within their limits. The first byte chooses the dialect. */
 #include "fake_service.h"
-#include "server/generation.h"
+#include "server/inquiry.h"
 #include "server/response_store.h"
 
 #include <stdlib.h>
@@ -31,10 +31,10 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
   return 0;
 }
 
-typedef struct generation *parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,
+typedef struct inquiry *parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,
                                  struct refusal *refusal);
 
-static void check(const struct generation *g) {
+static void check(const struct inquiry *g) {
   const struct request_options *o = &g->options;
   if (!g->ids || o->n < 1 || o->choices < 1 || o->choices > 16 || o->max_tokens < 0 || o->logprobs < -1 || o->logprobs > 20)
     abort();
@@ -51,7 +51,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
   if (!body) abort();
   memcpy(body, data + 1, bytes - 1);
   struct refusal refusal = {0};
-  struct generation *g = dialects[data[0] % ARRAY_LENGTH(dialects)](&server, &frontend, body, bytes - 1, &refusal);
+  struct inquiry *g = dialects[data[0] % ARRAY_LENGTH(dialects)](&server, &frontend, body, bytes - 1, &refusal);
   if (g)
     check(g);
   else if (refusal.status < 400 || refusal.status > 599 || !*refusal.text)
@@ -59,7 +59,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
   json_t *told = g ? NULL : refusal_json(data[0] % 2 ? DIALECT_ANTHROPIC : DIALECT_OPENAI, &refusal);
   if (!g && !told) abort();
   json_decref(told);
-  generation_free(g);
+  inquiry_free(g);
   free(body);
   return 0;
 }

@@ -1,8 +1,8 @@
 /*
- * generation.c - a request to the service, its events copied by the service's thread and taken by others, and what is collected
+ * inquiry.c - a request to the service, its events copied by the service's thread and taken by others, and what is collected
  * of its answer.
  */
-#include "server/generation.h"
+#include "server/inquiry.h"
 
 #include "engine/json_text.h"
 
@@ -28,8 +28,8 @@ uint64_t random_seed(void) {
   return getrandom(&seed, sizeof seed, 0) == (ssize_t)sizeof seed ? seed : (uint64_t)time_ns();
 }
 
-struct generation *generation_create(struct server *server, const struct answer_form *form, json_t *body) {
-  struct generation *g = calloc(1, sizeof *g);
+struct inquiry *inquiry_create(struct server *server, const struct answer_form *form, json_t *body) {
+  struct inquiry *g = calloc(1, sizeof *g);
   if (!g) {
     json_decref(body);
     return NULL;
@@ -48,7 +48,7 @@ struct generation *generation_create(struct server *server, const struct answer_
   return g;
 }
 
-void *generation_keep(struct generation *g, void *pointer) {
+void *inquiry_keep(struct inquiry *g, void *pointer) {
   if (!pointer) return NULL;
   if ((g->n_kept & (g->n_kept - 1)) == 0) { /* full at powers of two */
     void **larger = realloc(g->kept, (g->n_kept ? 2 * (size_t)g->n_kept : 1) * sizeof *larger);
@@ -62,7 +62,7 @@ void *generation_keep(struct generation *g, void *pointer) {
   return pointer;
 }
 
-static void choices_free(struct generation *g) {
+static void choices_free(struct inquiry *g) {
   for (int i = 0; g->choices && i < g->options.choices; i++) {
     struct choice *c = &g->choices[i];
     buffer_free(&c->text);
@@ -75,7 +75,7 @@ static void choices_free(struct generation *g) {
   free(g->choices);
 }
 
-void generation_free(struct generation *g) {
+void inquiry_free(struct inquiry *g) {
   if (!g) return;
   choices_free(g);
   for (int i = 0; i < g->n_kept; i++) free(g->kept[i]);
@@ -181,7 +181,7 @@ void exchange_observe(void *user, const struct request_event *event) {
     ex->suspended = false;
     MHD_resume_connection(ex->connection);
   }
-  const bool whole = done && !ex->gone && !ex->generation->stream;
+  const bool whole = done && !ex->gone && !ex->inquiry->stream;
   pthread_mutex_unlock(&ex->lock);
   free(copy);
   if (full) watch_wake(ex->server);
@@ -197,7 +197,7 @@ static json_t *piece_json(const char *text, size_t bytes, float logprob) {
   return json_pack("{s:o, s:o, s:o}", "token", json_text(text, bytes), "logprob", json_number((double)logprob), "bytes", list);
 }
 
-static json_t *token_json(const struct generation *g, const struct token_report *token) {
+static json_t *token_json(const struct inquiry *g, const struct token_report *token) {
   json_t *one = piece_json(token->text, token->bytes, token->logprob), *ranked = json_array();
   for (int i = 0; i < token->n_ranked; i++) {
     size_t bytes;
@@ -210,7 +210,7 @@ static json_t *token_json(const struct generation *g, const struct token_report 
 
 /* What a parser says of the text. */
 struct taking {
-  struct generation *g;
+  struct inquiry *g;
   struct choice *choice;
   struct buffer *out; /* NULL: nothing is written */
   json_t *logprobs;   /* of the event's tokens, until somebody takes them */
@@ -249,7 +249,7 @@ static oscar_status take_delta(void *user, const struct reply_delta *delta) {
   return OSCAR_OK;
 }
 
-static void take_failure(struct generation *g, oscar_status status, const char *text) {
+static void take_failure(struct inquiry *g, oscar_status status, const char *text) {
   if (g->status != OSCAR_OK) return;
   g->status = status;
   snprintf(g->error, sizeof g->error, "%s", text ? text : oscar_status_name(status));
@@ -285,7 +285,7 @@ static void take_finish(struct taking *t, const struct request_event *e) {
   if (t->out && e->reason != FINISH_ERROR && e->reason != FINISH_CANCELLED) t->g->form->finish(t->g, c, t->out);
 }
 
-static void take(struct generation *g, const struct request_event *e, struct buffer *out) {
+static void take(struct inquiry *g, const struct request_event *e, struct buffer *out) {
   if (e->kind == EVENT_DONE) {
     if (e->usage) g->usage = *e->usage;
     g->done = true;
@@ -299,8 +299,8 @@ static void take(struct generation *g, const struct request_event *e, struct buf
     take_finish(&taking, e);
 }
 
-bool generation_take(struct exchange *ex, struct buffer *out) {
-  struct generation *g = ex->generation;
+bool inquiry_take(struct exchange *ex, struct buffer *out) {
+  struct inquiry *g = ex->inquiry;
   pthread_mutex_lock(&ex->lock);
   struct queued_event *first = ex->first_event;
   ex->first_event = ex->last_event = NULL;
@@ -316,7 +316,7 @@ bool generation_take(struct exchange *ex, struct buffer *out) {
 
 /* ---- the beginning and the end ---- */
 
-static bool prepare_choices(struct generation *g, const struct frontend *frontend, struct refusal *refusal) {
+static bool prepare_choices(struct inquiry *g, const struct frontend *frontend, struct refusal *refusal) {
   g->choices = calloc((size_t)g->options.choices, sizeof *g->choices);
   if (!g->choices) return refuse_memory(refusal);
   const bool calls = g->n_tools > 0 && g->tool_use != TOOLS_NONE;
@@ -336,7 +336,7 @@ static bool prepare_choices(struct generation *g, const struct frontend *fronten
 }
 
 /* {"title", "messages"} of the request, and of the answer if it is there. */
-static char *session_text(struct generation *g) {
+static char *session_text(struct inquiry *g) {
   char title[256];
   json_t *messages = json_copy(g->session_messages);
   session_title(g->server, g->session, messages, title, sizeof title);
@@ -347,7 +347,7 @@ static char *session_text(struct generation *g) {
   return text;
 }
 
-static bool complete_options(struct exchange *ex, struct generation *g, struct refusal *refusal) {
+static bool complete_options(struct exchange *ex, struct inquiry *g, struct refusal *refusal) {
   const struct server *server = g->server;
   struct request_options *o = &g->options;
   o->grammar = g->grammar;
@@ -367,10 +367,10 @@ static bool complete_options(struct exchange *ex, struct generation *g, struct r
   return g->session_text || refuse_memory(refusal);
 }
 
-void generation_submit(struct exchange *ex, struct generation *g, const struct frontend *frontend) {
+void inquiry_submit(struct exchange *ex, struct inquiry *g, const struct frontend *frontend) {
   struct refusal refusal = {0};
   struct service_error error = {0};
-  ex->generation = g;
+  ex->inquiry = g;
   if (!prepare_choices(g, frontend, &refusal) || !complete_options(ex, g, &refusal)) {
     reply_refusal(ex, &refusal);
     return;
@@ -392,40 +392,40 @@ void generation_submit(struct exchange *ex, struct generation *g, const struct f
   pthread_mutex_unlock(&ex->lock);
   if (gone) service_cancel(g->server->service, id);
   if (!g->stream) return;
-  generation_begin(ex, &ex->out);
+  inquiry_begin(ex, &ex->out);
   exchange_ready(ex);
 }
 
-struct generation *generation_parse(struct server *server, struct frontend *frontend, const struct answer_form *form,
-                                    read_request *read, const char *body, size_t bytes, struct refusal *refusal) {
+struct inquiry *inquiry_parse(struct server *server, struct frontend *frontend, const struct answer_form *form,
+                              read_request *read, const char *body, size_t bytes, struct refusal *refusal) {
   json_t *parsed;
   struct fields fields;
   if (!fields_parse(body, bytes, &parsed, &fields, refusal)) {
     json_decref(parsed);
     return NULL;
   }
-  struct generation *g = generation_create(server, form, parsed);
+  struct inquiry *g = inquiry_create(server, form, parsed);
   if (!g) refuse_memory(refusal);
   if (g && read(g, &fields, frontend)) return g;
-  generation_free(g);
+  inquiry_free(g);
   return NULL;
 }
 
-void generation_run(struct exchange *ex, struct frontend *frontend, const struct answer_form *form, read_request *read) {
+void inquiry_run(struct exchange *ex, struct frontend *frontend, const struct answer_form *form, read_request *read) {
   struct refusal refusal = {0};
-  struct generation *g =
-      generation_parse(ex->server, frontend, form, read, ex->body.data ? ex->body.data : "", ex->body.bytes, &refusal);
+  struct inquiry *g =
+      inquiry_parse(ex->server, frontend, form, read, ex->body.data ? ex->body.data : "", ex->body.bytes, &refusal);
   if (g)
-    generation_submit(ex, g, frontend);
+    inquiry_submit(ex, g, frontend);
   else
     reply_refusal(ex, &refusal);
 }
 
-void generation_begin(struct exchange *ex, struct buffer *out) { ex->generation->form->begin(ex->generation, out); }
+void inquiry_begin(struct exchange *ex, struct buffer *out) { ex->inquiry->form->begin(ex->inquiry, out); }
 
-bool generation_has_more_to_do(const struct generation *g) { return g->session != NULL; }
+bool inquiry_has_more_to_do(const struct inquiry *g) { return g->session != NULL; }
 
-void generation_finish(struct generation *g) {
+void inquiry_finish(struct inquiry *g) {
   if (!g->session) return;
   char *text = session_text(g);
   struct service_error error;
@@ -434,7 +434,7 @@ void generation_finish(struct generation *g) {
   free(text);
 }
 
-bool generation_succeeded(const struct generation *g, struct refusal *refusal) {
+bool inquiry_succeeded(const struct inquiry *g, struct refusal *refusal) {
   if (g->status == OSCAR_NO_SPACE) return refuse(refusal, 503, "no_space", NULL, "%s", g->error);
   if (g->status != OSCAR_OK) return refuse(refusal, 500, NULL, NULL, "%s", g->error);
   if (!g->cancelled) return true;
@@ -445,18 +445,18 @@ bool generation_succeeded(const struct generation *g, struct refusal *refusal) {
   return refuse(refusal, 503, "stopping", NULL, "the answer was cancelled: the server is stopping");
 }
 
-void generation_end(struct generation *g, struct buffer *out) {
+void inquiry_end(struct inquiry *g, struct buffer *out) {
   struct refusal refusal = {0};
-  if (generation_succeeded(g, &refusal))
+  if (inquiry_succeeded(g, &refusal))
     g->form->end(g, out);
   else
     g->form->fail(g, &refusal, out);
 }
 
-void generation_reply(struct exchange *ex) {
-  struct generation *g = ex->generation;
+void inquiry_reply(struct exchange *ex) {
+  struct inquiry *g = ex->inquiry;
   struct refusal refusal = {0};
-  if (generation_succeeded(g, &refusal))
+  if (inquiry_succeeded(g, &refusal))
     reply_json(ex, 200, g->form->whole(g));
   else
     reply_refusal(ex, &refusal);
@@ -480,7 +480,7 @@ json_t *choice_message(const struct choice *c) {
   return message;
 }
 
-json_t *openai_usage(const struct generation *g) {
+json_t *openai_usage(const struct inquiry *g) {
   const struct request_usage *u = &g->usage;
   return json_pack("{s:I, s:I, s:I, s:{s:I}}", "prompt_tokens", (json_int_t)u->prompt_tokens, "completion_tokens",
                    (json_int_t)u->generated, "total_tokens", (json_int_t)(u->prompt_tokens + u->generated),
