@@ -34,7 +34,7 @@ struct schema {
   struct builder *b;
   struct json_rules *rules;
   json_t *root, *made; /* merged schemas, kept to the end */
-  char path[512];      /* JSON pointer of what is at work */
+  char path[160];      /* JSON pointer of what is at work, as far as it fits */
   size_t path_length;
   int depth, work;
   struct reference {
@@ -55,7 +55,7 @@ static int32_t no_memory(struct schema *s) { return builder_fail(s->b, OSCAR_NO_
 /* A step down of the JSON pointer; what does not fit is cut off, for it is only told. Returns the length before. */
 static size_t enter(struct schema *s, const char *keyword, const char *name) {
   const size_t before = s->path_length;
-  char step[200];
+  char step[120];
   size_t n = (size_t)snprintf(step, sizeof step - 2, "/%s%s", keyword, name ? "/" : "");
   for (; name && *name && n < sizeof step - 3; name++) {
     step[n++] = *name == '~' || *name == '/' ? '~' : *name;
@@ -556,12 +556,12 @@ static int32_t pair(struct schema *s, const char *name, json_t *schema) {
   return call_to(s, name, e);
 }
 
-/* From the last property to the first: what may follow when something was written before it, and when nothing was. Each is a
- * rule, so that the properties after an optional one are there once. */
+/* What is between the braces. From the last property to the first: `some` is one from here on with all after it, `rest` what
+ * follows a property, comma included. Both are rules, so that what comes after an optional property is there once. */
 static int32_t members(struct schema *s, json_t *properties, json_t *required, int32_t additional) {
   const size_t n = json_object_size(properties);
   struct expr_list pairs = {0};
-  bool *needed = malloc((n + 1) * sizeof *needed);
+  bool *needed = malloc((n + 1) * sizeof *needed), all_optional = true;
   if (!needed) return no_memory(s);
   const char *name;
   json_t *value;
@@ -571,18 +571,16 @@ static int32_t members(struct schema *s, json_t *properties, json_t *required, i
     if (!good(s)) break;
   }
   int32_t rest = additional ? expr_repeat(s->b, after_comma(s, additional), 0, -1) : expr_empty(s->b);
-  int32_t begin = additional ? expr_repeat(s->b, SEQUENCE_OF(s, space(s), additional, rest), 0, 1) : expr_empty(s->b);
+  int32_t some = additional ? SEQUENCE_OF(s, additional, rest) : expr_choice(s->b, NULL, 0);
   for (size_t i = pairs.n; i > 0 && good(s); i--) {
-    const bool optional = !needed[i - 1];
-    rest = call_to(s, "members", rest);
-    const int32_t here = SEQUENCE_OF(s, space(s), pairs.parts[i - 1], rest);
-    begin = call_to(s, "members", optional ? expr_choice(s->b, (const int32_t[]){here, begin}, 2) : here);
-    const int32_t more = SEQUENCE_OF(s, after_comma(s, pairs.parts[i - 1]), rest);
-    rest = optional ? expr_choice(s->b, (const int32_t[]){more, rest}, 2) : more;
+    const int32_t here = SEQUENCE_OF(s, pairs.parts[i - 1], call_to(s, "members", rest));
+    all_optional = all_optional && !needed[i - 1];
+    some = call_to(s, "members", needed[i - 1] ? here : expr_choice(s->b, (const int32_t[]){here, some}, 2));
+    rest = expr_repeat(s->b, after_comma(s, some), all_optional ? 0 : 1, 1);
   }
   free(needed);
   free(pairs.parts);
-  return begin;
+  return expr_repeat(s->b, SEQUENCE_OF(s, space(s), some), all_optional ? 0 : 1, 1);
 }
 
 static int32_t object_of(struct schema *s, json_t *schema) {

@@ -51,7 +51,7 @@ struct token_report {
   int32_t id;
   const char *text; /* its bytes, possibly a fragment of a character */
   size_t bytes;
-  float logprob;              /* natural, of the model's own distribution before any option of sampling; 0 if not asked for */
+  float logprob;               /* natural, of the model's own distribution before any option of sampling; 0 if not asked for */
   struct ranked_token *ranked; /* [n_ranked], the most likely first */
   int n_ranked;
 };
@@ -67,10 +67,10 @@ const char *finish_reason_name(enum finish_reason reason); /* "stop", "sequence"
 
 struct request_usage {
   int64_t prompt_tokens;
-  int64_t reused_exact, refilled, computed; /* of the prompt's */
-  int64_t generated;                        /* of all choices */
-  int64_t guessed, accepted;                /* candidates of speculation */
-  int64_t preempted;                        /* times */
+  int64_t reused_exact, refilled, computed;    /* of the prompt's */
+  int64_t generated;                           /* of all choices */
+  int64_t guessed, accepted;                   /* candidates of speculation */
+  int64_t preempted;                           /* times */
   int64_t queued_ns, first_token_ns, total_ns; /* since it was submitted */
 };
 
@@ -81,9 +81,9 @@ enum request_event_kind {
 };
 struct request_event {
   enum request_event_kind kind;
-  int choice;                        /* TEXT, FINISHED */
-  const char *text;                  /* TEXT: whole UTF-8 characters (a broken one as U+FFFD), without what may become a stop string */
-  size_t bytes;                      /* of it; may be 0 where only tokens are new */
+  int choice;       /* TEXT, FINISHED */
+  const char *text; /* TEXT: whole UTF-8 characters (a broken one as U+FFFD), without what may become a stop string */
+  size_t bytes;     /* of it; may be 0 where only tokens are new */
   const struct token_report *tokens; /* TEXT: the tokens since the last event, where logprobs or return_tokens ask for them */
   int n_tokens;
   enum finish_reason reason;         /* FINISHED */
@@ -98,8 +98,8 @@ typedef void request_observer(void *user, const struct request_event *event);
 struct request_options {
   const int32_t *ids; /* [n] prompt, copied; n >= 1 */
   int n;
-  int choices;    /* answers to the same prompt, 1 .. 16: the prompt is computed once, sequences are forked */
-  int max_tokens; /* 0: as many as the context has room for */
+  int choices;                     /* answers to the same prompt, 1 .. 16: the prompt is computed once, sequences are forked */
+  int max_tokens;                  /* 0: as many as the context has room for */
   struct sampler_options sampling; /* choice i takes seed + i */
   const char *const *stops;        /* [n_stops] */
   int n_stops;
@@ -107,8 +107,8 @@ struct request_options {
   bool ignore_end;               /* a token that ends a turn does not (benchmarks) */
   int logprobs;                  /* -1: none; else each token's, and so many of the most likely at its place, at most 20 */
   bool return_tokens;
-  const char *user;    /* whose turn this takes; NULL: everybody who is not told apart */
-  const char *session; /* NULL: none; else the session that keeps the prompt and the answer, made if there is none */
+  const char *user;         /* whose turn this takes; NULL: everybody who is not told apart */
+  const char *session;      /* NULL: none; else the session that keeps the prompt and the answer, made if there is none */
   const char *session_text; /* what to keep beside the pages, from now on; NULL: as it was. Replaced after the answer by
                              * service_session_annotate */
   int64_t deadline_ns;      /* of time_ns; 0: none */
@@ -163,7 +163,8 @@ void service_sessions_free(struct session_entry *entries, int count);
 oscar_status service_session_find(struct service *service, const char *name, struct session_entry *entry,
                                   struct service_error *error);
 /* The tokens that it holds, malloc'ed. */
-oscar_status service_session_tokens(struct service *service, const char *name, int32_t **ids, int *n, struct service_error *error);
+oscar_status service_session_tokens(struct service *service, const char *name, int32_t **ids, int *n,
+                                    struct service_error *error);
 /* Into its file now; on return the file is there. UNSUPPORTED without a folder. */
 oscar_status service_session_save(struct service *service, const char *name, struct service_error *error);
 /* Its pages back onto the device now. */
@@ -178,7 +179,7 @@ oscar_status service_session_delete(struct service *service, const char *name, s
 
 #define SERVICE_BUCKETS 16
 struct histogram {
-  double upper[SERVICE_BUCKETS]; /* seconds; the last is infinite */
+  double upper[SERVICE_BUCKETS];  /* seconds; the last is infinite */
   int64_t count[SERVICE_BUCKETS]; /* of each bucket alone */
   double sum;
 };

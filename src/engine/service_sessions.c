@@ -73,7 +73,7 @@ static oscar_status set_text(struct service *s, struct session *x, const char *t
   if (!copy) return OSCAR_NO_MEMORY;
   mem_free(s->context, x->text);
   x->text = copy;
-  x->on_disk = x->failed = false;
+  x->on_disk = x->failed = x->over_limit = false;
   return OSCAR_OK;
 }
 
@@ -182,7 +182,9 @@ void sessions_free(struct service *s) {
   mem_free(s->context, s->sessions);
 }
 
-static bool is_unsaved(const struct session *x) { return !x->on_disk && !x->failed && !x->request && (x->ids || x->file_bytes); }
+static bool is_unsaved(const struct session *x) {
+  return !x->on_disk && !x->failed && !x->over_limit && !x->request && (x->ids || x->file_bytes);
+}
 
 bool sessions_tidy(struct service *s) {
   for (struct session *x = s->folder ? s->sessions->first : NULL; x; x = x->next) {
@@ -299,7 +301,7 @@ bool session_keep(struct service *s, struct answer *a) {
   a->ids = NULL;
   a->sequence = NULL;
   a->kept = (struct kept_pages){0};
-  x->on_disk = x->failed = false;
+  x->on_disk = x->failed = x->over_limit = false;
   touch(s, x);
   return true;
 }

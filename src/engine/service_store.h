@@ -20,6 +20,7 @@ struct session {
   size_t file_bytes;       /* 0: no file */
   bool on_disk;            /* the file is as new as the session */
   bool failed;             /* to be written: not tried again until it changes */
+  bool over_limit;         /* its file went for want of room: not written again until it is used */
   bool busy;               /* with being moved: it does not make room for itself */
   struct request *request; /* that has it */
   int64_t created_at, used_at;

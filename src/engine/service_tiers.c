@@ -100,6 +100,7 @@ static void keep_disk_limit(struct service *s, struct session *written) {
   written->busy = true;
   while (s->options.disk_bytes && s->sessions->disk_bytes > s->options.disk_bytes && (x = oldest(s, has_file))) {
     forget_file(s, x);
+    x->over_limit = true;
     s->stats.dropped++;
     if (!x->sequence && !x->kept.bytes) session_remove(s, x);
   }

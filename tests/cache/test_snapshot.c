@@ -8,6 +8,7 @@
 #include "cache/snapshot_format.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <pthread.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -445,6 +446,124 @@ static void of_two_writers_one_wins(void **state) {
   for (int i = 0; i < 2; i++) close_world(&w[i]);
 }
 
+/* ---- to and from memory; with another text ---- */
+
+struct bytes {
+  uint8_t *data;
+  size_t n;
+  uint64_t next; /* offset that is expected, but for the front's second time */
+  int calls, fails_at;
+};
+
+static bool collect(void *user, uint64_t offset, const void *data, size_t bytes) {
+  struct bytes *b = user;
+  if (b->fails_at && ++b->calls >= b->fails_at) {
+    errno = ENOMEM;
+    return false;
+  }
+  assert_true(offset == b->next || offset == 0);
+  b->next = offset + bytes;
+  if (b->next > b->n) {
+    uint8_t *data_now = aligned_alloc(64, round_up((size_t)b->next, 64));
+    if (b->n) memcpy(data_now, b->data, b->n);
+    free(b->data);
+    b->data = data_now;
+    b->n = (size_t)b->next;
+  }
+  memcpy(b->data + offset, data, bytes);
+  return true;
+}
+
+static struct bytes file_bytes(const char *from) {
+  FILE *f = fopen(from, "rb");
+  assert_non_null(f);
+  assert_int_equal(fseek(f, 0, SEEK_END), 0);
+  struct bytes b = {.n = (size_t)ftell(f)};
+  rewind(f);
+  b.data = aligned_alloc(64, round_up(b.n, 64));
+  assert_int_equal(fread(b.data, 1, b.n, f), b.n);
+  fclose(f);
+  return b;
+}
+
+/* Everything but when it was saved and the sums over that. */
+static void forget_time(struct bytes *b) {
+  memset(b->data + offsetof(struct snapshot_header, saved_at), 0, 8);
+  memset(b->data + offsetof(struct snapshot_header, checksum), 0, 8);
+}
+
+static void memory_holds_what_files_do(void **state) {
+  (void)state;
+  for (size_t g = 0; g < ARRAY_LENGTH(geometries); g++) {
+    if (geometries[g].crumbs[0] < 0) continue;
+    struct world a, b;
+    open_world(&a, &geometries[g], 2);
+    open_world(&b, &geometries[g], 1);
+    struct twin *t = a.twins[0] = twin_create(&a);
+    assert_true(twin_feed(&a, t, 450));
+    const int64_t n = oscar_sequence_length(t->sequence) + 1;
+    int32_t *ids = malloc((size_t)n * sizeof *ids);
+    for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)(7 * i);
+    const oscar_snapshot_contents contents = {.model = "a model", .ids = ids, .n_ids = n, .text = "a text", .text_bytes = 6};
+    struct bytes memory = {0}, again = {0}, broken = {.fails_at = 3};
+    save(a.context, t->sequence);
+    assert_ok(a.context, oscar_sequence_save_to(t->sequence, &contents, collect, &memory));
+    assert_int_equal(oscar_sequence_save_to(t->sequence, &contents, collect, &broken), OSCAR_NO_MEMORY);
+    free(broken.data);
+    oscar_snapshot *snapshot;
+    assert_int_equal(oscar_snapshot_open_bytes(b.context, "odd", memory.data + 1, memory.n - 1, &snapshot),
+                     OSCAR_INVALID_ARGUMENT);
+    assert_int_equal(oscar_snapshot_open_bytes(b.context, "short", memory.data, memory.n - 8, &snapshot), OSCAR_FORMAT);
+    assert_ok(b.context, oscar_snapshot_open_bytes(b.context, "memory", memory.data, memory.n, &snapshot));
+
+    /* With a longer text, and back to the first one: the same bytes. */
+    struct bytes longer = {0};
+    static const char text[] = "a text that is longer";
+    assert_ok(b.context, oscar_snapshot_copy_to(snapshot, text, sizeof text - 1, collect, &longer));
+    oscar_snapshot *other;
+    assert_ok(b.context, oscar_snapshot_open_bytes(b.context, "longer", longer.data, longer.n, &other));
+    assert_ok(b.context, oscar_snapshot_check(other));
+    assert_string_equal(oscar_snapshot_describe(other)->text, text);
+    assert_int_equal(oscar_snapshot_describe(other)->n_ids, n);
+    assert_memory_equal(oscar_snapshot_describe(other)->ids, ids, (size_t)n * sizeof *ids);
+    assert_ok(b.context, oscar_snapshot_copy_to(other, "a text", 6, collect, &again));
+    assert_int_equal(again.n, memory.n);
+    assert_memory_equal(again.data, memory.data, memory.n);
+    oscar_snapshot_close(other);
+
+    struct twin *copy = malloc(sizeof *copy);
+    *copy = *t;
+    assert_ok(b.context, oscar_snapshot_restore(snapshot, b.cache, "a model", &copy->sequence));
+    b.twins[0] = copy;
+    oscar_snapshot_close(snapshot);
+    require_same_future(&a, t, &b, copy);
+
+    struct bytes file = file_bytes(path);
+    assert_int_equal(file.n, memory.n);
+    forget_time(&file);
+    forget_time(&memory);
+    assert_memory_equal(file.data, memory.data, memory.n);
+
+    /* In its own place. */
+    assert_ok(a.context, oscar_snapshot_open(a.context, path, &snapshot));
+    assert_ok(a.context, oscar_snapshot_copy(snapshot, NULL, 0, path));
+    oscar_snapshot_close(snapshot);
+    assert_ok(a.context, oscar_snapshot_open(a.context, path, &snapshot));
+    assert_ok(a.context, oscar_snapshot_check(snapshot));
+    assert_int_equal(oscar_snapshot_describe(snapshot)->text_bytes, 0);
+    oscar_snapshot_close(snapshot);
+    assert_int_equal(files_in_folder(), 1);
+
+    free(file.data);
+    free(memory.data);
+    free(again.data);
+    free(longer.data);
+    free(ids);
+    close_world(&a);
+    close_world(&b);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_sequence_comes_back),
@@ -455,6 +574,7 @@ int main(void) {
       cmocka_unit_test(damage_is_named),
       cmocka_unit_test(no_allocation_may_fail_unnoticed),
       cmocka_unit_test(a_full_disk_leaves_the_old_file),
+      cmocka_unit_test(memory_holds_what_files_do),
       cmocka_unit_test(of_two_writers_one_wins),
   };
   return cmocka_run_group_tests(tests, make_folder, remove_folder);

@@ -1,5 +1,6 @@
 /*
- * tests/engine/service_client.h - a service on a small random model, and requests whose events are collected and checked for order.
+ * tests/engine/service_client.h - a service on a small random model, and requests whose events are collected and checked for
+ * order.
  */
 #ifndef OSCAR_TEST_SERVICE_CLIENT_H
 #define OSCAR_TEST_SERVICE_CLIENT_H
@@ -99,8 +100,7 @@ static void client_clear(struct client *c) {
   *c = (struct client){0};
 }
 
-static oscar_status client_try(struct service *s, struct client *c, struct request_options options,
-                               struct service_error *error) {
+static oscar_status client_try(struct service *s, struct client *c, struct request_options options, struct service_error *error) {
   client_init(c);
   c->choices = options.choices;
   options.observer = client_observe;
@@ -172,7 +172,10 @@ static void rig_open(struct rig *r, const struct rig_options *o) {
   options.chunk = o->chunk;
   options.threads = o->threads;
   options.recent_tokens = 128;
-  oscar_cache_options cache = {.layers = SMALL_LAYERS, .kv_heads = SMALL_KV_HEADS, .head_dim = SMALL_HEAD_DIM, .sink_pages = 1,
+  oscar_cache_options cache = {.layers = SMALL_LAYERS,
+                               .kv_heads = SMALL_KV_HEADS,
+                               .head_dim = SMALL_HEAD_DIM,
+                               .sink_pages = 1,
                                .recent_pages = 2}; /* BF16, more than any form needs */
   const int64_t tokens = o->budget_tokens ? o->budget_tokens : o->context;
   options.kv_memory_bytes = oscar_cache_bytes_for(&cache, tokens, o->budget_tokens ? 1 : 40, o->chunk);

@@ -64,8 +64,8 @@ static void run_alone(const struct rig_options *options, struct work *work, int 
   }
 }
 
-static void run_together(const struct rig_options *options, struct work *work, int count, const struct client *alone, uint64_t seed,
-                         const char *how, struct service_stats *stats) {
+static void run_together(const struct rig_options *options, struct work *work, int count, const struct client *alone,
+                         uint64_t seed, const char *how, struct service_stats *stats) {
   struct client clients[MANY];
   int order[MANY];
   struct rig r;
