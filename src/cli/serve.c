@@ -37,6 +37,9 @@ struct serve_arguments {
   struct service_options service;
   const char *reuse, *folder, *config, *api_key, *api_key_file;
   const char *speculate, *draft_model; /* NULL: not given */
+  /* what the options point to */
+  int32_t visible[8];
+  char sessions[PATH_MAX], model_name[256];
 };
 
 static const char *reuse_name(int i) {
@@ -233,8 +236,6 @@ struct serving {
   struct engine *engine;
   struct service *service;
   struct server *server;
-  int32_t visible[8];
-  char folder[PATH_MAX], model_name[256];
 };
 
 /* The model's file without its folders and ending. */
@@ -246,14 +247,15 @@ static void name_model(const char *path, char *name, size_t room) {
 
 /* What belongs to a model is in a folder of its own: sessions of another model could not be restored. */
 static oscar_status choose_folder(struct serving *s) {
-  const char *given = s->arguments->folder;
+  const char *given = s->arguments->arguments->sessions;
   if (given && strcmp(given, "none") == 0) return OSCAR_OK;
-  oscar_status status = sessions_folder(s->engine->context, given, s->folder, sizeof s->folder);
-  const size_t used = strlen(s->folder);
+  oscar_status status = sessions_folder(s->engine->context, given, s->arguments->sessions, sizeof s->arguments->sessions);
+  const size_t used = strlen(s->arguments->sessions);
   if (status == OSCAR_OK && !given &&
-      (size_t)snprintf(s->folder + used, sizeof s->folder - used, "/%s", s->model_name) >= sizeof s->folder - used)
+      (size_t)snprintf(s->arguments->sessions + used, sizeof s->arguments->sessions - used, "/%s", s->arguments->model_name) >=
+          sizeof s->arguments->sessions - used)
     status = set_error(s->engine->context, OSCAR_IO, "the path of the folder of sessions is too long");
-  s->arguments->service.folder = s->folder;
+  s->arguments->service.folder = s->arguments->sessions;
   return status;
 }
 
@@ -266,9 +268,9 @@ static oscar_status choose_visible(struct serving *s) {
   if (status != OSCAR_OK) return set_error(s->engine->context, status, "%s", error);
   if (!frontend.has_chat) note("conversations are refused: %s", frontend.no_chat);
   if (frontend.has_chat) {
-    s->arguments->service.n_visible =
-        chat_template_visible(&frontend.chat, frontend.tokenizer, s->visible, (int)ARRAY_LENGTH(s->visible));
-    s->arguments->service.visible = s->visible;
+    s->arguments->service.n_visible = chat_template_visible(&frontend.chat, frontend.tokenizer, s->arguments->visible,
+                                                            (int)ARRAY_LENGTH(s->arguments->visible));
+    s->arguments->service.visible = s->arguments->visible;
   }
   frontend_close(&frontend);
   return OSCAR_OK;
@@ -280,7 +282,7 @@ static void print_choices(const struct serving *s) {
   oscar_cache_usage cache;
   oscar_cache_usage_get(s->engine->cache, &cache);
   s->engine->backend->ops->describe(s->engine->backend, backend, sizeof backend);
-  fprintf(stderr, "%s: %s, context %lld, cache %s, %d at once, %d may wait\n", s->model_name, s->engine->options.kv,
+  fprintf(stderr, "%s: %s, context %lld, cache %s, %d at once, %d may wait\n", s->arguments->model_name, s->engine->options.kv,
           (long long)s->engine->options.context, format_bytes((double)cache.budget_bytes, budget, sizeof budget),
           s->arguments->service.max_running, s->arguments->service.max_waiting);
   fprintf(stderr, "computed by %s\n", backend);
@@ -300,9 +302,9 @@ static void wait_for_the_end(void) {
 
 static oscar_status serve(struct serving *s, const struct progress *progress, char *error, size_t room) {
   struct serve_arguments *a = s->arguments;
-  name_model(s->engine->options.model_path, s->model_name, sizeof s->model_name);
+  name_model(s->engine->options.model_path, s->arguments->model_name, sizeof s->arguments->model_name);
   a->server.model_path = s->engine->options.model_path;
-  a->server.model_name = s->model_name;
+  a->server.model_name = s->arguments->model_name;
   a->server.kv = s->engine->options.kv;
   a->server.context = s->engine->options.context;
   oscar_status status = choose_folder(s);
@@ -323,16 +325,17 @@ static oscar_status serve(struct serving *s, const struct progress *progress, ch
   return status;
 }
 
-static int open_and_serve(struct serve_arguments *arguments, struct engine_options *options) {
+static int open_and_serve(struct serve_arguments *arguments, const struct engine_options *given) {
+  struct engine_options options = *given;
   interrupt_watch();
   signal(SIGPIPE, SIG_IGN);
   struct progress_line line;
   progress_begin(&line);
-  options->progress = &line.progress;
+  options.progress = &line.progress;
   struct engine engine;
   struct serving serving = {.arguments = arguments, .engine = &engine};
   char error[1024];
-  oscar_status status = engine_open(options, &engine, error, sizeof error);
+  oscar_status status = engine_open(&options, &engine, error, sizeof error);
   progress_end(&line);
   if (status == OSCAR_OK) {
     status = serve(&serving, &line.progress, error, sizeof error);
