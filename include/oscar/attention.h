@@ -16,8 +16,9 @@
 extern "C" {
 #endif
 
-/* CPUs have kernels for few queries and for many, which round differently. By number is the fastest for those of one call;
- * whoever wants results that do not depend on how queries were put together says which. A GPU chooses by number always. */
+/* CPUs have kernels for few queries and for many, which round differently. By number is the fastest for those of one job: up to
+ * 16 are few. Whoever wants results that do not depend on how queries were put together says which. What else is in the call, and
+ * how many threads there are, never counts. A GPU chooses by number always. */
 typedef enum oscar_attention_rounding {
   OSCAR_ATTENTION_BY_NUMBER,
   OSCAR_ATTENTION_AS_FEW,

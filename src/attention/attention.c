@@ -25,6 +25,7 @@
 #include <oscar/attention.h>
 
 #define MAX_GROUP        16 /* query heads per KV head */
+#define FEW_TOKENS       16
 #define MIN_PART_PAGES   16 /* a much shorter part costs more in angles and merging than it saves; a power of two */
 #define MOST_PARTS       32 /* of a tile, and one more where its first page is not a part's first */
 #define PARTS_PER_THREAD 4  /* so that threads finish together although parts take different times */
@@ -321,10 +322,14 @@ static int kernel_rows(const oscar_attention *a, const struct tile *tile) {
   return tile->job->rounding == OSCAR_ATTENTION_AS_MANY && rows < MANY_ROWS ? MANY_ROWS : rows;
 }
 
+/* A job of few tokens is a newest token and guesses of those after it (engine/speculate.h), unless it says something else. */
+static bool is_few(const oscar_attention_job *job) {
+  return job->rounding == OSCAR_ATTENTION_BY_NUMBER ? job->n <= FEW_TOKENS : job->rounding == OSCAR_ATTENTION_AS_FEW;
+}
+
 static const struct page_kernels *pages_of(const oscar_attention *a, const struct tile *tile) {
-  const oscar_attention_rounding rounding = tile->job->rounding;
-  const bool many = rounding == OSCAR_ATTENTION_BY_NUMBER ? tile_rows(a, tile) >= MANY_ROWS : rounding == OSCAR_ATTENTION_AS_MANY;
-  return many ? a->many : a->few;
+  if (is_few(tile->job)) return a->few;
+  return tile->job->rounding == OSCAR_ATTENTION_AS_MANY || tile_rows(a, tile) >= MANY_ROWS ? a->many : a->few;
 }
 
 /* Positions of a tile: a power of two, so that tiles at multiples of it never cross a page. */
@@ -589,7 +594,7 @@ static void read_rows(const oscar_attention *a, const struct layer *layer, const
 static void read_page(const oscar_attention *a, const struct layer *layer, const struct tile *tile, int64_t page,
                       struct page_part part, const struct query_rows *queries, struct angles *angles, struct sums sums,
                       float *scores, float *panel) {
-  const int rows = tile->job->rounding == OSCAR_ATTENTION_AS_FEW ? a->group : queries->rows;
+  const int rows = is_few(tile->job) ? a->group : queries->rows;
   set_ranges(a, layer, tile, page, sums.states);
   if (part.coded && angles->basis) turn_to(angles, page);
   for (int r = 0; r < queries->rows; r += rows) {

@@ -179,6 +179,7 @@ void oscar_cache_usage_get(const oscar_cache *c, oscar_cache_usage *usage) {
                                .exact_pages = c->arena.exact_pages,
                                .coded_pages = c->arena.coded_pages,
                                .free_units = cache_free_units(c),
+                               .demoted_pages = c->demoted_pages,
                                .coded_bits_per_element =
                                    g->filter ? g->filter->bits_per_element : 8.0 * (double)c->plan.page_bytes / elements};
 }

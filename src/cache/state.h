@@ -41,6 +41,7 @@ struct oscar_cache {
   size_t prefix_bytes;    /* of the prefix tree for itself, now */
   size_t peak_held_bytes;
   size_t shortfall; /* of the last NO_SPACE */
+  int64_t demoted_pages;
   struct arena arena;
   oscar_sequence *sequences; /* intrusive list, so that compaction finds every table */
   oscar_prefix *prefix;      /* or NULL */

@@ -289,8 +289,11 @@ oscar_status oscar_sequence_commit(oscar_sequence *s) {
     return status;
   }
   s->cache->changes++;
-  for (int64_t p = s->demoted_first; p < s->demoted_end; p++)
-    if (s->table[p].exact != NO_PAGE) demote(s->cache, &s->table[p]);
+  for (int64_t p = s->demoted_first; p < s->demoted_end; p++) {
+    if (s->table[p].exact == NO_PAGE) continue;
+    demote(s->cache, &s->table[p]);
+    s->cache->demoted_pages++;
+  }
   s->length += s->step_tokens;
   s->step_tokens = 0;
   if (s->tail) prefix_follow_commit(s);

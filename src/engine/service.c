@@ -61,6 +61,7 @@ static void run_commands(struct service *s, struct command *list) {
     next = c->next; /* it is gone once its owner wakes */
     c->status = c->run(s, c);
     error_note(s, c->status, c->error);
+    stats_publish(s); /* who asked for it finds it counted */
     pthread_mutex_lock(&shared->lock);
     c->done = true;
     pthread_cond_broadcast(&shared->answered);
@@ -123,8 +124,11 @@ static oscar_status check_options(const struct service *s) {
     return set_error(s->context, OSCAR_INVALID_ARGUMENT,
                      "%d sequences at a time, %d requests that wait and prompt chunks of %d tokens are not possible",
                      o->max_running, o->max_waiting, o->chunk);
-  if (o->speculation != SPECULATION_OFF && (o->candidates < 1 || o->candidates > 15))
-    return set_error(s->context, OSCAR_INVALID_ARGUMENT, "%d candidates at a time; expected 1 to 15", o->candidates);
+  if (o->speculation != SPECULATION_OFF && (o->candidates < 1 || o->candidates > MOST_GUESSES))
+    return set_error(s->context, OSCAR_INVALID_ARGUMENT, "%d candidates at a time; expected 1 to %d", o->candidates,
+                     MOST_GUESSES);
+  if (o->speculation == SPECULATION_DRAFT && !o->draft_model)
+    return set_error(s->context, OSCAR_INVALID_ARGUMENT, "a draft model is to guess, and none is named");
   return OSCAR_OK;
 }
 
@@ -135,8 +139,8 @@ static oscar_status copy_options(struct service *s) {
   if (!s->visible) return OSCAR_NO_MEMORY;
   if (o->n_visible) memcpy(s->visible, o->visible, (size_t)o->n_visible * sizeof *s->visible);
   o->visible = s->visible;
-  const int most = s->engine->options.chunk; /* tokens of a step */
-  if (o->max_running > most) o->max_running = most;
+  const int most = s->engine->options.chunk;                               /* tokens of a step */
+  if (o->max_running > most / 2) o->max_running = most > 2 ? most / 2 : 1; /* a prompt is to have room beside them */
   s->chunk = o->chunk ? o->chunk : most;
   if (s->chunk > most) s->chunk = most;
   return OSCAR_OK;
@@ -170,11 +174,13 @@ static oscar_status make_parts(struct service *s) {
   if (s->options.reuse != OSCAR_PREFIX_OFF && (status = oscar_prefix_create(s->engine->cache, &s->tree)) != OSCAR_OK)
     return status;
   status = step_create(s);
+  if (status == OSCAR_OK) status = guesses_create(s);
   return status == OSCAR_OK ? sessions_create(s) : status;
 }
 
 static void free_parts(struct service *s) {
   sessions_free(s);
+  guesses_free(s);
   step_free(s);
   users_free(s);
   oscar_prefix_free(s->tree);

@@ -6,6 +6,7 @@
  *   service_text.c      from tokens to text: whole characters, stop strings
  *   service_users.c     whose turn it is
  *   service_step.c      what a step of the model is made of, and what comes of it
+ *   service_guess.c     guesses of what comes next (engine/speculate.h)
  *   service_room.c      the budget: what goes when it is exhausted, and how it comes back
  *   service_sessions.c  sequences with a name
  *   service_tiers.c     where they are: device, host memory, files
@@ -21,6 +22,7 @@
 #define OSCAR_SERVICE_PRIVATE_H
 
 #include "engine/service.h"
+#include "engine/speculate.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -69,6 +71,12 @@ struct answer {
   struct ranked_token *ranked; /* [reports_room][logprobs] */
   int64_t generated, guessed, accepted;
   int64_t last_token_ns;
+  struct lookup *lookup;     /* or NULL */
+  struct draft_text *drafts; /* or NULL */
+  struct guess_rate rate;
+  int32_t guesses[MOST_GUESSES]; /* [n_guesses] of the step that is made; in ids they follow the newest token */
+  int n_guesses;
+  int64_t certain; /* tokens of the sequence that are the answer's while guesses are looked at; else INT64_MAX */
 };
 
 struct user {
@@ -160,7 +168,8 @@ struct service {
   float *logits; /* [logit_rows][vocab] */
   int logit_rows;
   struct step *step;
-  size_t kept_bytes; /* in host memory, of preempted answers */
+  struct draft *draft; /* or NULL */
+  size_t kept_bytes;   /* in host memory, of preempted answers */
   struct session_store *sessions;
   struct service_stats stats;
 };
@@ -177,16 +186,29 @@ void requests_drop_ended(struct service *s);                  /* that were cance
 void requests_admit(struct service *s);
 void requests_cancel_all(struct service *s);
 void request_free(struct request *r);
-/* The next token of an answer; logits NULL where a GPU chose. May finish it. */
-void answer_take(struct service *s, struct answer *a, int32_t id, const float *logits);
+/* The next token of an answer; logits NULL where a GPU chose. False: that was the last, and the answer may be gone. */
+bool answer_take(struct service *s, struct answer *a, int32_t id, const float *logits);
 /* Chooses it from its logits first. */
-void answer_choose(struct service *s, struct answer *a, const float *logits);
+bool answer_choose(struct service *s, struct answer *a, const float *logits);
+oscar_status answer_reserve(struct service *s, struct answer *a, int64_t tokens); /* so many more ids */
 void answer_finish(struct service *s, struct answer *a, enum finish_reason reason, const char *stopped_by, oscar_status status);
 /* Of an answer whose prompt has been computed: the other answers of its request begin. */
 void answers_fork(struct service *s, struct answer *first, const float *logits);
 bool answer_can_be_drawn(struct service *s, struct answer *a);
 /* Tells the tree what an answer has computed. */
 void answer_insert(struct service *s, struct answer *a);
+
+/* ---- service_guess.c ---- */
+oscar_status guesses_create(struct service *s);
+void guesses_free(struct service *s);
+oscar_status answer_guesses_begin(struct service *s, struct answer *a);
+void answer_guesses_end(struct answer *a);
+/* Guesses for all answers that decode, at most `most` tokens together. */
+void guesses_make(struct service *s, int most);
+/* The rows of a step with guesses, logits [1 + n_guesses][vocab]. */
+void guesses_look_at(struct service *s, struct answer *a, const float *logits);
+/* Wrong guesses leave the sequence. */
+oscar_status answer_settle(struct service *s, struct answer *a);
 
 /* ---- service_text.c ---- */
 oscar_status text_append(oscar_context *context, struct text_buffer *text, const char *bytes, size_t n);

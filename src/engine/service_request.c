@@ -190,6 +190,7 @@ static void tell_done(struct service *s, struct request *r) {
 /* ---- the end ---- */
 
 static void answer_clear(struct service *s, struct answer *a) {
+  answer_guesses_end(a);
   if (a->sequence) oscar_sequence_free(a->sequence);
   kept_free(s, &a->kept);
   sampler_free(a->sampler);
@@ -257,7 +258,8 @@ void answer_finish(struct service *s, struct answer *a, enum finish_reason reaso
   leave_admitted(s, a);
   for (int i = 0; i < r->choices; i++) /* for this one's prompt */
     if (r->answers[i].state == ANSWER_WAITS) r->answers[i].state = ANSWER_AWAY;
-  if (!session_keep(s, a)) answer_park(s, a);
+  if (answer_settle(s, a) == OSCAR_OK && !session_keep(s, a)) answer_park(s, a);
+  answer_guesses_end(a);
   if (a->sequence) oscar_sequence_free(a->sequence);
   a->sequence = NULL;
   kept_free(s, &a->kept);
@@ -363,13 +365,20 @@ static oscar_status make_grammar(struct service *s, struct answer *a, const stru
 
 static oscar_status make_answer(struct service *s, struct request *r, int choice) {
   struct answer *a = &r->answers[choice];
-  *a = (struct answer){.request = r, .choice = choice, .state = ANSWER_WAITS, .age = ++s->last_age, .n = r->n, .room = r->n + 64};
+  *a = (struct answer){.request = r,
+                       .choice = choice,
+                       .state = ANSWER_WAITS,
+                       .age = ++s->last_age,
+                       .n = r->n,
+                       .room = r->n + 64,
+                       .certain = INT64_MAX};
   struct sampler_options sampling = r->sampling;
   sampling.seed += (uint64_t)choice;
   a->ids = mem_alloc(s->context, (size_t)a->room, sizeof *a->ids);
   if (!a->ids) return OSCAR_NO_MEMORY;
   memcpy(a->ids, r->ids, (size_t)r->n * sizeof *a->ids);
   oscar_status status = sampler_create(s->context, &sampling, s->vocab, &a->sampler);
+  if (status == OSCAR_OK) status = answer_guesses_begin(s, a);
   return status == OSCAR_OK && r->grammar ? make_grammar(s, a, r->grammar) : status;
 }
 
@@ -459,16 +468,20 @@ void requests_admit(struct service *s) {
 
 /* ---- tokens ---- */
 
-static oscar_status push_token(struct service *s, struct answer *a, int32_t id) {
-  if (a->n == a->room) {
-    const int64_t room = a->room * 3 / 2 + 64;
-    int32_t *ids = mem_resize(s->context, a->ids, (size_t)a->room * sizeof *ids, (size_t)room * sizeof *ids);
-    if (!ids) return OSCAR_NO_MEMORY;
-    a->ids = ids;
-    a->room = room;
-  }
-  a->ids[a->n++] = id;
+oscar_status answer_reserve(struct service *s, struct answer *a, int64_t tokens) {
+  if (a->n + tokens <= a->room) return OSCAR_OK;
+  const int64_t room = (a->n + tokens) * 3 / 2 + 64;
+  int32_t *ids = mem_resize(s->context, a->ids, (size_t)a->room * sizeof *ids, (size_t)room * sizeof *ids);
+  if (!ids) return OSCAR_NO_MEMORY;
+  a->ids = ids;
+  a->room = room;
   return OSCAR_OK;
+}
+
+static oscar_status push_token(struct service *s, struct answer *a, int32_t id) {
+  const oscar_status status = answer_reserve(s, a, 1);
+  if (status == OSCAR_OK) a->ids[a->n++] = id;
+  return status;
 }
 
 static oscar_status make_report_room(struct service *s, struct answer *a) {
@@ -540,13 +553,13 @@ static oscar_status add_token(struct service *s, struct answer *a, int32_t id, c
   return tell_text(s, a, at != SIZE_MAX ? at : text_ready(&a->held, r->stops, r->n_stops));
 }
 
-void answer_take(struct service *s, struct answer *a, int32_t id, const float *logits) {
+bool answer_take(struct service *s, struct answer *a, int32_t id, const float *logits) {
   const struct request *r = a->request;
   const char *stop = NULL;
   note_times(s, a);
   if (!r->ignore_end && tokenizer_is_end(s->tokenizer, id)) {
     answer_finish(s, a, FINISH_STOP, NULL, OSCAR_OK);
-    return;
+    return false;
   }
   const oscar_status status = add_token(s, a, id, logits, &stop);
   if (status != OSCAR_OK)
@@ -557,18 +570,20 @@ void answer_take(struct service *s, struct answer *a, int32_t id, const float *l
     answer_finish(s, a, FINISH_STOP, NULL, OSCAR_OK);
   else if (a->generated >= r->max_tokens)
     answer_finish(s, a, FINISH_LENGTH, NULL, OSCAR_OK);
+  else
+    return true;
+  return false;
 }
 
-void answer_choose(struct service *s, struct answer *a, const float *logits) {
+bool answer_choose(struct service *s, struct answer *a, const float *logits) {
   int32_t id;
   oscar_status status = OSCAR_OK;
   if (a->grammar && (status = grammar_allowed(a->grammar, s->allowed)) != OSCAR_OK)
     set_error(s->context, status, "the grammar cannot say which tokens may come next: %s", oscar_status_name(status));
   if (status == OSCAR_OK) status = sampler_choose(a->sampler, logits, a->ids, a->n, a->grammar ? s->allowed : NULL, &id);
-  if (status == OSCAR_OK)
-    answer_take(s, a, id, logits);
-  else
-    answer_finish(s, a, FINISH_ERROR, NULL, status);
+  if (status == OSCAR_OK) return answer_take(s, a, id, logits);
+  answer_finish(s, a, FINISH_ERROR, NULL, status);
+  return false;
 }
 
 bool answer_can_be_drawn(struct service *s, struct answer *a) {

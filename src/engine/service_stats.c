@@ -32,6 +32,7 @@ void stats_publish(struct service *s) {
   for (int i = 0; i < s->n_admitted; i++) stats->prefilling += s->admitted[i]->state == ANSWER_FEEDS;
   oscar_cache_usage_get(s->engine->cache, &stats->cache);
   if (s->tree) oscar_prefix_stats_get(s->tree, &stats->prefix);
+  stats->demoted_pages = stats->cache.demoted_pages;
   stats->evicted_leaves = stats->prefix.evicted_pages;
   stats->evicted_parked = stats->prefix.evicted_parked;
   sessions_count(s, stats);

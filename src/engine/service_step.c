@@ -52,7 +52,7 @@ void step_free(struct service *s) {
 
 /* ---- what a step is made of ---- */
 
-static void add_job(struct step *step, struct answer *a, int n, bool outputs, enum token_kind kind) {
+static void add_job(struct step *step, struct answer *a, int n, int outputs, enum token_kind kind) {
   step->jobs[step->count] = (struct forward_job){
       .sequence = a->sequence, .n = n, .ids = a->ids + oscar_sequence_length(a->sequence), .outputs = outputs, .kind = kind};
   step->of[step->count++] = a;
@@ -104,7 +104,8 @@ static void make_step(struct service *s, bool drawn) {
   step->feeding = -1;
   for (int i = 0; i < s->n_admitted; i++) {
     struct answer *a = s->admitted[i];
-    if (a->state == ANSWER_DECODES && (draws && answer_can_be_drawn(s, a)) == drawn) add_job(step, a, 1, true, TOKENS_GENERATED);
+    if (a->state != ANSWER_DECODES || (draws && a->n_guesses == 0 && answer_can_be_drawn(s, a)) != drawn) continue;
+    add_job(step, a, 1 + a->n_guesses, 1 + a->n_guesses, TOKENS_GENERATED);
   }
   if (!drawn) add_feeding(s, step);
 }
@@ -114,7 +115,6 @@ static oscar_status reserve_logits(struct service *s) {
   for (int i = 0; i < s->step->count; i++) rows += s->step->jobs[i].outputs;
   if (rows <= s->logit_rows) return OSCAR_OK;
   if (rows < 2 * s->logit_rows) rows = 2 * s->logit_rows;
-  if (rows > s->options.max_running) rows = s->options.max_running;
   float *logits = mem_alloc(s->context, (size_t)rows * (size_t)s->vocab, sizeof *logits);
   if (!logits) return OSCAR_NO_MEMORY;
   mem_free(s->context, s->logits);
@@ -161,13 +161,16 @@ static void finish_feeding(struct service *s, struct answer *a, const struct for
 
 static void finish_job(struct service *s, struct step *step, int i, bool drawn) {
   struct answer *a = step->of[i];
-  const bool page_ends = oscar_sequence_length(a->sequence) % PAGE_TOKENS == 0;
   if (i == step->feeding) {
     note_fed(s, step);
     finish_feeding(s, a, &step->jobs[i]);
     return;
   }
-  if (page_ends) answer_insert(s, a);
+  if (!drawn && a->n_guesses > 0) {
+    guesses_look_at(s, a, step->jobs[i].logits);
+    return;
+  }
+  if (oscar_sequence_length(a->sequence) % PAGE_TOKENS == 0) answer_insert(s, a);
   a->is_drawn = false;
   if (drawn)
     answer_take(s, a, step->next[i], NULL);
@@ -223,6 +226,13 @@ static void adapt_chunk(struct service *s, int64_t ns, int fed) {
     s->chunk *= 2;
 }
 
+/* Of steps that decode only: each reads all that its sequences hold. A GPU tells the time of the step as a whole. */
+static void note_attention(struct service *s, const struct step *step, int64_t ns) {
+  const bool host = s->engine->backend->ops->host_memory;
+  for (int i = 0; i < step->count; i++) s->stats.attention_bytes += (double)oscar_sequence_bytes(step->jobs[i].sequence);
+  s->stats.attention_s += (double)(host ? runner_attention_ns(s->engine->runner) : ns) * 1e-9;
+}
+
 static bool run(struct service *s, bool drawn) {
   struct step *step = s->step;
   oscar_status status;
@@ -245,6 +255,7 @@ static bool run(struct service *s, bool drawn) {
   const int64_t ns = time_ns() - begun;
   s->stats.steps++;
   histogram_note(&s->stats.step, ns);
+  if (step->feeding < 0) note_attention(s, step, ns);
   if (step->feeding > 0) adapt_chunk(s, ns, step->jobs[step->feeding].n);
   for (int i = 0; i < step->count; i++) finish_job(s, step, i, drawn);
   return true;
@@ -252,6 +263,7 @@ static bool run(struct service *s, bool drawn) {
 
 bool step_run(struct service *s) {
   const bool draws = runner_can_sample(s->engine->runner);
+  guesses_make(s, s->engine->options.chunk / 2);
   const bool drew = draws && run(s, true), ran = run(s, false);
   return drew || ran;
 }

@@ -66,7 +66,7 @@ struct runner {
   struct device_step places;
   struct head_rotation rotations[STEP_WINDOWS]; /* of layers without a window, and with one */
   const struct sampling *sampling;              /* [count], or NULL: logits are wanted */
-  int64_t host_ns, waited_ns;
+  int64_t host_ns, waited_ns, attention_ns;
 };
 
 struct buffer_size {
@@ -210,6 +210,7 @@ void runner_free(struct runner *r) {
 
 void runner_record(struct runner *r, bool records) { r->records = records; }
 int64_t runner_host_ns(const struct runner *r) { return r->host_ns; }
+int64_t runner_attention_ns(const struct runner *r) { return r->attention_ns; }
 
 /* ---- products ---- */
 
@@ -273,7 +274,7 @@ static oscar_status project_qkv(const struct runner *r, int layer) {
 }
 
 /* RoPE, K and V into the cache, attention in o */
-static oscar_status attend(const struct runner *r, int layer, int window) {
+static oscar_status attend(struct runner *r, int layer, int window) {
   const struct model *m = r->model;
   struct backend *be = m->backend;
   const struct layer_weights *w = &m->weights.layers[layer];
@@ -282,7 +283,11 @@ static oscar_status attend(const struct runner *r, int layer, int window) {
   const struct heads rotated[2] = {{g->query_heads, vector_of(&w->q_norm), r->q}, {g->kv_heads, vector_of(&w->k_norm), r->k}};
   oscar_status status = be->ops->rope(be, rope, r->n, g->head_dim, r->positions, m->parameters.norm_eps, 2, rotated);
   if (status == OSCAR_OK) status = oscar_sequences_write(r->sequences, r->count, layer, r->k, r->v);
-  return status == OSCAR_OK ? oscar_attention_run(r->attention, layer, window, r->attention_jobs, r->count) : status;
+  if (status != OSCAR_OK) return status;
+  const int64_t begun = time_ns();
+  status = oscar_attention_run(r->attention, layer, window, r->attention_jobs, r->count);
+  if (be->ops->host_memory) r->attention_ns += time_ns() - begun;
+  return status;
 }
 
 /* The same of a step that decodes, whose rows k and v stay as the products left them. */
@@ -637,7 +642,7 @@ static oscar_status place_sampling(struct runner *r) {
 static oscar_status run_step(struct runner *r, int count, const struct forward_job *jobs, const struct forward_observer *observer,
                              const struct sampling *sampling, int32_t *next) {
   const int64_t started = time_ns();
-  r->waited_ns = 0;
+  r->waited_ns = r->attention_ns = 0;
   oscar_status status = check_step(r, count, jobs);
   if (status == OSCAR_OK) status = make_room(r, count);
   if (status != OSCAR_OK) return status;

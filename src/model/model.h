@@ -27,6 +27,7 @@ oscar_status model_load(oscar_context *context, struct backend *backend, const c
 void model_free(struct model *model);
 
 oscar_context *model_context(const struct model *model);
+struct backend *model_backend(const struct model *model);
 const struct model_geometry *model_geometry_of(const struct model *model);
 const struct tokenizer *model_tokenizer(const struct model *model);
 const struct gguf *model_file(const struct model *model);
@@ -71,6 +72,8 @@ void runner_free(struct runner *runner);
 void runner_record(struct runner *runner, bool records);
 /* Of the last step, the time in which the host did not wait for a GPU. */
 int64_t runner_host_ns(const struct runner *runner);
+/* Of the last step, the time that attention took; 0 on a GPU, where nothing waits for it. */
+int64_t runner_attention_ns(const struct runner *runner);
 
 /* What tokens are, by which the CPU chooses kernels, which round differently. By number: the fastest for so many, in one call.
  * Tokens of a prompt get the same bits however the prompt is cut and whatever else is in the step, and so do generated ones,

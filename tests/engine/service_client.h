@@ -35,7 +35,7 @@ struct client {
   int events;
 };
 
-static void client_take_text(struct client_answer *a, const struct request_event *e) {
+static inline void client_take_text(struct client_answer *a, const struct request_event *e) {
   a->text = realloc(a->text, a->bytes + e->bytes + 1);
   memcpy(a->text + a->bytes, e->text, e->bytes);
   a->bytes += e->bytes;
@@ -57,7 +57,7 @@ static void client_take_text(struct client_answer *a, const struct request_event
     }                                                                                                                            \
   } while (0)
 
-static void client_observe(void *user, const struct request_event *e) {
+static inline void client_observe(void *user, const struct request_event *e) {
   struct client *c = user;
   pthread_mutex_lock(&c->lock);
   client_require(!c->done);
@@ -83,13 +83,13 @@ static void client_observe(void *user, const struct request_event *e) {
   pthread_mutex_unlock(&c->lock);
 }
 
-static void client_init(struct client *c) {
+static inline void client_init(struct client *c) {
   *c = (struct client){0};
   pthread_mutex_init(&c->lock, NULL);
   pthread_cond_init(&c->changed, NULL);
 }
 
-static void client_clear(struct client *c) {
+static inline void client_clear(struct client *c) {
   for (int i = 0; i < 16; i++) {
     free(c->answers[i].text);
     free(c->answers[i].ids);
@@ -100,7 +100,8 @@ static void client_clear(struct client *c) {
   *c = (struct client){0};
 }
 
-static oscar_status client_try(struct service *s, struct client *c, struct request_options options, struct service_error *error) {
+static inline oscar_status client_try(struct service *s, struct client *c, struct request_options options,
+                                      struct service_error *error) {
   client_init(c);
   c->choices = options.choices;
   options.observer = client_observe;
@@ -108,26 +109,26 @@ static oscar_status client_try(struct service *s, struct client *c, struct reque
   return service_submit(s, &options, &c->id, error);
 }
 
-static void client_submit(struct service *s, struct client *c, struct request_options options) {
+static inline void client_submit(struct service *s, struct client *c, struct request_options options) {
   struct service_error error;
   if (client_try(s, c, options, &error) != OSCAR_OK) fail_msg("submit: %s: %s", oscar_status_name(error.status), error.text);
   assert_true(c->id != 0);
 }
 
-static void client_wait(struct client *c) {
+static inline void client_wait(struct client *c) {
   pthread_mutex_lock(&c->lock);
   while (!c->done) pthread_cond_wait(&c->changed, &c->lock);
   pthread_mutex_unlock(&c->lock);
 }
 
-static void client_wait_tokens(struct client *c, int tokens) {
+static inline void client_wait_tokens(struct client *c, int tokens) {
   pthread_mutex_lock(&c->lock);
   while (!c->done && c->answers[0].n < tokens) pthread_cond_wait(&c->changed, &c->lock);
   pthread_mutex_unlock(&c->lock);
 }
 
 /* Whatever the answer is, its tokens are reported. */
-static struct request_options client_options(const int32_t *ids, int n, int max_tokens) {
+static inline struct request_options client_options(const int32_t *ids, int n, int max_tokens) {
   struct request_options o;
   request_options_default(&o);
   o.ids = ids;
@@ -154,7 +155,7 @@ struct rig_options {
   struct service_options service;
 };
 
-static struct rig_options rig_options(const char *path) {
+static inline struct rig_options rig_options(const char *path) {
   struct rig_options o = {.path = path, .kv = "int2-hadamard", .context = 1024, .chunk = 128, .threads = 2};
   service_options_default(&o.service);
   o.service.max_running = 8;
@@ -162,7 +163,7 @@ static struct rig_options rig_options(const char *path) {
   return o;
 }
 
-static void rig_open(struct rig *r, const struct rig_options *o) {
+static inline void rig_open(struct rig *r, const struct rig_options *o) {
   char error[512];
   struct engine_options options;
   engine_options_default(&options);
@@ -183,13 +184,13 @@ static void rig_open(struct rig *r, const struct rig_options *o) {
   assert_ok(r->engine.context, service_create(&r->engine, &o->service, NULL, &r->service));
 }
 
-static void rig_close(struct rig *r) {
+static inline void rig_close(struct rig *r) {
   service_free(r->service);
   assert_ok(r->engine.context, oscar_cache_check(r->engine.cache));
   engine_close(&r->engine);
 }
 
-static void some_ids(uint64_t seed, int n, int32_t *ids) {
+static inline void some_ids(uint64_t seed, int n, int32_t *ids) {
   for (int i = 0; i < n; i++) ids[i] = (int32_t)(test_random(&seed) % SMALL_VOCAB);
 }
 
