@@ -157,7 +157,8 @@ static char *argument_of(const char *name, const json_t *value) {
 static int read_config(const char *path, struct arguments *arguments) {
   json_error_t error;
   json_t *config = json_load_file(path, JSON_REJECT_DUPLICATES, &error), *value;
-  if (!config) return failed("%s: %s (line %d)", path, error.text, error.line);
+  if (!config && error.line < 1) return failed("%s", error.text); /* it names the file */
+  if (!config) return failed("%s: line %d: %s", path, error.line, error.text);
   const char *name;
   int code = json_is_object(config) ? EXIT_DONE : wrong_use("%s: a configuration is a JSON object", path);
   arguments->made = calloc(json_object_size(config) + 1, sizeof *arguments->made);
