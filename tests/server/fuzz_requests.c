@@ -32,7 +32,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 }
 
 typedef struct inquiry *parse(struct server *server, struct frontend *frontend, const char *body, size_t bytes,
-                                 struct refusal *refusal);
+                              struct refusal *refusal);
 
 static void check(const struct inquiry *g) {
   const struct request_options *o = &g->options;
