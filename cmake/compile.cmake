@@ -29,7 +29,7 @@ function(oscar_fuzz_coverage target)
     return()
   endif()
   get_target_property(sources ${target} SOURCES)
-  list(FILTER sources INCLUDE REGEX "/src/(base|rotation|cache|model)/|/src/quant/(codec|rope)")
+  list(FILTER sources INCLUDE REGEX "/src/(base|rotation|cache|model|server)/|/src/quant/(codec|rope)")
   set_property(SOURCE ${sources} TARGET_DIRECTORY ${target} APPEND PROPERTY COMPILE_OPTIONS -fsanitize=fuzzer-no-link)
 endfunction()
 

@@ -25,6 +25,7 @@ pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(CRYPTO REQUIRED IMPORTED_TARGET libcrypto)
 pkg_check_modules(LIBEDIT REQUIRED IMPORTED_TARGET libedit)
+pkg_check_modules(MICROHTTPD REQUIRED IMPORTED_TARGET libmicrohttpd)
 
 add_library(oscar_engine_dependencies INTERFACE)
 target_link_libraries(oscar_engine_dependencies INTERFACE oscar_dnnl PkgConfig::PCRE2 PkgConfig::UTF8PROC PkgConfig::CRYPTO)

@@ -5,7 +5,7 @@
  * ends an answer and keeps what was said; at the prompt it clears the line. Ctrl-D leaves.
  */
 #include "cli/generate.h"
-#include "cli/json_text.h"
+#include "engine/json_text.h"
 #include "cli/models.h"
 #include "cli/options.h"
 #include "cli/progress.h"

@@ -1,7 +1,7 @@
 /* eval_generation.c - see eval_generation.h. */
 #include "cli/eval_generation.h"
 
-#include "cli/json_text.h"
+#include "engine/json_text.h"
 
 #include <math.h>
 #include <string.h>

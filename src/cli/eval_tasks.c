@@ -1,7 +1,7 @@
 /* eval_tasks.c - see eval_tasks.h. */
 #include "cli/eval_tasks.h"
 
-#include "cli/json_text.h"
+#include "engine/json_text.h"
 
 #include <string.h>
 

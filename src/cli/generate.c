@@ -1,6 +1,6 @@
 /* generate.c - the loop that turns a fed session into text, and the two ways of reporting it. */
 #include "cli/generate.h"
-#include "cli/json_text.h"
+#include "engine/json_text.h"
 
 #include <stdlib.h>
 #include <string.h>

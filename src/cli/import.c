@@ -1,5 +1,5 @@
 /* import.c - `oscar import`: a published pair of rotation files, checked against a model, becomes a codec file. */
-#include "cli/json_text.h"
+#include "engine/json_text.h"
 #include "cli/models.h"
 #include "cli/options.h"
 

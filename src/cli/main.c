@@ -11,6 +11,7 @@
 static const struct command commands[] = {
     {"run", "continue a text", command_run},
     {"chat", "talk with a model", command_chat},
+    {"serve", "a model over HTTP, for many at once", command_serve},
     {"session", "keep what a model has read or said, and go on later", command_session},
     {"calibrate", "fit the codecs of a model and keep them in a file", command_calibrate},
     {"import", "make a codec file of published rotation files", command_import},

@@ -4,7 +4,7 @@
 #include "base/file.h"
 #include "base/user_folder.h"
 #include "cli/cli.h"
-#include "cli/json_text.h"
+#include "engine/json_text.h"
 
 #include <limits.h>
 #include <stdlib.h>

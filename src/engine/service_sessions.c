@@ -122,7 +122,7 @@ static oscar_status enter(struct service *s, const char *name, const oscar_snaps
 static oscar_status find_file(struct service *s, const char *name) {
   char path[PATH_MAX];
   oscar_snapshot *snapshot;
-  oscar_status status = session_path(s, name, path);
+  oscar_status status = session_file_path(s, name, path);
   if (status != OSCAR_OK) return status;
   status = oscar_snapshot_open(s->context, path, &snapshot);
   if (status == OSCAR_NO_MEMORY) return status;
@@ -445,7 +445,7 @@ oscar_status service_session_tokens(struct service *s, const char *name, int32_t
 static oscar_status save_command(struct service *s, struct command *command) {
   char path[PATH_MAX];
   struct session *x;
-  oscar_status status = session_path(s, command->name, path);
+  oscar_status status = session_file_path(s, command->name, path);
   if (status == OSCAR_OK) status = find_unused(s, command->name, &x);
   return status == OSCAR_OK && !x->on_disk ? session_write(s, x) : status;
 }
@@ -508,8 +508,8 @@ static oscar_status rename_command(struct service *s, struct command *command) {
   struct session *x;
   oscar_status status = find_named(s, command->name, &x);
   if (status == OSCAR_OK) status = check_new_name(s, command->other);
-  if (status == OSCAR_OK && x->file_bytes) status = session_path(s, x->name, from);
-  if (status == OSCAR_OK && x->file_bytes) status = session_path(s, command->other, to);
+  if (status == OSCAR_OK && x->file_bytes) status = session_file_path(s, x->name, from);
+  if (status == OSCAR_OK && x->file_bytes) status = session_file_path(s, command->other, to);
   if (status != OSCAR_OK) return status;
   if (x->file_bytes && rename(from, to) != 0)
     return set_error(s->context, OSCAR_IO, "%s: cannot be renamed to %s: %s", from, to, strerror(errno));

@@ -37,7 +37,7 @@ struct session_store {
 void session_remove(struct service *s, struct session *session); /* with all that it has but its file */
 
 /* ---- service_tiers.c ---- */
-oscar_status session_path(const struct service *s, const char *name, char *path); /* [PATH_MAX] */
+oscar_status session_file_path(const struct service *s, const char *name, char *path); /* [PATH_MAX] */
 /* Into its file. Over the limit of files the oldest go, and this one may be among them, with its session. */
 oscar_status session_write(struct service *s, struct session *session);
 void session_delete_file(struct service *s, struct session *session);

@@ -66,7 +66,7 @@ oscar_status pages_restore(struct service *s, const struct kept_pages *kept, osc
 
 /* ---- files ---- */
 
-oscar_status session_path(const struct service *s, const char *name, char *path) {
+oscar_status session_file_path(const struct service *s, const char *name, char *path) {
   if (!s->folder)
     return set_error(s->context, OSCAR_UNSUPPORTED, "session %s cannot be kept in a file: the service has no folder for them",
                      name);
@@ -77,7 +77,7 @@ oscar_status session_path(const struct service *s, const char *name, char *path)
 
 static void forget_file(struct service *s, struct session *session) {
   char path[PATH_MAX];
-  if (session->file_bytes && session_path(s, session->name, path) == OSCAR_OK) (void)unlink(path);
+  if (session->file_bytes && session_file_path(s, session->name, path) == OSCAR_OK) (void)unlink(path);
   s->sessions->disk_bytes -= session->file_bytes;
   session->file_bytes = 0;
   session->on_disk = false;
@@ -149,7 +149,7 @@ static oscar_status write_file(struct service *s, const struct session *x, const
 oscar_status session_write(struct service *s, struct session *x) {
   char path[PATH_MAX];
   oscar_snapshot *written;
-  oscar_status status = session_path(s, x->name, path);
+  oscar_status status = session_file_path(s, x->name, path);
   if (status == OSCAR_OK && !x->ids && !x->kept.bytes && !x->file_bytes)
     return set_error(s->context, OSCAR_INVALID_ARGUMENT, "session %s holds nothing that could be saved", x->name);
   if (status == OSCAR_OK) status = file_make_folders(s->context, s->folder);
@@ -270,7 +270,7 @@ static oscar_status restore(struct service *s, const oscar_snapshot *snapshot, s
 static oscar_status open_pages(struct service *s, const struct session *x, oscar_snapshot **snapshot) {
   char path[PATH_MAX];
   if (x->kept.bytes) return oscar_snapshot_open_bytes(s->context, x->name, x->kept.bytes, x->kept.n, snapshot);
-  const oscar_status status = session_path(s, x->name, path);
+  const oscar_status status = session_file_path(s, x->name, path);
   return status == OSCAR_OK ? oscar_snapshot_open(s->context, path, snapshot) : status;
 }
 

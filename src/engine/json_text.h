@@ -1,6 +1,6 @@
-/* cli/json_text.h - values that JSON has no place for. Private. */
-#ifndef OSCAR_CLI_JSON_TEXT_H
-#define OSCAR_CLI_JSON_TEXT_H
+/* engine/json_text.h - values that JSON has no place for. Private. */
+#ifndef OSCAR_ENGINE_JSON_TEXT_H
+#define OSCAR_ENGINE_JSON_TEXT_H
 
 #include <jansson.h>
 

@@ -1,5 +1,5 @@
 /* json_text.c - see json_text.h. */
-#include "cli/json_text.h"
+#include "engine/json_text.h"
 
 #include <math.h>
 #include <stdlib.h>
