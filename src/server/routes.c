@@ -28,8 +28,7 @@ const struct route *route_list(int *count) {
       {"/metrics", METHOD_GET, DIALECT_OPENAI, false, metrics_text},
       {"/health", METHOD_GET, DIALECT_OPENAI, true, health},
       {"/", METHOD_GET, DIALECT_OPENAI, true, page_file},
-      {"/style.css", METHOD_GET, DIALECT_OPENAI, true, page_file},
-      {"/app.js", METHOD_GET, DIALECT_OPENAI, true, page_file},
+      {"/page/*", METHOD_GET, DIALECT_OPENAI, true, page_file},
   };
   *count = (int)ARRAY_LENGTH(routes);
   return routes;

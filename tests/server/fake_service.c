@@ -80,7 +80,7 @@ static const char *grammar_sentence(const struct grammar *grammar) { return gram
 
 /* ---- the service ---- */
 
-enum { MOST_SESSIONS = 64 };
+enum { MOST_SESSIONS = 64, BUDGET_BYTES = 1 << 20, UNIT_BYTES = 2176 };
 struct kept {
   struct session_entry entry;
   int32_t *ids;
@@ -121,7 +121,7 @@ struct service *fake_service_create(const char *model_path) {
   struct histogram *all[] = {&s->stats.queue, &s->stats.first_token, &s->stats.between_tokens, &s->stats.step};
   for (size_t h = 0; h < ARRAY_LENGTH(all); h++)
     for (int i = 0; i < SERVICE_BUCKETS; i++) all[h]->upper[i] = i + 1 < SERVICE_BUCKETS ? 0.001 * (1 << i) : (double)INFINITY;
-  s->stats.cache.budget_bytes = 1 << 20;
+  s->stats.cache.budget_bytes = BUDGET_BYTES;
   s->stats.cache.coded_bits_per_element = 2.125;
   return s;
 }
@@ -319,6 +319,8 @@ static void *run(void *argument) {
   s->stats.finished[reason]++;
   s->stats.generated += usage.generated;
   s->stats.prompt_tokens += usage.prompt_tokens;
+  s->stats.reused_exact += usage.reused_exact;
+  s->stats.computed += usage.computed;
   s->stats.first_token.count[2]++;
   s->stats.first_token.count[5]++;
   s->stats.first_token.sum += 0.04;
@@ -353,6 +355,7 @@ static void keep(struct job *j, int64_t generated) {
     k->entry.tokens = j->options.n + generated;
     k->entry.exact_pages = 1;
     k->entry.coded_pages = k->entry.tokens / 64;
+    k->entry.device_bytes = (size_t)(8 * k->entry.exact_pages + k->entry.coded_pages) * UNIT_BYTES;
   }
   pthread_mutex_unlock(&j->service->lock);
 }
@@ -516,5 +519,11 @@ void service_stats_get(struct service *s, struct service_stats *stats) {
   *stats = s->stats;
   stats->running = s->running;
   stats->sessions_device = s->n_sessions;
+  for (int i = 0; i < s->n_sessions; i++) {
+    stats->cache.exact_pages += s->sessions[i].entry.exact_pages;
+    stats->cache.coded_pages += s->sessions[i].entry.coded_pages;
+    stats->cache.held_bytes += s->sessions[i].entry.device_bytes;
+  }
+  stats->cache.free_units = (int64_t)(BUDGET_BYTES - stats->cache.held_bytes) / UNIT_BYTES;
   pthread_mutex_unlock(&s->lock);
 }

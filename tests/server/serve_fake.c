@@ -1,5 +1,5 @@
 /* serve_fake.c - a server over the service that repeats its users, for clients to be tested against: prints its address and
- * serves until standard input ends. serve_fake STORED_MODEL FOLDER */
+ * serves until standard input ends. serve_fake STORED_MODEL FOLDER [API_KEY] */
 #include "fake_service.h"
 #include "server/server.h"
 
@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 int main(int argc, char **argv) {
-  if (argc != 3) return 2;
+  if (argc != 3 && argc != 4) return 2;
   char path[4096], error[512];
   snprintf(path, sizeof path, "%s/model.gguf", argv[2]);
   fake_model_write(argv[1], path);
@@ -19,6 +19,9 @@ int main(int argc, char **argv) {
   options.model_name = "fake";
   options.kv = "int2";
   options.context = 4096;
+  const char *const key = argc == 4 ? argv[3] : NULL;
+  options.api_keys = &key;
+  options.n_api_keys = argc == 4;
   struct server *server;
   if (server_create(&options, service, &server, error, sizeof error) != OSCAR_OK) {
     fprintf(stderr, "%s\n", error);

@@ -28,8 +28,9 @@ static void routes(void **state) {
       {"GET", "/health", "application/json", 200},
       {"HEAD", "/health", "Content-Length: 16", 200},
       {"GET", "/", "Content-Security-Policy: default-src 'none'", 200},
-      {"GET", "/style.css", "text/css", 200},
-      {"GET", "/app.js", "text/javascript", 200},
+      {"GET", "/page/style.css", "text/css", 200},
+      {"GET", "/page/app.js", "text/javascript", 200},
+      {"GET", "/page/nothing.js", "application/json", 404},
       {"GET", "/nothing", "application/json", 404},
       {"GET", "/v1/sessions/", "application/json", 404},
       {"GET", CHAT, "Allow: POST, OPTIONS", 405},
@@ -212,7 +213,7 @@ static void keys(void **state) {
     answer_free(&a);
   }
   static const char *const closed[] = {"/metrics", "/v1/cache", "/v1/sessions", "/v1/models"}, *const open[] = {"/health", "/",
-                                                                                                                "/app.js"};
+                                                                                                                "/page/app.js"};
   for (size_t i = 0; i < ARRAY_LENGTH(closed); i++) {
     struct answer a = ask(&f, "GET", closed[i], NULL, NULL);
     assert_int_equal(a.status, 401);
