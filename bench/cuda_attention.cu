@@ -5,7 +5,7 @@
  *     [--forms NAMES] [--csv FILE]
  *
  * LIST: numbers with commas between; --query-heads 32,48,56,64,96 runs groups of 4, 6, 7, 8 and 12. NAMES with commas between:
- * of cases as they are printed; of forms turning, four, one-turning, one, bf16.
+ * of cases as they are printed; of forms turning, most-turning, four, one-turning, one, bf16.
  *
  * As in a decode step, the layers have pages of their own and are launched one after the other in a CUDA graph; times are of one
  * layer: a replay over the number of layers, the median of several. In the same graph form, over the same buffers, `read` adds up
@@ -106,7 +106,8 @@ struct setting {
 
 struct form {
   const char *short_name, *name;
-  bool coded, log_gains, turns;
+  bool coded, log_gains;
+  int turning; /* of 4 quarters of the pairs */
 };
 
 template <class T> T *device_copy(const std::vector<T> &from) {
@@ -197,7 +198,7 @@ struct bench {
   }
 
   void make_rope() {
-    if (!how.turns) return;
+    if (!how.turning) return;
     std::vector<float> frequencies(o.head_dim / 2);
     for (size_t i = 0; i < frequencies.size(); i++) frequencies[i] = (float)std::pow(1e6, -2.0 * (double)i / o.head_dim);
     const oscar_rope_spec spec = {OSCAR_ROPE_HALVES, o.head_dim, frequencies.data()};
@@ -211,12 +212,12 @@ struct bench {
     std::vector<uint32_t> curves(sizes.curve_words / 4), angles(sizes.angles / 4 * table_pages);
     check(rope_tables_fill(context, r, &sizes, series.data(), curves.data()));
     rope_angles_fill(r, &sizes, 0, table_pages, angles.data(), fast.data());
-    rope = {sizes.pairs, sizes.fast, sizes.curves, table_pages, keep(angles), keep(fast), keep(series), keep(curves)};
+    rope = {sizes.pairs, sizes.fast, sizes.steps, table_pages, keep(angles), keep(fast), keep(series), keep(curves)};
     oscar_rope_release(r);
   }
 
   void make_layers() {
-    const int d = o.head_dim, pairs = how.turns ? d / 2 : 0;
+    const int d = o.head_dim, pairs = how.turning * d / 8;
     const size_t exact_page = (size_t)o.kv_heads * 2 * 64 * d * 2;
     decode_layer l = {};
     size_t coded_head = 0;
@@ -231,7 +232,8 @@ struct bench {
       l.keys.map = keep(normals((size_t)o.kv_heads * d * l.keys.rows, 0.12f, 1));
       l.values.map = keep(normals((size_t)o.kv_heads * d * l.values.rows, 0.1f, 2));
       l.rotating_pairs = pairs;
-      if (how.turns) {
+      if (pairs > 0) {
+        l.turning_pairs = pairs;
         std::vector<uint16_t> rows((size_t)o.kv_heads * pairs);
         for (size_t i = 0; i < rows.size(); i++) rows[i] = (uint16_t)(d + groups + 1 + (int)(i % pairs));
         l.wave_rows = keep(rows);
@@ -260,7 +262,7 @@ struct bench {
       layers.push_back(l);
     }
     check(cudaGetLastError());
-    for (decode_layer &each : layers) each.rope = how.turns ? &rope : nullptr;
+    for (decode_layer &each : layers) each.rope = how.turning ? &rope : nullptr;
     int rows;
     check(decode_check(cuda, &shape, &layers[0], &rows));
   }
@@ -371,11 +373,12 @@ std::vector<setting> settings() {
           {"64 ragged", ragged}};
 }
 
-const form forms[] = {{"turning", "int2, four gains, turning mean", true, true, true},
-                      {"four", "int2, four gains", true, true, false},
-                      {"one-turning", "int2, one gain, turning mean", true, false, true},
-                      {"one", "int2, one gain", true, false, false},
-                      {"bf16", "bf16", false, false, false}};
+const form forms[] = {{"turning", "int2, four gains, turning mean", true, true, 4},
+                      {"most-turning", "int2, four gains, three quarters turning", true, true, 3},
+                      {"four", "int2, four gains", true, true, 0},
+                      {"one-turning", "int2, one gain, turning mean", true, false, 4},
+                      {"one", "int2, one gain", true, false, 0},
+                      {"bf16", "bf16", false, false, 0}};
 
 void measure(const options &o, const setting &what, const form &how, const char *gpu, FILE *csv) {
   size_t free_bytes, total, tokens = 0;

@@ -39,6 +39,8 @@ static const struct {
   oscar_row_form form;
   int turning; /* of 4 quarters of the pairs */
 } forms[] = {{"int2, four gains, turning mean", true, OSCAR_ROW_LOG_GAINS, 4},
+             {"int2, four gains, three quarters turning", true, OSCAR_ROW_LOG_GAINS, 3},
+             {"int2, four gains, half turning", true, OSCAR_ROW_LOG_GAINS, 2},
              {"int2, four gains, a quarter turning", true, OSCAR_ROW_LOG_GAINS, 1},
              {"int2, four gains", true, OSCAR_ROW_LOG_GAINS, 0},
              {"int2, one gain", true, OSCAR_ROW_GAIN, 0},
@@ -180,7 +182,7 @@ int main(int argc, char **argv) {
   FILE *csv = o.csv ? fopen(o.csv, "w") : NULL;
   if (csv) fprintf(csv, "gpu,query_heads,kv_heads,head_dim,case,form,ms,tflops\n");
   printf("%s, %d query and %d KV heads of %d\n", info.name, o.query_heads, o.kv_heads, o.head_dim);
-  printf("%-16s %-36s %9s %8s\n", "queries", "form", "ms", "TFLOPS");
+  printf("%-16s %-40s %9s %8s\n", "queries", "form", "ms", "TFLOPS");
   for (size_t which = 0; which < ARRAY_LENGTH(cases); which++) {
     if (o.only && strcmp(o.only, cases[which].name) != 0) continue;
     for (size_t form = 0; form < ARRAY_LENGTH(forms); form++) {
@@ -188,7 +190,7 @@ int main(int argc, char **argv) {
       const double queries = cases[which].queries, before = cases[which].tokens - queries;
       const double pairs = queries * before + queries * (queries + 1) / 2;
       const double tflops = 4e-12 * pairs * (double)(o.query_heads * o.head_dim) / time;
-      printf("%-16s %-36s %9.3f %8.1f\n", cases[which].name, forms[form].name, time * 1e3, tflops);
+      printf("%-16s %-40s %9.3f %8.1f\n", cases[which].name, forms[form].name, time * 1e3, tflops);
       if (csv)
         fprintf(csv, "%s,%d,%d,%d,%s,\"%s\",%.4f,%.2f\n", info.name, o.query_heads, o.kv_heads, o.head_dim, cases[which].name,
                 forms[form].name, time * 1e3, tflops);

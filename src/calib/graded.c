@@ -23,7 +23,7 @@ void oscar_graded_options_default(oscar_graded_options *o) {
                               .key_form = OSCAR_ROW_LOG_GAINS,
                               .value_form = OSCAR_ROW_LOG_GAINS,
                               .rotating_mean = true,
-                              .rotating_tolerance = 0.01f,
+                              .rotating_tolerance = 0.1f,
                               .positions = 0,
                               .ridge = 0.05f,
                               .unbiased_values = true,

@@ -31,41 +31,6 @@ static void find_rotating_mean(const struct attended_layer *l, const struct atte
   w->kept = pairs;
 }
 
-/* What leaving out each pair of the rotating mean would add to the errors of codes, at most: its vector, squared, would vary in
- * either of its channels, and the basis says in which channels of the codes, whose crumbs leave a part of it. Half of that is
- * what varies where the pair turns often; all of it lets slow pairs be far from where they were in the text. Returns the errors
- * expected with all pairs. */
-static double find_pair_costs(const struct attended_layer *l, struct work *w) {
-  uint8_t crumbs[OSCAR_MAX_HEAD_DIM] = {0};
-  int d = w->d, pairs = w->rotary_dim / 2;
-  double expected = 0;
-  crumbs_allocate(d, w->values, d, 0, crumbs);
-  for (int k = 0; k < d; k++) expected += w->values[k] * (double)codec_gaussian_error(crumbs[k]);
-  for (int i = 0; i < pairs; i++) {
-    const double *first = w->basis + (size_t)rope_first(&l->rope->spec, i) * (size_t)d;
-    const double *second = w->basis + (size_t)rope_second(&l->rope->spec, i) * (size_t)d;
-    double b1 = w->wave_mean[i], b2 = w->wave_mean[pairs + i], left = 0;
-    for (int k = 0; k < d; k++) left += (first[k] * first[k] + second[k] * second[k]) * (double)codec_gaussian_error(crumbs[k]);
-    w->pair_cost[i] = (b1 * b1 + b2 * b2) * left;
-  }
-  return expected;
-}
-
-/* The pair of those that are kept whose loss costs least; the first of equal ones. */
-static int cheapest_pair(const struct work *w) {
-  int best = 0;
-  for (int k = 1; k < w->kept; k++)
-    if (w->pair_cost[w->pairs[k]] < w->pair_cost[w->pairs[best]]) best = k;
-  return best;
-}
-
-static void leave_out(struct work *w, int k) {
-  int pair = w->pairs[k];
-  w->wave_mean[pair] = w->wave_mean[w->rotary_dim / 2 + pair] = 0;
-  w->kept--;
-  memmove(w->pairs + k, w->pairs + k + 1, (size_t)(w->kept - k) * sizeof *w->pairs);
-}
-
 /* out [d] -= RoPE of the mean, given the (weighted) mean wave: B wave. */
 static void subtract_wave(const struct attended_layer *l, const struct work *w, const double *wave, double factor, double *out) {
   int pairs = w->rotary_dim / 2;
@@ -121,6 +86,53 @@ static void average_places(const struct attended_layer *l, const oscar_graded_op
     for (size_t k = 0; k < size; k++) w->dual[k] += w->product[k] / PLACES;
   }
   memcpy(x, w->dual, size * sizeof *x);
+}
+
+/* ---- which pairs turn ---- */
+
+/*
+ * Pairs that hardly turn within the positions that the codec is for need no rotating mean: where they stay is part of the fixed
+ * one. RoPE's pairs come in the order of their speed, the slowest last, so a count says which turn.
+ */
+
+/* The share of a pair's squared vector that varies over the positions: all but the square of its mean. */
+static double varying_share(const struct attended_layer *l, const oscar_graded_options *o, int pair) {
+  const double tokens = (double)l->tokens, c = l->wave_sum[pair] / tokens, s = l->wave_sum[l->rotary_dim / 2 + pair] / tokens;
+  double place_c = 0, place_s = 0;
+  for (int i = 0; i < PLACES; i++) {
+    const double angle = (double)l->rope->spec.frequencies[pair] * (double)place(o, i);
+    place_c += cos(angle) / PLACES;
+    place_s += sin(angle) / PLACES;
+  }
+  return fmax(0, 1 - (c * c + s * s) * (place_c * place_c + place_s * place_s));
+}
+
+/* What leaving out a pair would add to the errors of codes, at most: what varies of its vector, squared, half of it in each of
+ * its channels, and the basis says in which channels of the codes, whose crumbs leave a part of it. */
+static double pair_cost(const struct attended_layer *l, const oscar_graded_options *o, const struct work *w,
+                        const uint8_t *crumbs, int pair) {
+  const size_t n = (size_t)w->d;
+  const double *first = w->basis + (size_t)rope_first(&l->rope->spec, pair) * n;
+  const double *second = w->basis + (size_t)rope_second(&l->rope->spec, pair) * n;
+  const double b1 = w->wave_mean[pair], b2 = w->wave_mean[w->rotary_dim / 2 + pair];
+  double left = 0;
+  for (size_t k = 0; k < n; k++) left += (first[k] * first[k] + second[k] * second[k]) * (double)codec_gaussian_error(crumbs[k]);
+  return (b1 * b1 + b2 * b2) / 2 * left * varying_share(l, o, pair);
+}
+
+/* Adds to share[pair] what leaving out a pair adds to a head's errors, as a share of what is expected of them anyway, when w has
+ * what is fitted with all pairs. */
+static void add_pair_shares(const struct attended_layer *l, const oscar_graded_options *o, const struct work *w, double *share) {
+  uint8_t crumbs[OSCAR_MAX_HEAD_DIM] = {0};
+  double expected = 0;
+  crumbs_allocate(w->d, w->values, w->d, 0, crumbs);
+  for (int k = 0; k < w->d; k++) expected += w->values[k] * (double)codec_gaussian_error(crumbs[k]);
+  for (int i = 0; i < w->kept; i++) share[i] += pair_cost(l, o, w, crumbs, i) / expected;
+}
+
+static void leave_out_from(struct work *w, int pairs) {
+  for (int i = pairs; i < w->kept; i++) w->wave_mean[i] = w->wave_mean[w->rotary_dim / 2 + i] = 0;
+  w->kept = pairs;
 }
 
 /* w->covariance of what remains of the keys when the rotating mean is taken off: with k the keys, B the map from waves to it,
@@ -254,26 +266,21 @@ oscar_status graded_find_keys(const oscar_calib *calib, int layer, int kv_head, 
                               struct work *w) {
   oscar_status status = find_keys_of_all_pairs(calib, layer, kv_head, o, w);
   if (status != OSCAR_OK || w->kept == pairs) return status;
-  find_pair_costs(&calib->attended->layers[layer], w);
-  while (w->kept > pairs) leave_out(w, cheapest_pair(w));
+  leave_out_from(w, pairs);
   return describe_keys(calib, layer, kv_head, o, w);
 }
 
 oscar_status graded_count_pairs(const oscar_calib *calib, int layer, const oscar_graded_options *o, struct work *w, int *pairs) {
   const struct attended_layer *l = &calib->attended->layers[layer];
-  *pairs = o->rotating_mean && o->rotating_tolerance == 0 ? l->rotary_dim / 2 : 0;
-  if (!o->rotating_mean || o->rotating_tolerance == 0) return OSCAR_OK;
-  for (int h = 0; h < calib->geometry.kv_heads && *pairs < l->rotary_dim / 2; h++) {
+  const int heads = calib->geometry.kv_heads;
+  double share[OSCAR_MAX_HEAD_DIM / 2] = {0}, room = (double)o->rotating_tolerance * heads;
+  *pairs = o->rotating_mean ? l->rotary_dim / 2 : 0;
+  if (o->rotating_tolerance == 0) return OSCAR_OK;
+  for (int h = 0; h<heads && * pairs> 0; h++) {
     oscar_status status = find_keys_of_all_pairs(calib, layer, h, o, w);
     if (status != OSCAR_OK) return status;
-    double room = (double)o->rotating_tolerance * find_pair_costs(l, w);
-    while (w->kept > *pairs) {
-      int k = cheapest_pair(w);
-      room -= w->pair_cost[w->pairs[k]];
-      if (!(room >= 0)) break;
-      leave_out(w, k);
-    }
-    *pairs = w->kept; /* at least what it was */
+    add_pair_shares(l, o, w, share);
   }
+  while (*pairs > 0 && (room -= share[*pairs - 1]) >= 0) (*pairs)--;
   return OSCAR_OK;
 }

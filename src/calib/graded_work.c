@@ -17,7 +17,7 @@ oscar_status graded_work_open(oscar_context *context, int d, struct work *w) {
   size_t n = (size_t)d, square = n * n;
   w->lapack_size = (lapack_int)(1 + 6 * n + 2 * square); /* dsyevd's documented minimum with eigenvectors */
   w->integers_size = (lapack_int)(3 + 5 * n);
-  double *doubles = mem_alloc(context, 8 * square + 4 * n + (size_t)w->lapack_size, sizeof(double));
+  double *doubles = mem_alloc(context, 8 * square + 3 * n + (size_t)w->lapack_size, sizeof(double));
   w->block = doubles;
   float *floats = doubles ? mem_alloc(context, 2 * square + 3 * n + n, sizeof(float)) : NULL; /* the last n: bytes and words */
   w->floats = floats;
@@ -32,8 +32,7 @@ oscar_status graded_work_open(oscar_context *context, int d, struct work *w) {
   w->values = doubles;
   w->mean = w->values + n;
   w->wave_mean = w->mean + n;
-  w->pair_cost = w->wave_mean + n;
-  w->lapack = w->pair_cost + n;
+  w->lapack = w->wave_mean + n;
   w->encode = floats;
   w->decode = w->encode + square;
   w->steps = w->decode + square;

@@ -42,6 +42,7 @@ struct arguments {
   struct page_forms forms;
   const int32_t *total_units;
   int tile_count, blocks, kv_heads, group, head_dim, window;
+  int turning_pairs; /* decode_layer */
   int head_bytes, value_offset;
   int page_bytes, slot_bytes; /* what is copied of a coded page for one head; of a slot of a ring */
   bool coded, waves;
@@ -268,68 +269,91 @@ __device__ __forceinline__ void score_tile(int blocks, const uint32_t *words, in
     }
 }
 
-/* What the turning mean adds to the scores of 16 tokens. `weights`: of this page and lane. STEPS 0: as many as there are. */
+/* ---- the turning mean ---- */
+
+/*
+ * Weights of a page's curves, as operand B of their products: [n][lane][steps][even, odd] [2]. Columns are rows of queries, each
+ * twice, with the number and with what fp16 lost of it.
+ */
+constexpr int WEIGHT_WORDS = 4; /* of a lane and step */
+
+/* Adds what the turning mean has to the scores of a page. `weights`: of this page and lane. Curves are even or odd about the
+ * centre of the page, so one product with the tokens from there on serves those before it too, from which odd ones are taken off.
+ * STEPS 0: as many as there are. */
 template <int STEPS, int NT>
-__device__ __forceinline__ void score_curves(const uint8_t *curves, int some_steps, int tile, const uint32_t *weights, int lane,
-                                             float (&s)[NT][2]) {
+__device__ __forceinline__ void score_curves(const uint8_t *curves, int some_steps, const uint32_t *weights, int lane,
+                                             float (&s)[4][NT][2]) {
   const int steps = STEPS ? STEPS : some_steps;
-  float sums[NT][4] = {}, rests[NT][4] = {};
+  float sums[2][2][NT][4] = {}; /* [even, odd][tile] */
 #pragma unroll
   for (int k = 0; k < steps; k++) {
-    const uint4 value = *(const uint4 *)(curves + ((k * 4 + tile) * 2 * 32 + lane) * 16);
-    const uint4 rest = *(const uint4 *)(curves + (((k * 4 + tile) * 2 + 1) * 32 + lane) * 16);
+    uint4 w[NT];
 #pragma unroll
-    for (int n = 0; n < NT; n++) {
-      const uint2 b = *(const uint2 *)(weights + (n * 32 * steps + k) * 2);
-      mma_fp16(sums[n], value.x, value.y, value.z, value.w, b.x, b.y);
-      mma_fp16(rests[n], rest.x, rest.y, rest.z, rest.w, b.x, b.y);
-    }
+    for (int n = 0; n < NT; n++) w[n] = *(const uint4 *)(weights + (n * 32 * steps + k) * WEIGHT_WORDS);
+#pragma unroll
+    for (int odd = 0; odd < 2; odd++)
+#pragma unroll
+      for (int tile = 0; tile < 2; tile++) {
+        const uint4 *of_tile = (const uint4 *)(curves + k * CURVE_STEP_BYTES + (odd * 2 + tile) * 1024) + lane;
+        const uint4 value = of_tile[0], rest = of_tile[32];
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+          const uint32_t b0 = odd ? w[n].z : w[n].x, b1 = odd ? w[n].w : w[n].y;
+          mma_fp16(sums[odd][tile][n], value.x, value.y, value.z, value.w, b0, b1);
+          mma_fp16(sums[odd][tile][n], rest.x, rest.y, rest.z, rest.w, b0, b1);
+        }
+      }
   }
 #pragma unroll
-  for (int n = 0; n < NT; n++) {
-    s[n][0] += sums[n][0] + sums[n][1] + (rests[n][0] + rests[n][1]);
-    s[n][1] += sums[n][2] + sums[n][3] + (rests[n][2] + rests[n][3]);
-  }
-}
-
-/* The curves' weights on the pages whose numbers lanes 4 g have in `number`, as operand B of score_curves: [page
- * g][n][lane][steps] [2]. amplitudes: of fast pairs, [row][fast]; mixing: decode_data.cuh. STEPS 0: as many as there are. */
-template <int STEPS, int NT>
-__device__ inline void make_weights(const struct decode_rope &rope, const float2 *amplitudes, const uint4 *mixing, int number,
-                                    uint32_t *weights, int lane) {
-  constexpr int TOGETHER = 4;
-  const int g = lane / 4, q = lane % 4, steps = STEPS ? STEPS : rope.curves / 16, pairs = rope.pairs, fast = rope.fast;
-  const uint4 *angles = (const uint4 *)rope.angles + (size_t)number * (pairs / 8) * 4 + q;
-  const float2 *turns = (const float2 *)rope.fast_angles + (size_t)number * fast;
-  uint32_t *mine = weights + g * NT * 32 * steps * 2 + q * steps * 2;
-  for (int k = 1; k < steps; k++)
+  for (int tile = 0; tile < 2; tile++)
 #pragma unroll
-    for (int reg = 0; reg < 2; reg++) {
-      float2 turn[2];
-      int pair[2];
-      bool cosine[2];
+    for (int n = 0; n < NT; n++)
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const int curve = 16 * (k - 1) + 8 * reg + 2 * q + i;
-        cosine[i] = curve < fast;
-        pair[i] = cosine[i] ? curve : curve - fast;
-        turn[i] = pair[i] < fast ? __ldg(turns + pair[i]) : make_float2(0, 0);
-        pair[i] = min(pair[i], fast - 1);
+        const float even = sums[0][tile][n][2 * i] + sums[0][tile][n][2 * i + 1],
+                    odd = sums[1][tile][n][2 * i] + sums[1][tile][n][2 * i + 1];
+        s[2 + tile][n][i] += even + odd;
+        s[1 - tile][n][1 - i] += __shfl_xor_sync(~0u, even - odd, 28); /* rows g and 15 - g are as far from the centre */
       }
+}
+
+/* The weights of pages whose numbers lanes 4 g have in `number`: [page g] of what score_curves takes. pairs: the first of the
+ * rope. amplitudes: of fast pairs, [row][fast]; mixing: decode_data.cuh. STEPS 0: as many as there are. */
+template <int STEPS, int NT>
+__device__ inline void make_weights(const struct decode_rope &rope, int pairs, const float2 *amplitudes, const uint4 *mixing,
+                                    int number, uint32_t *weights, int lane) {
+  constexpr int TOGETHER = 4;
+  const int g = lane / 4, q = lane % 4, steps = STEPS ? STEPS : rope.steps, fast = rope.fast;
+  const int lane_words = steps * WEIGHT_WORDS;
+  const uint4 *angles = (const uint4 *)rope.angles + (size_t)number * (rope.pairs / 8) * 4 + q;
+  const float2 *turns = (const float2 *)rope.fast_angles + (size_t)number * fast;
+  uint32_t *mine = weights + (g * NT * 32 + q) * lane_words;
 #pragma unroll
-      for (int row = 0; row < 4 * NT; row++) {
-        float w[2];
+  for (int half = 1; half < 2 * steps; half++) { /* of 8 inputs; the first are polynomials */
+    float2 turn[2];
+    int pair[2];
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-          const float2 ab = amplitudes[row * fast + pair[i]];
-          w[i] = cosine[i] ? ab.x * turn[i].x + ab.y * turn[i].y : ab.y * turn[i].x - ab.x * turn[i].y;
-        }
-        const uint32_t value = pack_half2(w[0], w[1]);
-        uint32_t *to = mine + ((row / 4 * 32 + row % 4 * 8) * steps + k) * 2 + reg;
-        to[0] = value;
-        to[4 * steps * 2] = rest_half2(w[0], w[1], value);
-      }
+    for (int i = 0; i < 2; i++) {
+      pair[i] = 8 * (half - 1) + 2 * q + i;
+      turn[i] = pair[i] < fast ? __ldg(turns + pair[i]) : make_float2(0, 0);
+      pair[i] = min(pair[i], fast - 1);
     }
+#pragma unroll
+    for (int row = 0; row < 4 * NT; row++) {
+      float even[2] = {0, 0}, odd[2] = {0, 0};
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        if (fast == 0) continue;
+        const float2 ab = amplitudes[row * fast + pair[i]];
+        even[i] = ab.x * turn[i].x + ab.y * turn[i].y;
+        odd[i] = ab.y * turn[i].x - ab.x * turn[i].y;
+      }
+      const uint32_t evens = pack_half2(even[0], even[1]), odds = pack_half2(odd[0], odd[1]);
+      uint32_t *to = mine + (row / 4 * 32 + row % 4 * 8) * lane_words + half / 2 * WEIGHT_WORDS + half % 2;
+      to[0] = evens, to[2] = odds;
+      to[4 * lane_words] = rest_half2(even[0], even[1], evens), to[4 * lane_words + 2] = rest_half2(odd[0], odd[1], odds);
+    }
+  }
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     float sums[8][4] = {};
@@ -353,9 +377,9 @@ __device__ inline void make_weights(const struct decode_rope &rope, const float2
     for (int i = 0; i < 8; i++) {
       const float low = sums[i][0] + sums[i][2], high = sums[i][1] + sums[i][3];
       const uint32_t value = pack_half2(low, high);
-      uint32_t *to = mine + (n * 32 + i / 2 * 8) * steps * 2 + i % 2;
+      uint32_t *to = mine + (n * 32 + i / 2 * 8) * lane_words + i % 2 * 2; /* even and odd in turn */
       to[0] = value;
-      to[4 * steps * 2] = rest_half2(low, high, value);
+      to[4 * lane_words] = rest_half2(low, high, value);
     }
   }
 }

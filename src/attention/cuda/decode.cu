@@ -28,8 +28,7 @@ usual usual_of(const variant &v, const struct decode_layer *layer, int window) {
   if (window || keys.crumbs != 16 * v.blocks || values.crumbs != 16 * v.blocks || !has_usual_gains(*layer)) return NONE_DOES;
   const int form = keys.form == OSCAR_ROW_LOG_GAINS ? decode::FOUR_LOG_GAINS : decode::ONE_GAIN;
   if (!layer->rope) return {form, 0};
-  const int kind = layer->rope->curves / 16 - decode::LEAST_STEPS + 1;
-  return kind >= 1 && kind < decode::USUAL_KINDS ? usual{form, kind} : NONE_DOES;
+  return layer->rope->steps < decode::USUAL_KINDS ? usual{form, layer->rope->steps} : NONE_DOES;
 }
 
 struct choice {
@@ -43,10 +42,9 @@ constexpr int LONG_STRETCH = 450;
 
 choice choose(const variant &v, const struct decode_layer *layer, int window, int row_tiles, int stretch) {
   const usual u = usual_of(v, layer, window);
-  const int steps = u.kind > 0 ? decode::LEAST_STEPS + u.kind - 1 : 0;
   if (u.form >= 0 && u.kind == 1 && row_tiles == 1 && stretch < LONG_STRETCH)
-    return {v.few_warps[u.form], decode::block_shape_of(v.blocks, row_tiles, steps, false, true)};
-  if (u.form >= 0) return {v.usual[u.form][u.kind][row_tiles - 1], decode::block_shape_of(v.blocks, row_tiles, steps, false)};
+    return {v.few_warps[u.form], decode::block_shape_of(v.blocks, row_tiles, u.kind, false, true)};
+  if (u.form >= 0) return {v.usual[u.form][u.kind][row_tiles - 1], decode::block_shape_of(v.blocks, row_tiles, u.kind, false)};
   if (layer->values.crumbs == 16 * v.blocks)
     return {v.any_keys[row_tiles - 1], decode::block_shape_of(v.blocks, row_tiles, 0, true)};
   return {v.any[row_tiles - 1], decode::block_shape_of(decode::MOST_VALUE_BLOCKS, row_tiles, 0, true)};
@@ -70,6 +68,7 @@ decode::arguments arguments_of(const struct decode_shape *shape, const struct de
              layer->values.crumbs, layer->values.groups, layer->values.form};
   a.waves = layer->rope != nullptr;
   if (layer->rope) a.rope = *layer->rope;
+  a.turning_pairs = layer->turning_pairs;
   a.scale = shape->scale * LOG2_E;
   return a;
 }

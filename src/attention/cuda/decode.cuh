@@ -24,8 +24,8 @@ __host__ __device__ constexpr struct block_shape block_shape_of(int value_blocks
   if (value_blocks > 16) return {4, 2};
   if (value_blocks > 8) return {steps > 0 || any ? 4 : 6, 2};
   if (any) return {row_tiles == 2 ? 6 : 8, 2};
-  if (row_tiles == 2) return {steps > 2 ? 6 : 8, 2};
-  return {steps > 2 || few ? 8 : 12, 2};
+  if (row_tiles == 2) return {steps > 1 ? 6 : 8, 2};
+  return {steps > 1 || few ? 8 : 12, 2};
 }
 
 /* What is known when a kernel is compiled. */
@@ -35,7 +35,7 @@ struct traits {
   static constexpr int FORM = FORM_;
   static constexpr bool ANY = FORM_ == ANY_FORM;  /* and any number of blocks of keys, a window, or waves */
   static constexpr bool ANY_VALUES = ANY_VALUES_; /* any number of blocks of values, up to VALUE_BLOCKS */
-  static constexpr int STEPS = STEPS_; /* of 16 curves of a mean that turns; 0: it does not; ANY: as many as there are */
+  static constexpr int STEPS = STEPS_;            /* of curves of a mean that turns; 0: it does not; ANY: as many as there are */
   static constexpr struct block_shape SHAPE = block_shape_of(VALUE_BLOCKS_, NT_, STEPS_, ANY, FEW_);
   static constexpr int WARPS = SHAPE.warps, STAGES = SHAPE.stages;
 };
@@ -57,7 +57,7 @@ struct shared_layout {
   int barriers, works, log_gains, gains, prepared, curves, weights, bytes;
 };
 __host__ __device__ inline prepared_layout prepared_of(const arguments &a, int row_tiles) {
-  return prepared_layout_of(a.forms.key_crumbs / 16, a.waves ? a.rope.pairs : 0, a.waves ? a.rope.fast : 0, row_tiles);
+  return prepared_layout_of(a.forms.key_crumbs / 16, a.waves ? a.turning_pairs : 0, a.waves ? a.rope.fast : 0, row_tiles);
 }
 
 __host__ __device__ inline struct shared_layout shared_layout_of(const arguments &a, const struct block_shape &shape,
@@ -73,9 +73,9 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   s.gains = at, at += a.coded ? warps * gains_bytes(a.forms) : 0;
   s.prepared = at, at += a.coded ? prepared_of(a, row_tiles).bytes : 0;
   at = (at + 127) / 128 * 128;
-  s.curves = at, at += a.waves ? a.rope.curves / 16 * 4096 : 0;
+  s.curves = at, at += a.waves ? a.rope.steps * CURVE_STEP_BYTES : 0;
   s.weights = at; /* and sums of warps, when no weights are needed */
-  const int weights = a.waves ? warps * WAVE_PAGES * row_tiles * a.rope.curves / 16 * 256 : 0,
+  const int weights = a.waves ? warps * WAVE_PAGES * row_tiles * a.rope.steps * 32 * WEIGHT_WORDS * 4 : 0,
             sums = warps * warp_sums_bytes(a.head_dim, a.forms.value_crumbs, row_tiles);
   s.bytes = at + (weights > sums ? weights : sums);
   return s;
@@ -92,7 +92,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   const struct decode_page *pages = a.pages + c.coded_list;
   const page_forms &forms = a.forms;
   const bool waves = ANY ? a.waves : T::STEPS > 0;
-  const int blocks = ANY ? forms.key_crumbs / 16 : T::KEY_BLOCKS, steps = ANY ? waves ? a.rope.curves / 16 : 0 : STEPS;
+  const int blocks = ANY ? forms.key_crumbs / 16 : T::KEY_BLOCKS, steps = ANY ? waves ? a.rope.steps : 0 : STEPS;
   const prepared_layout prepared = prepared_of(a, NT);
   const uint8_t *queries = memory + layout.prepared;
   const struct row_constants *constants = (const struct row_constants *)(queries + prepared.constants);
@@ -118,7 +118,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   const page_gains gains =
       page_gains_of(memory + layout.gains + warp * gains_bytes(forms), (const float *)(memory + layout.log_gains));
   const uint8_t *curves = memory + layout.curves;
-  uint32_t *weights = (uint32_t *)(memory + layout.weights) + warp * WAVE_PAGES * NT * 32 * steps * 2;
+  uint32_t *weights = (uint32_t *)(memory + layout.weights) + warp * WAVE_PAGES * NT * 32 * steps * WEIGHT_WORDS;
   const int64_t oldest = ANY && a.window ? tile.position + tile.first_row / a.group - a.window + 1 : 0; /* that any row sees */
 
   int number = waves && mine > 0 ? pages[min(g, mine - 1)].number : 0;
@@ -126,7 +126,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   for (int i = 0; i < mine; i++) {
     if (waves && i % WAVE_PAGES == 0) {
       __syncwarp();
-      make_weights<STEPS, NT>(a.rope, amplitudes, mixing, number, weights, lane);
+      make_weights<STEPS, NT>(a.rope, a.turning_pairs, amplitudes, mixing, number, weights, lane);
       number = pages[min(i + WAVE_PAGES + g, mine - 1)].number;
       __syncwarp();
     }
@@ -159,11 +159,14 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
 
     float s[4][NT][2], largest[NT];
 #pragma unroll
-    for (int t = 0; t < 4; t++) {
+    for (int t = 0; t < 4; t++)
 #pragma unroll
       for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
+    if (waves)
+      score_curves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
       score_tile<T::FORM, T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, scales, key_gains, lane, s[t]);
-      if (waves) score_curves<STEPS, NT>(curves, steps, t, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * 2, lane, s[t]);
       if (ANY && forms.key_form == OSCAR_ROW_SCALE_ZERO)
 #pragma unroll
         for (int n = 0; n < NT; n++)
@@ -320,7 +323,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
   copies_visible();
   __syncthreads();
   if ((int)blockIdx.x >= blocks) return; /* before a copy begins that nobody would wait for */
-  if (a.waves) begin_block_copy(memory + layout.curves, a.rope.curve_words, a.rope.curves / 16 * 4096, block_barrier);
+  if (a.waves) begin_block_copy(memory + layout.curves, a.rope.curve_words, a.rope.steps * CURVE_STEP_BYTES, block_barrier);
   const int unit = (int)((long long)total_units * blockIdx.x / blocks);
   const int end = (int)((long long)total_units * (blockIdx.x + 1) / blocks);
   item_work *works = (item_work *)(memory + layout.works) + 2 * warp; /* this item and the next */

@@ -23,10 +23,11 @@
 extern "C" {
 #endif
 
-#define DECODE_ROWS  8
-#define EXACT_TOKENS 16
-#define EXACT_WEIGHT 2
-#define GAIN_CLASSES 4
+#define DECODE_ROWS      8
+#define EXACT_TOKENS     16
+#define EXACT_WEIGHT     2
+#define GAIN_CLASSES     4
+#define CURVE_STEP_BYTES 4096 /* of a step of curves */
 
 struct decode_page {
   int32_t unit;   /* of the arena */
@@ -55,13 +56,14 @@ struct decode_side {
 struct decode_rope {
   int pairs;          /* of the rope, rounded up to 8; those beyond it turn by 0 */
   int fast;           /* pairs before this have curves of their own (attention/waves.h) */
-  int curves;         /* 16 polynomials, then cos and sin of each fast pair; rounded up to 16 */
+  int steps;          /* of 16 even curves and 16 odd ones: first 8 polynomials of each kind, then cos and sin of fast pairs */
   int64_t pages;      /* in the table */
   const void *angles; /* [pages][pairs / 8][4] of 4 words of 2 fp16: (cos, sin) of pair 8 i + q, what fp16 lost of it, the same of
                          pair 8 i + 4 + q */
   const float *fast_angles; /* [pages][fast][cos, sin] */
   const float *series;      /* [pairs][16]: even terms, then odd ones; 0 for fast pairs */
-  const void *curve_words;  /* [curves / 16][4 tiles][value, what fp16 lost of it][lane] of 4 words: operand A */
+  const void *curve_words;  /* [steps][even, odd][2 tiles][value, what fp16 lost of it][lane] of 4 words: operand A of tokens
+                               from the centre of a page on */
 };
 
 struct decode_layer {
@@ -70,9 +72,10 @@ struct decode_layer {
   int head_bytes, value_offset; /* coded: of a KV head, and of its values */
   struct decode_side keys, values;
   const struct decode_rope *rope; /* on the host; NULL: no rotating mean */
-  int rotating_pairs;
-  const uint16_t *wave_rows; /* on the device, [kv_heads][pairs of the rope]: the row of the keys' map that has a of a pair, b is
-                                rotating_pairs rows on; 0xFFFF: the pair's mean does not rotate */
+  int rotating_pairs;             /* of the keys */
+  int turning_pairs;              /* of the rope, up to the last that any head's mean turns in, all fast ones, a multiple of 8 */
+  const uint16_t *wave_rows;      /* on the device, [kv_heads][turning_pairs]: the row of the keys' map that has a of a pair, b is
+                                     rotating_pairs rows on; 0xFFFF: the pair's mean does not rotate */
 };
 
 struct decode_shape {

@@ -120,13 +120,25 @@ static int find_rope(const struct device_attention *a, const oscar_rope *rope) {
   return -1;
 }
 
+/* decode_layer.turning_pairs */
+static int turning_pairs_of(const struct device_attention *a, int layer) {
+  const int rope = a->rope_of_layer[layer];
+  if (rope < 0) return 0;
+  int pairs = a->ropes[rope].sizes.fast;
+  for (int head = 0; head < a->geometry->kv_heads; head++) {
+    const oscar_codec_spec *keys = &codec_of(a, layer, head, OSCAR_KEYS)->spec;
+    const int last = keys->rotating_pair[keys->rotating_pairs - 1];
+    if (last >= pairs) pairs = last + 1;
+  }
+  return (int)round_up((size_t)pairs, 8);
+}
+
 static struct map_sizes map_sizes_of(const struct device_attention *a, int layer) {
   const struct cache_geometry *g = a->geometry;
   const oscar_codec *keys = codec_of(a, layer, 0, OSCAR_KEYS), *values = codec_of(a, layer, 0, OSCAR_VALUES);
   struct map_sizes sizes = {.keys = (size_t)g->kv_heads * (size_t)g->head_dim * (size_t)keys->map_rows * sizeof(float),
                             .values = (size_t)g->kv_heads * (size_t)g->head_dim * (size_t)values->map_rows * sizeof(float)};
-  const int rope = a->rope_of_layer[layer];
-  if (rope >= 0) sizes.waves = round_up((size_t)g->kv_heads * (size_t)a->ropes[rope].sizes.pairs * sizeof(uint16_t), 256);
+  sizes.waves = round_up((size_t)g->kv_heads * (size_t)a->layers[layer].turning_pairs * sizeof(uint16_t), 256);
   return sizes;
 }
 
@@ -134,7 +146,7 @@ static struct map_sizes map_sizes_of(const struct device_attention *a, int layer
 static void fill_maps(const struct device_attention *a, int layer, uint8_t *to) {
   const struct cache_geometry *g = a->geometry;
   const struct map_sizes sizes = map_sizes_of(a, layer);
-  const int rope = a->rope_of_layer[layer];
+  const int turning = a->layers[layer].turning_pairs;
   for (int head = 0; head < g->kv_heads; head++) {
     const oscar_codec *keys = codec_of(a, layer, head, OSCAR_KEYS), *values = codec_of(a, layer, head, OSCAR_VALUES);
     const size_t d = (size_t)g->head_dim, rows = (size_t)keys->map_rows, value_rows = (size_t)values->map_rows;
@@ -142,9 +154,8 @@ static void fill_maps(const struct device_attention *a, int layer, uint8_t *to) 
     for (size_t row = 0; row < rows; row++)
       for (size_t i = 0; i < d; i++) transposed[i * rows + row] = keys->map[row * d + i];
     memcpy((float *)(void *)(to + sizes.keys) + (size_t)head * d * value_rows, values->map, d * value_rows * sizeof(float));
-    if (rope < 0) continue;
-    uint16_t *waves = (uint16_t *)(void *)(to + sizes.keys + sizes.values) + (size_t)head * (size_t)a->ropes[rope].sizes.pairs;
-    for (int pair = 0; pair < a->ropes[rope].sizes.pairs; pair++) waves[pair] = 0xFFFF;
+    uint16_t *waves = (uint16_t *)(void *)(to + sizes.keys + sizes.values) + head * turning;
+    for (int pair = 0; pair < turning; pair++) waves[pair] = 0xFFFF;
     for (int k = 0; k < keys->spec.rotating_pairs; k++)
       waves[keys->spec.rotating_pair[k]] = (uint16_t)(keys->crumbs + keys->spec.groups + 1 + k);
   }
@@ -185,7 +196,7 @@ static const oscar_codec **codecs_of(const struct device_attention *a, int layer
   return codecs;
 }
 
-static size_t prefill_bytes(const struct prefill_table_sizes *s) { return s->keys + s->values + s->pairs + s->scales; }
+static size_t prefill_bytes(const struct prefill_table_sizes *s) { return s->keys + s->values + s->scales; }
 
 static oscar_status upload_prefill(struct device_attention *a, int layer, uint8_t *to, const oscar_codec *const *codecs,
                                    const struct prefill_table_sizes *sizes) {
@@ -195,13 +206,11 @@ static oscar_status upload_prefill(struct device_attention *a, int layer, uint8_
   prefill_tables_fill(heads, codecs, codecs + heads, host);
   oscar_status status = cuda_upload(a->cuda, to, host, prefill_bytes(sizes));
   mem_free(context_of(a), host);
-  uint8_t *pairs = to + sizes->keys + sizes->values;
   a->prefill[layer] = (struct prefill_tables){.key_columns = sizes->key_columns,
                                               .turning_pairs = sizes->turning_pairs,
                                               .keys = to,
                                               .values = to + sizes->keys,
-                                              .pairs = (const int32_t *)(const void *)pairs,
-                                              .scales = (const float *)(const void *)(pairs + sizes->pairs)};
+                                              .scales = (const float *)(const void *)(to + sizes->keys + sizes->values)};
   return status;
 }
 
@@ -265,7 +274,7 @@ static oscar_status make_rope(struct device_attention *a, const oscar_rope *rope
   a->rope_count++;
   entry->tables = (struct decode_rope){.pairs = entry->sizes.pairs,
                                        .fast = entry->sizes.fast,
-                                       .curves = entry->sizes.curves,
+                                       .steps = entry->sizes.steps,
                                        .series = entry->fixed.memory,
                                        .curve_words = (uint8_t *)entry->fixed.memory + entry->sizes.series};
   return OSCAR_OK;
@@ -301,7 +310,7 @@ static oscar_status extend_angles(struct device_attention *a, struct rope_entry 
 /* Waves of pages 0 .. last. */
 static oscar_status extend_waves(struct device_attention *a, struct rope_entry *entry, int64_t last) {
   if (last < entry->wave_pages) return OSCAR_OK;
-  const size_t page_bytes = (size_t)entry->sizes.pairs * PREFILL_WAVE_BYTES;
+  const size_t page_bytes = (size_t)prefill_wave_pairs(entry->sizes.pairs) * PREFILL_WAVE_BYTES;
   oscar_status status = OSCAR_OK;
   if (!entry->tokens.memory) {
     const int turning = entry->rope->spec.rotary_dim / 2;
@@ -352,7 +361,10 @@ static oscar_status describe_layers(struct device_attention *a) {
       if (l->rotating_pairs > 0 && find_rope(a, keys->spec.rope) < 0) status = make_rope(a, keys->spec.rope);
       if (l->rotating_pairs > 0) a->rope_of_layer[layer] = find_rope(a, keys->spec.rope);
     }
-    if (a->rope_of_layer[layer] >= 0) l->rope = &a->ropes[a->rope_of_layer[layer]].tables;
+    if (a->rope_of_layer[layer] >= 0) {
+      l->rope = &a->ropes[a->rope_of_layer[layer]].tables;
+      l->turning_pairs = turning_pairs_of(a, layer);
+    }
     const struct decode_shape shape = shape_of(a, 0);
     int rows = DECODE_ROWS;
     if (status == OSCAR_OK) status = decode_check(a->cuda, &shape, l, &rows);

@@ -5,16 +5,17 @@ namespace {
 
 using prefill::arguments;
 
-/* Kernels without codes use those of the same head dimension. Steps are known where keys have as many crumbs as values and any
- * number of turning pairs; 0 is for the others, whose products wait for each other. */
+/* Kernels without codes use those of the same head dimension. Steps are known where keys have as many crumbs as values, however
+ * many pairs turn; 0 is for the others, whose products wait for each other. */
 struct variant {
   int head_dim, value_crumbs, steps;
   const void *kernel;
 };
 #define KERNEL(d, crumbs, steps)                                                                                                 \
   { d, crumbs, steps, (const void *)&prefill::kernel<prefill::traits<d, crumbs, steps>> }
-const variant variants[] = {KERNEL(64, 64, 4),    KERNEL(64, 64, 6),    KERNEL(64, 64, 8),    KERNEL(64, 64, 0),
-                            KERNEL(64, 128, 8),   KERNEL(64, 128, 10),  KERNEL(64, 128, 12),  KERNEL(64, 128, 0),
+const variant variants[] = {KERNEL(64, 64, 4),    KERNEL(64, 64, 5),    KERNEL(64, 64, 6),    KERNEL(64, 64, 7),
+                            KERNEL(64, 64, 8),    KERNEL(64, 64, 0),    KERNEL(64, 128, 8),   KERNEL(64, 128, 9),
+                            KERNEL(64, 128, 10),  KERNEL(64, 128, 11),  KERNEL(64, 128, 12),  KERNEL(64, 128, 0),
                             KERNEL(128, 128, 8),  KERNEL(128, 128, 10), KERNEL(128, 128, 12), KERNEL(128, 128, 14),
                             KERNEL(128, 128, 16), KERNEL(128, 128, 0)};
 
@@ -76,16 +77,20 @@ __global__ void __launch_bounds__(MERGED_ROWS * 32) merge_kernel(const __grid_co
   }
 }
 
-/* A block for each page and pair, a thread for each token. */
-__global__ void waves_kernel(const uint4 *angles, int pairs, const float *tokens, int64_t first, __half *waves) {
+/* A block for each page and pair, a thread for each token. Rows of a slot are 2 pair, cos, and 2 pair + 1, sin. */
+__global__ void waves_kernel(const uint4 *angles, int pairs, const float *tokens, int64_t first, uint8_t *waves) {
   const int pair = blockIdx.x, token = threadIdx.x, column = prefill_token_column(token);
   const int64_t page = first + blockIdx.y;
-  const uint4 words = angles[((size_t)page * (pairs / 8) + pair / 8) * 4 + pair % 4];
-  const float2 value = unpack_half2(pair % 8 < 4 ? words.x : words.z), rest = unpack_half2(pair % 8 < 4 ? words.y : words.w);
-  const float c = value.x + rest.x, s = value.y + rest.y, x = tokens[pair * 128 + token], y = tokens[pair * 128 + 64 + token];
-  __half *to = waves + ((size_t)page * pairs + pair) * 128 + column;
-  to[0] = __float2half_rn(c * x - s * y);
-  to[64] = __float2half_rn(s * x + c * y);
+  uint8_t *to = waves + (size_t)page * gridDim.x * PREFILL_WAVE_BYTES + column % 8 * 2;
+  float2 centre = make_float2(0, 0), x = centre; /* pairs beyond the rope's */
+  if (pair < pairs) {
+    const uint4 words = angles[((size_t)page * (pairs / 8) + pair / 8) * 4 + pair % 4];
+    const float2 value = unpack_half2(pair % 8 < 4 ? words.x : words.z), rest = unpack_half2(pair % 8 < 4 ? words.y : words.w);
+    centre = make_float2(value.x + rest.x, value.y + rest.y);
+    x = make_float2(tokens[pair * 128 + token], tokens[pair * 128 + 64 + token]);
+  }
+  *(__half *)(to + swizzled(2 * pair, column / 8)) = __float2half_rn(centre.x * x.x - centre.y * x.y);
+  *(__half *)(to + swizzled(2 * pair + 1, column / 8)) = __float2half_rn(centre.y * x.x + centre.x * x.y);
 }
 
 } // namespace
@@ -94,8 +99,8 @@ extern "C" oscar_status prefill_make_waves(struct oscar_cuda *cuda, const struct
                                            int64_t first, int64_t count, void *waves) {
   for (int64_t done = 0, n; done < count; done += n) {
     n = count - done < 32768 ? count - done : 32768;
-    waves_kernel<<<dim3((unsigned)rope->pairs, (unsigned)n), 64, 0, (cudaStream_t)cuda->stream>>>(
-        (const uint4 *)rope->angles, rope->pairs, token_angles, first + done, (__half *)waves);
+    waves_kernel<<<dim3((unsigned)prefill_wave_pairs(rope->pairs), (unsigned)n), 64, 0, (cudaStream_t)cuda->stream>>>(
+        (const uint4 *)rope->angles, rope->pairs, token_angles, first + done, (uint8_t *)waves);
   }
   return cuda_launched(cuda, "making waves");
 }
@@ -131,7 +136,7 @@ extern "C" oscar_status prefill_run(struct oscar_cuda *cuda, const struct decode
     a.value_mean = layer->values.map + (size_t)(layer->values.crumbs + layer->values.groups) * shape->head_dim;
     a.value_mean_stride = (size_t)layer->values.rows * shape->head_dim;
     a.waves = (const uint8_t *)waves;
-    a.rope_pairs = layer->rope ? layer->rope->pairs : 0;
+    a.wave_bytes = layer->rope ? (size_t)prefill_wave_pairs(layer->rope->pairs) * PREFILL_WAVE_BYTES : 0;
   }
   a.tiles = plan->tiles, a.pages = plan->pages, a.tile_count = plan->tile_count;
   a.parts = parts, a.q = q, a.out = out;

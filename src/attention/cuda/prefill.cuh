@@ -23,10 +23,7 @@ namespace prefill {
 
 /* What is known when a kernel is compiled: CRUMBS of values, and, where keys have as many, STEPS of 16 inputs of scores; 0: keys
  * of any number of crumbs. */
-template <int D_, int CRUMBS_, int STEPS_> struct traits {
-  static constexpr int D = D_, CRUMBS = CRUMBS_, STEPS = STEPS_;
-  static constexpr int WAVES = STEPS ? (STEPS - CRUMBS / 16) / 2 : -1;
-};
+template <int D_, int CRUMBS_, int STEPS_> struct traits { static constexpr int D = D_, CRUMBS = CRUMBS_, STEPS = STEPS_; };
 
 template <class T>
 __device__ inline void consume_tile(const arguments &a, const struct prefill_tile &part, int head, int group, uint32_t queries,
@@ -76,10 +73,9 @@ template <class T> __global__ void __launch_bounds__(THREADS, 1) kernel(const __
   const struct prefill_tile part = a.tiles[index % a.tile_count];
   const struct decode_tile &tile = part.of;
   const int64_t last = tile.position + (tile.first_row + tile.rows - 1) / a.group;
-  const bool both = T::WAVES != 0; /* groups of producers fill keys */
   if (threadIdx.x == 0) {
     for (int i = 0; i < a.stages; i++) {
-      barrier_init(barriers + 8 * i, both ? 8 : 4);          /* warps that fill keys */
+      barrier_init(barriers + 8 * i, 4);                     /* warps that fill keys */
       barrier_init(barriers + 8 * (MOST_STAGES + i), 8);     /* warps that have read them */
       barrier_init(barriers + 8 * (2 * MOST_STAGES + i), 4); /* the same of values */
       barrier_init(barriers + 8 * (3 * MOST_STAGES + i), 8);
@@ -96,11 +92,11 @@ template <class T> __global__ void __launch_bounds__(THREADS, 1) kernel(const __
   } else {
     give_registers<PRODUCER_REGISTERS>();
     if (group == 2) {
-      if (tile.coded_pages > 0) produce_coded_keys<T::STEPS ? T::CRUMBS / 16 : 0, T::WAVES>(a, tile, head, keys);
-      if (tile.exact_pages > 0) produce_exact<T::D>(a, tile, head, 0, last, keys, nullptr);
+      if (tile.coded_pages > 0) produce_coded_keys<T::STEPS ? T::CRUMBS / 16 : 0>(a, tile, head, keys);
+      if (tile.exact_pages > 0) produce_exact<T::D>(a, tile, head, 0, last, keys);
     } else {
-      if (tile.coded_pages > 0) produce_coded_values<T::CRUMBS / 16, T::WAVES>(a, tile, head, keys, values, base + layout.gains);
-      if (tile.exact_pages > 0) produce_exact<T::D>(a, tile, head, 1, last, values, both ? &keys : nullptr);
+      if (tile.coded_pages > 0) produce_coded_values<T::CRUMBS / 16>(a, tile, head, values, base + layout.gains);
+      if (tile.exact_pages > 0) produce_exact<T::D>(a, tile, head, 1, last, values);
     }
   }
 #endif

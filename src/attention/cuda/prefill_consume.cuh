@@ -87,8 +87,11 @@ __device__ __forceinline__ void begin_scores(float (&s)[32], const uint32_t (&he
 #pragma unroll
     for (int k = 0; k < S::STEPS; k++) {
       const int offset = (k / 4 * COLUMN_BYTES + k % 4 * 32) >> 4;
-      if (k >= S::TURNING)
-        product_64<true>(s, a + offset, b + ((WAVES + (k - S::TURNING) * 2048) >> 4), false);
+      const int waves = (WAVES + (k - S::TURNING) * 2048) >> 4;
+      if (k >= S::TURNING && k < HELD<S::STEPS>)
+        product_from_registers<true>(s, held[k], b + waves);
+      else if (k >= S::TURNING)
+        product_64<true>(s, a + offset, b + waves, false);
       else if (k < HELD<S::STEPS>)
         product_64(s, held[k], b + offset, k == 0);
       else

@@ -30,9 +30,10 @@ struct arguments {
   size_t unit_bytes;
   struct prefill_tables tables;
   const uint8_t *waves;    /* prefill_make_waves */
+  size_t wave_bytes;       /* of a page */
   const float *value_mean; /* of head 0 */
   size_t value_mean_stride;
-  int rope_pairs, tile_count, kv_heads, group, window;
+  int tile_count, kv_heads, group, window;
   int key_crumbs, value_crumbs, head_bytes, value_offset;
   bool log_gains;
   int stages, key_slot_bytes, value_slot_bytes, query_bytes; /* query_bytes: of a group */
@@ -66,6 +67,10 @@ struct ring {
   }
   __device__ __forceinline__ void wait_full() const { barrier_wait(full + 8 * slot, parity); }
   __device__ __forceinline__ void wait_empty() const { barrier_wait(empty + 8 * slot, parity ^ 1); }
+  /* By one thread, before its warp has filled the slot. */
+  __device__ __forceinline__ void copy(uint32_t offset, const void *from, int bytes) const {
+    copy_for_barrier(at() + offset, from, bytes, full + 8 * slot);
+  }
   /* By each warp. */
   __device__ __forceinline__ void release() const {
     if (threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * slot);

@@ -97,45 +97,9 @@ __device__ inline void store_other_keys(uint32_t slot, const uint32_t (&place)[2
   }
 }
 
-/* Inputs of turning pairs, rows of 64 tokens, go as they are from global memory to the slot. 256 threads of both groups take a
- * piece of 16 bytes of every 32nd row; COUNT pieces each, 0: none, -1: as many as there are. */
-template <int COUNT> struct waves {
-  uint32_t from[COUNT > 0 ? COUNT : 1], to;
-  uint4 pieces[COUNT > 0 ? COUNT : 1];
-
-  __device__ __forceinline__ void start(const arguments &a, int head) {
-    if (COUNT == 0) return;
-    const int thread = threadIdx.x - 2 * GROUP_THREADS;
-    to = (a.key_crumbs + 63) / 64 * COLUMN_BYTES + swizzled(thread / 8, thread % 8);
-    if (COUNT > 0)
-#pragma unroll
-      for (int i = 0; i < COUNT; i++) from[i] = source(a, head, i);
-  }
-  __device__ __forceinline__ static uint32_t source(const arguments &a, int head, int i) {
-    const int thread = threadIdx.x - 2 * GROUP_THREADS, row = i * 32 + thread / 8;
-    const int pair = __ldg(a.tables.pairs + head * a.tables.turning_pairs + row / 2);
-    return (uint32_t)((pair * 2 + row % 2) * 128 + thread % 8 * 16);
-  }
-  __device__ __forceinline__ static const uint8_t *page(const arguments &a, int number) {
-    return a.waves + (size_t)number * a.rope_pairs * PREFILL_WAVE_BYTES;
-  }
-  __device__ __forceinline__ void load(const arguments &a, int number) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) pieces[i] = __ldg((const uint4 *)(page(a, number) + from[i]));
-  }
-  __device__ __forceinline__ void store(const arguments &a, int head, int number, uint32_t slot) const {
-    if (COUNT == -1) {
-      for (int i = 0; i < a.tables.turning_pairs / 16; i++)
-        store_16(slot + to + i * 32 * 128, __ldg((const uint4 *)(page(a, number) + source(a, head, i))));
-    } else {
-#pragma unroll
-      for (int i = 0; i < COUNT; i++) store_16(slot + to + i * 32 * 128, pieces[i]);
-    }
-  }
-};
-
-/* BLOCKS of 16 crumbs; 0: as many as there are. */
-template <int BLOCKS, int WAVES>
+/* BLOCKS of 16 crumbs; 0: as many as there are. Inputs of turning pairs lie in memory as they do in a slot, and the copy engine
+ * brings them. */
+template <int BLOCKS>
 __device__ inline void produce_coded_keys(const arguments &a, const struct decode_tile &tile, int head, ring &keys) {
   const int warp = threadIdx.x % GROUP_THREADS / 32, lane = threadIdx.x % 32, blocks = BLOCKS ? BLOCKS : a.key_crumbs / 16;
   const int row[2] = {prefill_token_column(warp * 16 + lane / 4), prefill_token_column(warp * 16 + 8 + lane / 4)};
@@ -144,10 +108,9 @@ __device__ inline void produce_coded_keys(const arguments &a, const struct decod
   const struct decode_page *list = a.pages + tile.coded_first;
   struct decode_page entry = list[0];
   const uint8_t *page = base + (size_t)entry.unit * a.unit_bytes;
-  waves<WAVES> waves;
-  waves.start(a, head);
+  const uint32_t waves = (uint32_t)((a.key_crumbs + 63) / 64 * COLUMN_BYTES);
+  const int wave_bytes = a.tables.turning_pairs * PREFILL_WAVE_BYTES;
   key_words words = load_keys(page, blocks, warp, lane);
-  waves.load(a, entry.number);
 #pragma unroll 1
   for (int i = 0; i < tile.coded_pages; i++) {
     const struct decode_page entry_next = list[min(i + 1, tile.coded_pages - 1)];
@@ -156,8 +119,8 @@ __device__ inline void produce_coded_keys(const arguments &a, const struct decod
     const uint2 gains[2] = {gains_of(words.gains[0], a.log_gains), gains_of(words.gains[1], a.log_gains)};
     keys.wait_empty();
     const uint32_t places[2] = {keys.at() + place[0], keys.at() + place[1]};
-    waves.store(a, head, entry.number, keys.at());
-    waves.load(a, entry_next.number);
+    if (threadIdx.x % GROUP_THREADS == 0 && wave_bytes > 0)
+      keys.copy(waves, a.waves + (size_t)entry.number * a.wave_bytes, wave_bytes);
     if (blocks >= 8) store_key_pair(places, 0, words.first, gains);
     if (blocks != 8) store_other_keys(keys.at(), places, (const uint32_t *)page, blocks, gains, row, warp, lane);
     keys.filled();
@@ -218,30 +181,20 @@ __device__ __forceinline__ void store_values(uint32_t row, uint32_t gains, const
   }
 }
 
-template <int BLOCKS, int WAVES>
-__device__ inline void produce_coded_values(const arguments &a, const struct decode_tile &tile, int head, ring &keys,
-                                            ring &values, uint32_t gains) {
+template <int BLOCKS>
+__device__ inline void produce_coded_values(const arguments &a, const struct decode_tile &tile, int head, ring &values,
+                                            uint32_t gains) {
   const int warp = threadIdx.x % GROUP_THREADS / 32, lane = threadIdx.x % 32;
   const uint8_t *base = a.memory + (size_t)head * a.head_bytes + a.value_offset;
   const struct decode_page *list = a.pages + tile.coded_first;
   const uint32_t row = swizzled(lane / 4, lane % 4 * 2), of_warp = gains + warp * GAIN_CLASSES * PAGE * 2,
                  of_lane = of_warp + lane % 4 * 32, of_tokens = of_warp + prefill_token_column(2 * lane) * 2;
   struct decode_page entry = list[0];
-  waves<WAVES> waves;
-  waves.start(a, head);
   value_words<BLOCKS> words = load_values<BLOCKS>(base + (size_t)entry.unit * a.unit_bytes, warp, lane);
-  waves.load(a, entry.number);
 #pragma unroll 1
   for (int i = 0; i < tile.coded_pages; i++) {
     const struct decode_page entry_next = list[min(i + 1, tile.coded_pages - 1)];
     const value_words<BLOCKS> words_next = load_values<BLOCKS>(base + (size_t)entry_next.unit * a.unit_bytes, warp, lane);
-    if (WAVES) {
-      keys.wait_empty();
-      waves.store(a, head, entry.number, keys.at());
-      waves.load(a, entry_next.number);
-      keys.filled();
-      keys.next();
-    }
     __syncwarp();
     store_value_gains(of_tokens, words.gains, a.log_gains);
     __syncwarp();
@@ -259,7 +212,7 @@ __device__ __forceinline__ uint32_t fp16_of_bf16(uint32_t x) { return pack_half2
  * `last`, the last position that the tile sees, may be anything: it becomes 0. */
 template <int D>
 __device__ inline void produce_exact(const arguments &a, const struct decode_tile &tile, int head, int side, int64_t last,
-                                     ring &slots, ring *also) {
+                                     ring &slots) {
   constexpr int PIECES = PAGE * D / 8 / GROUP_THREADS, TOGETHER = PIECES / 2, OF_ROW = D / 8, OF_STEP = GROUP_THREADS / OF_ROW;
   const int thread = threadIdx.x % GROUP_THREADS;
   const uint32_t place =
@@ -283,14 +236,7 @@ __device__ inline void produce_exact(const arguments &a, const struct decode_til
         next[k] = __ldg((const uint4 *)(base + (size_t)from.unit * a.unit_bytes) + ((part ^ 1) * TOGETHER + k) * GROUP_THREADS +
                         thread);
       }
-      if (part == 0) {
-        slots.wait_empty();
-        if (also) { /* keys have no columns from this group here, but their barrier counts it */
-          also->wait_empty();
-          also->filled();
-          also->next();
-        }
-      }
+      if (part == 0) slots.wait_empty();
 #pragma unroll
       for (int k = 0; k < TOGETHER; k++) {
         const uint4 x =

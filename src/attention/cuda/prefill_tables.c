@@ -10,11 +10,15 @@ struct prefill_table_sizes prefill_table_sizes_of(int kv_heads, const oscar_code
                                                   const oscar_codec *const *values) {
   struct prefill_table_sizes s = {0};
   const size_t heads = (size_t)kv_heads, d = (size_t)keys[0]->spec.head_dim;
-  s.turning_pairs = (int)round_up((size_t)keys[0]->spec.rotating_pairs, 16);
+  for (int h = 0; h < kv_heads; h++) {
+    const oscar_codec_spec *spec = &keys[h]->spec;
+    const int last = spec->rotating_pairs > 0 ? spec->rotating_pair[spec->rotating_pairs - 1] : -1;
+    if (last >= s.turning_pairs) s.turning_pairs = last + 1;
+  }
+  s.turning_pairs = (int)round_up((size_t)s.turning_pairs, PREFILL_STEP_PAIRS(d));
   s.key_columns = keys[0]->crumbs + 2 * s.turning_pairs;
   s.keys = heads * (size_t)(s.key_columns / 8 + 1) * (d / 16) * 512;
   s.values = heads * (d / 8) * (size_t)(values[0]->crumbs / 16) * 512;
-  s.pairs = heads * (size_t)s.turning_pairs * sizeof(int32_t);
   s.scales = round_up(heads * 2 * sizeof(float), 16);
   return s;
 }
@@ -50,7 +54,8 @@ static float fill_keys(const oscar_codec *codec, const struct prefill_table_size
       put(operand, d, i, prefill_key_column(crumbs / 16, row), inverse * codec->map[(size_t)row * (size_t)d + (size_t)i]);
   for (int k = 0; k < 2 * pairs; k++)
     for (int i = 0; i < d; i++)
-      put(operand, d, i, crumbs + k, inverse * codec->map[(size_t)(mean + 1 + k / 2 + k % 2 * pairs) * (size_t)d + (size_t)i]);
+      put(operand, d, i, crumbs + 2 * codec->spec.rotating_pair[k / 2] + k % 2,
+          inverse * codec->map[(size_t)(mean + 1 + k / 2 + k % 2 * pairs) * (size_t)d + (size_t)i]);
   for (int i = 0; i < d; i++) put(operand, d, i, s->key_columns, inverse * codec->map[(size_t)mean * (size_t)d + (size_t)i]);
   return scale;
 }
@@ -66,13 +71,11 @@ static float fill_values(const oscar_codec *codec, uint8_t *operand) {
 void prefill_tables_fill(int kv_heads, const oscar_codec *const *keys, const oscar_codec *const *values, void *memory) {
   const struct prefill_table_sizes s = prefill_table_sizes_of(kv_heads, keys, values);
   const size_t heads = (size_t)kv_heads;
-  uint8_t *at = memory, *of_values = at + s.keys, *pairs = of_values + s.values, *scales = pairs + s.pairs;
-  memset(at, 0, s.keys + s.values + s.pairs + s.scales);
+  uint8_t *at = memory, *of_values = at + s.keys, *scales = of_values + s.values;
+  memset(at, 0, s.keys + s.values + s.scales);
   for (size_t h = 0; h < heads; h++) {
     float *scale = (float *)(void *)scales + 2 * h;
     scale[0] = fill_keys(keys[h], &s, at + h * (s.keys / heads));
     scale[1] = fill_values(values[h], of_values + h * (s.values / heads));
-    int32_t *pair = (int32_t *)(void *)pairs + h * (size_t)s.turning_pairs;
-    for (int k = 0; k < keys[h]->spec.rotating_pairs; k++) pair[k] = keys[h]->spec.rotating_pair[k];
   }
 }

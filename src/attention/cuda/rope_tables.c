@@ -27,11 +27,11 @@ struct rope_table_sizes rope_table_sizes_of(oscar_context *context, const oscar_
   if ((*status = make_basis(context, rope, &basis, &memory)) != OSCAR_OK) return sizes;
   sizes.pairs = (int)round_up((size_t)basis.pairs, 8);
   sizes.fast = basis.fast;
-  sizes.curves = (int)round_up((size_t)basis.curves, 16);
+  sizes.steps = (WAVE_TERMS / 2 + basis.fast + 15) / 16;
   sizes.angles = (size_t)sizes.pairs / 8 * 4 * 16;
   sizes.fast_angles = (size_t)sizes.fast * 2 * sizeof(float);
   sizes.series = (size_t)sizes.pairs * WAVE_TERMS * sizeof(float);
-  sizes.curve_words = (size_t)sizes.curves / 16 * 4 * 2 * 32 * 16;
+  sizes.curve_words = (size_t)sizes.steps * CURVE_STEP_BYTES;
   mem_free(context, memory);
   return sizes;
 }
@@ -43,13 +43,24 @@ static uint32_t half_pair(float low, float high, float *low_rest, float *high_re
   return (uint32_t)a | (uint32_t)b << 16;
 }
 
-/* Word `reg` of lane 4 g + q of operand A of step k: rows g + 8 (reg % 2), inputs 2q + 8 (reg / 2) and the next. */
-static void fill_curve_word(const struct wave_basis *basis, int step, int tile, int lane, int reg, uint32_t *value,
+/* The even or odd curve that is an input; NULL beyond the last. */
+static const float *find_curve(const struct wave_basis *basis, int input, bool odd) {
+  const int fast = input - WAVE_TERMS / 2;
+  if (fast >= basis->fast) return NULL;
+  const int curve = fast < 0 ? input + (odd ? WAVE_TERMS / 2 : 0) : WAVE_TERMS + fast + (odd ? basis->fast : 0);
+  return basis->curve + curve * PAGE_TOKENS;
+}
+
+/* Word `reg` of lane 4 g + q of operand A of step k: rows g + 8 (reg % 2), which are tokens from the centre on, inputs 2q + 8
+ * (reg / 2) and the next. */
+static void fill_curve_word(const struct wave_basis *basis, int step, bool odd, int tile, int lane, int reg, uint32_t *value,
                             uint32_t *rest) {
-  const int token = tile * 16 + lane / 4 + reg % 2 * 8, curve = step * 16 + lane % 4 * 2 + reg / 2 * 8;
-  float x[2] = {0, 0}, r[2], none[2];
-  for (int i = 0; i < 2; i++)
-    if (curve + i < basis->curves) x[i] = basis->curve[(curve + i) * PAGE_TOKENS + token];
+  const int token = PAGE_TOKENS / 2 + tile * 16 + lane / 4 + reg % 2 * 8, input = step * 16 + lane % 4 * 2 + reg / 2 * 8;
+  float x[2], r[2], none[2];
+  for (int i = 0; i < 2; i++) {
+    const float *curve = find_curve(basis, input + i, odd);
+    x[i] = curve ? curve[token] : 0;
+  }
   *value = half_pair(x[0], x[1], &r[0], &r[1]);
   *rest = half_pair(r[0], r[1], &none[0], &none[1]);
 }
@@ -64,13 +75,14 @@ oscar_status rope_tables_fill(oscar_context *context, const oscar_rope *rope, co
   for (int pair = basis.fast; pair < basis.pairs; pair++)
     for (int j = 0; j < WAVE_TERMS; j++)
       series[pair * WAVE_TERMS + j % 2 * (WAVE_TERMS / 2) + j / 2] = basis.terms[(pair - basis.fast) * WAVE_TERMS + j];
-  for (int step = 0; step < sizes->curves / 16; step++)
-    for (int tile = 0; tile < 4; tile++)
-      for (int lane = 0; lane < 32; lane++)
-        for (int reg = 0; reg < 4; reg++) {
-          uint32_t *at = curve_words + (((size_t)(step * 4 + tile) * 2) * 32 + (size_t)lane) * 4 + reg;
-          fill_curve_word(&basis, step, tile, lane, reg, at, at + 32 * 4);
-        }
+  for (int step = 0; step < sizes->steps; step++)
+    for (int odd = 0; odd < 2; odd++)
+      for (int tile = 0; tile < 2; tile++, curve_words += 2 * 32 * 4)
+        for (int lane = 0; lane < 32; lane++)
+          for (int reg = 0; reg < 4; reg++) {
+            uint32_t *at = curve_words + lane * 4 + reg;
+            fill_curve_word(&basis, step, odd != 0, tile, lane, reg, at, at + 32 * 4);
+          }
   mem_free(context, memory);
   return OSCAR_OK;
 }

@@ -9,7 +9,7 @@
 
 /* Sizes, in bytes, of the arrays of a rope; those of angles are per page. */
 struct rope_table_sizes {
-  int pairs, fast, curves;
+  int pairs, fast, steps;
   size_t angles, fast_angles, series, curve_words;
 };
 struct rope_table_sizes rope_table_sizes_of(oscar_context *context, const oscar_rope *rope, oscar_status *status);
