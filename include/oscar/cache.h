@@ -78,7 +78,7 @@ typedef struct oscar_cache_usage {
   size_t held_bytes;   /* units in use + page tables + the prefix tree: what is held now */
   size_t peak_held_bytes;
   int64_t exact_pages, coded_pages, free_units;
-  int64_t demoted_pages; /* since the cache was made; a page that several sequences share counts once for each */
+  int64_t demoted_pages;         /* since the cache was made; a page that several sequences share counts once for each */
   double coded_bits_per_element; /* of a coded page, metadata included; of a filter what it says */
 } oscar_cache_usage;
 OSCAR_API void oscar_cache_usage_get(const oscar_cache *cache, oscar_cache_usage *usage);

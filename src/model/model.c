@@ -179,7 +179,9 @@ void model_free(struct model *m) {
 }
 
 oscar_context *model_context(const struct model *m) { return m->context; }
-struct backend *model_backend(const struct model *m) { return m->backend; }
+struct backend *model_backend(const struct model *m) {
+  return m->backend;
+}
 const struct model_geometry *model_geometry_of(const struct model *m) { return &m->parameters.geometry; }
 const struct tokenizer *model_tokenizer(const struct model *m) { return m->tokenizer; }
 const struct gguf *model_file(const struct model *m) { return m->file; }
