@@ -1,5 +1,4 @@
 /* session.c - `oscar session`: saved sessions, made, tried, listed, looked at, removed. */
-#include "cache/snapshot_format.h"
 #include "cli/models.h"
 #include "cli/options.h"
 #include "cli/generate.h"
@@ -210,13 +209,11 @@ static int action_info(oscar_context *context, struct request *r) {
 }
 
 /* A damaged session can be removed as well: it is enough that the file begins as one. */
-static int action_rm(struct request *r) {
-  char magic[sizeof(SNAPSHOT_MAGIC) - 1];
-  FILE *file = fopen(r->path, "rbe");
-  if (!file) return failed("%s: %s", r->path, strerror(errno));
-  const bool is_session = fread(magic, 1, sizeof magic, file) == sizeof magic && memcmp(magic, SNAPSHOT_MAGIC, sizeof magic) == 0;
-  fclose(file);
-  if (!is_session) return failed("%s: not removed: this is not a saved session", r->path);
+static int action_rm(oscar_context *context, struct request *r) {
+  bool is;
+  oscar_status status = oscar_snapshot_is_one(context, r->path, &is);
+  if (status != OSCAR_OK) return failed_with(status, oscar_last_error(context));
+  if (!is) return failed("%s: not removed: this is not a saved session", r->path);
   return unlink(r->path) == 0 ? EXIT_DONE : failed("%s: %s", r->path, strerror(errno));
 }
 
@@ -239,7 +236,7 @@ static int dispatch(const char *action, struct request *r) {
   if (strcmp(action, "save") == 0) return action_save(r);
   if (strcmp(action, "load") == 0) return action_load(r);
   if (strcmp(action, "info") == 0) return without_model(action_info, r);
-  return action_rm(r);
+  return without_model(action_rm, r);
 }
 
 int command_session(int argc, char **argv) {
