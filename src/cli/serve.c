@@ -92,7 +92,7 @@ static const struct option_spec service_options[] = {
     {"disk-memory", 0, OPTION_SIZE, SERVICE(disk_bytes), "SIZE", .help = "room for sessions in files",
      .default_text = "no limit"},
     {"dir", 0, OPTION_TEXT, SERVE(folder), "DIR", .help = "the folder of sessions; 'none': they end with the server",
-     .default_text = "in the user's data folder"},
+     .default_text = "sessions in the user's data folder, as of 'oscar session'"},
 };
 
 static const struct option_spec limit_options[] = {
@@ -233,18 +233,12 @@ static void name_model(const char *path, char *name, size_t room) {
   if (n > 5 && strcmp(name + n - 5, ".gguf") == 0) name[n - 5] = '\0';
 }
 
-/* What belongs to a model is in a folder of its own: sessions of another model could not be restored. */
+/* Those of `oscar session`, unless told otherwise. */
 static oscar_status choose_folder(struct serving *s) {
   const char *given = s->arguments->folder;
   if (given && strcmp(given, "none") == 0) return OSCAR_OK;
-  oscar_status status = sessions_folder(s->engine->context, given, s->arguments->sessions, sizeof s->arguments->sessions);
-  const size_t used = strlen(s->arguments->sessions);
-  if (status == OSCAR_OK && !given &&
-      (size_t)snprintf(s->arguments->sessions + used, sizeof s->arguments->sessions - used, "/%s", s->arguments->model_name) >=
-          sizeof s->arguments->sessions - used)
-    status = set_error(s->engine->context, OSCAR_IO, "the path of the folder of sessions is too long");
   s->arguments->service.folder = s->arguments->sessions;
-  return status;
+  return sessions_folder(s->engine->context, given, s->arguments->sessions, sizeof s->arguments->sessions);
 }
 
 /* Control tokens that answers are searched for. */

@@ -142,13 +142,13 @@ static void format_date(int64_t seconds, char text[32]) {
 }
 
 static int is_session_file(const struct dirent *entry) {
-  const size_t length = strlen(entry->d_name), suffix = strlen(SESSION_SUFFIX);
-  return length > suffix && strcmp(entry->d_name + length - suffix, SESSION_SUFFIX) == 0;
+  char name[SESSION_NAME_BYTES + 1];
+  return session_name_of_file(entry->d_name, name);
 }
 
 static void list_one(oscar_context *context, const char *folder, const char *file) {
   char path[PATH_MAX], size[32], date[32];
-  const int name = (int)(strlen(file) - strlen(SESSION_SUFFIX));
+  const int name = (int)(strlen(file) - strlen(SESSION_FILE_SUFFIX));
   oscar_snapshot *snapshot;
   if ((size_t)snprintf(path, sizeof path, "%s/%s", folder, file) >= sizeof path) return;
   if (oscar_snapshot_open(context, path, &snapshot) != OSCAR_OK) {
