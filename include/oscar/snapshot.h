@@ -58,6 +58,9 @@ typedef struct oscar_snapshot_info {
   size_t file_bytes;
 } oscar_snapshot_info;
 
+/* Whether a file begins as a snapshot does, of any version, damaged or not: enough to tell it from a file that is something else.
+ * Errors: IO (it cannot be read). */
+OSCAR_API oscar_status oscar_snapshot_is_one(oscar_context *context, const char *path, bool *is);
 /* Opens a file and validates everything but the pages. Errors: IO, FORMAT, UNSUPPORTED (another version), NO_MEMORY. */
 OSCAR_API oscar_status oscar_snapshot_open(oscar_context *context, const char *path, oscar_snapshot **snapshot);
 /* The bytes of one, aligned to 8, which stay the caller's and must last until it is closed. `name` is for errors. */

@@ -200,6 +200,19 @@ oscar_status oscar_snapshot_open(oscar_context *context, const char *path, oscar
   return status;
 }
 
+oscar_status oscar_snapshot_is_one(oscar_context *context, const char *path, bool *is) {
+  char begin[sizeof((struct snapshot_header *)NULL)->magic];
+  *is = false;
+  FILE *file = fopen(path, "rbe");
+  if (!file) return set_error(context, OSCAR_IO, "%s: %s", path, strerror(errno));
+  const size_t n = fread(begin, 1, sizeof begin, file);
+  const int error = ferror(file) ? errno : 0;
+  fclose(file);
+  if (error) return set_error(context, OSCAR_IO, "%s: %s", path, strerror(error));
+  *is = n == sizeof begin && memcmp(begin, SNAPSHOT_MAGIC, sizeof begin) == 0;
+  return OSCAR_OK;
+}
+
 void oscar_snapshot_close(oscar_snapshot *s) {
   if (!s) return;
   file_map_close(&s->map);

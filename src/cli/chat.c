@@ -50,8 +50,9 @@ struct conversation {
   struct chat_template chat_template;
   struct chat_message *messages; /* contents malloc'ed */
   int count, room;
-  int first; /* messages that /clear keeps: the system message */
-  int limit; /* tokens of an answer */
+  int first;     /* messages that /clear keeps: the system message */
+  json_t *about; /* what the session that was loaded has beside its messages; NULL: nothing */
+  int limit;     /* tokens of an answer */
   const struct progress *progress;
   struct progress_line *line;
   const struct session_arguments *kept;
@@ -91,10 +92,11 @@ static json_t *messages_json(const struct conversation *c) {
 }
 
 static oscar_status save_conversation(const struct conversation *c, const char *path) {
-  json_t *messages = messages_json(c);
-  if (!messages) return set_error(c->engine->context, OSCAR_NO_MEMORY, "out of memory for the conversation");
-  oscar_status status = session_file_save(c->engine, c->session, messages, path);
-  json_decref(messages);
+  json_t *about = c->about ? json_copy(c->about) : json_object();
+  oscar_status status = json_object_set_new(about, "messages", messages_json(c)) == 0
+                            ? session_file_save(c->engine, c->session, about, path)
+                            : set_error(c->engine->context, OSCAR_NO_MEMORY, "out of memory for the conversation");
+  json_decref(about);
   return status;
 }
 
@@ -103,7 +105,25 @@ static const char *role_named(const char *name) {
   static const char *const roles[] = {"system", "user", "assistant"};
   for (size_t i = 0; i < ARRAY_LENGTH(roles); i++)
     if (name && strcmp(roles[i], name) == 0) return roles[i];
-  return NULL;
+  return name && strcmp(name, "developer") == 0 ? roles[0] : NULL;
+}
+
+/* What a message says, malloc'ed: a text, or a list of parts that are texts, as clients of `oscar serve` may send it. NULL: it is
+ * neither, or memory is out. */
+static char *content_text(const json_t *content) {
+  size_t i, bytes = 0;
+  json_t *part;
+  if (json_is_string(content)) return strdup(json_string_value(content));
+  if (!json_is_array(content)) return NULL;
+  json_array_foreach(content, i, part) {
+    if (!json_is_string(json_object_get(part, "text"))) return NULL;
+    bytes += json_string_length(json_object_get(part, "text"));
+  }
+  char *text = malloc(bytes + 1), *end = text;
+  if (!text) return NULL;
+  *end = '\0';
+  json_array_foreach(content, i, part) end = stpcpy(end, json_string_value(json_object_get(part, "text")));
+  return text;
 }
 
 static oscar_status take_messages(struct conversation *c, const json_t *list, const char *path) {
@@ -111,10 +131,13 @@ static oscar_status take_messages(struct conversation *c, const json_t *list, co
   json_t *message;
   json_array_foreach(list, i, message) {
     const char *role = role_named(json_string_value(json_object_get(message, "role")));
-    const char *content = json_string_value(json_object_get(message, "content"));
-    if (!role || !content)
-      return set_error(c->engine->context, OSCAR_FORMAT, "%s: message %zu has no known role or no content", path, i);
-    oscar_status status = add_message(c, role, content);
+    char *content = json_object_get(message, "tool_calls") ? NULL : content_text(json_object_get(message, "content"));
+    oscar_status status = role && content ? add_message(c, role, content)
+                                          : set_error(c->engine->context, OSCAR_FORMAT,
+                                                      "%s: message %zu is none that chat can go on from: it is of a tool or has "
+                                                      "no text",
+                                                      path, i);
+    free(content);
     if (status != OSCAR_OK) return status;
   }
   c->first = c->count > 0 && strcmp(c->messages[0].role, "system") == 0;
@@ -130,11 +153,14 @@ static oscar_status load_conversation(struct conversation *c, const char *path) 
   c->messages = NULL;
   c->count = c->room = 0;
   status = take_messages(c, json_object_get(about, "messages"), path);
-  json_decref(about);
   struct conversation *old = status == OSCAR_OK ? &before : c; /* the session is synced to what is said next in any case */
   drop_messages(old, 0);
   free(old->messages);
-  if (status == OSCAR_OK) return OSCAR_OK;
+  json_decref(status == OSCAR_OK ? before.about : about);
+  if (status == OSCAR_OK) {
+    c->about = about;
+    return OSCAR_OK;
+  }
   c->messages = before.messages;
   c->count = before.count, c->room = before.room, c->first = before.first;
   return status;
@@ -245,6 +271,8 @@ static char *line_reader_next(struct line_reader *r) {
 static bool handle_command(struct conversation *c, const char *line) {
   if (strcmp(line, "/clear") == 0) {
     drop_messages(c, c->first);
+    json_decref(c->about);
+    c->about = NULL;
     fprintf(stderr, "[the conversation is forgotten]\n");
     return true;
   }
@@ -310,6 +338,7 @@ static oscar_status hold_conversation(struct conversation *c, const struct chat_
     if (status == OSCAR_CANCELLED) set_error(engine->context, status, "stopped while reading the prompt");
   }
   drop_messages(c, 0);
+  json_decref(c->about);
   free(c->messages);
   session_free(c->session);
   return status;

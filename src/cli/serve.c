@@ -36,7 +36,7 @@ struct serve_arguments {
   struct server_options server;
   struct service_options service;
   const char *reuse, *folder, *config, *api_key, *api_key_file;
-  const char *speculate, *draft_model; /* NULL: not given */
+  struct speculation_arguments speculation;
   /* what the options point to */
   int32_t visible[8];
   char sessions[PATH_MAX], model_name[256];
@@ -45,11 +45,6 @@ struct serve_arguments {
 static const char *reuse_name(int i) {
   static const char *const names[] = {
       [OSCAR_PREFIX_OFF] = "off", [OSCAR_PREFIX_EXACT] = "exact", [OSCAR_PREFIX_REFILL] = "refill"};
-  return (size_t)i < ARRAY_LENGTH(names) ? names[i] : NULL;
-}
-
-static const char *speculation_name(int i) {
-  static const char *const names[] = {[SPECULATION_OFF] = "off", [SPECULATION_LOOKUP] = "lookup", [SPECULATION_DRAFT] = "draft"};
   return (size_t)i < ARRAY_LENGTH(names) ? names[i] : NULL;
 }
 
@@ -96,16 +91,8 @@ static const struct option_spec service_options[] = {
      .help = "memory for sessions and requests that had to leave the cache"},
     {"disk-memory", 0, OPTION_SIZE, SERVICE(disk_bytes), "SIZE", .help = "room for sessions in files",
      .default_text = "no limit"},
-    {"speculate", 0, OPTION_TEXT, SERVE(speculate), "HOW",
-     .help = "guesses the next tokens, which changes the speed and not the text: lookup (by what the text says elsewhere), draft "
-             "(by a "
-             "smaller model), off",
-     .choice = speculation_name, .default_text = "off; draft with --draft-model"},
-    {"draft-model", 0, OPTION_TEXT, SERVE(draft_model), "NAME|FILE", .help = "the smaller model, of the same vocabulary",
-     .default_text = "none"},
-    {"guesses", 0, OPTION_INT, SERVICE(candidates), "N", .help = "most tokens guessed at a time", 1, 15},
     {"dir", 0, OPTION_TEXT, SERVE(folder), "DIR", .help = "the folder of sessions; 'none': they end with the server",
-     .default_text = "in the user's data folder"},
+     .default_text = "sessions in the user's data folder, as of 'oscar session'"},
 };
 
 static const struct option_spec limit_options[] = {
@@ -246,18 +233,12 @@ static void name_model(const char *path, char *name, size_t room) {
   if (n > 5 && strcmp(name + n - 5, ".gguf") == 0) name[n - 5] = '\0';
 }
 
-/* What belongs to a model is in a folder of its own: sessions of another model could not be restored. */
+/* Those of `oscar session`, unless told otherwise. */
 static oscar_status choose_folder(struct serving *s) {
   const char *given = s->arguments->folder;
   if (given && strcmp(given, "none") == 0) return OSCAR_OK;
-  oscar_status status = sessions_folder(s->engine->context, given, s->arguments->sessions, sizeof s->arguments->sessions);
-  const size_t used = strlen(s->arguments->sessions);
-  if (status == OSCAR_OK && !given &&
-      (size_t)snprintf(s->arguments->sessions + used, sizeof s->arguments->sessions - used, "/%s", s->arguments->model_name) >=
-          sizeof s->arguments->sessions - used)
-    status = set_error(s->engine->context, OSCAR_IO, "the path of the folder of sessions is too long");
   s->arguments->service.folder = s->arguments->sessions;
-  return status;
+  return sessions_folder(s->engine->context, given, s->arguments->sessions, sizeof s->arguments->sessions);
 }
 
 /* Control tokens that answers are searched for. */
@@ -345,18 +326,14 @@ static int open_and_serve(struct serve_arguments *arguments, const struct engine
   return status == OSCAR_OK ? EXIT_DONE : failed_with(status, error);
 }
 
-/* What to guess with, where a draft model means that one is wanted. EXIT_DONE, or the exit code after a message. */
-static int choose_speculation(struct serve_arguments *a, char *path, size_t room) {
-  const char *how = a->speculate ? a->speculate : a->draft_model ? "draft" : "off";
-  for (int i = 0; speculation_name(i); i++)
-    if (strcmp(speculation_name(i), how) == 0) a->service.speculation = (enum speculation)i;
-  const bool drafts = a->service.speculation == SPECULATION_DRAFT;
-  if (drafts && !a->draft_model)
-    return wrong_use("serve: --speculate draft wants a smaller model of the same vocabulary: --draft-model NAME|FILE");
-  if (!drafts && a->draft_model) return wrong_use("serve: --draft-model is for --speculate draft, not %s", how);
-  if (!drafts) return EXIT_DONE;
-  const int code = model_locate(a->draft_model, path, room);
-  if (code == EXIT_DONE) a->service.draft_model = path;
+/* What speculation_group was given, as options of the service: its requests are what guesses, not the engine's own sessions. */
+static int choose_speculation(struct serve_arguments *a, struct engine_options *options, char *path, size_t room) {
+  const int code = speculation_resolve("serve", &a->speculation, options, path, room);
+  a->service.speculation = options->draft_path ? SPECULATION_DRAFT : options->guesses > 0 ? SPECULATION_LOOKUP : SPECULATION_OFF;
+  a->service.candidates = options->guesses;
+  a->service.draft_model = options->draft_path;
+  options->guesses = 0;
+  options->draft_path = NULL;
   return code;
 }
 
@@ -370,6 +347,7 @@ static int parse_and_serve(int argc, char **argv) {
       model_group(&options),
       {"Address and access", address_options, (int)ARRAY_LENGTH(address_options), &serve_options},
       {"Requests", service_options, (int)ARRAY_LENGTH(service_options), &serve_options},
+      speculation_group(&serve_options.speculation),
       cache_group(&options),
       sampling_group(&serve_options.server.sampling),
       {"Limits", limit_options, (int)ARRAY_LENGTH(limit_options), &serve_options}};
@@ -378,7 +356,7 @@ static int parse_and_serve(int argc, char **argv) {
   if (serve_options.config && !config_path(argc, argv)) return wrong_use("serve: write --config in full");
   char path[PATH_MAX], draft_path[PATH_MAX];
   if ((code = engine_options_resolve("serve", &options, path, sizeof path)) != EXIT_DONE) return code;
-  if ((code = choose_speculation(&serve_options, draft_path, sizeof draft_path)) != EXIT_DONE) return code;
+  if ((code = choose_speculation(&serve_options, &options, draft_path, sizeof draft_path)) != EXIT_DONE) return code;
   for (int i = 0; reuse_name(i); i++)
     if (strcmp(reuse_name(i), serve_options.reuse) == 0) serve_options.service.reuse = (oscar_prefix_reuse)i;
   struct keys keys = {0};

@@ -1,5 +1,4 @@
 /* session.c - `oscar session`: saved sessions, made, tried, listed, looked at, removed. */
-#include "cache/snapshot_format.h"
 #include "cli/models.h"
 #include "cli/options.h"
 #include "cli/generate.h"
@@ -143,13 +142,13 @@ static void format_date(int64_t seconds, char text[32]) {
 }
 
 static int is_session_file(const struct dirent *entry) {
-  const size_t length = strlen(entry->d_name), suffix = strlen(SESSION_SUFFIX);
-  return length > suffix && strcmp(entry->d_name + length - suffix, SESSION_SUFFIX) == 0;
+  char name[SESSION_NAME_BYTES + 1];
+  return session_name_of_file(entry->d_name, name);
 }
 
 static void list_one(oscar_context *context, const char *folder, const char *file) {
   char path[PATH_MAX], size[32], date[32];
-  const int name = (int)(strlen(file) - strlen(SESSION_SUFFIX));
+  const int name = (int)(strlen(file) - strlen(SESSION_FILE_SUFFIX));
   oscar_snapshot *snapshot;
   if ((size_t)snprintf(path, sizeof path, "%s/%s", folder, file) >= sizeof path) return;
   if (oscar_snapshot_open(context, path, &snapshot) != OSCAR_OK) {
@@ -210,13 +209,11 @@ static int action_info(oscar_context *context, struct request *r) {
 }
 
 /* A damaged session can be removed as well: it is enough that the file begins as one. */
-static int action_rm(struct request *r) {
-  char magic[sizeof(SNAPSHOT_MAGIC) - 1];
-  FILE *file = fopen(r->path, "rbe");
-  if (!file) return failed("%s: %s", r->path, strerror(errno));
-  const bool is_session = fread(magic, 1, sizeof magic, file) == sizeof magic && memcmp(magic, SNAPSHOT_MAGIC, sizeof magic) == 0;
-  fclose(file);
-  if (!is_session) return failed("%s: not removed: this is not a saved session", r->path);
+static int action_rm(oscar_context *context, struct request *r) {
+  bool is;
+  oscar_status status = oscar_snapshot_is_one(context, r->path, &is);
+  if (status != OSCAR_OK) return failed_with(status, oscar_last_error(context));
+  if (!is) return failed("%s: not removed: this is not a saved session", r->path);
   return unlink(r->path) == 0 ? EXIT_DONE : failed("%s: %s", r->path, strerror(errno));
 }
 
@@ -239,7 +236,7 @@ static int dispatch(const char *action, struct request *r) {
   if (strcmp(action, "save") == 0) return action_save(r);
   if (strcmp(action, "load") == 0) return action_load(r);
   if (strcmp(action, "info") == 0) return without_model(action_info, r);
-  return action_rm(r);
+  return without_model(action_rm, r);
 }
 
 int command_session(int argc, char **argv) {

@@ -34,19 +34,8 @@ oscar_status sessions_folder(oscar_context *context, const char *given, char *pa
   return OSCAR_OK;
 }
 
-static bool is_letter_or_digit(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'); }
-
-static bool is_name(const char *name) {
-  size_t n = 0;
-  for (; name[n]; n++)
-    if (!is_letter_or_digit(name[n]) && (n == 0 || !strchr("._-", name[n]))) return false;
-  return n >= 1 && n <= SESSION_NAME_BYTES;
-}
-
 int session_path(const char *command, const char *name, const char *folder, char *path, size_t room) {
-  if (!is_name(name))
-    return wrong_use("%s: '%s' is no name of a session: 1 to %d letters, digits, '.', '_' and '-', a letter or digit first",
-                     command, name, SESSION_NAME_BYTES);
+  if (!session_name_is_valid(name)) return wrong_use("%s: '%s' is no name of a session: " SESSION_NAME_RULE, command, name);
   char where[PATH_MAX];
   oscar_context *context;
   oscar_status status = oscar_context_create(NULL, &context);
@@ -54,19 +43,19 @@ int session_path(const char *command, const char *name, const char *folder, char
   status = sessions_folder(context, folder, where, sizeof where);
   int code = status == OSCAR_OK ? EXIT_DONE : failed_with(status, oscar_last_error(context));
   oscar_context_free(context);
-  if (code == EXIT_DONE && (size_t)snprintf(path, room, "%s/%s" SESSION_SUFFIX, where, name) >= room)
+  if (code == EXIT_DONE && !session_file_in(where, name, path, room))
     return failed("%s: the path of session %s is too long", command, name);
   return code;
 }
 
 bool session_exists(const char *path) { return access(path, F_OK) == 0; }
 
-oscar_status session_file_save(struct engine *engine, struct session *session, json_t *messages, const char *path) {
+oscar_status session_file_save(struct engine *engine, struct session *session, json_t *about, const char *path) {
   const char *model = model_geometry_of(engine->model)->name;
-  json_t *about =
-      json_pack("{s:o, s:s, s:O*}", "model", json_text(model, strlen(model)), "kv", engine->options.kv, "messages", messages);
-  char *text = about ? json_dumps(about, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
-  json_decref(about);
+  json_t *whole = json_pack("{s:o, s:s}", "model", json_text(model, strlen(model)), "kv", engine->options.kv);
+  if (about) json_object_update_missing(whole, about);
+  char *text = whole ? json_dumps(whole, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+  json_decref(whole);
   if (!text) return set_error(engine->context, OSCAR_NO_MEMORY, "out of memory for what is saved with a session");
   oscar_status status = file_make_folder_of(engine->context, path);
   interrupt_hold();

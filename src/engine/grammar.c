@@ -288,6 +288,18 @@ static int32_t repeated_part(struct builder *b, struct expression e) {
   return expr_call(b, rule);
 }
 
+enum { LONG_STRETCH = 16 }; /* most counts are short, and so are most tokens */
+
+/* The code from `first` on is so many copies. Parts of repeated parts are rules of their own, so stretches do not overlap. */
+static void note_stretch(struct builder *b, int32_t first, int32_t copies) {
+  struct grammar *g = b->grammar;
+  if (b->status != OSCAR_OK || copies < LONG_STRETCH || g->n_code == first) return;
+  if (!room_for((void **)&g->stretches, &b->stretch_room, (size_t)g->n_stretches, sizeof *g->stretches))
+    no_memory(b);
+  else
+    g->stretches[g->n_stretches++] = (struct stretch){first, (g->n_code - first) / copies, copies};
+}
+
 static int32_t emit_repeat(struct builder *b, struct expression e, int32_t next) {
   const int32_t part = repeated_part(b, e);
   int32_t entry = next;
@@ -296,9 +308,13 @@ static int32_t emit_repeat(struct builder *b, struct expression e, int32_t next)
     const int32_t body = emit_expression(b, part, entry);
     if (b->status == OSCAR_OK) b->grammar->code[entry].next = body;
   }
+  int32_t first = b->grammar->n_code;
   for (int32_t i = e.least; i < e.most && b->status == OSCAR_OK; i++)
     entry = emit_split(b, emit_expression(b, part, entry), next);
+  note_stretch(b, first, e.most - e.least);
+  first = b->grammar->n_code;
   for (int32_t i = 0; i < e.least && b->status == OSCAR_OK; i++) entry = emit_expression(b, part, entry);
+  note_stretch(b, first, e.least);
   return entry;
 }
 
@@ -584,6 +600,7 @@ void grammar_free(struct grammar *grammar) {
   free(grammar->cache);
   free(grammar->code);
   free(grammar->sets);
+  free(grammar->stretches);
   free(grammar->set_has);
   free(grammar);
 }

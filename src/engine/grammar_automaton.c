@@ -12,6 +12,10 @@
  * frames each time. The idea of telling tokens apart by whether they leave the rule is XGrammar's (Dong and others,
  * arXiv 2411.15100).
  *
+ * A count is a copy of code for every repetition, and each would be a situation with a walk of its own. A token takes a byte at
+ * least for each, so where more copies follow than the longest token has bytes, it does not matter how many: the walk is made for
+ * the last such copy.
+ *
  * Memory is bounded: past a limit, all is forgotten but what is in use; a single step or walk that would take more is refused.
  */
 #include "engine/grammar_automaton.h"
@@ -47,7 +51,7 @@ struct situation {
   size_t first_place;
   int32_t n_places;
   bool accepts, leaves; /* ROOT or BOTTOM was left on the way here */
-  int32_t cut;          /* the same without the frames below the innermost common one; UNKNOWN: not yet asked for */
+  int32_t cut;          /* the same for a walk (compute_cut); UNKNOWN: not yet asked for */
   struct walk_result *walk;
 };
 struct index { /* open addressing; -1 is free */
@@ -323,7 +327,7 @@ int32_t automaton_begin(struct automaton *a) {
 bool automaton_accepts(const struct automaton *a, int32_t situation) { return a->m.situations[situation].accepts; }
 bool automaton_goes_on(const struct automaton *a, int32_t situation) { return a->m.situations[situation].n_places > 0; }
 
-/* ---- cutting off the frames that all places share ---- */
+/* ---- what walks do not depend on: the frames that all places share, and how much is left of long repetitions ---- */
 
 static int32_t common_frame(const struct automaton *a, int32_t x, int32_t y) {
   const struct frame *frames = a->m.frames;
@@ -337,14 +341,31 @@ static int32_t common_frame(const struct automaton *a, int32_t x, int32_t y) {
   return x;
 }
 
-/* The same frame on BOTTOM instead of `on`. */
-static int32_t move_frame(struct automaton *a, int32_t frame, int32_t on) {
+/* The instruction, or its like in the last copy of a stretch that no token can get to the end of. */
+static int32_t shift(const struct automaton *a, int32_t at) {
+  const struct grammar *g = a->grammar;
+  int low = 0, high = g->n_stretches;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (g->stretches[middle].first <= at)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  if (low == 0) return at;
+  const struct stretch *s = &g->stretches[low - 1];
+  const int32_t copy = (at - s->first) / s->stride, enough = a->table->most_bytes;
+  return copy < s->copies && copy > enough ? at - (copy - enough) * s->stride : at;
+}
+
+/* The same frame on `onto` instead of `on`. */
+static int32_t move_frame(struct automaton *a, int32_t frame, int32_t on, int32_t onto) {
   size_t n = a->n_waiting = 0;
   for (; frame != on; frame = a->m.frames[frame].below) {
     if (!room_for((void **)&a->waiting, &a->waiting_room, n, sizeof *a->waiting)) return fail(a, OSCAR_NO_MEMORY);
-    a->waiting[n++] = (struct place){a->m.frames[frame].return_to, frame};
+    a->waiting[n++] = (struct place){shift(a, a->m.frames[frame].return_to), frame};
   }
-  int32_t moved = BOTTOM;
+  int32_t moved = onto;
   while (n > 0 && moved >= 0) moved = frame_of(a, a->waiting[--n].at, moved);
   return moved;
 }
@@ -353,16 +374,19 @@ static int32_t compute_cut(struct automaton *a, int32_t situation) {
   const struct situation s = a->m.situations[situation];
   int32_t common = s.n_places ? a->m.places[s.first_place].frame : ROOT;
   for (int32_t i = 1; i < s.n_places; i++) common = common_frame(a, common, a->m.places[s.first_place + (size_t)i].frame);
-  if (common == ROOT || common == BOTTOM) return situation;
+  const bool lowest = common == ROOT || common == BOTTOM;
   if (!room_for((void **)&a->found, &a->found_room, (size_t)s.n_places, sizeof *a->found)) return fail(a, OSCAR_NO_MEMORY);
   for (int32_t i = 0; i < s.n_places; i++) {
     const struct place p = a->m.places[s.first_place + (size_t)i];
-    const int32_t moved = move_frame(a, p.frame, common);
+    const int32_t moved = move_frame(a, p.frame, common, lowest ? common : BOTTOM);
     if (moved < 0) return -1;
-    a->found[i] = (struct place){p.at, moved};
+    a->found[i] = (struct place){shift(a, p.at), moved};
   }
-  qsort(a->found, (size_t)s.n_places, sizeof *a->found, by_place);
-  return situation_of(a, a->found, (size_t)s.n_places, false, false);
+  if (s.n_places > 1) qsort(a->found, (size_t)s.n_places, sizeof *a->found, by_place);
+  size_t n = 0;
+  for (int32_t i = 0; i < s.n_places; i++)
+    if (n == 0 || by_place(&a->found[n - 1], &a->found[i]) != 0) a->found[n++] = a->found[i];
+  return situation_of(a, a->found, n, lowest && s.accepts, lowest && s.leaves);
 }
 
 /* ---- walks over the spellings ---- */

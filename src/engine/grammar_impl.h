@@ -42,6 +42,11 @@ static inline void byte_set_add(struct byte_set *set, int first, int last) {
   for (int b = first; b <= last; b++) set->bits[b >> 6] |= (uint64_t)1 << (b & 63);
 }
 
+/* Copies of one part after each other: copy k begins at first + k * stride, and k more follow it. */
+struct stretch {
+  int32_t first, stride, copies;
+};
+
 struct automaton;
 struct grammar_cache { /* what states of one grammar share; changes behind the lock */
   pthread_mutex_t lock;
@@ -52,6 +57,8 @@ struct grammar {
   int32_t n_code, start;
   struct byte_set *sets;
   int n_sets;
+  struct stretch *stretches; /* [n_stretches] the longer ones, by `first`; they do not overlap */
+  int n_stretches;
   uint8_t class_of[256]; /* bytes that no set tells apart are of one class */
   int n_classes;
   bool *set_has; /* [n_sets][n_classes] */
@@ -84,7 +91,7 @@ struct builder {
   char *text; /* of literals */
   size_t n_text, text_room;
   struct grammar *grammar; /* being compiled */
-  size_t code_room, set_room;
+  size_t code_room, set_room, stretch_room;
 };
 void builder_begin(struct builder *b, char *error, size_t error_bytes);
 /* Compiles from rule `start`, frees all that the builder holds. */

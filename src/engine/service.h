@@ -24,6 +24,7 @@
 
 #include "engine/engine.h"
 #include "engine/grammar.h"
+#include "engine/session_files.h"
 #include <oscar/prefix.h>
 
 enum speculation { SPECULATION_OFF, SPECULATION_LOOKUP, SPECULATION_DRAFT };
@@ -154,8 +155,6 @@ struct session_entry {
   int64_t created_at, used_at; /* seconds since 1970 */
   char *text;                  /* session_text; malloc'ed */
 };
-/* Names: 1 to 64 letters, digits, '.', '_', '-', a letter or digit first. */
-bool session_name_is_valid(const char *name);
 /* Newest first; freed with service_sessions_free. */
 oscar_status service_sessions(struct service *service, struct session_entry **entries, int *count, struct service_error *error);
 void service_sessions_free(struct session_entry *entries, int count);

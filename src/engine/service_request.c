@@ -61,9 +61,7 @@ static oscar_status check_options(const struct service *s, const struct request_
                   "temperature %g, top-k %d, top-p %g, min-p %g; expected 0 or more, 0 or more, 0 to 1, 0 to 1",
                   (double)p->temperature, p->top_k, (double)p->top_p, (double)p->min_p);
   if (o->session && !session_name_is_valid(o->session))
-    return refuse(error, OSCAR_INVALID_ARGUMENT,
-                  "'%.80s' is no name of a session: 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first",
-                  o->session);
+    return refuse(error, OSCAR_INVALID_ARGUMENT, "'%.80s' is no name of a session: " SESSION_NAME_RULE, o->session);
   if (o->session && o->choices > 1)
     return refuse(error, OSCAR_INVALID_ARGUMENT, "a session keeps one answer; %d were asked for", o->choices);
   return OSCAR_OK;

@@ -13,17 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-enum { NAME_BYTES = 64 };
-
-static bool is_letter_or_digit(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'); }
-
-bool session_name_is_valid(const char *name) {
-  size_t n = 0;
-  for (; name[n] && n <= NAME_BYTES; n++)
-    if (!is_letter_or_digit(name[n]) && (n == 0 || !strchr("._-", name[n]))) return false;
-  return n >= 1 && n <= NAME_BYTES;
-}
+#include <unistd.h>
 
 /* ---- the list ---- */
 
@@ -79,15 +69,6 @@ static oscar_status set_text(struct service *s, struct session *x, const char *t
 
 /* ---- the folder ---- */
 
-/* A file's name without its end; false: it is no session's. */
-static bool name_of_file(const char *file, char name[NAME_BYTES + 1]) {
-  const size_t end = strlen(SESSION_FILE_SUFFIX), bytes = strlen(file);
-  if (bytes <= end || bytes - end > NAME_BYTES || strcmp(file + bytes - end, SESSION_FILE_SUFFIX) != 0) return false;
-  memcpy(name, file, bytes - end);
-  name[bytes - end] = '\0';
-  return session_name_is_valid(name);
-}
-
 /* NULL, or why this service cannot go on with it. */
 static const char *mismatch(const struct service *s, const oscar_snapshot_info *info) {
   const oscar_cache_options *c = &s->cache_options;
@@ -119,24 +100,39 @@ static oscar_status enter(struct service *s, const char *name, const oscar_snaps
   return OSCAR_OK;
 }
 
-static oscar_status find_file(struct service *s, const char *name) {
-  char path[PATH_MAX];
+/* The session of a file that is there. Errors: MISMATCH (not this service's), IO, FORMAT, UNSUPPORTED, NO_MEMORY. */
+static oscar_status take_file(struct service *s, const char *name, const char *path) {
   oscar_snapshot *snapshot;
-  oscar_status status = session_file_path(s, name, path);
+  oscar_status status = oscar_snapshot_open(s->context, path, &snapshot);
   if (status != OSCAR_OK) return status;
-  status = oscar_snapshot_open(s->context, path, &snapshot);
-  if (status == OSCAR_NO_MEMORY) return status;
-  if (status != OSCAR_OK) {
-    log_line(s->context, OSCAR_LOG_WARNING, "not a session that can be used: %s", oscar_last_error(s->context));
-    return OSCAR_OK;
-  }
   const char *wrong = mismatch(s, oscar_snapshot_describe(snapshot));
-  if (wrong)
-    log_line(s->context, OSCAR_LOG_WARNING, "%s: left alone: %s", path, wrong);
-  else
-    status = enter(s, name, oscar_snapshot_describe(snapshot));
+  status =
+      wrong ? set_error(s->context, OSCAR_MISMATCH, "%s: %s", path, wrong) : enter(s, name, oscar_snapshot_describe(snapshot));
   oscar_snapshot_close(snapshot);
   return status;
+}
+
+/* What cannot be used is left alone. */
+static oscar_status find_file(struct service *s, const char *name) {
+  char path[PATH_MAX];
+  oscar_status status = session_file_path(s, name, path);
+  if (status == OSCAR_OK) status = take_file(s, name, path);
+  if (status == OSCAR_OK || status == OSCAR_NO_MEMORY) return status;
+  log_line(s->context, OSCAR_LOG_WARNING, "not a session that can be used: %s", oscar_last_error(s->context));
+  return OSCAR_OK;
+}
+
+/* A session by name, one that another program has put into the folder since included; NULL: there is none. What is there and
+ * cannot be used is an error: it must not be overwritten. */
+static oscar_status look_for(struct service *s, const char *name, struct session **x) {
+  char path[PATH_MAX];
+  *x = find(s, name);
+  if (*x || !s->folder || !session_name_is_valid(name)) return OSCAR_OK;
+  oscar_status status = session_file_path(s, name, path);
+  if (status != OSCAR_OK || access(path, F_OK) != 0) return status;
+  status = take_file(s, name, path);
+  if (status == OSCAR_OK) *x = find(s, name);
+  return prefix_error(s->context, status, "there is a session %s that cannot be used here", name);
 }
 
 static int by_age(const void *a, const void *b) {
@@ -158,14 +154,14 @@ static oscar_status order_found(struct service *s) {
 }
 
 static oscar_status find_files(struct service *s) {
-  char name[NAME_BYTES + 1];
+  char name[SESSION_NAME_BYTES + 1];
   oscar_status status = OSCAR_OK;
   DIR *folder = opendir(s->folder);
   if (!folder && errno == ENOENT) return OSCAR_OK;
   if (!folder)
     return set_error(s->context, OSCAR_IO, "%s: the folder of sessions cannot be read: %s", s->folder, strerror(errno));
   for (struct dirent *entry; status == OSCAR_OK && (entry = readdir(folder));)
-    if (name_of_file(entry->d_name, name)) status = find_file(s, name);
+    if (session_name_of_file(entry->d_name, name)) status = find_file(s, name);
   closedir(folder);
   return status == OSCAR_OK ? order_found(s) : status;
 }
@@ -222,9 +218,10 @@ bool session_is_busy(const struct service *s, const struct request *r) {
   return x && x->request && x->request != r;
 }
 
+/* Of those that it has pages for. */
 static int64_t common_tokens(const struct session *x, const int32_t *ids, int64_t n) {
   int64_t same = 0;
-  while (same < n && same < x->n && ids[same] == x->ids[same]) same++;
+  while (x->ids && same < n && same < x->n && same < x->tokens && ids[same] == x->ids[same]) same++;
   return same;
 }
 
@@ -252,11 +249,11 @@ static oscar_status rewind_to(struct service *s, struct session *x, int64_t leng
 static oscar_status lend(struct service *s, struct session *x, struct answer *a, int64_t *reused, int64_t *refilled) {
   oscar_status status = session_get_ids(s, x);
   if (status != OSCAR_OK) return status;
-  int64_t same = x->ids ? common_tokens(x, a->ids, a->n - 1) : 0;
-  if (same > x->tokens) same = x->tokens;
+  int64_t same = common_tokens(x, a->ids, a->n - 1);
   if (same == 0 || (same < x->tokens && tree_knows(s, a) >= same)) return OSCAR_OK;
   status = session_bring(s, x);
   if (status != OSCAR_OK || !x->sequence) return status;
+  same = common_tokens(x, a->ids, a->n - 1); /* the file may be a newer one */
   status = rewind_to(s, x, same, reused, refilled);
   if (status != OSCAR_OK || (same < x->tokens && tree_knows(s, a) > *reused)) {
     *reused = *refilled = 0;
@@ -269,12 +266,14 @@ static oscar_status lend(struct service *s, struct session *x, struct answer *a,
 
 oscar_status session_begin(struct service *s, struct request *r, struct answer *a, int64_t *reused, int64_t *refilled) {
   if (!r->session_name) return OSCAR_OK;
-  struct session *x = find(s, r->session_name);
+  struct session *x;
+  oscar_status status = look_for(s, r->session_name, &x);
+  if (status != OSCAR_OK) return status;
   if (!x && !(x = add(s, r->session_name))) return OSCAR_NO_MEMORY;
   x->request = r;
   r->session = x;
   touch(s, x);
-  oscar_status status = r->session_text ? set_text(s, x, r->session_text) : OSCAR_OK;
+  status = r->session_text ? set_text(s, x, r->session_text) : OSCAR_OK;
   if (status == OSCAR_OK) status = lend(s, x, a, reused, refilled);
   if (status == OSCAR_FORMAT || status == OSCAR_IO || status == OSCAR_MISMATCH) { /* a file that was damaged meanwhile */
     log_line(s->context, OSCAR_LOG_WARNING, "session %s begins anew: %s", x->name, oscar_last_error(s->context));
@@ -318,8 +317,9 @@ void session_end(struct service *s, struct request *r) {
 /* ---- for other threads ---- */
 
 static oscar_status find_named(struct service *s, const char *name, struct session **x) {
-  *x = find(s, name);
-  return *x ? OSCAR_OK : set_error(s->context, OSCAR_INVALID_ARGUMENT, "there is no session '%.80s'", name);
+  const oscar_status status = look_for(s, name, x);
+  if (status == OSCAR_OK && !*x) return set_error(s->context, OSCAR_INVALID_ARGUMENT, "there is no session '%.80s'", name);
+  return status == OSCAR_OK || status == OSCAR_NO_MEMORY ? status : OSCAR_INVALID_ARGUMENT;
 }
 
 static oscar_status find_unused(struct service *s, const char *name, struct session **x) {
@@ -330,9 +330,11 @@ static oscar_status find_unused(struct service *s, const char *name, struct sess
 
 static oscar_status check_new_name(struct service *s, const char *name) {
   if (!session_name_is_valid(name))
-    return set_error(s->context, OSCAR_INVALID_ARGUMENT,
-                     "'%.80s' is no name of a session: 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first", name);
-  return find(s, name) ? set_error(s->context, OSCAR_INVALID_ARGUMENT, "there is a session %s already", name) : OSCAR_OK;
+    return set_error(s->context, OSCAR_INVALID_ARGUMENT, "'%.80s' is no name of a session: " SESSION_NAME_RULE, name);
+  struct session *x;
+  const oscar_status status = look_for(s, name, &x);
+  if (status != OSCAR_OK || !x) return status;
+  return set_error(s->context, OSCAR_INVALID_ARGUMENT, "there is a session %s already", name);
 }
 
 static oscar_status describe(struct service *s, const struct session *x, struct session_entry *entry) {

@@ -125,8 +125,8 @@ static oscar_status place_logits(struct service *s, int first, int count) {
   }
   float *to = s->logits;
   for (int i = 0; i < count; i++) {
-    jobs[i].logits = to;
-    to += (size_t)jobs[i].outputs * (size_t)s->vocab;
+    jobs[i].logits = jobs[i].outputs ? to : NULL;
+    if (jobs[i].outputs) to += (size_t)jobs[i].outputs * (size_t)s->vocab;
   }
   return OSCAR_OK;
 }

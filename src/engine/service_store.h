@@ -6,8 +6,6 @@
 
 #include <limits.h>
 
-#define SESSION_FILE_SUFFIX ".session"
-
 /* On the device (sequence), in host memory (kept) or in its file alone; its file may be there besides. */
 struct session {
   struct session *next;

@@ -70,7 +70,7 @@ oscar_status session_file_path(const struct service *s, const char *name, char *
   if (!s->folder)
     return set_error(s->context, OSCAR_UNSUPPORTED, "session %s cannot be kept in a file: the service has no folder for them",
                      name);
-  if ((size_t)snprintf(path, PATH_MAX, "%s/%s" SESSION_FILE_SUFFIX, s->folder, name) >= PATH_MAX)
+  if (!session_file_in(s->folder, name, path, PATH_MAX))
     return set_error(s->context, OSCAR_INVALID_ARGUMENT, "the path of session %s is too long", name);
   return OSCAR_OK;
 }
@@ -251,12 +251,15 @@ size_t sessions_device_bytes(const struct service *s) {
   return bytes;
 }
 
+/* The file may be another program's of meanwhile: what it says counts. */
 static oscar_status copy_ids(struct service *s, struct session *x, const oscar_snapshot_info *info) {
-  if (x->ids || info->n_ids == 0) return OSCAR_OK;
-  x->ids = mem_alloc(s->context, (size_t)info->n_ids, sizeof *x->ids);
-  if (!x->ids) return OSCAR_NO_MEMORY;
-  memcpy(x->ids, info->ids, (size_t)info->n_ids * sizeof *x->ids);
+  int32_t *ids = NULL;
+  if (info->n_ids && !(ids = mem_alloc(s->context, (size_t)info->n_ids, sizeof *ids))) return OSCAR_NO_MEMORY;
+  if (ids) memcpy(ids, info->ids, (size_t)info->n_ids * sizeof *ids);
+  mem_free(s->context, x->ids);
+  x->ids = ids;
   x->n = info->n_ids;
+  x->tokens = info->tokens;
   return OSCAR_OK;
 }
 
@@ -291,7 +294,7 @@ oscar_status session_bring(struct service *s, struct session *x) {
   oscar_status status = open_pages(s, x, &snapshot);
   if (status != OSCAR_OK) return status;
   x->busy = true; /* so that it does not make room for itself */
-  status = copy_ids(s, x, oscar_snapshot_describe(snapshot));
+  if (!x->kept.bytes) status = copy_ids(s, x, oscar_snapshot_describe(snapshot));
   if (status == OSCAR_OK) status = restore(s, snapshot, x);
   x->busy = before;
   oscar_snapshot_close(snapshot);

@@ -335,13 +335,15 @@ static bool prepare_choices(struct inquiry *g, const struct frontend *frontend, 
   return true;
 }
 
-/* {"title", "messages"} of the request, and of the answer if it is there. */
+/* What docs/formats.md says of a session, from the request, and from the answer if it is there. */
 static char *session_text(struct inquiry *g) {
   char title[256];
   json_t *messages = json_copy(g->session_messages);
   session_title(g->server, g->session, messages, title, sizeof title);
   if (g->done) json_array_append_new(messages, choice_message(&g->choices[0]));
-  json_t *whole = json_pack("{s:o, s:o}", "title", json_text(title, strlen(title)), "messages", messages);
+  const struct server_options *o = &g->server->options;
+  json_t *whole = json_pack("{s:s, s:s, s:o, s:o}", "model", o->model_name, "kv", o->kv, "title", json_text(title, strlen(title)),
+                            "messages", messages);
   char *text = whole ? json_dumps(whole, JSON_COMPACT) : NULL;
   json_decref(whole);
   return text;

@@ -98,8 +98,7 @@ static bool read_grammar(struct inquiry *g, const struct fields *f) {
 
 static bool read_session(struct inquiry *g, const struct fields *f) {
   if (!field_text(f, "session", &g->session)) return false;
-  if (g->session && !session_name_is_valid(g->session))
-    return field_refuse(f, "session", "must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first");
+  if (g->session && !session_name_is_valid(g->session)) return field_refuse(f, "session", "must be " SESSION_NAME_RULE);
   return true;
 }
 

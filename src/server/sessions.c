@@ -1,5 +1,6 @@
 /*
- * sessions.c - the service's sessions over HTTP. What a session keeps beside its pages is a JSON text {"title", "messages"}.
+ * sessions.c - the service's sessions over HTTP. What a session keeps beside its pages is a JSON text {"model", "kv", "title",
+ * "messages"} (docs/formats.md).
  *
  * A session begins to exist with the first request that names it. One that is announced before (POST /v1/sessions) is a name with
  * a title, kept here until then.
@@ -218,8 +219,7 @@ static bool read_names(struct exchange *ex, json_t **body, const char **id, cons
   if (!fields_parse(ex->body.data ? ex->body.data : "", ex->body.bytes, body, &f, refusal) || !fields_obey(&f, rules, NULL) ||
       !field_text(&f, "id", id) || !field_text(&f, "title", title))
     return false;
-  if (*id && !session_name_is_valid(*id))
-    return field_refuse(&f, "id", "must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first");
+  if (*id && !session_name_is_valid(*id)) return field_refuse(&f, "id", "must be " SESSION_NAME_RULE);
   if (*title && strlen(*title) >= sizeof ex->server->pending[0].title)
     return field_refuse(&f, "title", "has more than %zu bytes", sizeof ex->server->pending[0].title - 1);
   return true;

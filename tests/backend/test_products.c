@@ -519,6 +519,46 @@ static void bf16_products_keep_their_bound(void **state) {
   bench_close(&b);
 }
 
+/* As many tokens at a time as a panel is multiplied with, and a few more, which are a product of their own. */
+enum { MOST_TOGETHER = 512, MORE = 9 };
+
+/* Each token's row has the bits that it has among all, in whatever company, by any number of threads. */
+static void check_company(struct bench *b, enum weight_type type, int64_t rows, int64_t cols, int step) {
+  struct random_weight w = random_weight(type, rows, cols, 21);
+  float *x = random_floats((size_t)((MOST_TOGETHER + MORE) * cols), 22);
+  b->be->rounding = ROUND_AS_MANY;
+  float *all = product(b, &w.weight, NULL, MOST_TOGETHER + MORE, x);
+  uint64_t random = 23;
+  for (int n = 1; n <= MOST_TOGETHER; n += n < 72 ? 1 : step) { /* one by one past the largest blocks of tokens */
+    const int64_t first = (int64_t)(test_random(&random) % (uint64_t)(MOST_TOGETHER + MORE - n + 1));
+    cpu_of(b->be)->threads = 1 + n % 2;
+    float *some = product(b, &w.weight, NULL, n, x + first * cols);
+    for (int64_t i = 0; i < n * rows; i++)
+      if (memcmp(&some[i], &all[first * rows + i], sizeof *some) != 0)
+        fail_msg("%s %s %lldx%lld: token %lld, row %lld of %d: %.9g, among all %.9g", oscar_isa_name(b->context->options.isa),
+                 weight_type_name((int)type), (long long)rows, (long long)cols, (long long)(first + i / rows),
+                 (long long)(i % rows), n, (double)some[i], (double)all[first * rows + i]);
+    free(some);
+  }
+  free(all);
+  free(x);
+  random_weight_free(&w);
+}
+
+static void a_token_does_not_depend_on_how_many_are_multiplied_with_it(void **state) {
+  (void)state;
+  static const struct level levels[] = {{.isa = OSCAR_ISA_PORTABLE}, {.isa = OSCAR_ISA_AUTO, .packed = true}};
+  for (size_t i = 0; i <= ARRAY_LENGTH(levels); i++) {
+    struct bench b;
+    const bool bf16 = i == ARRAY_LENGTH(levels);
+    if (bf16 ? !bench_open_bf16(&b, 2) : !bench_open(&b, levels[i], 2)) continue;
+    check_company(&b, WEIGHT_F32, 64, 576, bf16 || i == 0 ? 17 : 1);
+    check_company(&b, WEIGHT_Q8_0, 192, 1536, 41);
+    check_company(&b, WEIGHT_BF16, 131, 37, 29);
+    bench_close(&b);
+  }
+}
+
 static void weights_larger_than_a_panel_are_multiplied_in_parts(void **state) {
   (void)state;
   for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
@@ -811,6 +851,7 @@ int main(void) {
       cmocka_unit_test(expanded_weights_equal_the_definition_bit_for_bit),
       cmocka_unit_test(many_tokens_agree_with_double_precision),
       cmocka_unit_test(bf16_products_keep_their_bound),
+      cmocka_unit_test(a_token_does_not_depend_on_how_many_are_multiplied_with_it),
       cmocka_unit_test(weights_larger_than_a_panel_are_multiplied_in_parts),
       cmocka_unit_test(all_weights_of_a_call_share_the_input_and_take_their_own_bias),
       cmocka_unit_test(results_do_not_depend_on_threads_or_neighbouring_tokens),

@@ -333,6 +333,41 @@ static void every_flipped_byte_and_every_cut_is_found(void **state) {
   close_world(&w);
 }
 
+static void require_is_one(oscar_context *c, bool expected) {
+  bool is = !expected;
+  assert_ok(c, oscar_snapshot_is_one(c, path, &is));
+  assert_int_equal(is, expected);
+}
+
+static void write_bytes(const void *data, size_t bytes) {
+  FILE *f = fopen(path, "wb");
+  assert_non_null(f);
+  assert_int_equal(fwrite(data, 1, bytes, f), bytes);
+  assert_int_equal(fclose(f), 0);
+}
+
+/* A damaged one still is one; what is shorter than its beginning, or begins otherwise, is none. */
+static void a_snapshot_is_known_by_its_beginning(void **state) {
+  (void)state;
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  bool is;
+  unlink(path);
+  assert_int_equal(oscar_snapshot_is_one(c, path, &is), OSCAR_IO);
+  assert_non_null(strstr(oscar_last_error(c), path));
+  assert_int_equal(oscar_snapshot_is_one(c, folder, &is), OSCAR_IO);
+  write_bytes("\x89OSCARKV and then nothing of the kind", 38);
+  require_is_one(c, true);
+  write_bytes("\x89OSCARKV", 8);
+  require_is_one(c, true);
+  write_bytes("\x89OSCARKV", 7);
+  require_is_one(c, false);
+  write_bytes("", 0);
+  require_is_one(c, false);
+  write_bytes("once upon a time", 16);
+  require_is_one(c, false);
+  oscar_context_free(c);
+}
+
 static void damage_is_named(void **state) {
   (void)state;
   struct world w;
@@ -571,6 +606,7 @@ int main(void) {
       cmocka_unit_test(rows_with_log_gains_and_turning_means_come_back),
       cmocka_unit_test(foreign_files_are_refused),
       cmocka_unit_test(every_flipped_byte_and_every_cut_is_found),
+      cmocka_unit_test(a_snapshot_is_known_by_its_beginning),
       cmocka_unit_test(damage_is_named),
       cmocka_unit_test(no_allocation_may_fail_unnoticed),
       cmocka_unit_test(a_full_disk_leaves_the_old_file),

@@ -441,6 +441,45 @@ static void wrong_grammars_are_refused_with_their_place(void **state) {
 
 /* ---- what is written to do harm ---- */
 
+/* Masks that are shared among the places of a long count, against tokens one by one, all along it: far from its end, where tokens
+ * reach it, and at it. */
+static void long_counts_allow_what_they_say(void **state) {
+  (void)state;
+  static const char *const texts[] = {
+      "root ::= \"\\\"\" [^\"\\\\]{0,60} \"\\\"\"",
+      "root ::= \"[\" item{40,80} \"]\"\nitem ::= \"a\"? \"b\" | \"c\"",
+      "root ::= part \".\" part?\npart ::= ([a-c]{3,50} \",\"){20,40} \"c\"",
+      "root ::= (\"a\"?){50} \"b\" | [a-b]{30} \"c\"{90}",
+      "root ::= ([ab]{17} [bc]{0,20}){1,2} (\"ab\" | \"b\"){19,} \"c\"",
+  };
+  static const char *const more[] = {"abababababab", "bbbbbbbbbbbb", "cccccccccccc", "b\"", "c]", ",", ".c"};
+  struct test_vocabulary *v = vocabulary_make("abc\"],.", 250, more, (int)ARRAY_LENGTH(more), 8);
+  uint64_t random = 6, *allowed = calloc(((size_t)v->n + 63) / 64, sizeof *allowed);
+  for (size_t i = 0; i < ARRAY_LENGTH(texts); i++) {
+    struct grammar *g;
+    char error[256];
+    if (grammar_parse(texts[i], strlen(texts[i]), &g, error, sizeof error) != OSCAR_OK) fail_msg("%s", error);
+    assert_true(g->n_stretches > 0);
+    for (int round = 0; round < 8; round++) {
+      struct grammar_state *s;
+      assert_int_equal(grammar_state_create(g, v->table, &s), OSCAR_OK);
+      for (int step = 0; step < 300 && !grammar_must_end(s); step++) {
+        const int n = check_mask(s, v->table, allowed);
+        assert_true(n > 0);
+        int left = (int)(test_random(&random) % (unsigned)n), id = 0;
+        while (!bit_of(allowed, id) || left-- > 0) id++;
+        /* Most ways lead to the end of the count, not past it. */
+        if (token_ends(v->table, id) || (round % 2 && strchr("\"],.", v->spelling[id].text[0]) && n > 1)) continue;
+        assert_int_equal(grammar_accept(s, id), OSCAR_OK);
+      }
+      grammar_state_free(s);
+    }
+    grammar_free(g);
+  }
+  free(allowed);
+  vocabulary_free_all(v);
+}
+
 static void hostile_grammars_end_soon(void **state) {
   (void)state;
   const size_t bytes = MOST_GRAMMAR_BYTES;
@@ -566,6 +605,7 @@ int main(void) {
       cmocka_unit_test(ranges_of_characters_are_exact),
       cmocka_unit_test(the_notation_means_what_it_says),
       cmocka_unit_test(wrong_grammars_are_refused_with_their_place),
+      cmocka_unit_test(long_counts_allow_what_they_say),
       cmocka_unit_test(hostile_grammars_end_soon),
       cmocka_unit_test(states_are_copied_and_kept_after_an_error),
       cmocka_unit_test(memory_is_bounded),

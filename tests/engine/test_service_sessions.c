@@ -198,6 +198,74 @@ static void sessions_outlive_the_service(void **state) {
   remove_folder();
 }
 
+/* As another program would put it there. */
+static void copy_session(const char *from, const char *to) {
+  char path[128], temporary[128];
+  static char bytes[4 << 20];
+  snprintf(path, sizeof path, "%s/%s.session", folder, from);
+  FILE *f = fopen(path, "rb");
+  assert_non_null(f);
+  const size_t n = fread(bytes, 1, sizeof bytes, f);
+  fclose(f);
+  snprintf(temporary, sizeof temporary, "%s/temporary", folder);
+  f = fopen(temporary, "wb");
+  assert_int_equal(fwrite(bytes, 1, n, f), n);
+  fclose(f);
+  snprintf(path, sizeof path, "%s/%s.session", folder, to);
+  assert_int_equal(rename(temporary, path), 0);
+}
+
+static void files_of_other_programs_are_taken_up_or_left_alone(void **state) {
+  (void)state;
+  struct rig r;
+  struct talk t = {.n = 0}, old;
+  struct client c;
+  char path[128];
+  struct stat info;
+  struct rig_options o = rig_options(model.path);
+  make_folder();
+  o.service.folder = folder;
+  rig_open(&r, &o);
+  say(r.service, "a", &t, 200, 50, 1);
+  assert_done(service_session_save(r.service, "a", &error));
+  assert_false(exists(r.service, "late"));
+  copy_session("a", "late"); /* while the service runs */
+  assert_int_equal(service_session_fork(r.service, "a", "late", &error), OSCAR_INVALID_ARGUMENT);
+  assert_int_equal(entry_of(r.service, "late").tokens, t.n - 1);
+  old = t;
+  assert_int_equal(say(r.service, "late", &old, 30, 20, 2).reused_exact, t.n - 1);
+  copy_session("a", "other");
+  rig_close(&r);
+  /* One that the service has not touched yet is replaced by a longer one. */
+  rig_open(&r, &o);
+  assert_int_equal(entry_of(r.service, "other").tokens, t.n - 1);
+  say(r.service, "a", &t, 100, 50, 3);
+  assert_done(service_session_save(r.service, "a", &error));
+  copy_session("a", "other");
+  old = t;
+  say(r.service, "other", &old, 30, 20, 4);
+  say(r.service, "a", &t, 30, 20, 4);
+  assert_memory_equal(t.ids, old.ids, (size_t)t.n * sizeof *t.ids);
+  /* What cannot be used is not overwritten. */
+  snprintf(path, sizeof path, "%s/bad.session", folder);
+  FILE *f = fopen(path, "wb");
+  fputs("this is not a session", f);
+  fclose(f);
+  assert_false(exists(r.service, "bad"));
+  assert_int_equal(service_session_rename(r.service, "a", "bad", &error), OSCAR_FORMAT);
+  struct request_options options = client_options(t.ids, t.n, 5);
+  options.session = "bad";
+  client_submit(r.service, &c, options);
+  client_wait(&c);
+  assert_int_equal(c.answers[0].reason, FINISH_ERROR);
+  assert_non_null(strstr(c.answers[0].error, "there is a session bad that cannot be used here"));
+  client_clear(&c);
+  rig_close(&r);
+  assert_int_equal(stat(path, &info), 0);
+  assert_int_equal(info.st_size, 21);
+  remove_folder();
+}
+
 static void sessions_are_forked_renamed_annotated_and_deleted(void **state) {
   (void)state;
   struct rig r;
@@ -333,6 +401,7 @@ int main(void) {
       cmocka_unit_test(a_session_goes_on_without_computing_again),
       cmocka_unit_test(sessions_come_back_bit_for_bit),
       cmocka_unit_test(sessions_outlive_the_service),
+      cmocka_unit_test(files_of_other_programs_are_taken_up_or_left_alone),
       cmocka_unit_test(sessions_are_forked_renamed_annotated_and_deleted),
       cmocka_unit_test(two_requests_of_a_session_follow_each_other),
       cmocka_unit_test(a_running_session_can_be_deleted),

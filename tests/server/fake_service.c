@@ -431,12 +431,6 @@ void service_cancel(struct service *s, uint64_t id) {
 
 /* ---- sessions ---- */
 
-bool session_name_is_valid(const char *name) {
-  static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
-  const size_t n = strlen(name);
-  return n >= 1 && n <= 64 && strspn(name, letters) == n && !strchr("._-", name[0]);
-}
-
 static void copy_entry(const struct kept *from, struct session_entry *to) {
   *to = from->entry;
   to->text = from->entry.text ? strdup(from->entry.text) : NULL;
