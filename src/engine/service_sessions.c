@@ -173,7 +173,9 @@ static oscar_status find_files(struct service *s) {
 oscar_status sessions_create(struct service *s) {
   s->sessions = mem_zalloc(s->context, 1, sizeof *s->sessions);
   if (!s->sessions) return OSCAR_NO_MEMORY;
-  return s->folder ? find_files(s) : OSCAR_OK;
+  if (!s->folder) return OSCAR_OK;
+  file_remove_abandoned(s->context, s->folder, SESSION_FILE_SUFFIX);
+  return find_files(s);
 }
 
 void sessions_free(struct service *s) {
