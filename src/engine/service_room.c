@@ -63,6 +63,20 @@ void answer_preempt(struct service *s, struct answer *a) {
   a->state = ANSWER_AWAY;
 }
 
+bool youngest_preempt(struct service *s, int least) {
+  struct answer *youngest = NULL;
+  int there = 0;
+  for (int i = 0; i < s->n_admitted; i++) {
+    struct answer *a = s->admitted[i];
+    if (!a->sequence) continue;
+    there++;
+    if (!youngest || a->age > youngest->age) youngest = a;
+  }
+  if (there < least) return false;
+  answer_preempt(s, youngest);
+  return true;
+}
+
 /* ---- coming ---- */
 
 static oscar_status take_known(struct service *s, const int32_t *ids, int64_t n, oscar_sequence **sequence,

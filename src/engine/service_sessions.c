@@ -508,12 +508,20 @@ oscar_status service_session_save(struct service *s, const char *name, struct se
   return service_command(s, &command);
 }
 
+/* Onto the device, for somebody who asks for it now: answers under way give way, too. */
+static oscar_status bring_now(struct service *s, struct session *x) {
+  oscar_status status;
+  do status = session_bring(s, x);
+  while (status == OSCAR_NO_SPACE && youngest_preempt(s, 1));
+  return status;
+}
+
 static oscar_status load_command(struct service *s, struct command *command) {
   struct session *x;
   const oscar_status status = find_named(s, command->name, &x);
   if (status != OSCAR_OK || x->request) return status;
   touch(s, x);
-  return session_bring(s, x);
+  return bring_now(s, x);
 }
 
 oscar_status service_session_load(struct service *s, const char *name, struct service_error *error) {
@@ -528,11 +536,11 @@ static oscar_status fork_command(struct service *s, struct command *command) {
   oscar_status status = find_unused(s, command->name, &x);
   if (status == OSCAR_OK) status = check_new_name(s, command->other);
   if (status == OSCAR_OK) status = session_get_ids(s, x);
-  if (status == OSCAR_OK) status = session_bring(s, x);
+  if (status == OSCAR_OK) status = bring_now(s, x);
   if (status != OSCAR_OK) return status;
   x->busy = true;
   do status = x->sequence ? oscar_sequence_fork(x->sequence, &sequence) : OSCAR_OK;
-  while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+  while (status == OSCAR_NO_SPACE && (room_make(s, oscar_cache_shortfall(s->engine->cache)) || youngest_preempt(s, 1)));
   x->busy = false;
   if (status != OSCAR_OK) return status;
   copy = add(s, command->other);

@@ -218,19 +218,7 @@ static void run_each(struct service *s, bool drawn) {
 /* Something goes so that the step can be tried again: what nobody uses, else the youngest answer. False: the answer that is left
  * does not fit alone, although it was admitted. */
 static bool make_way(struct service *s) {
-  struct answer *youngest = NULL;
-  int there = 0;
-  if (room_make(s, oscar_cache_shortfall(s->engine->cache))) return true;
-  for (int i = 0; i < s->n_admitted; i++) {
-    struct answer *a = s->admitted[i];
-    if (!a->sequence) continue;
-    there++;
-    if (!youngest || a->age > youngest->age) youngest = a;
-  }
-  if (there > 1) {
-    answer_preempt(s, youngest);
-    return true;
-  }
+  if (room_make(s, oscar_cache_shortfall(s->engine->cache)) || youngest_preempt(s, 2)) return true;
   struct step *step = s->step;
   if (step->feeding < 0 || step->jobs[step->feeding].n == 1) return false;
   step->most_fed = step->jobs[step->feeding].n / 2;
