@@ -144,10 +144,9 @@ def edited(options):
             whole = first_token(s.port, prompt)
             answer, _ = complete(s.port, prompt[:4000] + prompt[4050:], 1)
             n, known = cached(answer)
-            # The same, other words afterwards: how long that takes.
             changed = first_token(s.port, prompt[:4000] + prompt[4100:])
-            print(f"  {n} tokens, {known} cached: {n - known} computed, {n - known - (n - 4000)} more than follow the edit; first token after {whole:.2f} s, "
-                  f"after another edit {changed:.2f} s")
+            print(f"  {n} tokens, {known} cached: {n - known} computed, {n - known - (n - 4000)} more than follow the edit; first token {whole:.2f} s before the edit, "
+                  f"after another one {changed:.2f} s")
 
 
 def session(options):
