@@ -4,13 +4,19 @@
  * A writer's temporary file lies beside its target (rename is atomic within a file system only) and carries the id of the thread,
  * which is unique in the whole system, so that two threads or programs writing the same target do not meet; the last rename wins
  * with a whole file.
+ *
+ * The temporary is locked (flock) while its writer lives. The lock goes with the process, however that ends, and holds across
+ * containers that share a folder, which ids of threads do not.
  */
 #include "base/file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -68,6 +74,8 @@ oscar_status file_writer_open(oscar_context *context, const char *path, struct f
     file_writer_abort(context, writer);
     return status;
   }
+  (void)flock(fileno(writer->stream),
+              LOCK_EX | LOCK_NB); /* not every file system can: then it is not told from an abandoned one */
   return OSCAR_OK;
 }
 
@@ -84,6 +92,7 @@ static void sync_folder(char *path) {
 oscar_status file_writer_commit(oscar_context *context, struct file_writer *writer) {
   bool written = fflush(writer->stream) == 0 && !ferror(writer->stream) && fsync(fileno(writer->stream)) == 0;
   int why = errno;
+  const int lock = dup(fileno(writer->stream)); /* held until the file has its name */
   if (fclose(writer->stream) != 0 && written) {
     written = false;
     why = errno;
@@ -93,6 +102,7 @@ oscar_status file_writer_commit(oscar_context *context, struct file_writer *writ
     written = false;
     why = errno;
   }
+  if (lock >= 0) close(lock);
   oscar_status status = OSCAR_OK;
   if (!written) {
     status = set_error(context, OSCAR_IO, "%s: cannot be written: %s", writer->path, strerror(why));
@@ -111,6 +121,32 @@ void file_writer_abort(oscar_context *context, struct file_writer *writer) {
   mem_free(context, writer->temporary);
   mem_free(context, writer->path);
   *writer = (struct file_writer){0};
+}
+
+/* "NAME<suffix>.<digits>.tmp" */
+static bool is_temporary(const char *name, const char *suffix) {
+  const size_t n = strlen(name), end = strlen(".tmp"), suffix_bytes = strlen(suffix);
+  if (n < end || strcmp(name + n - end, ".tmp") != 0) return false;
+  size_t at = n - end, digits = 0;
+  for (; at > 0 && name[at - 1] >= '0' && name[at - 1] <= '9'; at--) digits++;
+  if (digits == 0 || at == 0 || name[--at] != '.') return false;
+  return at > suffix_bytes && memcmp(name + at - suffix_bytes, suffix, suffix_bytes) == 0;
+}
+
+void file_remove_abandoned(oscar_context *context, const char *folder, const char *suffix) {
+  DIR *all = opendir(folder);
+  if (!all) return;
+  for (struct dirent *entry; (entry = readdir(all));) {
+    char path[PATH_MAX];
+    if (!is_temporary(entry->d_name, suffix)) continue;
+    if ((size_t)snprintf(path, sizeof path, "%s/%s", folder, entry->d_name) >= sizeof path) continue;
+    const int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0) continue;
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0 && unlink(path) == 0)
+      log_line(context, OSCAR_LOG_WARNING, "%s: removed: whoever wrote it has not come to the end", path);
+    close(fd);
+  }
+  closedir(all);
 }
 
 oscar_status file_make_folders(oscar_context *context, const char *path) {

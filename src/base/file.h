@@ -24,6 +24,9 @@ struct file_writer {
 oscar_status file_writer_open(oscar_context *context, const char *path, struct file_writer *writer);
 oscar_status file_writer_commit(oscar_context *context, struct file_writer *writer);
 void file_writer_abort(oscar_context *context, struct file_writer *writer);
+/* Removes the temporary files of writers that were killed, of those whose path ends in `suffix`, from a folder, and logs each. A
+ * writer locks its file for as long as it lives, so those that are being written stay, whoever writes them. */
+void file_remove_abandoned(oscar_context *context, const char *folder, const char *suffix);
 
 /* mkdir -p. */
 oscar_status file_make_folders(oscar_context *context, const char *path);

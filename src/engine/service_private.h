@@ -242,6 +242,8 @@ bool room_is_there(struct service *s, size_t bytes);
 size_t room_for_tokens(const struct service *s, int64_t tokens);
 /* The answer leaves the device. */
 void answer_preempt(struct service *s, struct answer *a);
+/* Between steps; false: fewer than `least` answers have pages. */
+bool youngest_preempt(struct service *s, int least);
 /* It comes back, or begins: with a sequence, as far as it is known. NO_SPACE: not now. */
 oscar_status answer_return(struct service *s, struct answer *a);
 oscar_status answer_begin(struct service *s, struct answer *a);

@@ -63,6 +63,20 @@ void answer_preempt(struct service *s, struct answer *a) {
   a->state = ANSWER_AWAY;
 }
 
+bool youngest_preempt(struct service *s, int least) {
+  struct answer *youngest = NULL;
+  int there = 0;
+  for (int i = 0; i < s->n_admitted; i++) {
+    struct answer *a = s->admitted[i];
+    if (!a->sequence) continue;
+    there++;
+    if (!youngest || a->age > youngest->age) youngest = a;
+  }
+  if (there < least) return false;
+  answer_preempt(s, youngest);
+  return true;
+}
+
 /* ---- coming ---- */
 
 static oscar_status take_known(struct service *s, const int32_t *ids, int64_t n, oscar_sequence **sequence,
@@ -76,10 +90,13 @@ static oscar_status take_known(struct service *s, const int32_t *ids, int64_t n,
   return status;
 }
 
-static void note_reuse(struct service *s, struct request *r, int64_t reused, int64_t refilled) {
+static void note_reuse(struct service *s, const struct answer *a, int64_t reused, int64_t refilled) {
+  struct request *r = a->request;
+  s->stats.prompt_tokens += a->n - r->n; /* a session's tokens took the place of others */
+  r->usage.prompt_tokens = a->n;
   r->usage.reused_exact = reused;
   r->usage.refilled = refilled;
-  r->usage.computed = r->n - reused - refilled;
+  r->usage.computed = a->n - reused - refilled;
   s->stats.reused_exact += reused;
   s->stats.refilled += refilled;
   s->stats.computed += r->usage.computed;
@@ -97,7 +114,7 @@ oscar_status answer_begin(struct service *s, struct answer *a) {
     reused = match.reused_tokens;
     refilled = match.refill_tokens;
   }
-  note_reuse(s, r, reused, refilled);
+  note_reuse(s, a, reused, refilled);
   return OSCAR_OK;
 }
 

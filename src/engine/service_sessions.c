@@ -169,7 +169,9 @@ static oscar_status find_files(struct service *s) {
 oscar_status sessions_create(struct service *s) {
   s->sessions = mem_zalloc(s->context, 1, sizeof *s->sessions);
   if (!s->sessions) return OSCAR_NO_MEMORY;
-  return s->folder ? find_files(s) : OSCAR_OK;
+  if (!s->folder) return OSCAR_OK;
+  file_remove_abandoned(s->context, s->folder, SESSION_FILE_SUFFIX);
+  return find_files(s);
 }
 
 void sessions_free(struct service *s) {
@@ -225,6 +227,57 @@ static int64_t common_tokens(const struct session *x, const int32_t *ids, int64_
   return same;
 }
 
+/* Bytes of tokens that are compared with others: what is left of the newest. */
+struct spelling {
+  const int32_t *ids;
+  int64_t at, n;
+  const char *bytes;
+  size_t left;
+};
+
+/* The next token's bytes, once those before it are used up. A control token has none and is only itself. */
+static void spell_on(const struct service *s, struct spelling *x) {
+  if (x->left == 0 && x->at < x->n) x->bytes = tokenizer_piece(s->tokenizer, x->ids[x->at++], false, &x->left);
+}
+
+/* Where the prompt goes on after it has spelled all that the session holds, at the end of a token; 0: it does not. */
+static int64_t spelled_until(const struct service *s, const struct session *x, const int32_t *ids, int64_t n, int64_t same) {
+  struct spelling held = {.ids = x->ids, .at = same, .n = x->n}, asked = {.ids = ids, .at = same, .n = n};
+  while (held.at < held.n || held.left) {
+    const bool between = held.left == 0 && asked.left == 0;
+    if (asked.at == asked.n && asked.left == 0) return 0;
+    spell_on(s, &held);
+    spell_on(s, &asked);
+    if (held.left == 0 || asked.left == 0) { /* a control token */
+      if (!between || held.ids[held.at - 1] != asked.ids[asked.at - 1]) return 0;
+      held.left = asked.left = 0;
+      continue;
+    }
+    const size_t bytes = held.left < asked.left ? held.left : asked.left;
+    if (memcmp(held.bytes, asked.bytes, bytes) != 0) return 0;
+    held.bytes += bytes;
+    asked.bytes += bytes;
+    held.left -= bytes;
+    asked.left -= bytes;
+  }
+  return asked.left == 0 && asked.at < asked.n ? asked.at : 0;
+}
+
+/* The tokens of an answer are the model's choice. Its text, sent back in the next prompt, may become others; where it spells the
+ * same, the session's tokens take their place, and nothing of it is computed again. Returns the tokens that both begin with. */
+static int64_t keep_tokens(struct service *s, const struct session *x, struct answer *a) {
+  struct request *r = a->request;
+  const int64_t same = common_tokens(x, a->ids, a->n - 1);
+  if (same == x->n) return same;
+  const int64_t from = spelled_until(s, x, a->ids, a->n, same), n = x->n + a->n - from, more = n - a->n;
+  if (from == 0 || n >= s->context_tokens || (more > 0 && answer_reserve(s, a, more) != OSCAR_OK)) return same;
+  memmove(a->ids + x->n, a->ids + from, (size_t)(a->n - from) * sizeof *a->ids);
+  memcpy(a->ids + same, x->ids + same, (size_t)(x->n - same) * sizeof *a->ids);
+  a->n = n;
+  if (r->max_tokens > s->context_tokens - n) r->max_tokens = s->context_tokens - n;
+  return x->n;
+}
+
 /* What the tree knows of the prompt, in tokens that need not be computed. */
 static int64_t tree_knows(const struct service *s, const struct answer *a) {
   oscar_prefix_match match;
@@ -249,7 +302,12 @@ static oscar_status rewind_to(struct service *s, struct session *x, int64_t leng
 static oscar_status lend(struct service *s, struct session *x, struct answer *a, int64_t *reused, int64_t *refilled) {
   oscar_status status = session_get_ids(s, x);
   if (status != OSCAR_OK) return status;
+<<<<<<< HEAD
   int64_t same = common_tokens(x, a->ids, a->n - 1);
+=======
+  int64_t same = x->ids ? keep_tokens(s, x, a) : 0;
+  if (same > x->tokens) same = x->tokens;
+>>>>>>> load
   if (same == 0 || (same < x->tokens && tree_knows(s, a) >= same)) return OSCAR_OK;
   status = session_bring(s, x);
   if (status != OSCAR_OK || !x->sequence) return status;
@@ -457,12 +515,20 @@ oscar_status service_session_save(struct service *s, const char *name, struct se
   return service_command(s, &command);
 }
 
+/* Onto the device, for somebody who asks for it now: answers under way give way, too. */
+static oscar_status bring_now(struct service *s, struct session *x) {
+  oscar_status status;
+  do status = session_bring(s, x);
+  while (status == OSCAR_NO_SPACE && youngest_preempt(s, 1));
+  return status;
+}
+
 static oscar_status load_command(struct service *s, struct command *command) {
   struct session *x;
   const oscar_status status = find_named(s, command->name, &x);
   if (status != OSCAR_OK || x->request) return status;
   touch(s, x);
-  return session_bring(s, x);
+  return bring_now(s, x);
 }
 
 oscar_status service_session_load(struct service *s, const char *name, struct service_error *error) {
@@ -477,11 +543,11 @@ static oscar_status fork_command(struct service *s, struct command *command) {
   oscar_status status = find_unused(s, command->name, &x);
   if (status == OSCAR_OK) status = check_new_name(s, command->other);
   if (status == OSCAR_OK) status = session_get_ids(s, x);
-  if (status == OSCAR_OK) status = session_bring(s, x);
+  if (status == OSCAR_OK) status = bring_now(s, x);
   if (status != OSCAR_OK) return status;
   x->busy = true;
   do status = x->sequence ? oscar_sequence_fork(x->sequence, &sequence) : OSCAR_OK;
-  while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+  while (status == OSCAR_NO_SPACE && (room_make(s, oscar_cache_shortfall(s->engine->cache)) || youngest_preempt(s, 1)));
   x->busy = false;
   if (status != OSCAR_OK) return status;
   copy = add(s, command->other);

@@ -11,11 +11,13 @@
  */
 #include "engine/service_private.h"
 
-/* A step with a prompt beside running answers: the piece is halved above the first, doubled below the second. */
-#define LONG_STEP_NS  120000000
-#define SHORT_STEP_NS 50000000
-#define LEAST_CHUNK   32
-#define FIRST_CHUNK   64
+/* A step with a prompt beside running answers: the next piece is halved until it would take less than the first, and doubled if
+ * one has taken less than the second. A prompt begins with FIRST_CHUNK at most: how deep it begins, and so how long a token of it
+ * takes, is not known from the prompt before it. */
+#define LONG_STEP_NS  100000000
+#define SHORT_STEP_NS 45000000
+#define LEAST_CHUNK   16
+#define FIRST_CHUNK   32
 
 struct step {
   struct forward_job *jobs;
@@ -26,6 +28,7 @@ struct step {
   int64_t tokens;
   int feeding;  /* the job that is a piece of a prompt, or -1 */
   int most_fed; /* tokens of a piece, where room is scarce */
+  uint64_t fed; /* the age of the answer whose prompt the last piece was of */
 };
 
 oscar_status step_create(struct service *s) {
@@ -37,7 +40,6 @@ oscar_status step_create(struct service *s) {
   step->sampling = step->of ? mem_zalloc(s->context, most, sizeof *step->sampling) : NULL;
   step->next = step->sampling ? mem_zalloc(s->context, most, sizeof *step->next) : NULL;
   if (!step->next) return OSCAR_NO_MEMORY;
-  if (s->options.chunk == 0 && s->engine->backend->ops->host_memory && s->chunk > FIRST_CHUNK) s->chunk = FIRST_CHUNK;
   return OSCAR_OK;
 }
 
@@ -81,9 +83,16 @@ static bool anybody_decodes(const struct service *s) {
   return false;
 }
 
+/* A GPU is so fast beside a prompt that it begins with the engine's chunk. */
+static void begin_chunk(struct service *s) {
+  if (s->options.chunk == 0 && s->engine->backend->ops->host_memory && s->chunk > FIRST_CHUNK) s->chunk = FIRST_CHUNK;
+}
+
 static void add_feeding(struct service *s, struct step *step) {
   struct answer *a = oldest_that_feeds(s);
   if (!a) return;
+  if (a->age != step->fed) begin_chunk(s);
+  step->fed = a->age;
   int64_t most = anybody_decodes(s) ? s->chunk : s->engine->options.chunk;
   if (most > s->engine->options.chunk - step->tokens) most = s->engine->options.chunk - step->tokens;
   if (step->most_fed && most > step->most_fed) most = step->most_fed;
@@ -209,31 +218,18 @@ static void run_each(struct service *s, bool drawn) {
 /* Something goes so that the step can be tried again: what nobody uses, else the youngest answer. False: the answer that is left
  * does not fit alone, although it was admitted. */
 static bool make_way(struct service *s) {
-  struct answer *youngest = NULL;
-  int there = 0;
-  if (room_make(s, oscar_cache_shortfall(s->engine->cache))) return true;
-  for (int i = 0; i < s->n_admitted; i++) {
-    struct answer *a = s->admitted[i];
-    if (!a->sequence) continue;
-    there++;
-    if (!youngest || a->age > youngest->age) youngest = a;
-  }
-  if (there > 1) {
-    answer_preempt(s, youngest);
-    return true;
-  }
+  if (room_make(s, oscar_cache_shortfall(s->engine->cache)) || youngest_preempt(s, 2)) return true;
   struct step *step = s->step;
   if (step->feeding < 0 || step->jobs[step->feeding].n == 1) return false;
   step->most_fed = step->jobs[step->feeding].n / 2;
   return true;
 }
 
+/* By what a step with a piece of `fed` tokens has taken. */
 static void adapt_chunk(struct service *s, int64_t ns, int fed) {
   if (s->options.chunk) return;
-  if (ns > LONG_STEP_NS && s->chunk >= 2 * LEAST_CHUNK)
-    s->chunk /= 2;
-  else if (ns < SHORT_STEP_NS && fed >= s->chunk - PAGE_TOKENS && 2 * s->chunk <= s->engine->options.chunk)
-    s->chunk *= 2;
+  if (ns < SHORT_STEP_NS && fed >= s->chunk - PAGE_TOKENS && 2 * s->chunk <= s->engine->options.chunk) s->chunk *= 2;
+  for (; ns > LONG_STEP_NS && s->chunk >= 2 * LEAST_CHUNK; ns /= 2) s->chunk /= 2;
 }
 
 /* Of steps that decode only: each reads all that its sequences hold. A GPU tells the time of the step as a whole. */

@@ -227,6 +227,43 @@ static void an_aborted_write_leaves_the_old_file(void **state) {
   oscar_context_free(c);
 }
 
+static void touch(const char *path) {
+  FILE *file = fopen(path, "w");
+  assert_non_null(file);
+  fclose(file);
+}
+
+static void what_killed_writers_left_is_removed(void **state) {
+  (void)state;
+  static const char *const abandoned[] = {"a.session.123.tmp", "a.b.session.4.tmp"};
+  static const char *const others[] = {"a.session", "b.session.tmp", "c.session.12x.tmp", ".session.1.tmp", "d.other.1.tmp"};
+  oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
+  char folder[] = "/tmp/oscar-test-XXXXXX", path[128];
+  assert_non_null(mkdtemp(folder));
+  for (size_t i = 0; i < ARRAY_LENGTH(abandoned); i++) {
+    snprintf(path, sizeof path, "%s/%s", folder, abandoned[i]);
+    touch(path);
+  }
+  for (size_t i = 0; i < ARRAY_LENGTH(others); i++) {
+    snprintf(path, sizeof path, "%s/%s", folder, others[i]);
+    touch(path);
+  }
+  struct file_writer w;
+  snprintf(path, sizeof path, "%s/written.session", folder);
+  assert_ok(c, file_writer_open(c, path, &w));
+  fputs("whole", w.stream);
+  file_remove_abandoned(c, folder, ".session");
+  assert_ok(c, file_writer_commit(c, &w)); /* it was there still */
+  assert_int_equal(unlink(path), 0);
+  for (size_t i = 0; i < ARRAY_LENGTH(others); i++) {
+    snprintf(path, sizeof path, "%s/%s", folder, others[i]);
+    assert_int_equal(unlink(path), 0);
+  }
+  assert_int_equal(rmdir(folder), 0);
+  file_remove_abandoned(c, folder, ".session"); /* there is none: no harm */
+  oscar_context_free(c);
+}
+
 static void the_folder_of_a_file_is_made(void **state) {
   (void)state;
   oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
@@ -351,6 +388,7 @@ int main(void) {
       cmocka_unit_test(an_aborted_write_leaves_the_old_file),
       cmocka_unit_test(released_pages_leave_and_come_back),
       cmocka_unit_test(a_full_disk_is_reported_and_changes_nothing),
+      cmocka_unit_test(what_killed_writers_left_is_removed),
       cmocka_unit_test(the_folder_of_a_file_is_made),
       cmocka_unit_test(a_users_folders_follow_the_standard),
   };

@@ -122,6 +122,40 @@ static void a_session_goes_on_without_computing_again(void **state) {
   rig_close(&r);
 }
 
+/* The vocabulary is "a", "b" and "ab" (small_model.h), and ids that spell nothing and are only themselves. */
+static void the_same_text_in_other_tokens_is_not_computed_again(void **state) {
+  (void)state;
+  enum { PROMPT = 200, ANSWER = 50, A = 0, B = 1, AB = 2 };
+  static const struct {
+    int32_t in_its_place[2];
+    bool spells_it;
+  } cases[] = {{{A, B}, true}, {{A, A}, false}, {{A, 9}, false}, {{9, B}, false}};
+  const struct rig_options o = rig_options(model.path);
+  for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
+    struct rig r;
+    struct talk t = {.n = 0}, other = {.n = 0};
+    rig_open(&r, &o);
+    some_ids(1, PROMPT, t.ids);
+    t.ids[PROMPT - 5] = AB;
+    t.n = PROMPT;
+    say(r.service, "chat", &t, 0, ANSWER, 0);
+    memcpy(other.ids, t.ids, (PROMPT - 5) * sizeof *t.ids);
+    memcpy(other.ids + PROMPT - 5, cases[i].in_its_place, sizeof cases[i].in_its_place);
+    memcpy(other.ids + PROMPT - 3, t.ids + PROMPT - 4, (ANSWER + 4) * sizeof *t.ids);
+    other.n = t.n + 1;
+    const struct request_usage usage = say(r.service, "chat", &other, 30, ANSWER, 2);
+    if (cases[i].spells_it) {
+      assert_int_equal(usage.prompt_tokens, t.n + 30);
+      assert_int_equal(usage.reused_exact, t.n - 1);
+      assert_int_equal(usage.computed, 31);
+    } else {
+      assert_int_equal(usage.prompt_tokens, t.n + 31);
+      assert_true(usage.reused_exact < PROMPT - 4);
+    }
+    rig_close(&r);
+  }
+}
+
 static void sessions_come_back_bit_for_bit(void **state) {
   (void)state;
   struct rig r;
@@ -399,6 +433,7 @@ static void names_are_checked(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_session_goes_on_without_computing_again),
+      cmocka_unit_test(the_same_text_in_other_tokens_is_not_computed_again),
       cmocka_unit_test(sessions_come_back_bit_for_bit),
       cmocka_unit_test(sessions_outlive_the_service),
       cmocka_unit_test(files_of_other_programs_are_taken_up_or_left_alone),
