@@ -36,8 +36,8 @@ static int graded_crumbs(int total, uint8_t *crumbs) {
   return channels + total / 2;
 }
 
-/* turning: quarters of the pairs of channels that have a mean that turns. They are spread as far as can be, other ones in every
- * head: no two are neighbours where half turn. */
+/* turning: quarters of the pairs of channels that have a mean that turns, other ones in every head. Where half of them turn, two
+ * and two are neighbours; in fits three are on average. */
 static oscar_codec *make_turning_codec(oscar_context *context, int d, oscar_row_form form, oscar_side side, int turning,
                                        int head) {
   bool graded = form != OSCAR_ROW_SCALE_ZERO && side == OSCAR_KEYS;
@@ -52,7 +52,7 @@ static oscar_codec *make_turning_codec(oscar_context *context, int d, oscar_row_
   int pairs = 0;
   for (int i = 0; i < d / 2; i++) {
     frequencies[i] = powf(1e5f, -2 * (float)i / (float)d);
-    if ((i + head) * turning % 4 < turning) pair[pairs++] = (uint16_t)i;
+    if ((i / 2 + head) * turning % 4 < turning) pair[pairs++] = (uint16_t)i;
   }
   oscar_codec_spec spec = {.head_dim = d,
                            .channels = m,
