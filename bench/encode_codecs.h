@@ -37,7 +37,7 @@ static int graded_crumbs(int total, uint8_t *crumbs) {
 }
 
 /* turning: quarters of the pairs of channels that have a mean that turns, other ones in every head. Where half of them turn, two
- * and two are neighbours; in fits three are on average. */
+ * and two are neighbours; in fits it is two or three. */
 static oscar_codec *make_turning_codec(oscar_context *context, int d, oscar_row_form form, oscar_side side, int turning,
                                        int head) {
   bool graded = form != OSCAR_ROW_SCALE_ZERO && side == OSCAR_KEYS;
