@@ -263,7 +263,7 @@ oscar_status graded_find_keys(const oscar_calib *calib, int layer, int kv_head, 
   w->kept = 0;
   if (w->rotary_dim) find_rotating_mean(l, &l->heads[kv_head], w);
   oscar_status status = describe_keys(calib, layer, kv_head, o, w);
-  const int count = (int)((double)o->rotating_share * (w->rotary_dim / 2));
+  const int pairs = w->rotary_dim / 2, count = (int)((double)o->rotating_share * pairs);
   if (status != OSCAR_OK || count == w->kept) return status;
   keep_dearest(l, o, w, count);
   return describe_keys(calib, layer, kv_head, o, w);
