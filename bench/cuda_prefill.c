@@ -55,18 +55,18 @@ static void check(oscar_status status) {
   exit(1);
 }
 
-/* One codec serves all heads. */
 static oscar_codec_set *make_set(const struct options *o, int form) {
   if (!forms[form].coded) return NULL;
   const oscar_codec_set_info info = {1, o->kv_heads, o->head_dim, "bench", "", ""};
   oscar_codec_set *set;
   check(oscar_codec_set_create(context, &info, &set));
-  for (int side = 0; side < 2; side++) {
-    oscar_codec *codec = make_turning_codec(context, o->head_dim, forms[form].form, (oscar_side)side,
-                                            side == OSCAR_KEYS ? forms[form].turning * o->head_dim / 8 : 0);
-    for (int head = 0; head < o->kv_heads; head++) check(oscar_codec_set_assign(set, 0, head, (oscar_side)side, codec));
-    oscar_codec_release(codec);
-  }
+  for (int side = 0; side < 2; side++)
+    for (int head = 0; head < o->kv_heads; head++) {
+      oscar_codec *codec = make_turning_codec(context, o->head_dim, forms[form].form, (oscar_side)side,
+                                              side == OSCAR_KEYS ? forms[form].turning : 0, head);
+      check(oscar_codec_set_assign(set, 0, head, (oscar_side)side, codec));
+      oscar_codec_release(codec);
+    }
   return set;
 }
 

@@ -36,8 +36,10 @@ static int graded_crumbs(int total, uint8_t *crumbs) {
   return channels + total / 2;
 }
 
-/* turning: pairs of channels whose mean turns. */
-static oscar_codec *make_turning_codec(oscar_context *context, int d, oscar_row_form form, oscar_side side, int turning) {
+/* turning: quarters of the pairs of channels that have a mean that turns, other ones in every head. Where half of them turn, two
+ * and two are neighbours; in fits it is two or three. */
+static oscar_codec *make_turning_codec(oscar_context *context, int d, oscar_row_form form, oscar_side side, int turning,
+                                       int head) {
   bool graded = form != OSCAR_ROW_SCALE_ZERO && side == OSCAR_KEYS;
   uint8_t crumbs[MOST_DIM];
   uint16_t pair[MOST_DIM / 2];
@@ -47,9 +49,10 @@ static oscar_codec *make_turning_codec(oscar_context *context, int d, oscar_row_
   for (int i = 0; i < m; i++) steps[i] = form == OSCAR_ROW_SCALE_ZERO ? 1 : codec_gaussian_step(crumbs[i]);
   for (int i = 0; i < d; i++) mean[i] = 0.1f * normal();
   for (int i = 0; i < d * m; i++) matrix[i] = normal() / sqrtf((float)d);
+  int pairs = 0;
   for (int i = 0; i < d / 2; i++) {
     frequencies[i] = powf(1e5f, -2 * (float)i / (float)d);
-    pair[i] = (uint16_t)i;
+    if ((i / 2 + head) * turning % 4 < turning) pair[pairs++] = (uint16_t)i;
   }
   oscar_codec_spec spec = {.head_dim = d,
                            .channels = m,
@@ -62,11 +65,11 @@ static oscar_codec *make_turning_codec(oscar_context *context, int d, oscar_row_
                            .encode = matrix,
                            .decode = matrix};
   oscar_rope *rope = NULL;
-  if (turning > 0) {
+  if (pairs > 0) {
     oscar_rope_spec rope_spec = {OSCAR_ROPE_HALVES, d, frequencies};
     if (oscar_rope_create(context, &rope_spec, &rope) != OSCAR_OK) exit(1);
     spec.rope = rope;
-    spec.rotating_pairs = turning;
+    spec.rotating_pairs = pairs;
     spec.rotating_pair = pair;
     spec.rotating_mean = mean;
   }
@@ -81,7 +84,7 @@ static oscar_codec *make_turning_codec(oscar_context *context, int d, oscar_row_
 }
 
 static inline oscar_codec *make_codec(oscar_context *context, int d, oscar_row_form form, oscar_side side) {
-  return make_turning_codec(context, d, form, side, form != OSCAR_ROW_SCALE_ZERO && side == OSCAR_KEYS ? d / 2 : 0);
+  return make_turning_codec(context, d, form, side, form != OSCAR_ROW_SCALE_ZERO && side == OSCAR_KEYS ? 4 : 0, 0);
 }
 
 /* Rows [rows][d] in BF16: Gaussian, with norms that vary by an octave each way. */

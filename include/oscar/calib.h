@@ -112,17 +112,16 @@ typedef struct oscar_graded_options {
   const double *layer_costs;
   oscar_row_form key_form, value_form; /* LOG_GAINS (up to four gains a row) or GAIN (one) */
   bool rotating_mean;                  /* where a rope was described */
-  float rotating_tolerance; /* pairs of it that hardly turn within the positions are left out, the slowest first, for at
-                               most this share of the errors that are expected of codes anyway, on average over the
-                               heads of a layer, which all keep as many. 0: all pairs stay */
-  int64_t positions;        /* that the codec is for: statistics of keys are averaged over windows that
-                               begin at 0 to here (their keys follow from those of the text). 0: as in the text */
-  float ridge;              /* added to M, in units of its mean diagonal */
-  bool unbiased_values;     /* values scaled by 1/(1 - D), D the relative error of their codes */
-  int mixing;               /* channels of equal crumbs are mixed by Hadamards of at most this order, a power of two */
+  float rotating_share;                /* 0 .. 1: of its pairs, those that are kept: in every head the ones without which codes
+                                          would lose most. 1: all pairs, 0: none */
+  int64_t positions;                   /* that the codec is for: statistics of keys are averaged over windows that
+                                          begin at 0 to here (their keys follow from those of the text). 0: as in the text */
+  float ridge;                         /* added to M, in units of its mean diagonal */
+  bool unbiased_values;                /* values scaled by 1/(1 - D), D the relative error of their codes */
+  int mixing;                          /* channels of equal crumbs are mixed by Hadamards of at most this order, a power of two */
 } oscar_graded_options;
 
-/* 2 bits, the same in all layers, LOG_GAINS, rotating mean with a tolerance of 0.1, positions as in the text, ridge 0.05,
+/* 2 bits, the same in all layers, LOG_GAINS, rotating mean in half of the pairs, positions as in the text, ridge 0.05,
  * unbiased, mixing 8 */
 OSCAR_API void oscar_graded_options_default(oscar_graded_options *options);
 

@@ -23,7 +23,7 @@ void oscar_graded_options_default(oscar_graded_options *o) {
                               .key_form = OSCAR_ROW_LOG_GAINS,
                               .value_form = OSCAR_ROW_LOG_GAINS,
                               .rotating_mean = true,
-                              .rotating_tolerance = 0.1f,
+                              .rotating_share = 0.5f,
                               .positions = 0,
                               .ridge = 0.05f,
                               .unbiased_values = true,
@@ -315,7 +315,6 @@ struct budget {
   int layers, heads, d, blocks; /* blocks: of 16 crumbs in a row with all crumbs there can be */
   double *error;                /* [layers][blocks] of keys, what is left of it with 1, 2, ... blocks */
   int *keys;                    /* [layers] blocks given */
-  int *pairs;                   /* [layers] of the rotating mean */
   int values;                   /* blocks of every layer */
 };
 
@@ -340,7 +339,7 @@ static oscar_status gather_head(const oscar_calib *calib, const oscar_graded_opt
                                 struct budget *b) {
   double variance[OSCAR_MAX_HEAD_DIM] = {0}, left;
   oscar_codec *codec = NULL;
-  oscar_status status = graded_find_keys(calib, layer, h, o, b->pairs[layer], w);
+  oscar_status status = graded_find_keys(calib, layer, h, o, w);
   if (status != OSCAR_OK) return status;
   memcpy(variance, w->values, sizeof *variance * (size_t)b->d);
   status = fit_keys(calib, layer, h, o, b->d, w, &codec, &left);
@@ -408,12 +407,11 @@ static oscar_status check_options(const oscar_calib *calib, const oscar_graded_o
     if (!(o->layer_costs[layer] >= 0 && isfinite(o->layer_costs[layer])))
       return set_error(context, OSCAR_INVALID_ARGUMENT, "fit: layer_costs[%d] is %g", layer, o->layer_costs[layer]);
   if (!is_gain_form(o->key_form) || !is_gain_form(o->value_form) || !(o->ridge > 0 && isfinite(o->ridge)) ||
-      !(o->rotating_tolerance >= 0 && isfinite(o->rotating_tolerance)) || o->mixing < 1 || o->mixing > d ||
-      (o->mixing & (o->mixing - 1)))
+      !(o->rotating_share >= 0 && o->rotating_share <= 1) || o->mixing < 1 || o->mixing > d || (o->mixing & (o->mixing - 1)))
     return set_error(context, OSCAR_INVALID_ARGUMENT,
-                     "fit: forms %d and %d, ridge %g, mixing %d, rotating_tolerance %g; expected GAIN or LOG_GAINS, a positive "
-                     "ridge, a power of two up to head_dim, 0 or more",
-                     (int)o->key_form, (int)o->value_form, (double)o->ridge, o->mixing, (double)o->rotating_tolerance);
+                     "fit: forms %d and %d, ridge %g, mixing %d, rotating_share %g; expected GAIN or LOG_GAINS, a positive "
+                     "ridge, a power of two up to head_dim, 0 to 1",
+                     (int)o->key_form, (int)o->value_form, (double)o->ridge, o->mixing, (double)o->rotating_share);
   return OSCAR_OK;
 }
 
@@ -425,7 +423,7 @@ static oscar_status fit_head(const oscar_calib *calib, int layer, int kv_head, c
     oscar_status status = OSCAR_OK;
     if (side == OSCAR_VALUES)
       status = fit_values(calib, layer, kv_head, o, 16 * b->values, w, &codec, &left);
-    else if ((status = graded_find_keys(calib, layer, kv_head, o, b->pairs[layer], w)) == OSCAR_OK)
+    else if ((status = graded_find_keys(calib, layer, kv_head, o, w)) == OSCAR_OK)
       status = fit_keys(calib, layer, kv_head, o, 16 * b->keys[layer], w, &codec, &left);
     if (status == OSCAR_OK) status = oscar_codec_set_assign(set, layer, kv_head, (oscar_side)side, codec);
     oscar_codec_release(codec);
@@ -438,18 +436,14 @@ static oscar_status fit_set(const oscar_calib *calib, const oscar_graded_options
   const oscar_calib_geometry *g = &calib->geometry;
   oscar_context *context = calib->context;
   size_t layers = (size_t)g->layers;
-  struct budget b = {g->layers, g->kv_heads, g->head_dim, MOST_CRUMBS * g->head_dim / 16, NULL, NULL, NULL, 0};
+  struct budget b = {g->layers, g->kv_heads, g->head_dim, MOST_CRUMBS * g->head_dim / 16, NULL, NULL, 0};
   b.keys = mem_zalloc(context, layers, sizeof *b.keys);
-  b.pairs = b.keys ? mem_zalloc(context, layers, sizeof *b.pairs) : NULL;
-  b.error = b.pairs ? mem_zalloc(context, layers * (size_t)b.blocks, sizeof *b.error) : NULL;
+  b.error = b.keys ? mem_zalloc(context, layers * (size_t)b.blocks, sizeof *b.error) : NULL;
   oscar_status status = b.error ? OSCAR_OK : OSCAR_NO_MEMORY;
-  for (int layer = 0; status == OSCAR_OK && layer < g->layers; layer++)
-    status = graded_count_pairs(calib, layer, o, w, &b.pairs[layer]);
   if (status == OSCAR_OK) status = spend(calib, o, w, &b);
   for (int layer = 0; status == OSCAR_OK && layer < g->layers; layer++)
     for (int h = 0; status == OSCAR_OK && h < g->kv_heads; h++) status = fit_head(calib, layer, h, o, &b, w, set);
   mem_free(context, b.error);
-  mem_free(context, b.pairs);
   mem_free(context, b.keys);
   return status == OSCAR_OK ? oscar_codec_set_check(set) : status;
 }

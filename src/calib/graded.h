@@ -15,7 +15,7 @@ struct work {
   double *metric, *root, *inverse_root, *covariance, *vectors, *product, *basis, *dual;
   double *values, *mean; /* [d] */
   double *wave_mean;     /* [R] the rotating mean: for each pair b1, then for each pair b2; 0 for pairs that are left out */
-  int kept;              /* pairs that are not left out, the first of all; their numbers in `pairs` */
+  int kept;              /* pairs that are not left out; their numbers, ascending, in `pairs` */
   double *lapack;
   lapack_int *integers;
   lapack_int lapack_size, integers_size;
@@ -41,11 +41,8 @@ oscar_status graded_eigen(struct work *w, double *a);
 void graded_regularize(int d, double raw_trace, double *covariance);
 
 /* ---- graded_keys.c ---- */
-/* Everything about the keys of a head but their crumbs, with the first `pairs` pairs of the rotating mean: w->mean, wave_mean,
- * kept and pairs; basis (columns), dual (rows) and the variances in w->values, descending. */
-oscar_status graded_find_keys(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, int pairs,
-                              struct work *w);
-/* Pairs that all heads of a layer keep. */
-oscar_status graded_count_pairs(const oscar_calib *calib, int layer, const oscar_graded_options *o, struct work *w, int *pairs);
+/* Everything about the keys of a head but their crumbs: w->mean, wave_mean, kept (alike in all heads of a layer) and pairs; basis
+ * (columns), dual (rows) and the variances in w->values, descending. */
+oscar_status graded_find_keys(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, struct work *w);
 
 #endif

@@ -91,8 +91,9 @@ static void average_places(const struct attended_layer *l, const oscar_graded_op
 /* ---- which pairs turn ---- */
 
 /*
- * Pairs that hardly turn within the positions that the codec is for need no rotating mean: where they stay is part of the fixed
- * one. RoPE's pairs come in the order of their speed, the slowest last, so a count says which turn.
+ * Every pair that turns costs time whenever scores are made. Those that hardly turn within the positions that the codec is for
+ * need no rotating mean: where they stay is part of the fixed one. Nor do those whose mean is small, or lies where codes are fine
+ * enough to hold it. So a head keeps the pairs that it would miss most.
  */
 
 /* The share of a pair's squared vector that varies over the positions: all but the square of its mean. */
@@ -120,19 +121,23 @@ static double pair_cost(const struct attended_layer *l, const oscar_graded_optio
   return (b1 * b1 + b2 * b2) / 2 * left * varying_share(l, o, pair);
 }
 
-/* Adds to share[pair] what leaving out a pair adds to a head's errors, as a share of what is expected of them anyway, when w has
- * what is fitted with all pairs. */
-static void add_pair_shares(const struct attended_layer *l, const oscar_graded_options *o, const struct work *w, double *share) {
+/* Keeps the `count` pairs that would cost most without, in w->pairs in ascending order; of two that cost as much, the first. w
+ * has what is fitted with all pairs. */
+static void keep_dearest(const struct attended_layer *l, const oscar_graded_options *o, struct work *w, int count) {
+  const int pairs = w->kept;
   uint8_t crumbs[OSCAR_MAX_HEAD_DIM] = {0};
-  double expected = 0;
+  double cost[OSCAR_MAX_HEAD_DIM / 2] = {0};
   crumbs_allocate(w->d, w->values, w->d, 0, crumbs);
-  for (int k = 0; k < w->d; k++) expected += w->values[k] * (double)codec_gaussian_error(crumbs[k]);
-  for (int i = 0; i < w->kept; i++) share[i] += pair_cost(l, o, w, crumbs, i) / expected;
-}
-
-static void leave_out_from(struct work *w, int pairs) {
-  for (int i = pairs; i < w->kept; i++) w->wave_mean[i] = w->wave_mean[w->rotary_dim / 2 + i] = 0;
-  w->kept = pairs;
+  for (int i = 0; i < pairs; i++) cost[i] = pair_cost(l, o, w, crumbs, i);
+  w->kept = 0;
+  for (int i = 0; i < pairs; i++) {
+    int dearer = 0;
+    for (int k = 0; k < pairs; k++) dearer += cost[k] > cost[i] || (cost[k] == cost[i] && k < i);
+    if (dearer < count)
+      w->pairs[w->kept++] = (uint16_t)i;
+    else
+      w->wave_mean[i] = w->wave_mean[pairs + i] = 0;
+  }
 }
 
 /* w->covariance of what remains of the keys when the rotating mean is taken off: with k the keys, B the map from waves to it,
@@ -252,35 +257,14 @@ static oscar_status describe_keys(const oscar_calib *calib, int layer, int kv_he
   return find_basis(w);
 }
 
-/* Everything about the keys of a head but their crumbs, with all pairs of the rotating mean. */
-static oscar_status find_keys_of_all_pairs(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o,
-                                           struct work *w) {
+oscar_status graded_find_keys(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, struct work *w) {
   const struct attended_layer *l = &calib->attended->layers[layer];
   w->rotary_dim = o->rotating_mean ? l->rotary_dim : 0;
   w->kept = 0;
   if (w->rotary_dim) find_rotating_mean(l, &l->heads[kv_head], w);
+  oscar_status status = describe_keys(calib, layer, kv_head, o, w);
+  const int pairs = w->rotary_dim / 2, count = (int)((double)o->rotating_share * pairs);
+  if (status != OSCAR_OK || count == w->kept) return status;
+  keep_dearest(l, o, w, count);
   return describe_keys(calib, layer, kv_head, o, w);
-}
-
-oscar_status graded_find_keys(const oscar_calib *calib, int layer, int kv_head, const oscar_graded_options *o, int pairs,
-                              struct work *w) {
-  oscar_status status = find_keys_of_all_pairs(calib, layer, kv_head, o, w);
-  if (status != OSCAR_OK || w->kept == pairs) return status;
-  leave_out_from(w, pairs);
-  return describe_keys(calib, layer, kv_head, o, w);
-}
-
-oscar_status graded_count_pairs(const oscar_calib *calib, int layer, const oscar_graded_options *o, struct work *w, int *pairs) {
-  const struct attended_layer *l = &calib->attended->layers[layer];
-  const int heads = calib->geometry.kv_heads;
-  double share[OSCAR_MAX_HEAD_DIM / 2] = {0}, room = (double)o->rotating_tolerance * heads;
-  *pairs = o->rotating_mean ? l->rotary_dim / 2 : 0;
-  if (o->rotating_tolerance == 0) return OSCAR_OK;
-  for (int h = 0; h<heads && * pairs> 0; h++) {
-    oscar_status status = find_keys_of_all_pairs(calib, layer, h, o, w);
-    if (status != OSCAR_OK) return status;
-    add_pair_shares(l, o, w, share);
-  }
-  while (*pairs > 0 && (room -= share[*pairs - 1]) >= 0) (*pairs)--;
-  return OSCAR_OK;
 }

@@ -110,12 +110,12 @@ static json_t *graded_to_json(float bits, bool measured) {
   oscar_attended_options a;
   oscar_graded_options_default(&o);
   oscar_attended_options_default(&a);
-  enum { METHOD = 3 }; /* raised whenever the same settings come to give other codecs */
+  enum { METHOD = 4 }; /* raised whenever the same settings come to give other codecs */
   return json_pack("{s:i, s:f, s:s, s:i, s:i, s:i, s:s, s:s, s:b, s:f, s:i, s:f, s:b, s:i}", "method", METHOD, "bits",
                    (double)bits, "layers", measured ? "measured" : "equal", "sink_pages", a.sink_pages, "recent_pages",
                    a.recent_pages, "query_stride", a.query_stride, "key_gains", o.key_form == OSCAR_ROW_LOG_GAINS ? "log" : "one",
                    "value_gains", o.value_form == OSCAR_ROW_LOG_GAINS ? "log" : "one", "rotating_mean", (int)o.rotating_mean,
-                   "rotating_tolerance", (double)o.rotating_tolerance, "positions", SERVED_POSITIONS, "ridge", (double)o.ridge,
+                   "rotating_share", (double)o.rotating_share, "positions", SERVED_POSITIONS, "ridge", (double)o.ridge,
                    "unbiased_values", (int)o.unbiased_values, "mixing", o.mixing);
 }
 

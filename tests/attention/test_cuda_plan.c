@@ -297,22 +297,91 @@ static double operand_element(const uint32_t *operand, int inputs, int k, int n)
   return (double)half_of(words[k % 16 / 8], k % 2) + (double)half_of(words[2 + k % 16 / 8], k % 2);
 }
 
+/* What runs bring to the places of a head: the pair of each. Places are filled once, in order, and a pair's pieces lie as those
+ * of its place. */
+static void find_places(const struct wave_run *run, int places, int wave_pairs, int *pair) {
+  int place = 0;
+  for (int i = 0; i < places; i++) {
+    if (run[i].pairs > 0) assert_int_equal(run[i].to, place);
+    for (int k = 0; k < run[i].pairs; k++, place++) {
+      assert_in_range(place, 0, places - 1);
+      pair[place] = run[i].from % wave_pairs + k;
+      assert_in_range(pair[place], place == 0 ? 0 : pair[place - 1] + 1, wave_pairs - 1);
+      assert_in_range(run[i].from / wave_pairs, 0, PREFILL_SHIFTS - 1);
+      assert_int_equal((pair[place] + run[i].from / wave_pairs) % 4, place % 4);
+    }
+  }
+  assert_int_equal(place, places);
+}
+
+/* Runs of many lists, of some of a rope's pairs and of all; no run could be longer. */
+static void runs_bring_what_turns(void **state) {
+  (void)state;
+  oscar_context *context = test_context(OSCAR_ISA_PORTABLE, 1);
+  uint64_t seed = 3;
+  float frequencies[D / 2], zeros[D * D] = {0}, steps[D], rotating[D];
+  uint8_t n[D];
+  oscar_rope *rope;
+  memset(n, 1, sizeof n);
+  for (int i = 0; i < D; i++) steps[i] = rotating[i] = 1;
+  for (int i = 0; i < D / 2; i++) frequencies[i] = (float)pow(1e5, -2.0 * i / D);
+  assert_ok(context, oscar_rope_create(context, &(oscar_rope_spec){OSCAR_ROPE_HALVES, D, frequencies}, &rope));
+  for (int count = 1; count <= D / 2; count++) {
+    uint16_t pair[D / 2];
+    for (int p = 0, taken = 0; p < D / 2; p++)
+      if (test_uniform(&seed) * (D / 2 - p) < count - taken) pair[taken++] = (uint16_t)p;
+    const oscar_codec_spec spec = {.head_dim = D,
+                                   .channels = D,
+                                   .form = OSCAR_ROW_GAIN,
+                                   .groups = 1,
+                                   .clip_ratio = 1,
+                                   .crumbs = n,
+                                   .steps = steps,
+                                   .mean = zeros,
+                                   .encode = zeros,
+                                   .decode = zeros,
+                                   .rope = rope,
+                                   .rotating_pairs = count,
+                                   .rotating_pair = pair,
+                                   .rotating_mean = rotating};
+    oscar_codec *codec;
+    assert_ok(context, oscar_codec_create(context, &spec, &codec));
+    const oscar_codec *codecs[1] = {codec};
+    const struct prefill_table_sizes sizes = prefill_table_sizes_of(1, codecs, codecs);
+    const int places = (count + 7) / 8 * 8;
+    assert_int_equal(sizes.turning_pairs, places);
+    uint8_t *memory = malloc(sizes.keys + sizes.values + sizes.scales + sizes.runs);
+    prefill_tables_fill(1, codecs, codecs, D / 2, memory);
+    const struct wave_run *run = (const struct wave_run *)(void *)(memory + sizes.keys + sizes.values + sizes.scales);
+    int of[D / 2] = {0}, found = 0;
+    find_places(run, places, D / 2, of);
+    for (int k = 0; k < places; k++) found += found < count && of[k] == pair[found];
+    assert_int_equal(found, count);
+    for (int i = 1; i < places && run[i].pairs > 0; i++)
+      assert_true(run[i].from % (D / 2) > run[i - 1].from % (D / 2) + run[i - 1].pairs);
+    if (count == D / 2) assert_int_equal(run[0].pairs, D / 2);
+    free(memory);
+    oscar_codec_release(codec);
+  }
+  oscar_rope_release(rope);
+  oscar_context_free(context);
+}
+
 /* The tables that prompts need, against the map of a codec and the angles of its mean, for every number of crumbs. */
 static void prefill_tables_hold_maps(void **state) {
   (void)state;
   oscar_context *context = test_context(OSCAR_ISA_PORTABLE, 1);
   uint64_t seed = 11;
   for (int crumbs = 16; crumbs <= 128; crumbs += 16) {
-    enum { PAIRS = 11, TURNING = 24 }; /* pairs 1, 3, ... 21 turn, in whole steps */
+    enum { PAIRS = 11, TURNING = 16 }; /* whole steps */
     uint8_t n[D];
-    uint16_t pair[PAIRS];
+    static const uint16_t pair[PAIRS] = {1, 2, 3, 5, 8, 9, 14, 15, 20, 29, 31};
     float steps[D], mean[D], rotating[2 * PAIRS], matrix[D * D], frequencies[D / 2];
     for (int i = 0; i < D; i++) n[i] = (uint8_t)(crumbs <= D ? i < crumbs : 1 + (i % 8 < (crumbs - D) / 8));
     for (int i = 0; i < D; i++) steps[i] = .5f + (float)test_uniform(&seed), mean[i] = test_normal(&seed);
     for (int i = 0; i < D * D; i++) matrix[i] = .01f * test_normal(&seed);
     for (int i = 0; i < D / 2; i++) frequencies[i] = (float)pow(1e5, -2.0 * i / D);
-    for (int i = 0; i < PAIRS; i++)
-      pair[i] = (uint16_t)(2 * i + 1), rotating[2 * i] = test_normal(&seed), rotating[2 * i + 1] = 1;
+    for (int i = 0; i < PAIRS; i++) rotating[2 * i] = test_normal(&seed), rotating[2 * i + 1] = 1;
     oscar_rope *rope;
     assert_ok(context, oscar_rope_create(context, &(oscar_rope_spec){OSCAR_ROPE_HALVES, D, frequencies}, &rope));
     const oscar_codec_spec spec = {.head_dim = D,
@@ -335,8 +404,8 @@ static void prefill_tables_hold_maps(void **state) {
     const struct prefill_table_sizes sizes = prefill_table_sizes_of(2, codecs, codecs);
     assert_int_equal(sizes.turning_pairs, TURNING);
     assert_int_equal(sizes.key_columns, crumbs + 2 * TURNING);
-    uint8_t *memory = malloc(sizes.keys + sizes.values + sizes.scales);
-    prefill_tables_fill(2, codecs, codecs, memory);
+    uint8_t *memory = malloc(sizes.keys + sizes.values + sizes.scales + sizes.runs);
+    prefill_tables_fill(2, codecs, codecs, D / 2, memory);
     const uint32_t *keys = (const uint32_t *)(void *)(memory + sizes.keys / 2), /* of the second head */
         *values = (const uint32_t *)(void *)(memory + sizes.keys + sizes.values / 2);
     const float *scales = (const float *)(void *)(memory + sizes.keys + sizes.values) + 2;
@@ -354,14 +423,23 @@ static void prefill_tables_hold_maps(void **state) {
     }
     for (int i = 0; i < D; i++) {
       assert_true(fabs(operand_element(keys, D, i, sizes.key_columns) * (double)scales[0] - (double)mean[i]) < 1e-5);
-      for (int k = 0; k < TURNING; k++)
+    }
+    int places[TURNING];
+    find_places((const struct wave_run *)(void *)(memory + sizes.keys + sizes.values + sizes.scales) + TURNING, TURNING, D / 2,
+                places);
+    bool turns[D / 2] = {false};
+    for (int k = 0; k < TURNING; k++) {
+      int of = 0;
+      while (of < PAIRS && pair[of] != places[k]) of++;
+      if (of < PAIRS) turns[places[k]] = true;
+      for (int i = 0; i < D; i++)
         for (int part = 0; part < 2; part++) {
-          const double of = operand_element(keys, D, i, crumbs + 2 * k + part) * (double)scales[0];
-          const bool turns = k % 2 == 1 && k / 2 < PAIRS;
-          const double expected = turns ? (double)codec->map[(crumbs + 2 + k / 2 + part * PAIRS) * D + i] : 0;
-          assert_true(fabs(of - expected) < 1e-5);
+          const double amplitude = operand_element(keys, D, i, crumbs + 2 * k + part) * (double)scales[0];
+          const double expected = of < PAIRS ? (double)codec->map[(crumbs + 2 + of + part * PAIRS) * D + i] : 0;
+          assert_true(fabs(amplitude - expected) < 1e-5);
         }
     }
+    for (int i = 0; i < PAIRS; i++) assert_true(turns[pair[i]]);
     free(memory);
     oscar_codec_release(codec);
     oscar_rope_release(rope);
@@ -382,9 +460,10 @@ static void token_columns_are_those_of_values(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(plans_follow_the_reading_rule), cmocka_unit_test(plans_can_be_made_ahead),
-      cmocka_unit_test(cut_tiles_share_their_pages),   cmocka_unit_test(tables_turn_means),
-      cmocka_unit_test(prefill_tables_hold_maps),      cmocka_unit_test(token_columns_are_those_of_values),
+      cmocka_unit_test(plans_follow_the_reading_rule),     cmocka_unit_test(plans_can_be_made_ahead),
+      cmocka_unit_test(cut_tiles_share_their_pages),       cmocka_unit_test(tables_turn_means),
+      cmocka_unit_test(prefill_tables_hold_maps),          cmocka_unit_test(runs_bring_what_turns),
+      cmocka_unit_test(token_columns_are_those_of_values),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

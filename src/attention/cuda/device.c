@@ -196,21 +196,24 @@ static const oscar_codec **codecs_of(const struct device_attention *a, int layer
   return codecs;
 }
 
-static size_t prefill_bytes(const struct prefill_table_sizes *s) { return s->keys + s->values + s->scales; }
+static size_t prefill_bytes(const struct prefill_table_sizes *s) { return s->keys + s->values + s->scales + s->runs; }
 
 static oscar_status upload_prefill(struct device_attention *a, int layer, uint8_t *to, const oscar_codec *const *codecs,
                                    const struct prefill_table_sizes *sizes) {
   const int heads = a->geometry->kv_heads;
   uint8_t *host = mem_alloc(context_of(a), prefill_bytes(sizes), 1);
   if (!host) return OSCAR_NO_MEMORY;
-  prefill_tables_fill(heads, codecs, codecs + heads, host);
+  const int rope = a->rope_of_layer[layer];
+  prefill_tables_fill(heads, codecs, codecs + heads, rope < 0 ? 0 : prefill_wave_pairs(a->ropes[rope].sizes.pairs), host);
   oscar_status status = cuda_upload(a->cuda, to, host, prefill_bytes(sizes));
   mem_free(context_of(a), host);
-  a->prefill[layer] = (struct prefill_tables){.key_columns = sizes->key_columns,
-                                              .turning_pairs = sizes->turning_pairs,
-                                              .keys = to,
-                                              .values = to + sizes->keys,
-                                              .scales = (const float *)(const void *)(to + sizes->keys + sizes->values)};
+  a->prefill[layer] =
+      (struct prefill_tables){.key_columns = sizes->key_columns,
+                              .turning_pairs = sizes->turning_pairs,
+                              .keys = to,
+                              .values = to + sizes->keys,
+                              .scales = (const float *)(const void *)(to + sizes->keys + sizes->values),
+                              .runs = (const struct wave_run *)(const void *)(to + sizes->keys + sizes->values + sizes->scales)};
   return status;
 }
 
@@ -310,7 +313,7 @@ static oscar_status extend_angles(struct device_attention *a, struct rope_entry 
 /* Waves of pages 0 .. last. */
 static oscar_status extend_waves(struct device_attention *a, struct rope_entry *entry, int64_t last) {
   if (last < entry->wave_pages) return OSCAR_OK;
-  const size_t page_bytes = (size_t)prefill_wave_pairs(entry->sizes.pairs) * PREFILL_WAVE_BYTES;
+  const size_t page_bytes = (size_t)prefill_wave_pairs(entry->sizes.pairs) * PREFILL_SHIFTS * PREFILL_WAVE_BYTES;
   oscar_status status = OSCAR_OK;
   if (!entry->tokens.memory) {
     const int turning = entry->rope->spec.rotary_dim / 2;

@@ -77,11 +77,11 @@ __global__ void __launch_bounds__(MERGED_ROWS * 32) merge_kernel(const __grid_co
   }
 }
 
-/* A block for each page and pair, a thread for each token. Rows of a slot are 2 pair, cos, and 2 pair + 1, sin. */
+/* A block for each page and pair, a thread for each token. Rows of a slot are 2 place, cos, and 2 place + 1, sin. */
 __global__ void waves_kernel(const uint4 *angles, int pairs, const float *tokens, int64_t first, uint8_t *waves) {
   const int pair = blockIdx.x, token = threadIdx.x, column = prefill_token_column(token);
   const int64_t page = first + blockIdx.y;
-  uint8_t *to = waves + (size_t)page * gridDim.x * PREFILL_WAVE_BYTES + column % 8 * 2;
+  uint8_t *to = waves + ((size_t)page * PREFILL_SHIFTS * gridDim.x + pair) * PREFILL_WAVE_BYTES + column % 8 * 2;
   float2 centre = make_float2(0, 0), x = centre; /* pairs beyond the rope's */
   if (pair < pairs) {
     const uint4 words = angles[((size_t)page * (pairs / 8) + pair / 8) * 4 + pair % 4];
@@ -89,8 +89,13 @@ __global__ void waves_kernel(const uint4 *angles, int pairs, const float *tokens
     centre = make_float2(value.x + rest.x, value.y + rest.y);
     x = make_float2(tokens[pair * 128 + token], tokens[pair * 128 + 64 + token]);
   }
-  *(__half *)(to + swizzled(2 * pair, column / 8)) = __float2half_rn(centre.x * x.x - centre.y * x.y);
-  *(__half *)(to + swizzled(2 * pair + 1, column / 8)) = __float2half_rn(centre.y * x.x + centre.x * x.y);
+  const __half cosine = __float2half_rn(centre.x * x.x - centre.y * x.y), sine = __float2half_rn(centre.y * x.x + centre.x * x.y);
+#pragma unroll
+  for (int shift = 0; shift < PREFILL_SHIFTS; shift++, to += gridDim.x * PREFILL_WAVE_BYTES) {
+    const int row = 2 * ((pair + shift) % PREFILL_SHIFTS);
+    *(__half *)(to + swizzled(row, column / 8) - row * 128) = cosine;
+    *(__half *)(to + swizzled(row + 1, column / 8) - row * 128) = sine;
+  }
 }
 
 } // namespace
@@ -136,7 +141,7 @@ extern "C" oscar_status prefill_run(struct oscar_cuda *cuda, const struct decode
     a.value_mean = layer->values.map + (size_t)(layer->values.crumbs + layer->values.groups) * shape->head_dim;
     a.value_mean_stride = (size_t)layer->values.rows * shape->head_dim;
     a.waves = (const uint8_t *)waves;
-    a.wave_bytes = layer->rope ? (size_t)prefill_wave_pairs(layer->rope->pairs) * PREFILL_WAVE_BYTES : 0;
+    a.wave_bytes = layer->rope ? (size_t)prefill_wave_pairs(layer->rope->pairs) * PREFILL_SHIFTS * PREFILL_WAVE_BYTES : 0;
   }
   a.tiles = plan->tiles, a.pages = plan->pages, a.tile_count = plan->tile_count;
   a.parts = parts, a.q = q, a.out = out;

@@ -10,8 +10,8 @@
  *   values   coded [crumbs][64 tokens], exact [64 tokens][head_dim]
  *
  * Coded pages come first, with queries in the space of codes. Then sums are brought out of it, and exact pages are added to them
- * in the space of the model. Turning means are further inputs of scores, [pairs][cos, sin][64 tokens] beside the keys: their
- * amplitudes are columns of queries.
+ * in the space of the model. Turning means are further inputs of scores, [pairs of the head][cos, sin][64 tokens] beside the
+ * keys: their amplitudes are columns of queries.
  */
 #ifndef OSCAR_ATTENTION_CUDA_PREFILL_CUH
 #define OSCAR_ATTENTION_CUDA_PREFILL_CUH

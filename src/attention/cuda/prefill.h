@@ -31,16 +31,23 @@ struct prefill_plan {
 };
 
 /* What prefill needs of a layer's codecs besides decode_layer: maps as operands of matrix products, and how means turn. On the
- * device. Columns of keys: their crumbs (prefill_key_column), then cos and sin of the first turning_pairs pairs of the rope: up
- * to the last one that any head's mean turns in, and a multiple of PREFILL_STEP_PAIRS. Those that do not turn have amplitude 0.
- */
+ * device. Columns of keys: their crumbs (prefill_key_column), then cos and sin of turning_pairs pairs of the rope, which are
+ * others in every head: those that its mean turns in, and as many more of amplitude 0 as make the number that of all heads and a
+ * multiple of PREFILL_STEP_PAIRS. */
 #define PREFILL_STEP_PAIRS(head_dim) ((head_dim) > 64 ? 16 : 8)
+/* Pairs that follow each other in columns and waves, to be copied together: `pairs` of them to the column of pair `to`, from pair
+ * `from` of the waves of a page. */
+struct wave_run {
+  uint8_t to, pairs; /* 0 pairs: none */
+  uint16_t from;
+};
 struct prefill_tables {
   int key_columns, turning_pairs;
   /* Operands B of m16n8k16: [kv_heads][tiles of 8 columns][head_dim / 16][lane] of two words of values and two of what fp16 lost
    * of them. Keys: columns as above, in one tile more the mean and seven of 0; values: inputs are crumbs, columns channels. */
   const void *keys, *values;
   const float *scales; /* [kv_heads][2]: what the operands of keys and of values are to be multiplied with, powers of two */
+  const struct wave_run *runs; /* [kv_heads][turning_pairs], those of 0 pairs last */
 };
 
 /* Where a crumb of a key is among the columns: in the order in which threads find crumbs in the words of a page, so that what a
@@ -59,18 +66,21 @@ ON_BOTH static inline int prefill_token_column(int token) {
 
 struct prefill_table_sizes {
   int key_columns, turning_pairs;
-  size_t keys, values, scales; /* bytes, multiples of 16 */
+  size_t keys, values, scales, runs; /* bytes, multiples of 16 */
 };
 /* A layer's codecs: one of each KV head, [kv_heads]. */
 struct prefill_table_sizes prefill_table_sizes_of(int kv_heads, const oscar_codec *const *keys, const oscar_codec *const *values);
-/* One after the other, in host memory. */
-void prefill_tables_fill(int kv_heads, const oscar_codec *const *keys, const oscar_codec *const *values, void *memory);
+/* One after the other, in host memory; wave_pairs: prefill_wave_pairs of the rope. */
+void prefill_tables_fill(int kv_heads, const oscar_codec *const *keys, const oscar_codec *const *values, int wave_pairs,
+                         void *memory);
 
 /* cos, then sin, of a pair's angle at all tokens of a page, in the order of columns of scores and with the pieces of a row where
- * operands have them: what turning pairs add to keys. waves: fp16 [pages][prefill_wave_pairs][2][64]; pages first .. first +
- * count - 1 of it are made from the angles of `rope` and token_angles [pairs][2][64], cos and sin of angles from the centre of a
- * page to its tokens. */
-#define PREFILL_WAVE_BYTES 256 /* of a page and pair */
+ * operands have them: what turning pairs add to keys. Where pieces are depends on the number of the row, so a pair lies there
+ * once for each number mod 4 of the place among columns that it may come to: the shift s is for places p + s of pair p. waves:
+ * fp16 [pages][PREFILL_SHIFTS][prefill_wave_pairs][2][64]; pages first .. first + count - 1 of it are made from the angles of
+ * `rope` and token_angles [pairs][2][64], cos and sin of angles from the centre of a page to its tokens. */
+#define PREFILL_WAVE_BYTES 256 /* of a page, shift and pair */
+#define PREFILL_SHIFTS     4
 static inline int prefill_wave_pairs(int rope_pairs) { return (rope_pairs + 15) / 16 * 16; }
 oscar_status prefill_make_waves(struct oscar_cuda *cuda, const struct decode_rope *rope, const float *token_angles, int64_t first,
                                 int64_t count, void *waves);

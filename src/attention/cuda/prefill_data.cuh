@@ -67,7 +67,9 @@ struct ring {
   }
   __device__ __forceinline__ void wait_full() const { barrier_wait(full + 8 * slot, parity); }
   __device__ __forceinline__ void wait_empty() const { barrier_wait(empty + 8 * slot, parity ^ 1); }
-  /* By one thread, before its warp has filled the slot. */
+  /* By one thread, before its warp has filled the slot: the slot is full only when the copy engine has brought so much. */
+  __device__ __forceinline__ void expect(int bytes) const { barrier_expect(full + 8 * slot, bytes); }
+  /* By any thread, before its warp has filled the slot. */
   __device__ __forceinline__ void copy(uint32_t offset, const void *from, int bytes) const {
     copy_for_barrier(at() + offset, from, bytes, full + 8 * slot);
   }

@@ -98,7 +98,7 @@ __device__ inline void store_other_keys(uint32_t slot, const uint32_t (&place)[2
 }
 
 /* BLOCKS of 16 crumbs; 0: as many as there are. Inputs of turning pairs lie in memory as they do in a slot, and the copy engine
- * brings them. */
+ * brings them: every thread has a run of them, neighbours those of different warps. */
 template <int BLOCKS>
 __device__ inline void produce_coded_keys(const arguments &a, const struct decode_tile &tile, int head, ring &keys) {
   const int warp = threadIdx.x % GROUP_THREADS / 32, lane = threadIdx.x % 32, blocks = BLOCKS ? BLOCKS : a.key_crumbs / 16;
@@ -109,7 +109,11 @@ __device__ inline void produce_coded_keys(const arguments &a, const struct decod
   struct decode_page entry = list[0];
   const uint8_t *page = base + (size_t)entry.unit * a.unit_bytes;
   const uint32_t waves = (uint32_t)((a.key_crumbs + 63) / 64 * COLUMN_BYTES);
-  const int wave_bytes = a.tables.turning_pairs * PREFILL_WAVE_BYTES;
+  const int run_index = lane * 4 + warp, turning = a.tables.turning_pairs;
+  struct wave_run run = {};
+  if (run_index < turning) run = a.tables.runs[head * turning + run_index];
+  const uint32_t run_to = waves + run.to * PREFILL_WAVE_BYTES;
+  const uint8_t *run_from = a.waves + run.from * PREFILL_WAVE_BYTES;
   key_words words = load_keys(page, blocks, warp, lane);
 #pragma unroll 1
   for (int i = 0; i < tile.coded_pages; i++) {
@@ -119,8 +123,8 @@ __device__ inline void produce_coded_keys(const arguments &a, const struct decod
     const uint2 gains[2] = {gains_of(words.gains[0], a.log_gains), gains_of(words.gains[1], a.log_gains)};
     keys.wait_empty();
     const uint32_t places[2] = {keys.at() + place[0], keys.at() + place[1]};
-    if (threadIdx.x % GROUP_THREADS == 0 && wave_bytes > 0)
-      keys.copy(waves, a.waves + (size_t)entry.number * a.wave_bytes, wave_bytes);
+    if (threadIdx.x % GROUP_THREADS == 0 && turning > 0) keys.expect(turning * PREFILL_WAVE_BYTES);
+    if (run.pairs > 0) keys.copy(run_to, run_from + (size_t)entry.number * a.wave_bytes, run.pairs * PREFILL_WAVE_BYTES);
     if (blocks >= 8) store_key_pair(places, 0, words.first, gains);
     if (blocks != 8) store_other_keys(keys.at(), places, (const uint32_t *)page, blocks, gains, row, warp, lane);
     keys.filled();

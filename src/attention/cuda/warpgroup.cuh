@@ -110,10 +110,15 @@ __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-/* By one thread, before it arrives itself: the barrier waits for bytes that the copy engine brings to shared memory. */
-__device__ __forceinline__ void copy_for_barrier(uint32_t to, const void *from, int bytes, uint32_t barrier) {
+/* By one thread, before it arrives itself: the barrier waits for bytes that the copy engine brings to shared memory. Copies may
+ * begin before, by threads that have not arrived either. */
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
 #ifdef HAS_WARPGROUP_PRODUCTS
   asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+#endif
+}
+__device__ __forceinline__ void copy_for_barrier(uint32_t to, const void *from, int bytes, uint32_t barrier) {
+#ifdef HAS_WARPGROUP_PRODUCTS
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
                "r"(bytes), "r"(barrier)
                : "memory");
