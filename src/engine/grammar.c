@@ -218,7 +218,7 @@ static int encode(uint32_t c, uint8_t out[4]) {
 }
 
 static int32_t emit_block(struct builder *b, uint32_t first, uint32_t last, int32_t next) {
-  uint8_t low[4], high[4];
+  uint8_t low[4] = {0}, high[4] = {0};
   const int n = encode(first, low);
   (void)encode(last, high);
   for (int i = n - 1; i >= 0; i--) next = emit_bytes(b, low[i], high[i], next);
@@ -556,7 +556,7 @@ static bool class_bytes(struct grammar *g) {
 
 static void check_program(struct builder *b, int32_t start) {
   struct grammar *g = b->grammar;
-  bool *reaches = malloc((size_t)g->n_code * sizeof *reaches);
+  bool *reaches = malloc((size_t)(g->n_code ? g->n_code : 1) * sizeof *reaches);
   if (!reaches || !mark_reaching(g, true, reaches)) {
     free(reaches);
     no_memory(b);

@@ -151,9 +151,9 @@ oscar_status service_submit(struct service *s, const struct request_options *opt
   if (status != OSCAR_OK) return status;
   struct request *r = copy_request(s, options);
   if (!r) return refuse(error, OSCAR_NO_MEMORY, "out of memory for a request of %d tokens", options->n);
-  status = enqueue(s, r, id, error);
+  status = enqueue(s, r, id, error); /* who takes it, the service's thread, frees it */
   if (status != OSCAR_OK) request_free(r);
-  return status;
+  return status; /* NOLINT(clang-analyzer-unix.Malloc): it is in the inbox */
 }
 
 /* ---- events ---- */

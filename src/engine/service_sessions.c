@@ -302,12 +302,8 @@ static oscar_status rewind_to(struct service *s, struct session *x, int64_t leng
 static oscar_status lend(struct service *s, struct session *x, struct answer *a, int64_t *reused, int64_t *refilled) {
   oscar_status status = session_get_ids(s, x);
   if (status != OSCAR_OK) return status;
-<<<<<<< HEAD
-  int64_t same = common_tokens(x, a->ids, a->n - 1);
-=======
   int64_t same = x->ids ? keep_tokens(s, x, a) : 0;
   if (same > x->tokens) same = x->tokens;
->>>>>>> load
   if (same == 0 || (same < x->tokens && tree_knows(s, a) >= same)) return OSCAR_OK;
   status = session_bring(s, x);
   if (status != OSCAR_OK || !x->sequence) return status;
