@@ -296,7 +296,7 @@ struct bench {
         decode_tile tile = first;
         tile.first_row = shape.group * i / cuts;
         tile.rows = shape.group * (i + 1) / cuts - tile.first_row;
-        tile.units = EXACT_WEIGHT * tile.exact_tiles + tile.coded_pages;
+        tile.units = tile.coded_pages + EXACT_WEIGHT * tile.exact_tiles + ITEM_WEIGHT;
         tile.begin = begin;
         begin += tile.units * o.kv_heads;
         plan.rows = std::max(plan.rows, tile.rows);
@@ -310,7 +310,8 @@ struct bench {
     plan.stretch = decode_stretch(cuda, &shape, (int)tiles.size(), begin);
     const size_t items = tiles.size() * o.kv_heads, width = (size_t)o.query_heads * o.head_dim * what.lengths.size();
     if (how.coded) space.prepared = keep_empty(items * decode_prepared_bytes(&layers[0]));
-    space.parts = (float *)keep_empty((2 * items + decode_most_blocks(cuda)) * decode_part_bytes(&shape, &layers[0]));
+    space.parts = (float *)keep_empty((items + decode_most_blocks(cuda)) * decode_part_bytes(&shape));
+    space.arrived = keep(std::vector<uint32_t>(items, 0));
     q = keep(normals(width, 1, 3));
     out = (float *)keep_empty(width * 4);
     std::vector<double> frequencies(o.head_dim / 2);
@@ -329,10 +330,7 @@ struct bench {
   }
 
   void attention() {
-    for (const decode_layer &l : layers) {
-      check(decode_run(cuda, &shape, &l, &plan, q, &space));
-      check(decode_merge(cuda, &shape, &l, &plan, &space, out));
-    }
+    for (const decode_layer &l : layers) check(decode_run(cuda, &shape, &l, &plan, q, &space, out));
   }
   void prepare() {
     for (const decode_layer &l : layers) check(decode_prepare(cuda, &shape, &l, &plan, q, &space));
@@ -342,7 +340,7 @@ struct bench {
   }
   void read() {
     for (int i = 0; i < o.layers; i++)
-      read_kernel<<<2 * decode_most_blocks(cuda), 512, 0, stream>>>((const uint4 *)(pages + layer_bytes * i), bytes / 16,
+      read_kernel<<<decode_most_blocks(cuda), 512, 0, stream>>>((const uint4 *)(pages + layer_bytes * i), bytes / 16,
                                                                     (uint32_t *)out);
     check(cudaGetLastError());
   }

@@ -98,7 +98,7 @@ static void check_plan(const struct fixture *f, int group, int most_rows, int wi
         /* as many tiles of 16 tokens as hold all that is seen, and no more */
         const int64_t last = first + (row + t->rows - 1) / group;
         assert_int_equal(t->exact_tiles, (t->exact_pages - 1) * 4 + (int)(last % 64) / 16 + 1);
-        assert_int_equal(t->units, EXACT_WEIGHT * t->exact_tiles + t->coded_pages);
+        assert_int_equal(t->units, t->coded_pages + EXACT_WEIGHT * t->exact_tiles + ITEM_WEIGHT);
         units += (int64_t)t->units * KV_HEADS;
         row += t->rows;
         if (t->rows > largest) largest = t->rows;

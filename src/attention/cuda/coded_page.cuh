@@ -37,11 +37,13 @@ struct arguments {
   const uint8_t *memory;
   size_t unit_bytes;
   const uint8_t *prepared;
-  float *parts;
+  const float *value_map; /* [kv_heads][value_rows][head_dim] */
+  float *parts, *out;
+  uint32_t *arrived;
   struct decode_rope rope;
   struct page_forms forms;
   const int32_t *total_units;
-  int tile_count, blocks, kv_heads, group, head_dim, window;
+  int tile_count, blocks, multiprocessors, kv_heads, group, head_dim, window, value_rows;
   int head_bytes, value_offset;
   int page_bytes, slot_bytes; /* what is copied of a coded page for one head; of a slot of a ring */
   bool coded, waves;

@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int MOST_BLOCKS = 190; /* so that merging has room for all parts of an item */
+constexpr int MOST_BLOCKS = 2; /* of a multiprocessor */
 
 using decode::variant;
 
@@ -52,8 +52,10 @@ choice choose(const variant &v, const struct decode_layer *layer, int window, in
   return {v.any[row_tiles - 1], decode::block_shape_of(decode::MOST_VALUE_BLOCKS, row_tiles, 0, true)};
 }
 
-decode::arguments arguments_of(const struct decode_shape *shape, const struct decode_layer *layer) {
+decode::arguments arguments_of(const struct oscar_cuda *cuda, const struct decode_shape *shape,
+                               const struct decode_layer *layer) {
   decode::arguments a = {};
+  a.multiprocessors = cuda->info.multiprocessors;
   a.memory = layer->memory;
   a.unit_bytes = layer->unit_bytes;
   a.kv_heads = shape->kv_heads;
@@ -62,6 +64,8 @@ decode::arguments arguments_of(const struct decode_shape *shape, const struct de
   a.window = shape->window;
   a.head_bytes = layer->head_bytes;
   a.value_offset = layer->value_offset;
+  a.value_map = layer->values.map;
+  a.value_rows = layer->values.rows;
   a.coded = layer->values.crumbs > 0;
   a.page_bytes = a.coded ? layer->head_bytes : 0;
   const int tile_bytes = EXACT_TOKENS * a.head_dim * 2;
@@ -106,7 +110,7 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
     return set_error(cuda->context, OSCAR_UNSUPPORTED,
                      "attention on a GPU: rows with %d and %d groups of metadata; at most 4 gains, or one scale and zero",
                      layer->keys.groups, layer->values.groups);
-  const decode::arguments a = arguments_of(shape, layer);
+  const decode::arguments a = arguments_of(cuda, shape, layer);
   for (int row_tiles = 1; row_tiles <= 2; row_tiles++) {
     const int bytes = decode::shared_layout_of(a, choose(*v, layer, shape->window, row_tiles, INT_MAX).shape, row_tiles).bytes;
     if ((size_t)bytes <= cuda->shared_bytes)
@@ -120,32 +124,32 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
   return OSCAR_OK;
 }
 
-size_t decode_part_bytes(const struct decode_shape *shape, const struct decode_layer *layer) {
-  return part_floats(shape->head_dim, layer->values.crumbs) * sizeof(float);
-}
+size_t decode_part_bytes(const struct decode_shape *shape) { return part_floats(shape->head_dim) * sizeof(float); }
 
 int decode_stretch(const struct oscar_cuda *cuda, const struct decode_shape *shape, int tiles, int units) {
-  const int of_block = units / decode_most_blocks(cuda), of_item = units / (tiles * shape->kv_heads);
+  const int of_block = units / cuda->info.multiprocessors, of_item = units / (tiles * shape->kv_heads);
   return of_block < of_item ? of_block : of_item;
 }
 
 int decode_most_blocks(const struct oscar_cuda *cuda) {
-  return cuda->info.multiprocessors < MOST_BLOCKS ? cuda->info.multiprocessors : MOST_BLOCKS;
+  return cuda->info.multiprocessors * MOST_BLOCKS;
 }
 
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
-                        const struct decode_plan *plan, const float *q, const struct decode_space *space) {
+                        const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out) {
   const int row_tiles = plan->rows > 4 ? 2 : 1;
   const choice chosen = choose(*variant_of(shape->head_dim), layer, shape->window, row_tiles, plan->stretch);
-  decode::arguments a = arguments_of(shape, layer);
+  decode::arguments a = arguments_of(cuda, shape, layer);
   a.tiles = plan->tiles;
   a.pages = plan->pages;
   a.tile_count = plan->tile_count;
   a.total_units = plan->total_units;
-  a.blocks = decode_most_blocks(cuda);
+  a.blocks = cuda->info.multiprocessors * chosen.shape.blocks;
   a.q = q;
   a.prepared = (const uint8_t *)space->prepared;
   a.parts = space->parts;
+  a.arrived = space->arrived;
+  a.out = out;
   const int bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
   oscar_status status = cuda_result(cuda, cudaFuncSetAttribute(chosen.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                                     "asking for shared memory");

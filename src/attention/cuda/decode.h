@@ -6,9 +6,10 @@
  * in one page, so that the reading rule gives every row the same form of every page. A tile has a list of pages to be read
  * exactly and one of pages to be read as codes; both lists serve all KV heads.
  *
- * The work of a launch is a line of units: tile after tile, KV head after KV head, first exact pages in tiles of 16 tokens
- * (EXACT_WEIGHT units each, about what they have in bytes), then coded pages (one unit each). Every block of threads takes an
- * equal stretch of the line, whatever tiles it touches, and leaves sums of each in memory; another launch puts them together.
+ * The work of a launch is a line of units: tile after tile, KV head after KV head, first coded pages (one unit each), then exact
+ * pages in tiles of 16 tokens (EXACT_WEIGHT units each, about what they have in bytes), then ITEM_WEIGHT units that stand for
+ * what there is to do besides. Every block of threads takes an equal stretch of the line, whatever tiles it touches. What is read
+ * by one block is done then; else the blocks leave sums in memory, and the last one that comes puts them together.
  */
 #ifndef OSCAR_ATTENTION_CUDA_DECODE_H
 #define OSCAR_ATTENTION_CUDA_DECODE_H
@@ -26,6 +27,7 @@ extern "C" {
 #define DECODE_ROWS  8
 #define EXACT_TOKENS 16
 #define EXACT_WEIGHT 2
+#define ITEM_WEIGHT  8
 #define GAIN_CLASSES 4
 
 struct decode_page {
@@ -93,8 +95,9 @@ struct decode_plan {
 
 /* Work space on the device. */
 struct decode_space {
-  void *prepared; /* decode_prepared_bytes for each tile and KV head */
-  float *parts;   /* decode_part_bytes for each of 2 tiles kv_heads + decode_most_blocks */
+  void *prepared;    /* decode_prepared_bytes for each tile and KV head */
+  float *parts;      /* decode_part_bytes for each of tiles kv_heads + decode_most_blocks */
+  uint32_t *arrived; /* for each tile and KV head; all 0, before a launch and after it */
 };
 
 /* New tokens, one of each sequence, as products leave them: rows [tokens][heads][head_dim]. All on the device but for the
@@ -114,7 +117,7 @@ struct decode_rows {
  * DECODE_ROWS. */
 oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer, int *rows);
 size_t decode_prepared_bytes(const struct decode_layer *layer);
-size_t decode_part_bytes(const struct decode_shape *shape, const struct decode_layer *layer);
+size_t decode_part_bytes(const struct decode_shape *shape);
 int decode_most_blocks(const struct oscar_cuda *cuda); /* of any launch; where there are fewer units, only so many do something */
 /* Of a plan of so many tiles and units: decode_plan.stretch. */
 int decode_stretch(const struct oscar_cuda *cuda, const struct decode_shape *shape, int tiles, int units);
@@ -127,13 +130,10 @@ oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *
  * be there before the step is enqueued. */
 oscar_status decode_enter(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                           const struct decode_plan *plan, const struct decode_rows *rows, const struct decode_space *space);
-/* Sums of all pages, in parts. Coded pages are read while the kernel enqueued before may still run: that must be one that does
- * not write them, such as decode_prepare and decode_enter. */
+/* Attention to all pages: out [tokens][query_heads][head_dim]. Coded pages are read while the kernel enqueued before may still
+ * run: that must be one that does not write them, such as decode_prepare and decode_enter. */
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
-                        const struct decode_plan *plan, const float *q, const struct decode_space *space);
-/* The parts put together: out [tokens][query_heads][head_dim]. */
-oscar_status decode_merge(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
-                          const struct decode_plan *plan, const struct decode_space *space, float *out);
+                        const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out);
 
 #ifdef __cplusplus
 }

@@ -66,7 +66,7 @@ struct device_attention {
   struct rope_entry *ropes;
   int rope_count;
   struct space maps; /* all maps and rows of waves */
-  struct space prepared, parts, rotated;
+  struct space prepared, parts, rotated, arrived;
   bool has_prefill;               /* for the forms of all layers */
   struct prefill_tables *prefill; /* [layers]; NULL without codes */
   struct space prefill_maps, prefill_parts;
@@ -398,7 +398,7 @@ static void free_plan(struct device_attention *a, struct kept_plan *kept) {
 
 void device_attention_free(struct device_attention *a) {
   if (!a) return;
-  struct space *const spaces[] = {&a->maps, &a->prefill_maps, &a->prefill_parts, &a->prepared, &a->parts, &a->rotated};
+  struct space *const spaces[] = {&a->maps, &a->prefill_maps, &a->prefill_parts, &a->prepared, &a->parts, &a->rotated, &a->arrived};
   for (size_t i = 0; i < ARRAY_LENGTH(spaces); i++) space_free(a, spaces[i]);
   for (int i = 0; a->ropes && i < a->rope_count; i++) {
     space_free(a, &a->ropes[i].fixed);
@@ -584,7 +584,7 @@ static oscar_status find_plan(struct device_attention *a, int layer, int window,
 /* ---- running ---- */
 
 static struct decode_space space_of(const struct device_attention *a) {
-  return (struct decode_space){a->prepared.memory, a->parts.memory};
+  return (struct decode_space){a->prepared.memory, a->parts.memory, a->arrived.memory};
 }
 
 static oscar_status reserve_space(struct device_attention *a, int layer, const struct plan_result *plan, bool coded) {
@@ -592,9 +592,12 @@ static oscar_status reserve_space(struct device_attention *a, int layer, const s
   const size_t items = (size_t)plan->tiles * (size_t)shape.kv_heads;
   oscar_status status = OSCAR_OK;
   if (coded) status = space_reserve(a, &a->prepared, items * decode_prepared_bytes(&a->layers[layer]));
-  if (status != OSCAR_OK) return status;
-  return space_reserve(a, &a->parts,
-                       (2 * items + (size_t)decode_most_blocks(a->cuda)) * decode_part_bytes(&shape, &a->layers[layer]));
+  if (status == OSCAR_OK)
+    status = space_reserve(a, &a->parts, (items + (size_t)decode_most_blocks(a->cuda)) * decode_part_bytes(&shape));
+  const size_t before = a->arrived.bytes;
+  if (status == OSCAR_OK) status = space_reserve(a, &a->arrived, items * sizeof(uint32_t));
+  if (status != OSCAR_OK || a->arrived.bytes == before) return status;
+  return cuda_clear(a->cuda, a->arrived.memory, a->arrived.bytes);
 }
 
 static oscar_status run_few(struct device_attention *a, int layer, const struct decode_shape *shape, const struct kept_plan *kept,
@@ -604,8 +607,7 @@ static oscar_status run_few(struct device_attention *a, int layer, const struct 
   oscar_status status = reserve_space(a, layer, &kept->few.result, coded);
   const struct decode_space space = space_of(a);
   if (status == OSCAR_OK && coded) status = decode_prepare(a->cuda, shape, l, &kept->few_plan, q, &space);
-  if (status == OSCAR_OK) status = decode_run(a->cuda, shape, l, &kept->few_plan, q, &space);
-  return status == OSCAR_OK ? decode_merge(a->cuda, shape, l, &kept->few_plan, &space, out) : status;
+  return status == OSCAR_OK ? decode_run(a->cuda, shape, l, &kept->few_plan, q, &space, out) : status;
 }
 
 static int64_t last_page_of(const struct kept_plan *kept) {
@@ -677,9 +679,7 @@ oscar_status device_attention_step(struct device_attention *a, int layer, int wi
   entered.rotated = a->rotated.memory;
   const struct decode_space space = space_of(a);
   oscar_status status = decode_enter(a->cuda, &shape, l, &kept->few_plan, &entered, &space);
-  if (status == OSCAR_OK) status = decode_run(a->cuda, &shape, l, &kept->few_plan, entered.rotated, &space);
-  if (status == OSCAR_OK) status = decode_merge(a->cuda, &shape, l, &kept->few_plan, &space, out);
-  return status;
+  return status == OSCAR_OK ? decode_run(a->cuda, &shape, l, &kept->few_plan, entered.rotated, &space, out) : status;
 }
 
 void device_attention_choose(struct device_attention *a, enum attention_way way) {
