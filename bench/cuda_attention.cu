@@ -341,7 +341,7 @@ struct bench {
   void read() {
     for (int i = 0; i < o.layers; i++)
       read_kernel<<<decode_most_blocks(cuda), 512, 0, stream>>>((const uint4 *)(pages + layer_bytes * i), bytes / 16,
-                                                                    (uint32_t *)out);
+                                                                (uint32_t *)out);
     check(cudaGetLastError());
   }
 

@@ -131,9 +131,7 @@ int decode_stretch(const struct oscar_cuda *cuda, const struct decode_shape *sha
   return of_block < of_item ? of_block : of_item;
 }
 
-int decode_most_blocks(const struct oscar_cuda *cuda) {
-  return cuda->info.multiprocessors * MOST_BLOCKS;
-}
+int decode_most_blocks(const struct oscar_cuda *cuda) { return cuda->info.multiprocessors * MOST_BLOCKS; }
 
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                         const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out) {

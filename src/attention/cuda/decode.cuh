@@ -47,13 +47,17 @@ struct traits {
 struct line_item {
   int tile, head, begin; /* begin: its first unit */
 };
-/* What a block, and one of its warps, has of an item. */
+/* What a block has of an item. */
 struct item_work {
   struct decode_tile tile;
   line_item item;
-  int stop; /* the unit of the line after it */
+  int stop;   /* the unit of the line after it */
   bool coded; /* whether the block has coded pages */
-  reading mine;
+};
+/* Of this item and the next, in turn: and what the warp reads of them. */
+struct warp_work {
+  item_work items[2];
+  reading readings[2];
 };
 /* Shared memory of a block, in bytes from its start. A warp has `of_warp` bytes from `warps` on for weights of curves (of a mean
  * that turns) and the gains of a page, and in their place its sums, when it is done with an item. */
@@ -64,13 +68,12 @@ __host__ __device__ inline prepared_layout prepared_of(const arguments &a, int r
   return prepared_layout_of(a.forms.key_crumbs / 16, a.waves ? a.rope.pairs : 0, a.waves ? a.rope.fast : 0, row_tiles);
 }
 
-__host__ __device__ inline struct shared_layout shared_layout_of(const arguments &a, struct block_shape shape,
-                                                                 int row_tiles) {
+__host__ __device__ inline struct shared_layout shared_layout_of(const arguments &a, struct block_shape shape, int row_tiles) {
   struct shared_layout s;
   const int warps = shape.warps;
   int at = warps * shape.stages * a.slot_bytes;
   s.barriers = at, at += 8 * (warps * shape.stages + 1); /* one for the block */
-  s.works = at, at += warps * 2 * (int)sizeof(struct item_work);
+  s.works = at, at += warps * (int)sizeof(struct warp_work);
   at = (at + 63) / 64 * 64;
   s.log_gains = at, at += 64;
   at = (at + 127) / 128 * 128;
@@ -294,7 +297,8 @@ __device__ inline line_item item_of(const arguments &a, int unit, int probe, int
 
 /* `number`: of the item in the block; `unit` to `end` - 1 of the line are the block's. */
 template <int WARPS>
-__device__ inline item_work work_of(const arguments &a, const line_item &item, int unit, int end, int number, int warp) {
+__device__ inline void find_work(const arguments &a, const line_item &item, int unit, int end, int number, int warp,
+                                 warp_work *works) {
   item_work w;
   w.tile = a.tiles[item.tile];
   w.item = item;
@@ -309,14 +313,15 @@ __device__ inline item_work work_of(const arguments &a, const line_item &item, i
   const int exact_from = exact_count - exact_count * (WARPS - warp) / WARPS,
             exact_to = exact_count - exact_count * (WARPS - warp - 1) / WARPS,
             coded_from = begin_of_block(warp, coded_count, WARPS), coded_to = begin_of_block(warp + 1, coded_count, WARPS);
-  w.mine = {number,
-            item.head,
-            w.tile.coded_first + coded_first + coded_from,
-            coded_to - coded_from,
-            w.tile.exact_first,
-            exact_first + exact_from,
-            exact_to - exact_from};
-  return w;
+  works->items[number % 2] = w;
+  works->readings[number % 2] = {number,
+                                 item.head,
+                                 w.tile.coded_first + coded_first + coded_from,
+                                 coded_to - coded_from,
+                                 w.tile.exact_first,
+                                 exact_first + exact_from,
+                                 exact_to - exact_from};
+  __syncwarp();
 }
 
 __device__ inline const float *map_of(const arguments &a, int head) {
@@ -365,13 +370,12 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   if (a.waves) begin_block_copy(memory + layout.curves, a.rope.curve_words, a.rope.curves / 16 * 4096, block_barrier);
   const int unit = begin_of_block((int)blockIdx.x, total_units, blocks),
             end = begin_of_block((int)blockIdx.x + 1, total_units, blocks);
-  item_work *works = (item_work *)(memory + layout.works) + 2 * warp; /* this item and the next */
-  works[0] = work_of<WARPS>(a, item_of(a, unit, probe, lane), unit, end, 0, warp);
-  __syncwarp();
+  warp_work *works = (warp_work *)(memory + layout.works) + warp;
+  find_work<WARPS>(a, item_of(a, unit, probe, lane), unit, end, 0, warp, works);
   asking asked;
-  ask_for(a, asked, works[0].mine, lane);
+  ask_for(a, asked, works->readings[0], lane);
   /* the kernel before may write exact pages, but not coded ones */
-  fill_ring<STAGES>(a, ring, asked, works[0].mine, false, lane);
+  fill_ring<STAGES>(a, ring, asked, works->readings[0], false, lane);
   if (threadIdx.x < 16) ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
   if (a.waves) {
     end_block_copy(block_barrier, parity);
@@ -380,34 +384,31 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   wait_for_kernel_before(); /* also for mapped queries, and the end of its use of work space */
   __syncthreads();
   for (int number = 0;; number++) {
-    const item_work &work = works[number % 2], &next = works[(number + 1) % 2];
-    const prepared_layout prepared = prepared_of(a, NT);
+    const item_work &work = works->items[number % 2];
+    const reading &mine = works->readings[number % 2];
     if (work.coded) {
-      const int index = work.item.tile * a.kv_heads + work.item.head;
-      begin_block_copy(memory + layout.prepared, a.prepared + (size_t)index * prepared.bytes, prepared.bytes, block_barrier);
-      if (threadIdx.x == 32) prefetch_bulk(map_of(a, work.item.head), (uint32_t)(value_inputs(a.forms) * T::D * 4));
+      const int index = work.item.tile * a.kv_heads + work.item.head, bytes = prepared_of(a, NT).bytes;
+      begin_block_copy(memory + layout.prepared, a.prepared + (size_t)index * bytes, bytes, block_barrier);
     }
+    fill_ring<STAGES>(a, ring, asked, mine, true, lane);
     const bool more = work.stop < end;
-    const bool same = work.item.head + 1 < a.kv_heads;
     if (more) {
+      const bool same = work.item.head + 1 < a.kv_heads;
       const line_item item = {same ? work.item.tile : work.item.tile + 1, same ? work.item.head + 1 : 0,
                               work.item.begin + work.tile.units};
-      works[(number + 1) % 2] = work_of<WARPS>(a, item, item.begin, end, number + 1, warp);
-      __syncwarp();
+      find_work<WARPS>(a, item, item.begin, end, number + 1, warp, works);
     }
-    const reading &after = more ? next.mine : work.mine;
-    fill_ring<STAGES>(a, ring, asked, after, true, lane);
+    const reading &after = works->readings[(more ? number + 1 : number) % 2];
     const warp_sums sums = sums_of_warp<NT>(T::D, a.forms.value_crumbs, memory + layout.warps + warp * layout.of_warp);
     if (work.coded) {
       end_block_copy(block_barrier, parity);
       parity ^= 1;
-      read_coded<T>(a, work.tile, work.mine, asked, after, memory, layout, ring);
+      read_coded<T>(a, work.tile, mine, asked, after, memory, layout, ring);
       hand_to_copies(); /* the next item's queries are copied over what has been read here */
     } else {
       store_no_states<NT>(sums.code_states, lane);
     }
-    read_exact<T>(a, work.tile, work.mine, asked, after, ring, sums);
-    fill_ring<STAGES>(a, ring, asked, after, true, lane);
+    read_exact<T>(a, work.tile, mine, asked, after, ring, sums);
     finish_item<T::D, NT, WARPS>(output_of(a, work, total_units, blocks), a.forms.value_crumbs, a.forms.value_groups,
                                  memory + layout.warps, layout.of_warp, memory + layout.block);
     if (!more) break;

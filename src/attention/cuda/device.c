@@ -398,7 +398,8 @@ static void free_plan(struct device_attention *a, struct kept_plan *kept) {
 
 void device_attention_free(struct device_attention *a) {
   if (!a) return;
-  struct space *const spaces[] = {&a->maps, &a->prefill_maps, &a->prefill_parts, &a->prepared, &a->parts, &a->rotated, &a->arrived};
+  struct space *const spaces[] = {&a->maps,  &a->prefill_maps, &a->prefill_parts, &a->prepared,
+                                  &a->parts, &a->rotated,      &a->arrived};
   for (size_t i = 0; i < ARRAY_LENGTH(spaces); i++) space_free(a, spaces[i]);
   for (int i = 0; a->ropes && i < a->rope_count; i++) {
     space_free(a, &a->ropes[i].fixed);

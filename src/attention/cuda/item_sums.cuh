@@ -68,10 +68,10 @@ struct item_output {
   struct decode_tile tile;
   int kv_heads, group, head;
   float *out;
-  const float *map; /* of the KV head: [inputs][head_dim] */
-  int inputs;       /* 0: nothing is coded */
-  int count;        /* of the blocks that have something of the item */
-  float *part;      /* this block's */
+  const float *map;   /* of the KV head: [inputs][head_dim] */
+  int inputs;         /* 0: nothing is coded */
+  int count;          /* of the blocks that have something of the item */
+  float *part;        /* this block's */
   const float *parts; /* the item's first */
   uint32_t *arrived;
 };
@@ -129,10 +129,13 @@ template <int D, int WARPS> __device__ inline void merge_parts(const item_output
   };
   float4 x[TOGETHER];
   load(min((int)threadIdx.x, elements - 1), 0, x); /* beside the maxima */
+#pragma unroll 1
   for (int row = warp; row < rows; row += WARPS) {
     float m = NONE, l = 0;
+#pragma unroll 1
     for (int i = lane; i < o.count; i += 32) m = fmaxf(m, __ldcg(o.parts + i * floats + 2 * row));
     m = largest_of_warp(m);
+#pragma unroll 1
     for (int i = lane; i < o.count; i += 32) {
       const float2 from = __ldcg((const float2 *)(o.parts + i * floats) + row);
       const float factor = from.x > NONE ? exp2_fast(from.x - m) : 0;
@@ -143,6 +146,7 @@ template <int D, int WARPS> __device__ inline void merge_parts(const item_output
     if (lane == 0) totals[row] = l;
   }
   __syncthreads();
+#pragma unroll 1
   for (int element = threadIdx.x; element < elements; element += WARPS * 32) {
     const int row = element / (D / 4), column = element % (D / 4) * 4;
     float4 sum = {};
@@ -162,7 +166,7 @@ template <int D, int WARPS> __device__ inline void merge_parts(const item_output
 /* What all warps have of an item goes where it belongs. By the whole block, after the warps have stored their sums, each in
  * `bytes` from `warps` on; what is there may be written again after the next __syncthreads. */
 template <int D, int NT, int WARPS>
-__device__ __noinline__ void finish_item(const item_output &o, int crumbs, int groups, uint8_t *warps, int bytes, uint8_t *block) {
+__device__ inline void finish_item(const item_output &o, int crumbs, int groups, uint8_t *warps, int bytes, uint8_t *block) {
   constexpr int ROWS = 4 * NT;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = o.tile.rows;
   const block_sums layout = block_sums_of(D, crumbs, WARPS, NT);
@@ -172,6 +176,7 @@ __device__ __noinline__ void finish_item(const item_output &o, int crumbs, int g
   map_part<D> map;
   if (o.inputs) map = load_map<D, WARPS>(o, warp, min(lane * 4, D - 4));
   __syncthreads();
+#pragma unroll 1
   for (int row = warp; row < rows; row += WARPS) {
     float2 state = make_float2(NONE, 0);
     if (lane < 2 * WARPS) {
@@ -186,6 +191,7 @@ __device__ __noinline__ void finish_item(const item_output &o, int crumbs, int g
   }
   __syncthreads();
   const int of_codes = o.inputs ? codes_width(crumbs) / 4 : 0, each = of_codes + D / 4;
+#pragma unroll 1
   for (int i = threadIdx.x; i < rows * each; i += WARPS * 32) {
     const int row = i / each, at = i % each, coded = at < of_codes, column = (coded ? at : at - of_codes) * 4;
     float4 sum = {};
@@ -194,7 +200,8 @@ __device__ __noinline__ void finish_item(const item_output &o, int crumbs, int g
       const float factor = factors[((coded ? 0 : WARPS) + w) * ROWS + row];
       if (factor == 0) continue; /* a warp that saw nothing has left anything */
       const warp_sums from = sums_of_warp<NT>(D, crumbs, warps + w * bytes);
-      add_scaled(sum, factor, *(const float4 *)(coded ? from.codes + row * codes_width(crumbs) + column : from.exact + row * D + column));
+      add_scaled(sum, factor,
+                 *(const float4 *)(coded ? from.codes + row * codes_width(crumbs) + column : from.exact + row * D + column));
     }
     if (!coded) {
       *(float4 *)(exact + row * D + column) = sum;
@@ -210,12 +217,14 @@ __device__ __noinline__ void finish_item(const item_output &o, int crumbs, int g
     multiply_map<D, NT, WARPS>(o, map, inputs, (float *)(warps + warp * bytes));
     __syncthreads();
   }
+#pragma unroll 1
   for (int i = threadIdx.x; i < rows * (D / 4); i += WARPS * 32) {
     const int row = i / (D / 4), column = i % (D / 4) * 4;
     float4 sum = *(const float4 *)(exact + row * D + column);
     if (o.inputs)
 #pragma unroll
-      for (int w = 0; w < WARPS; w++) add_scaled(sum, 1, *(const float4 *)((const float *)(warps + w * bytes) + row * D + column));
+      for (int w = 0; w < WARPS; w++)
+        add_scaled(sum, 1, *(const float4 *)((const float *)(warps + w * bytes) + row * D + column));
     if (o.count > 1) {
       __stcg((float4 *)(o.part + 2 * DECODE_ROWS + row * D + column), sum);
       continue;
@@ -226,13 +235,15 @@ __device__ __noinline__ void finish_item(const item_output &o, int crumbs, int g
   }
   if (o.count == 1) return;
   if (threadIdx.x < rows) __stcg((float2 *)o.part + threadIdx.x, totals[threadIdx.x]);
-  __threadfence();
   __syncthreads();
   uint32_t *last = (uint32_t *)(block + layout.last);
-  if (threadIdx.x == 0) *last = atomicInc(o.arrived, (uint32_t)o.count - 1); /* 0 again after the last */
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *last = atomicInc(o.arrived, (uint32_t)o.count - 1); /* 0 again after the last */
+    __threadfence();
+  }
   __syncthreads();
   if (*last != (uint32_t)o.count - 1) return;
-  __threadfence();
   merge_parts<D, WARPS>(o, (float *)warps, (float *)totals);
 }
 

@@ -26,43 +26,26 @@ struct reading {
   int exact_list, exact_from, exact; /* the item's list, tiles of it */
 };
 
-/* What a warp asks for: of coded + 2 exact slots of `of`, which lies in shared memory, `next` is the first that is not yet asked
- * for. Units of pages are looked up 32 at a time, those of both kinds at once: lane i has that of coded page coded_window + i and
- * of the exact page exact_window + i of the list. */
+/* What a warp asks for: of coded + 2 exact slots of `of`, `next` is the first that is not yet asked for. Units of coded pages are
+ * looked up 32 at a time: lane i has that of page i of 32. */
 struct asking {
-  const reading *of;
-  int next, coded_window, exact_window, coded_unit, exact_unit;
+  reading of;
+  int next, unit;
 };
 
-__device__ inline void look_up_coded(const arguments &a, asking &asked, int window, int lane) {
-  asked.coded_window = window;
-  if (window + lane < asked.of->coded) asked.coded_unit = a.pages[asked.of->coded_list + window + lane].unit;
-}
-__device__ inline void look_up_exact(const arguments &a, asking &asked, int window, int lane) {
-  asked.exact_window = window;
-  if ((window + lane) * (64 / EXACT_TOKENS) < asked.of->exact_from + asked.of->exact)
-    asked.exact_unit = a.pages[asked.of->exact_list + window + lane].unit;
+__device__ inline void look_up(const arguments &a, asking &asked, int lane) {
+  if (asked.next + lane < asked.of.coded) asked.unit = a.pages[asked.of.coded_list + asked.next + lane].unit;
 }
 __device__ inline void ask_for(const arguments &a, asking &asked, const reading &of, int lane) {
-  asked.of = &of;
+  asked.of = of;
   asked.next = 0;
-  look_up_coded(a, asked, 0, lane);
-  look_up_exact(a, asked, of.exact_from * EXACT_TOKENS / 64, lane);
+  look_up(a, asked, lane);
 }
 
-/* Where the page or tile comes from that is asked for next. By a whole warp. */
-__device__ __forceinline__ const uint8_t *next_source(const arguments &a, asking &asked, int lane) {
-  const reading &of = *asked.of;
-  if (asked.next < of.coded) {
-    if (asked.next >= asked.coded_window + 32) look_up_coded(a, asked, asked.next, lane);
-    const int unit = __shfl_sync(~0u, asked.coded_unit, asked.next - asked.coded_window);
-    return a.memory + (size_t)unit * a.unit_bytes + (size_t)of.head * a.head_bytes;
-  }
-  const int slot = asked.next - of.coded, tile = of.exact_from + slot / 2, page = tile * EXACT_TOKENS / 64;
-  if (page >= asked.exact_window + 32) look_up_exact(a, asked, page, lane);
-  const int unit = __shfl_sync(~0u, asked.exact_unit, page - asked.exact_window);
+__device__ inline const uint8_t *exact_tile(const arguments &a, const reading &r, int tile, int side) {
+  const int unit = a.pages[r.exact_list + tile * EXACT_TOKENS / 64].unit;
   return a.memory + (size_t)unit * a.unit_bytes +
-         ((size_t)(of.head * 2 + slot % 2) * 64 + (size_t)(tile * EXACT_TOKENS % 64)) * (size_t)a.head_dim * 2;
+         ((size_t)(r.head * 2 + side) * 64 + (size_t)(tile * EXACT_TOKENS % 64)) * (size_t)a.head_dim * 2;
 }
 
 /* Fills the free slots with what is left to be asked for; after an item, of `after`. By a whole warp. exact: whether exact pages
@@ -70,16 +53,24 @@ __device__ __forceinline__ const uint8_t *next_source(const arguments &a, asking
 template <int STAGES>
 __device__ __forceinline__ void fill_ring(const arguments &a, ring &ring, asking &asked, const reading &after, bool exact,
                                           int lane) {
+#pragma unroll 1
   while (ring.filled < STAGES) {
-    const bool coded = asked.next < asked.of->coded;
-    if (asked.next == asked.of->coded + 2 * asked.of->exact) {
-      if (asked.of->item == after.item) return;
+    const int slot = asked.next - asked.of.coded;
+    if (slot == 2 * asked.of.exact) {
+      if (asked.of.item == after.item) return;
       ask_for(a, asked, after, lane);
       continue;
     }
-    if (!coded && !exact) return;
-    const uint8_t *from = next_source(a, asked, lane);
-    copy_page(ring.slots + ring.issue_slot * a.slot_bytes, from, coded ? a.page_bytes : EXACT_TOKENS * a.head_dim * 2,
+    const uint8_t *from;
+    if (slot >= 0) {
+      if (!exact) return;
+      from = exact_tile(a, asked.of, asked.of.exact_from + slot / 2, slot % 2);
+    } else {
+      if (asked.next % 32 == 0 && asked.next > 0) look_up(a, asked, lane);
+      const int unit = __shfl_sync(~0u, asked.unit, asked.next % 32);
+      from = a.memory + (size_t)unit * a.unit_bytes + (size_t)asked.of.head * a.head_bytes;
+    }
+    copy_page(ring.slots + ring.issue_slot * a.slot_bytes, from, slot < 0 ? a.page_bytes : EXACT_TOKENS * a.head_dim * 2,
               ring.barriers + ring.issue_slot, lane);
     ring.issue_slot = ring.issue_slot + 1 == STAGES ? 0 : ring.issue_slot + 1;
     ring.filled++, asked.next++;
