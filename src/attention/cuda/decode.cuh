@@ -25,8 +25,7 @@ __host__ __device__ constexpr struct block_shape block_shape_of(int value_blocks
   if (value_blocks > 16) return {4, 2, 1};
   if (value_blocks > 8) return {steps > 0 || any ? 4 : 6, 2, 1};
   if (any) return {row_tiles == 2 ? 6 : 8, 2, 1};
-  if (steps == 0 && row_tiles == 2) return {4, 3, 2};
-  if (steps == 0) return {6, 2, 2};
+  if (steps == 0) return {8, 2, 1};
   if (row_tiles == 2) return {steps > 2 ? 6 : 8, 2, 1};
   return {steps > 2 || few ? 8 : 12, 2, 1};
 }
