@@ -19,11 +19,14 @@
 #define PREFILL_TOLERANCE     8e-4
 #define PREFILL_ROW_TOLERANCE 8e-3
 
+/* How many pairs of a head have a mean that turns. Which ones is drawn, but for FIRST. */
+enum turning { NO_PAIRS, ONE_PAIR, FEW, FIRST, ODD, HALF, ALL_PAIRS };
+
 struct form {
   oscar_row_form form;
   int groups, key_crumbs, value_crumbs; /* crumbs: of a row; 0 groups: BF16 */
-  int turning;                          /* quarters of the pairs of the mean of keys */
-  int value_groups;                     /* 0: as keys */
+  enum turning turns;
+  int value_groups; /* 0: as keys */
 };
 
 struct setup {
@@ -60,6 +63,19 @@ static void deal_crumbs(int d, int total, uint8_t *crumbs) {
   }
 }
 
+/* Ascending. */
+static int draw_pairs(int d, enum turning turning, uint64_t seed, uint16_t *pair) {
+  const int
+      all = d / 2,
+      counts[] = {
+          [ONE_PAIR] = 1, [FEW] = all / 4 - 3, [FIRST] = all * 5 / 8, [ODD] = all / 2 + 5, [HALF] = all / 2, [ALL_PAIRS] = all};
+  const int among = turning == FIRST ? counts[FIRST] : all;
+  int count = 0;
+  for (int p = 0; p < among; p++)
+    if (test_uniform(&seed) * (among - p) < counts[turning] - count) pair[count++] = (uint16_t)p;
+  return count;
+}
+
 static oscar_codec *make_codec(oscar_context *context, uint64_t *seed, int d, const struct form *form, oscar_side side,
                                oscar_rope *rope) {
   static const float step[5] = {1, 1, .33f, .1f, .03f};
@@ -81,9 +97,7 @@ static oscar_codec *make_codec(oscar_context *context, uint64_t *seed, int d, co
     encode[i] = unit + .3f * test_normal(seed) / sqrtf((float)d);
     decode[i] = unit + .3f * test_normal(seed) / sqrtf((float)d);
   }
-  const int pairs = rope ? form->turning * d / 8 : 0; /* each head has others */
-  for (int i = 0, kept = 0; kept < pairs; i++)
-    if (test_uniform(seed) * (float)(d / 2 - i) < (float)(pairs - kept)) pair[kept++] = (uint16_t)i;
+  const int pairs = rope ? draw_pairs(d, form->turns, *seed, pair) : 0;
   oscar_codec_spec spec = {.head_dim = d,
                            .channels = d,
                            .form = form->form,
@@ -112,7 +126,7 @@ static oscar_codec_set *make_codecs(oscar_context *context, const struct setup *
   float frequencies[OSCAR_MAX_HEAD_DIM / 2];
   uint64_t seed = 99;
   for (int i = 0; i < s->head_dim / 2; i++) frequencies[i] = (float)pow(1e6, -2.0 * i / s->head_dim);
-  if (s->form.turning)
+  if (s->form.turns)
     assert_ok(context, oscar_rope_create(context, &(oscar_rope_spec){OSCAR_ROPE_HALVES, s->head_dim, frequencies}, &rope));
   assert_ok(context, oscar_codec_set_create(context, &info, &set));
   for (int head = 0; head < s->kv_heads; head++)
@@ -289,7 +303,7 @@ static void expect_close(const char *what, const struct setup *s, const int *len
     if (way == STEP && errors[way].norm == 0) continue; /* no such step */
     print_message("%-18s %-8s heads %d x %2d, d %3d, crumbs %3d/%3d, form %d groups %d%s: relative error %.2e, of a row %.2e\n",
                   what, way_names[way], s->kv_heads, s->group, s->head_dim, s->form.key_crumbs, s->form.value_crumbs,
-                  (int)s->form.form, s->form.groups, s->form.turning ? ", turning" : "", errors[way].all, errors[way].row);
+                  (int)s->form.form, s->form.groups, s->form.turns ? ", turning" : "", errors[way].all, errors[way].row);
     const bool few = way == STEP || ways[way] == ATTENTION_DECODE;
     if (!(errors[way].all < (few ? TOLERANCE : PREFILL_TOLERANCE))) too_far++;
     if (!(errors[way].row < (few ? ROW_TOLERANCE : PREFILL_ROW_TOLERANCE))) too_far++;
@@ -306,7 +320,7 @@ static void group_sizes_agree(void **state) {
     const struct setup s = {.kv_heads = 2,
                             .group = group,
                             .head_dim = 64,
-                            .form = {LOG, 4, 64, 64, group % 2 == 0 ? 2 : 0, 0},
+                            .form = {LOG, 4, 64, 64, group % 2 ? NO_PAIRS : HALF, 0},
                             .sink = 1,
                             .recent = 2};
     expect_close("group", &s, lengths, 3, steps, 3);
@@ -322,46 +336,42 @@ static void head_dimensions_and_layouts_agree(void **state) {
     int d;
     struct form form;
   } cases[] = {
-      {128, {LOG, 4, 128, 128, 2, 0}},
-      {128, {LOG, 4, 128, 128, 0, 0}},
-      {128, {LOG, 4, 128, 128, 1, 0}},
-      {128, {LOG, 4, 128, 128, 3, 0}},
-      {128, {LOG, 4, 128, 128, 4, 0}},
-      {64, {LOG, 4, 64, 64, 1, 0}},
-      {64, {LOG, 4, 64, 64, 4, 0}},
-      {96, {LOG, 4, 96, 96, 4, 0}},
-      {256, {LOG, 4, 256, 256, 1, 0}},
-      {128, {LOG, 4, 96, 128, 4, 0}},
-      {64, {LOG, 4, 64, 64, 2, 0}},
-      {96, {LOG, 4, 96, 96, 2, 0}},
-      {256, {LOG, 4, 256, 256, 2, 0}},
-      {128, {LOG, 4, 96, 128, 2, 0}},
-      {128, {LOG, 4, 80, 128, 2, 0}},
-      {128, {LOG, 4, 112, 128, 0, 0}},
-      {128, {LOG, 4, 64, 128, 2, 0}},
-      {128, {LOG, 2, 32, 128, 0, 4}},
-      {128, {LOG, 3, 48, 128, 0, 4}},
-      {128, {LOG, 1, 16, 128, 0, 4}},
-      {128, {LOG, 2, 128, 128, 0, 0}},
-      {128, {LOG, 4, 128, 128, 0, 2}},
-      {128, {LOG, 4, 144, 160, 2, 0}},
-      {128, {LOG, 4, 160, 128, 2, 0}},
-      {128, {LOG, 4, 176, 144, 2, 0}},
-      {128, {LOG, 4, 256, 256, 2, 0}},
-      {64, {LOG, 4, 112, 80, 2, 0}},
-      {64, {OSCAR_ROW_GAIN, 1, 64, 64, 2, 0}},
-      {128, {OSCAR_ROW_GAIN, 1, 128, 128, 2, 0}},
-      {128, {OSCAR_ROW_GAIN, 1, 128, 128, 4, 0}},
-      {128, {OSCAR_ROW_GAIN, 2, 128, 128, 0, 0}},
-      {128, {OSCAR_ROW_SCALE_ZERO, 1, 128, 128, 0, 0}},
-      {64, {OSCAR_ROW_SCALE_ZERO, 1, 128, 128, 0, 0}},
-      {64, {OSCAR_ROW_SCALE_ZERO, 1, 256, 256, 0, 0}},
-      {128, {OSCAR_ROW_SCALE_ZERO, 1, 512, 512, 0, 0}},
-      {256, {OSCAR_ROW_GAIN, 1, 256, 256, 0, 0}},
-      {64, {LOG, 0, 0, 0, 0, 0}},
-      {96, {LOG, 0, 0, 0, 0, 0}},
-      {128, {LOG, 0, 0, 0, 0, 0}},
-      {256, {LOG, 0, 0, 0, 0, 0}},
+      {128, {LOG, 4, 128, 128, HALF, 0}},
+      {128, {LOG, 4, 128, 128, NO_PAIRS, 0}},
+      {128, {LOG, 4, 128, 128, ALL_PAIRS, 0}},
+      {96, {LOG, 4, 96, 96, ALL_PAIRS, 0}},
+      {256, {LOG, 4, 256, 256, FEW, 0}},
+      {128, {LOG, 4, 96, 128, ALL_PAIRS, 0}},
+      {128, {OSCAR_ROW_GAIN, 1, 128, 128, ALL_PAIRS, 0}},
+      {64, {LOG, 4, 64, 64, HALF, 0}},
+      {96, {LOG, 4, 96, 96, HALF, 0}},
+      {256, {LOG, 4, 256, 256, HALF, 0}},
+      {128, {LOG, 4, 96, 128, HALF, 0}},
+      {128, {LOG, 4, 80, 128, HALF, 0}},
+      {128, {LOG, 4, 112, 128, NO_PAIRS, 0}},
+      {128, {LOG, 4, 64, 128, HALF, 0}},
+      {128, {LOG, 2, 32, 128, NO_PAIRS, 4}},
+      {128, {LOG, 3, 48, 128, NO_PAIRS, 4}},
+      {128, {LOG, 1, 16, 128, NO_PAIRS, 4}},
+      {128, {LOG, 2, 128, 128, NO_PAIRS, 0}},
+      {128, {LOG, 4, 128, 128, NO_PAIRS, 2}},
+      {128, {LOG, 4, 144, 160, HALF, 0}},
+      {128, {LOG, 4, 160, 128, HALF, 0}},
+      {128, {LOG, 4, 176, 144, HALF, 0}},
+      {128, {LOG, 4, 256, 256, HALF, 0}},
+      {64, {LOG, 4, 112, 80, HALF, 0}},
+      {64, {OSCAR_ROW_GAIN, 1, 64, 64, HALF, 0}},
+      {128, {OSCAR_ROW_GAIN, 1, 128, 128, HALF, 0}},
+      {128, {OSCAR_ROW_GAIN, 2, 128, 128, NO_PAIRS, 0}},
+      {128, {OSCAR_ROW_SCALE_ZERO, 1, 128, 128, NO_PAIRS, 0}},
+      {64, {OSCAR_ROW_SCALE_ZERO, 1, 128, 128, NO_PAIRS, 0}},
+      {64, {OSCAR_ROW_SCALE_ZERO, 1, 256, 256, NO_PAIRS, 0}},
+      {128, {OSCAR_ROW_SCALE_ZERO, 1, 512, 512, NO_PAIRS, 0}},
+      {256, {OSCAR_ROW_GAIN, 1, 256, 256, NO_PAIRS, 0}},
+      {64, {LOG, 0, 0, 0, NO_PAIRS, 0}},
+      {96, {LOG, 0, 0, 0, NO_PAIRS, 0}},
+      {128, {LOG, 0, 0, 0, NO_PAIRS, 0}},
+      {256, {LOG, 0, 0, 0, NO_PAIRS, 0}},
   };
   for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
     struct setup s = {.kv_heads = 2, .group = 4, .head_dim = cases[i].d, .form = cases[i].form, .sink = 1, .recent = 4};
@@ -372,10 +382,23 @@ static void head_dimensions_and_layouts_agree(void **state) {
   assert_int_equal(too_far, 0);
 }
 
+/* Every head has pairs of its own, as many as the other. */
+static void pairs_of_heads_agree(void **state) {
+  too_far = 0;
+  (void)state;
+  const int lengths[] = {900, 63, 4200}, steps[] = {1, 2};
+  for (int d = 64; d <= 128; d *= 2)
+    for (enum turning turns = ONE_PAIR; turns <= ALL_PAIRS; turns++) {
+      const struct setup s = {.kv_heads = 3, .group = 4, .head_dim = d, .form = {LOG, 4, d, d, turns, 0}, .sink = 1, .recent = 2};
+      expect_close("pairs", &s, lengths, 3, steps, 2);
+    }
+  assert_int_equal(too_far, 0);
+}
+
 static void lengths_and_windows_agree(void **state) {
   too_far = 0;
   (void)state;
-  const struct form form = {LOG, 4, 128, 128, 2, 0};
+  const struct form form = {LOG, 4, 128, 128, HALF, 0};
   static const int lengths[8][3] = {{0, 0, 0},       {1, 5, 16},     {63, 64, 65},     {320, 321, 384},
                                     {385, 448, 449}, {3000, 1, 700}, {4096, 4097, 17}, {9000, 0, 0}};
   const int steps[] = {1, 1, 8};
@@ -400,7 +423,7 @@ static void many_short_sequences_agree(void **state) {
   uint64_t seed = 5;
   for (int i = 0; i < 40; i++) lengths[i] = (int)(exp(test_uniform(&seed) * 7.5));
   const int steps[] = {1, 1};
-  struct setup s = {.kv_heads = 2, .group = 4, .head_dim = 64, .form = {LOG, 4, 64, 64, 2, 0}, .sink = 1, .recent = 2};
+  struct setup s = {.kv_heads = 2, .group = 4, .head_dim = 64, .form = {LOG, 4, 64, 64, HALF, 0}, .sink = 1, .recent = 2};
   expect_close("40 sequences", &s, lengths, 40, steps, 2);
   assert_int_equal(too_far, 0);
 }
@@ -411,7 +434,7 @@ static void numbers_that_cannot_be_are_found(void **state) {
   enum { SEQUENCES = 3 };
   for (int coded = 0; coded < 2; coded++) {
     const struct setup s = {
-        .kv_heads = 2, .group = 4, .head_dim = 64, .form = {LOG, coded ? 4 : 0, 64, 64, 0, 0}, .sink = 1, .recent = 1};
+        .kv_heads = 2, .group = 4, .head_dim = 64, .form = {LOG, coded ? 4 : 0, 64, 64, NO_PAIRS, 0}, .sink = 1, .recent = 1};
     struct side_of_test side = open_side(&s, true, (size_t)64 << 20);
     const size_t kv = SEQUENCES * 2 * 64, q = 4 * kv;
     uint64_t seed = 5;
@@ -458,11 +481,9 @@ int main(void) {
   const oscar_context_options options = {.isa = OSCAR_ISA_PORTABLE};
   assert_int_equal(oscar_context_create(&options, &host_context), OSCAR_OK);
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(group_sizes_agree),
-      cmocka_unit_test(head_dimensions_and_layouts_agree),
-      cmocka_unit_test(lengths_and_windows_agree),
-      cmocka_unit_test(many_short_sequences_agree),
-      cmocka_unit_test(numbers_that_cannot_be_are_found),
+      cmocka_unit_test(group_sizes_agree),          cmocka_unit_test(head_dimensions_and_layouts_agree),
+      cmocka_unit_test(pairs_of_heads_agree),       cmocka_unit_test(lengths_and_windows_agree),
+      cmocka_unit_test(many_short_sequences_agree), cmocka_unit_test(numbers_that_cannot_be_are_found),
   };
   const int failed = cmocka_run_group_tests(tests, NULL, NULL);
   oscar_cuda_free(gpu);

@@ -25,7 +25,8 @@ __host__ __device__ constexpr struct block_shape block_shape_of(int value_blocks
   if (value_blocks > 16) return {4, 2, 1};
   if (value_blocks > 8) return {turns != STAYS || any ? 4 : 6, 2, 1};
   if (any) return {row_tiles == 2 ? 6 : 8, 2, 1};
-  return {row_tiles == 2 && turns == BY_WAVES && steps > 1 ? 6 : 8, 2, 1};
+  if (row_tiles == 2) return {turns == BY_WAVES && steps > 1 ? 6 : 8, 2, 1};
+  return {value_blocks > 6 ? 8 : 12, 2, 1};
 }
 
 /* What is known when a kernel is compiled. */
@@ -38,6 +39,10 @@ struct traits {
   static constexpr how_it_turns TURNS = TURNS_;   /* the mean; ANY: in whatever way */
   static constexpr int STEPS = STEPS_;            /* of its curves; ANY: as many as there are */
   static constexpr struct block_shape SHAPE = block_shape_of(VALUE_BLOCKS_, NT_, TURNS_, STEPS_, ANY);
+  /* of pages, where not ANY */
+  static constexpr int GROUPS = FORM == FOUR_LOG_GAINS ? GAIN_CLASSES : 1;
+  static constexpr int ROW_FORM = FORM == FOUR_LOG_GAINS ? OSCAR_ROW_LOG_GAINS : OSCAR_ROW_GAIN;
+  static constexpr int KEY_BYTES = 256 * KEY_BLOCKS + 128, VALUE_BYTES = 256 * VALUE_BLOCKS + 128;
   static constexpr int WARPS = SHAPE.warps, STAGES = SHAPE.stages, BLOCKS = SHAPE.blocks;
 };
 
@@ -153,16 +158,6 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       number = pages[min(i + WAVE_PAGES + g, mine - 1)].number;
       __syncwarp();
     }
-    float s[4][NT][2], largest[NT];
-#pragma unroll
-    for (int t = 0; t < 4; t++)
-#pragma unroll
-      for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
-    if (turns == BY_PAIRS) {
-      score_pairs<STEPS, NT>(a, curves, amplitudes, pairs, number, lane, s);
-      number = following, following = pages[min(i + 2, mine - 1)].number;
-      pairs.load(a.rope, number);
-    }
     const uint8_t *page = wait_for_slot<T::STAGES>(a, ring);
     const int value_offset = ANY ? a.value_offset : 256 * T::KEY_BLOCKS + 128;
     const uint16_t *value_meta = (const uint16_t *)(page + value_offset + (ANY ? 16 * forms.value_crumbs : 256 * BLOCKS));
@@ -190,6 +185,16 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       for (int j = 0; j < 4; j++) middle[j] *= factor;
     }
 
+    float s[4][NT][2], largest[NT];
+#pragma unroll
+    for (int t = 0; t < 4; t++)
+#pragma unroll
+      for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
+    if (turns == BY_PAIRS) {
+      score_pairs<STEPS, NT>(a, curves, amplitudes, pairs, number, lane, s);
+      number = following, following = pages[min(i + 2, mine - 1)].number;
+      pairs.load(a.rope, number);
+    }
     if (waves) score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
 #pragma unroll
     for (int t = 0; t < 4; t++) {
@@ -364,7 +369,27 @@ __device__ inline item_output output_of(const arguments &a, const item_work &wor
           a.arrived + index};
 }
 
-template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) kernel(const __grid_constant__ arguments a) {
+/* The arguments, with what is known when the kernel is compiled in its place: that takes no registers. Kernels for usual forms
+ * whose mean turns are for nothing else. */
+template <class T> __device__ __forceinline__ arguments known_arguments(const arguments &given) {
+  arguments a = given;
+  if constexpr (!T::ANY && T::TURNS != STAYS) {
+    a.coded = true;
+    a.turns = T::TURNS;
+    a.head_dim = T::D;
+    a.window = 0;
+    a.forms = {16 * T::KEY_BLOCKS, T::GROUPS, T::ROW_FORM, 16 * T::VALUE_BLOCKS, T::GROUPS, T::ROW_FORM};
+    a.value_offset = T::KEY_BYTES;
+    a.head_bytes = a.page_bytes = T::KEY_BYTES + T::VALUE_BYTES;
+    a.slot_bytes = max(T::KEY_BYTES + T::VALUE_BYTES, EXACT_TOKENS * T::D * 2);
+    if (T::TURNS == BY_PAIRS) a.turning_pairs = a.fast = T::STEPS * CURVE_STEP;
+    if (T::TURNS == BY_WAVES) a.rope.steps = T::STEPS;
+  }
+  return a;
+}
+
+template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) kernel(const __grid_constant__ arguments given) {
+  const arguments a = known_arguments<T>(given);
   constexpr int WARPS = T::WARPS, NT = T::NT, STAGES = T::STAGES;
   extern __shared__ __align__(128) uint8_t memory[];
   start_kernel_after();
