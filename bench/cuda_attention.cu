@@ -5,7 +5,7 @@
  *     [--forms NAMES] [--csv FILE]
  *
  * LIST: numbers with commas between; --query-heads 32,48,56,64,96 runs groups of 4, 6, 7, 8 and 12. NAMES with commas between:
- * of cases as they are printed; of forms turning, most-turning, four, one-turning, one, bf16.
+ * of cases as they are printed; of forms turning, most-turning, half-turning, quarter-turning, four, one-turning, one, bf16.
  *
  * As in a decode step, the layers have pages of their own and are launched one after the other in a CUDA graph; times are of one
  * layer: a replay over the number of layers, the median of several. In the same graph form, over the same buffers, `read` adds up
@@ -172,6 +172,8 @@ struct bench {
   std::vector<decode_layer> layers;
   std::vector<std::pair<void *, size_t>> memory;
   decode_rope rope = {};
+  std::vector<uint16_t> own_pairs; /* of all heads */
+  std::vector<uint32_t> own_curves;
   size_t bytes = 0; /* that a layer reads */
   float *q = nullptr, *out = nullptr;
   decode_rows rows = {};
@@ -208,12 +210,27 @@ struct bench {
     const rope_table_sizes sizes = rope_table_sizes_of(context, r, &status);
     check(status);
     const int64_t table_pages = *std::max_element(what.lengths.begin(), what.lengths.end()) / 64 + 1;
-    std::vector<float> series(sizes.series / 4), fast(sizes.fast_angles / 4 * table_pages);
+    std::vector<float> series(sizes.series / 4), turns(sizes.turns / 4 * table_pages);
     std::vector<uint32_t> curves(sizes.curve_words / 4), angles(sizes.angles / 4 * table_pages);
     check(rope_tables_fill(context, r, &sizes, series.data(), curves.data()));
-    rope_angles_fill(r, &sizes, 0, table_pages, angles.data(), fast.data());
-    rope = {sizes.pairs, sizes.fast, sizes.steps, table_pages, keep(angles), keep(fast), keep(series), keep(curves)};
+    rope_angles_fill(r, &sizes, 0, table_pages, angles.data(), turns.data());
+    rope = {sizes.pairs, sizes.fast, sizes.steps, table_pages, keep(angles), keep(turns), keep(series), keep(curves)};
+    make_own_curves(r);
     oscar_rope_release(r);
+  }
+
+  /* Of pairs spread over all, where so few turn that each has curves of its own. */
+  void make_own_curves(oscar_rope *r) {
+    const int pairs = how.turning * o.head_dim / 8;
+    std::vector<uint16_t> numbers(pairs);
+    for (int i = 0; i < pairs; i++) numbers[i] = (uint16_t)(i * 4 / how.turning);
+    oscar_codec_spec keys = {};
+    keys.rope = r, keys.rotating_pairs = pairs, keys.rotating_pair = numbers.data();
+    if (!has_own_curves(&keys)) return;
+    const size_t count = own_curves_pairs(&keys), words = own_curves_bytes(&keys) / 4;
+    own_pairs.resize(count * o.kv_heads), own_curves.resize(words * o.kv_heads);
+    for (int head = 0; head < o.kv_heads; head++)
+      own_curves_fill(&keys, own_pairs.data() + head * count, own_curves.data() + head * words);
   }
 
   void make_layers() {
@@ -233,10 +250,15 @@ struct bench {
       l.values.map = keep(normals((size_t)o.kv_heads * d * l.values.rows, 0.1f, 2));
       l.rotating_pairs = pairs;
       if (pairs > 0) {
-        l.turning_pairs = pairs;
-        std::vector<uint16_t> rows((size_t)o.kv_heads * pairs);
-        for (size_t i = 0; i < rows.size(); i++) rows[i] = (uint16_t)(d + groups + 1 + (int)(i % pairs));
+        l.own_curves = !own_pairs.empty();
+        l.turning_pairs = l.own_curves ? (int)own_pairs.size() / o.kv_heads : pairs;
+        std::vector<uint16_t> rows((size_t)o.kv_heads * l.turning_pairs);
+        for (size_t i = 0; i < rows.size(); i++) {
+          const int pair = (int)i % l.turning_pairs;
+          rows[i] = (uint16_t)(pair < pairs ? d + groups + 1 + pair : 0xFFFF);
+        }
         l.wave_rows = keep(rows);
+        if (l.own_curves) l.pairs = keep(own_pairs), l.curves = keep(own_curves);
       }
     }
     l.unit_bytes = how.coded ? (size_t)o.kv_heads * coded_head : exact_page;
@@ -298,7 +320,7 @@ struct bench {
         decode_tile tile = first;
         tile.first_row = shape.group * i / cuts;
         tile.rows = shape.group * (i + 1) / cuts - tile.first_row;
-        tile.units = EXACT_WEIGHT * tile.exact_tiles + tile.coded_pages;
+        tile.units = tile.coded_pages + EXACT_WEIGHT * tile.exact_tiles + ITEM_WEIGHT;
         tile.begin = begin;
         begin += tile.units * o.kv_heads;
         plan.rows = std::max(plan.rows, tile.rows);
@@ -309,10 +331,10 @@ struct bench {
     plan.pages = keep(list);
     plan.tile_count = (int)tiles.size();
     plan.total_units = keep(std::vector<int32_t>(1, begin));
-    plan.stretch = decode_stretch(cuda, &shape, (int)tiles.size(), begin);
     const size_t items = tiles.size() * o.kv_heads, width = (size_t)o.query_heads * o.head_dim * what.lengths.size();
     if (how.coded) space.prepared = keep_empty(items * decode_prepared_bytes(&layers[0]));
-    space.parts = (float *)keep_empty((2 * items + decode_most_blocks(cuda)) * decode_part_bytes(&shape, &layers[0]));
+    space.parts = (float *)keep_empty((items + decode_most_blocks(cuda)) * decode_part_bytes(&shape));
+    space.arrived = keep(std::vector<uint32_t>(items, 0));
     q = keep(normals(width, 1, 3));
     out = (float *)keep_empty(width * 4);
     std::vector<double> frequencies(o.head_dim / 2);
@@ -331,10 +353,7 @@ struct bench {
   }
 
   void attention() {
-    for (const decode_layer &l : layers) {
-      check(decode_run(cuda, &shape, &l, &plan, q, &space));
-      check(decode_merge(cuda, &shape, &l, &plan, &space, out));
-    }
+    for (const decode_layer &l : layers) check(decode_run(cuda, &shape, &l, &plan, q, &space, out));
   }
   void prepare() {
     for (const decode_layer &l : layers) check(decode_prepare(cuda, &shape, &l, &plan, q, &space));
@@ -344,8 +363,8 @@ struct bench {
   }
   void read() {
     for (int i = 0; i < o.layers; i++)
-      read_kernel<<<2 * decode_most_blocks(cuda), 512, 0, stream>>>((const uint4 *)(pages + layer_bytes * i), bytes / 16,
-                                                                    (uint32_t *)out);
+      read_kernel<<<decode_most_blocks(cuda), 512, 0, stream>>>((const uint4 *)(pages + layer_bytes * i), bytes / 16,
+                                                                (uint32_t *)out);
     check(cudaGetLastError());
   }
 
@@ -375,6 +394,8 @@ std::vector<setting> settings() {
 
 const form forms[] = {{"turning", "int2, four gains, turning mean", true, true, 4},
                       {"most-turning", "int2, four gains, three quarters turning", true, true, 3},
+                      {"half-turning", "int2, four gains, half of the pairs turning", true, true, 2},
+                      {"quarter-turning", "int2, four gains, a quarter turning", true, true, 1},
                       {"four", "int2, four gains", true, true, 0},
                       {"one-turning", "int2, one gain, turning mean", true, false, 4},
                       {"one", "int2, one gain", true, false, 0},

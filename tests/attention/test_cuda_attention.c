@@ -19,8 +19,8 @@
 #define PREFILL_TOLERANCE     8e-4
 #define PREFILL_ROW_TOLERANCE 8e-3
 
-/* How many pairs of a head have a mean that turns; which ones is drawn. */
-enum turning { NO_PAIRS, ONE_PAIR, ODD, HALF, ALL_PAIRS };
+/* How many pairs of a head have a mean that turns. Which ones is drawn, but for FIRST. */
+enum turning { NO_PAIRS, ONE_PAIR, FEW, FIRST, ODD, HALF, ALL_PAIRS };
 
 struct form {
   oscar_row_form form;
@@ -65,10 +65,14 @@ static void deal_crumbs(int d, int total, uint8_t *crumbs) {
 
 /* Ascending. */
 static int draw_pairs(int d, enum turning turning, uint64_t seed, uint16_t *pair) {
-  const int all = d / 2, counts[] = {[ONE_PAIR] = 1, [ODD] = all / 2 + 5, [HALF] = all / 2, [ALL_PAIRS] = all};
+  const int
+      all = d / 2,
+      counts[] = {
+          [ONE_PAIR] = 1, [FEW] = all / 4 - 3, [FIRST] = all * 5 / 8, [ODD] = all / 2 + 5, [HALF] = all / 2, [ALL_PAIRS] = all};
+  const int among = turning == FIRST ? counts[FIRST] : all;
   int count = 0;
-  for (int p = 0; p < all; p++)
-    if (test_uniform(&seed) * (all - p) < counts[turning] - count) pair[count++] = (uint16_t)p;
+  for (int p = 0; p < among; p++)
+    if (test_uniform(&seed) * (among - p) < counts[turning] - count) pair[count++] = (uint16_t)p;
   return count;
 }
 
@@ -334,6 +338,11 @@ static void head_dimensions_and_layouts_agree(void **state) {
   } cases[] = {
       {128, {LOG, 4, 128, 128, HALF, 0}},
       {128, {LOG, 4, 128, 128, NO_PAIRS, 0}},
+      {128, {LOG, 4, 128, 128, ALL_PAIRS, 0}},
+      {96, {LOG, 4, 96, 96, ALL_PAIRS, 0}},
+      {256, {LOG, 4, 256, 256, FEW, 0}},
+      {128, {LOG, 4, 96, 128, ALL_PAIRS, 0}},
+      {128, {OSCAR_ROW_GAIN, 1, 128, 128, ALL_PAIRS, 0}},
       {64, {LOG, 4, 64, 64, HALF, 0}},
       {96, {LOG, 4, 96, 96, HALF, 0}},
       {256, {LOG, 4, 256, 256, HALF, 0}},
@@ -377,7 +386,7 @@ static void head_dimensions_and_layouts_agree(void **state) {
 static void pairs_of_heads_agree(void **state) {
   too_far = 0;
   (void)state;
-  const int lengths[] = {900, 63, 1500}, steps[] = {1, 2};
+  const int lengths[] = {900, 63, 4200}, steps[] = {1, 2};
   for (int d = 64; d <= 128; d *= 2)
     for (enum turning turns = ONE_PAIR; turns <= ALL_PAIRS; turns++) {
       const struct setup s = {.kv_heads = 3, .group = 4, .head_dim = d, .form = {LOG, 4, d, d, turns, 0}, .sink = 1, .recent = 2};

@@ -98,7 +98,7 @@ static void check_plan(const struct fixture *f, int group, int most_rows, int wi
         /* as many tiles of 16 tokens as hold all that is seen, and no more */
         const int64_t last = first + (row + t->rows - 1) / group;
         assert_int_equal(t->exact_tiles, (t->exact_pages - 1) * 4 + (int)(last % 64) / 16 + 1);
-        assert_int_equal(t->units, EXACT_WEIGHT * t->exact_tiles + t->coded_pages);
+        assert_int_equal(t->units, t->coded_pages + EXACT_WEIGHT * t->exact_tiles + ITEM_WEIGHT);
         units += (int64_t)t->units * KV_HEADS;
         row += t->rows;
         if (t->rows > largest) largest = t->rows;
@@ -244,6 +244,41 @@ static double curve_element(const uint32_t *curves, int input, int odd, int toke
   return (double)half_of(at[0], k % 2) + (double)half_of(at[128], k % 2);
 }
 
+/* Pairs with curves of their own: any few of the rope's, and none after them. */
+static void own_curves_turn_means(void **state) {
+  (void)state;
+  oscar_context *context = test_context(OSCAR_ISA_PORTABLE, 1);
+  for (int d = 32; d <= 256; d += 32) {
+    float frequencies[128];
+    uint16_t numbers[OWN_CURVES_PAIRS];
+    const int count = d / 2 - 3 < OWN_CURVES_PAIRS ? d / 2 - 3 : OWN_CURVES_PAIRS - d / 32;
+    for (int i = 0; i < d / 2; i++) frequencies[i] = (float)pow(d % 64 ? 1e4 : 1e6, -2.0 * i / d);
+    for (int i = 0; i < count; i++) numbers[i] = (uint16_t)(2 + i * (d / 2 - 3) / count);
+    oscar_rope *rope;
+    assert_ok(context, oscar_rope_create(context, &(oscar_rope_spec){OSCAR_ROPE_HALVES, d, frequencies}, &rope));
+    const oscar_codec_spec keys = {.rope = rope, .rotating_pairs = count, .rotating_pair = numbers};
+    assert_true(has_own_curves(&keys));
+    const int pairs = own_curves_pairs(&keys);
+    assert_true(pairs % CURVE_STEP == 0 && pairs >= count && pairs < count + CURVE_STEP);
+    uint16_t *of = malloc((size_t)pairs * sizeof *of);
+    uint32_t *curves = malloc(own_curves_bytes(&keys));
+    own_curves_fill(&keys, of, curves);
+    for (int k = 0; k < pairs; k++) {
+      assert_int_equal(of[k], k < count ? numbers[k] : 0);
+      for (int token = 0; token < 64; token++) {
+        const int mirrored = token < 32 ? 63 - token : token;
+        const double angle = k < count ? (double)frequencies[of[k]] * (token - 31.5) : 0;
+        const double cosine = k < count ? cos(angle) : 0, sine = k < count ? sin(angle) : 0;
+        assert_true(fabs(curve_element(curves, k, 0, mirrored) - cosine) < 1e-6);
+        assert_true(fabs((token < 32 ? -1 : 1) * curve_element(curves, k, 1, mirrored) - sine) < 1e-6);
+      }
+    }
+    free(of), free(curves);
+    oscar_rope_release(rope);
+  }
+  oscar_context_free(context);
+}
+
 /* Operands multiplied out: curves (as weights of one pair) times angles give the turned mean of each token. */
 static void tables_turn_means(void **state) {
   (void)state;
@@ -258,11 +293,11 @@ static void tables_turn_means(void **state) {
     assert_int_equal(status, OSCAR_OK);
     assert_int_equal(sizes.pairs % 8, 0);
     assert_int_equal(sizes.curve_words, sizes.steps * CURVE_STEP_BYTES);
-    float *series = malloc(sizes.series), *fast = malloc(sizes.fast_angles + 1);
+    float *series = malloc(sizes.series), *turns = malloc(sizes.turns);
     uint32_t *curves = malloc(sizes.curve_words), *angles = malloc(sizes.angles);
     assert_ok(context, rope_tables_fill(context, rope, &sizes, series, curves));
     const int64_t page = 977;
-    rope_angles_fill(rope, &sizes, page, 1, angles, fast);
+    rope_angles_fill(rope, &sizes, page, 1, angles, turns);
     double worst = 0;
     for (int pair = 0; pair < d / 2; pair++)
       for (int token = 0; token < 64; token++) {
@@ -277,14 +312,14 @@ static void tables_turn_means(void **state) {
             if (input < 8)
               weight = series[pair * 16 + 8 * odd + input] * (odd ? -sine : cosine);
             else if (pair < sizes.fast && input == 8 + pair)
-              weight = odd ? -fast[2 * pair + 1] : fast[2 * pair];
+              weight = odd ? -turns[2 * pair + 1] : turns[2 * pair];
             sum += (odd && token < 32 ? -1 : 1) * weight * curve_element(curves, input, odd, mirrored);
           }
         const double error = fabs(sum - cos((double)frequencies[pair] * (double)(page * 64 + token)));
         if (error > worst) worst = error;
       }
     assert_true(worst < 1e-5);
-    free(series), free(fast), free(curves), free(angles);
+    free(series), free(turns), free(curves), free(angles);
     oscar_rope_release(rope);
   }
   oscar_context_free(context);
@@ -460,9 +495,13 @@ static void token_columns_are_those_of_values(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(plans_follow_the_reading_rule),     cmocka_unit_test(plans_can_be_made_ahead),
-      cmocka_unit_test(cut_tiles_share_their_pages),       cmocka_unit_test(tables_turn_means),
-      cmocka_unit_test(prefill_tables_hold_maps),          cmocka_unit_test(runs_bring_what_turns),
+      cmocka_unit_test(plans_follow_the_reading_rule),
+      cmocka_unit_test(plans_can_be_made_ahead),
+      cmocka_unit_test(cut_tiles_share_their_pages),
+      cmocka_unit_test(tables_turn_means),
+      cmocka_unit_test(own_curves_turn_means),
+      cmocka_unit_test(prefill_tables_hold_maps),
+      cmocka_unit_test(runs_bring_what_turns),
       cmocka_unit_test(token_columns_are_those_of_values),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

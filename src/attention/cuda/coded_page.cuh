@@ -21,6 +21,9 @@ namespace decode {
 constexpr int WAVE_PAGES = 8; /* whose curves' weights are computed together */
 constexpr float NONE = -INFINITY;
 
+/* A mean does not turn; by polynomials and fast pairs; by pairs that have curves of their own (decode.h). */
+enum how_it_turns { STAYS, BY_WAVES, BY_PAIRS };
+
 /* Forms that kernels are compiled for: both sides with four log gains, or with one fp16 gain; or any. */
 enum kernel_form { FOUR_LOG_GAINS, ONE_GAIN, ANY_FORM };
 
@@ -37,15 +40,20 @@ struct arguments {
   const uint8_t *memory;
   size_t unit_bytes;
   const uint8_t *prepared;
-  float *parts;
+  const float *value_map; /* [kv_heads][value_rows][head_dim] */
+  float *parts, *out;
+  uint32_t *arrived;
   struct decode_rope rope;
+  const uint16_t *pairs; /* of decode_layer, as curves */
+  const uint8_t *curves;
   struct page_forms forms;
   const int32_t *total_units;
-  int tile_count, blocks, kv_heads, group, head_dim, window;
-  int turning_pairs; /* decode_layer */
+  int tile_count, blocks, multiprocessors, kv_heads, group, head_dim, window, value_rows;
+  int turns;               /* how_it_turns */
+  int turning_pairs, fast; /* of decode_layer; curved_pairs */
   int head_bytes, value_offset;
   int page_bytes, slot_bytes; /* what is copied of a coded page for one head; of a slot of a ring */
-  bool coded, waves;
+  bool coded;
   float scale;
 };
 
@@ -272,38 +280,30 @@ __device__ __forceinline__ void score_tile(int blocks, const uint32_t *words, in
 /* ---- the turning mean ---- */
 
 /*
- * Weights of a page's curves, as operand B of their products: [n][lane][steps][even, odd] [2]. Columns are rows of queries, each
- * twice, with the number and with what fp16 lost of it.
+ * Curves are even or odd about the centre of the page, so one product with the tokens from there on serves those before it too,
+ * from which odd ones are taken off. Their weights are operand B: columns are rows of queries, each twice, with the number and
+ * with what fp16 lost of it.
  */
-constexpr int WEIGHT_WORDS = 4; /* of a lane and step */
 
-/* Adds what the turning mean has to the scores of a page. `weights`: of this page and lane. Curves are even or odd about the
- * centre of the page, so one product with the tokens from there on serves those before it too, from which odd ones are taken off.
- * STEPS 0: as many as there are. */
-template <int STEPS, int NT>
-__device__ __forceinline__ void score_curves(const uint8_t *curves, int some_steps, const uint32_t *weights, int lane,
-                                             float (&s)[4][NT][2]) {
-  const int steps = STEPS ? STEPS : some_steps;
-  float sums[2][2][NT][4] = {}; /* [even, odd][tile] */
+/* Of a step: sums [even, odd][tile of 16 tokens]. curves: of the step; weights: of a lane, even ones, then odd ones. */
+template <int NT>
+__device__ __forceinline__ void multiply_curves(const uint8_t *curves, const uint4 (&weights)[NT], int lane,
+                                                float (&sums)[2][2][NT][4]) {
 #pragma unroll
-  for (int k = 0; k < steps; k++) {
-    uint4 w[NT];
+  for (int odd = 0; odd < 2; odd++)
 #pragma unroll
-    for (int n = 0; n < NT; n++) w[n] = *(const uint4 *)(weights + (n * 32 * steps + k) * WEIGHT_WORDS);
+    for (int tile = 0; tile < 2; tile++) {
+      const uint4 *of_tile = (const uint4 *)(curves + (odd * 2 + tile) * 1024) + lane;
+      const uint4 value = of_tile[0], rest = of_tile[32];
 #pragma unroll
-    for (int odd = 0; odd < 2; odd++)
-#pragma unroll
-      for (int tile = 0; tile < 2; tile++) {
-        const uint4 *of_tile = (const uint4 *)(curves + k * CURVE_STEP_BYTES + (odd * 2 + tile) * 1024) + lane;
-        const uint4 value = of_tile[0], rest = of_tile[32];
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-          const uint32_t b0 = odd ? w[n].z : w[n].x, b1 = odd ? w[n].w : w[n].y;
-          mma_fp16(sums[odd][tile][n], value.x, value.y, value.z, value.w, b0, b1);
-          mma_fp16(sums[odd][tile][n], rest.x, rest.y, rest.z, rest.w, b0, b1);
-        }
+      for (int n = 0; n < NT; n++) {
+        const uint32_t b0 = odd ? weights[n].z : weights[n].x, b1 = odd ? weights[n].w : weights[n].y;
+        mma_fp16(sums[odd][tile][n], value.x, value.y, value.z, value.w, b0, b1);
+        mma_fp16(sums[odd][tile][n], rest.x, rest.y, rest.z, rest.w, b0, b1);
       }
-  }
+    }
+}
+template <int NT> __device__ __forceinline__ void add_curves(const float (&sums)[2][2][NT][4], float (&s)[4][NT][2]) {
 #pragma unroll
   for (int tile = 0; tile < 2; tile++)
 #pragma unroll
@@ -317,7 +317,102 @@ __device__ __forceinline__ void score_curves(const uint8_t *curves, int some_ste
       }
 }
 
-/* The weights of pages whose numbers lanes 4 g have in `number`: [page g] of what score_curves takes. pairs: the first of the
+/* ---- the turning mean: by pairs ---- */
+
+/*
+ * Amplitudes (a, b) of a pair, turned by the angle of a page's centre, are (a cos + b sin, b cos - a sin), and what the pair adds
+ * to the score of a token at x from the centre is the first times cos(x w) plus the second times sin(x w).
+ */
+
+/* Which pairs a lane has of each step, 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, as operand B wants them, and their angles on the page
+ * that comes next. STEPS 0: as many as there are, looked up when they are needed. */
+template <int STEPS> struct lane_pairs {
+  uint32_t numbers[STEPS ? STEPS : 1][2]; /* two each */
+  float2 angles[STEPS ? STEPS : 1][4];
+  const uint32_t *all; /* the head's, of this lane */
+
+  __device__ __forceinline__ void start(const arguments &a, int head, int lane) {
+    all = (const uint32_t *)(a.pairs + head * a.turning_pairs) + lane % 4;
+#pragma unroll
+    for (int k = 0; k < STEPS; k++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) numbers[k][i] = __ldg(all + 8 * k + 4 * i);
+  }
+  __device__ __forceinline__ static void load_two(const float2 *of_page, uint32_t two, float2 *to) {
+    to[0] = __ldg(of_page + (two & 0xFFFF)), to[1] = __ldg(of_page + (two >> 16));
+  }
+  __device__ __forceinline__ void load(const struct decode_rope &rope, int page) {
+    const float2 *of_page = (const float2 *)rope.turns + (size_t)page * rope.pairs;
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+      load_two(of_page, numbers[k][0], angles[k]);
+      load_two(of_page, numbers[k][1], angles[k] + 2);
+    }
+  }
+  __device__ __forceinline__ void get(const struct decode_rope &rope, int page, int k, float2 (&to)[4]) const {
+    if (STEPS) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) to[i] = angles[STEPS ? k : 0][i];
+    } else {
+      const float2 *of_page = (const float2 *)rope.turns + (size_t)page * rope.pairs;
+      load_two(of_page, __ldg(all + 8 * k), to);
+      load_two(of_page, __ldg(all + 8 * k + 4), to + 2);
+    }
+  }
+};
+
+__device__ __forceinline__ uint32_t number_or_rest(float low, float high, bool rest) {
+  const uint32_t number = pack_half2(low, high);
+  return rest ? rest_half2(low, high, number) : number;
+}
+
+/* Adds what the mean has to the scores of a page. curves, amplitudes: of the head. */
+template <int STEPS, int NT>
+__device__ __forceinline__ void score_pairs(const arguments &a, const uint8_t *curves, const float2 *amplitudes,
+                                            const lane_pairs<STEPS> &pairs, int page, int lane, float (&s)[4][NT][2]) {
+  const int steps = STEPS ? STEPS : a.turning_pairs / CURVE_STEP, g = lane / 4, q = lane % 4;
+  float sums[2][2][NT][4] = {};
+#pragma unroll
+  for (int k = 0; k < steps; k++) {
+    float2 turn[4];
+    uint4 weights[NT];
+    pairs.get(a.rope, page, k, turn);
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      const float4 *of_row = (const float4 *)(amplitudes + ((n * 4 + g / 2) * steps + k) * CURVE_STEP + 2 * q);
+      const float4 x = of_row[0], y = of_row[4];
+      weights[n].x = number_or_rest(x.x * turn[0].x + x.y * turn[0].y, x.z * turn[1].x + x.w * turn[1].y, g % 2);
+      weights[n].y = number_or_rest(y.x * turn[2].x + y.y * turn[2].y, y.z * turn[3].x + y.w * turn[3].y, g % 2);
+      weights[n].z = number_or_rest(x.y * turn[0].x - x.x * turn[0].y, x.w * turn[1].x - x.z * turn[1].y, g % 2);
+      weights[n].w = number_or_rest(y.y * turn[2].x - y.x * turn[2].y, y.w * turn[3].x - y.z * turn[3].y, g % 2);
+    }
+    multiply_curves<NT>(curves + k * CURVE_STEP_BYTES, weights, lane, sums);
+  }
+  add_curves<NT>(sums, s);
+}
+
+/* ---- the turning mean: by waves ---- */
+
+/* Weights of a page are made for several pages together, and kept: [n][lane][steps] of a uint4. */
+constexpr int WEIGHT_WORDS = 4;
+
+/* Adds what the mean has to the scores of a page. `weights`: of this page and lane. STEPS 0: as many as there are. */
+template <int STEPS, int NT>
+__device__ __forceinline__ void score_waves(const uint8_t *curves, int some_steps, const uint32_t *weights, int lane,
+                                            float (&s)[4][NT][2]) {
+  const int steps = STEPS ? STEPS : some_steps;
+  float sums[2][2][NT][4] = {};
+#pragma unroll
+  for (int k = 0; k < steps; k++) {
+    uint4 w[NT];
+#pragma unroll
+    for (int n = 0; n < NT; n++) w[n] = *(const uint4 *)(weights + (n * 32 * steps + k) * WEIGHT_WORDS);
+    multiply_curves<NT>(curves + k * CURVE_STEP_BYTES, w, lane, sums);
+  }
+  add_curves<NT>(sums, s);
+}
+
+/* The weights of pages whose numbers lanes 4 g have in `number`: [page g] of what score_waves takes. pairs: the first of the
  * rope. amplitudes: of fast pairs, [row][fast]; mixing: decode_data.cuh. STEPS 0: as many as there are. */
 template <int STEPS, int NT>
 __device__ inline void make_weights(const struct decode_rope &rope, int pairs, const float2 *amplitudes, const uint4 *mixing,
@@ -326,7 +421,7 @@ __device__ inline void make_weights(const struct decode_rope &rope, int pairs, c
   const int g = lane / 4, q = lane % 4, steps = STEPS ? STEPS : rope.steps, fast = rope.fast;
   const int lane_words = steps * WEIGHT_WORDS;
   const uint4 *angles = (const uint4 *)rope.angles + (size_t)number * (rope.pairs / 8) * 4 + q;
-  const float2 *turns = (const float2 *)rope.fast_angles + (size_t)number * fast;
+  const float2 *turns = (const float2 *)rope.turns + (size_t)number * rope.pairs;
   uint32_t *mine = weights + (g * NT * 32 + q) * lane_words;
 #pragma unroll
   for (int half = 1; half < 2 * steps; half++) { /* of 8 inputs; the first are polynomials */

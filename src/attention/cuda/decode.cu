@@ -2,12 +2,11 @@
 #include "attention/cuda/decode.cuh"
 #include "attention/cuda/decode_variant.cuh"
 
-#include <climits>
 #include <initializer_list>
 
 namespace {
 
-constexpr int MOST_BLOCKS = 190; /* so that merging has room for all parts of an item */
+constexpr int MOST_BLOCKS = 2; /* of a multiprocessor */
 
 using decode::variant;
 
@@ -15,6 +14,10 @@ const variant *variant_of(int head_dim) {
   for (const variant *v : {&decode::variant_64, &decode::variant_96, &decode::variant_128, &decode::variant_256})
     if (v->head_dim == head_dim) return v;
   return nullptr;
+}
+
+decode::how_it_turns turns_of(const struct decode_layer *layer) {
+  return !layer->rope ? decode::STAYS : layer->own_curves ? decode::BY_PAIRS : decode::BY_WAVES;
 }
 
 /* Which of the usual kernels does. Those of the head dimension serve caches without codes too. */
@@ -27,8 +30,11 @@ usual usual_of(const variant &v, const struct decode_layer *layer, int window) {
   if (values.crumbs == 0) return {decode::FOUR_LOG_GAINS, 0};
   if (window || keys.crumbs != 16 * v.blocks || values.crumbs != 16 * v.blocks || !has_usual_gains(*layer)) return NONE_DOES;
   const int form = keys.form == OSCAR_ROW_LOG_GAINS ? decode::FOUR_LOG_GAINS : decode::ONE_GAIN;
-  if (!layer->rope) return {form, 0};
-  return layer->rope->steps < decode::USUAL_KINDS ? usual{form, layer->rope->steps} : NONE_DOES;
+  const decode::how_it_turns turns = turns_of(layer);
+  const int steps = turns == decode::BY_WAVES ? layer->rope->steps : layer->turning_pairs / CURVE_STEP;
+  for (int kind = 0; kind < decode::USUAL_KINDS; kind++)
+    if (decode::USUAL_TURNS[kind] == turns && decode::USUAL_STEPS[kind] == steps) return {form, kind};
+  return NONE_DOES;
 }
 
 struct choice {
@@ -36,22 +42,20 @@ struct choice {
   decode::block_shape shape;
 };
 
-/* A warp makes the weights of several pages of a turning mean at a time: with short stretches fewer warps have more use of them.
- * On an H100, 8 are better than 12 below about so many units. */
-constexpr int LONG_STRETCH = 450;
-
-choice choose(const variant &v, const struct decode_layer *layer, int window, int row_tiles, int stretch) {
+choice choose(const variant &v, const struct decode_layer *layer, int window, int row_tiles) {
   const usual u = usual_of(v, layer, window);
-  if (u.form >= 0 && u.kind == 1 && row_tiles == 1 && stretch < LONG_STRETCH)
-    return {v.few_warps[u.form], decode::block_shape_of(v.blocks, row_tiles, u.kind, false, true)};
-  if (u.form >= 0) return {v.usual[u.form][u.kind][row_tiles - 1], decode::block_shape_of(v.blocks, row_tiles, u.kind, false)};
-  if (layer->values.crumbs == 16 * v.blocks)
-    return {v.any_keys[row_tiles - 1], decode::block_shape_of(v.blocks, row_tiles, 0, true)};
-  return {v.any[row_tiles - 1], decode::block_shape_of(decode::MOST_VALUE_BLOCKS, row_tiles, 0, true)};
+  if (u.form >= 0)
+    return {v.usual[u.form][u.kind][row_tiles - 1],
+            decode::block_shape_of(v.blocks, row_tiles, decode::USUAL_TURNS[u.kind], decode::USUAL_STEPS[u.kind], false)};
+  const bool usual_values = layer->values.crumbs == 16 * v.blocks;
+  return {usual_values ? v.any_keys[row_tiles - 1] : v.any[row_tiles - 1],
+          decode::block_shape_of(usual_values ? v.blocks : decode::MOST_VALUE_BLOCKS, row_tiles, decode::STAYS, 0, true)};
 }
 
-decode::arguments arguments_of(const struct decode_shape *shape, const struct decode_layer *layer) {
+decode::arguments arguments_of(const struct oscar_cuda *cuda, const struct decode_shape *shape,
+                               const struct decode_layer *layer) {
   decode::arguments a = {};
+  a.multiprocessors = cuda->info.multiprocessors;
   a.memory = layer->memory;
   a.unit_bytes = layer->unit_bytes;
   a.kv_heads = shape->kv_heads;
@@ -60,15 +64,20 @@ decode::arguments arguments_of(const struct decode_shape *shape, const struct de
   a.window = shape->window;
   a.head_bytes = layer->head_bytes;
   a.value_offset = layer->value_offset;
+  a.value_map = layer->values.map;
+  a.value_rows = layer->values.rows;
   a.coded = layer->values.crumbs > 0;
   a.page_bytes = a.coded ? layer->head_bytes : 0;
   const int tile_bytes = EXACT_TOKENS * a.head_dim * 2;
   a.slot_bytes = a.page_bytes > tile_bytes ? a.page_bytes : tile_bytes;
   a.forms = {layer->keys.crumbs,   layer->keys.groups,   layer->keys.form,
              layer->values.crumbs, layer->values.groups, layer->values.form};
-  a.waves = layer->rope != nullptr;
+  a.turns = turns_of(layer);
   if (layer->rope) a.rope = *layer->rope;
+  a.pairs = layer->pairs;
+  a.curves = (const uint8_t *)layer->curves;
   a.turning_pairs = layer->turning_pairs;
+  a.fast = curved_pairs(layer);
   a.scale = shape->scale * LOG2_E;
   return a;
 }
@@ -105,46 +114,39 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
     return set_error(cuda->context, OSCAR_UNSUPPORTED,
                      "attention on a GPU: rows with %d and %d groups of metadata; at most 4 gains, or one scale and zero",
                      layer->keys.groups, layer->values.groups);
-  const decode::arguments a = arguments_of(shape, layer);
+  const decode::arguments a = arguments_of(cuda, shape, layer);
   for (int row_tiles = 1; row_tiles <= 2; row_tiles++) {
-    const int bytes = decode::shared_layout_of(a, choose(*v, layer, shape->window, row_tiles, INT_MAX).shape, row_tiles).bytes;
+    const int bytes = decode::shared_layout_of(a, choose(*v, layer, shape->window, row_tiles).shape, row_tiles).bytes;
     if ((size_t)bytes <= cuda->shared_bytes)
       *rows = 4 * row_tiles;
     else if (row_tiles == 1)
       return set_error(
           cuda->context, OSCAR_UNSUPPORTED,
           "attention on a GPU: a page of %d bytes and a rotating mean of %d pairs need %d bytes of shared memory, %zu are there",
-          a.page_bytes, a.rope.pairs, bytes, cuda->shared_bytes);
+          a.page_bytes, a.turning_pairs, bytes, cuda->shared_bytes);
   }
   return OSCAR_OK;
 }
 
-size_t decode_part_bytes(const struct decode_shape *shape, const struct decode_layer *layer) {
-  return part_floats(shape->head_dim, layer->values.crumbs) * sizeof(float);
-}
+size_t decode_part_bytes(const struct decode_shape *shape) { return part_floats(shape->head_dim) * sizeof(float); }
 
-int decode_stretch(const struct oscar_cuda *cuda, const struct decode_shape *shape, int tiles, int units) {
-  const int of_block = units / decode_most_blocks(cuda), of_item = units / (tiles * shape->kv_heads);
-  return of_block < of_item ? of_block : of_item;
-}
-
-int decode_most_blocks(const struct oscar_cuda *cuda) {
-  return cuda->info.multiprocessors < MOST_BLOCKS ? cuda->info.multiprocessors : MOST_BLOCKS;
-}
+int decode_most_blocks(const struct oscar_cuda *cuda) { return cuda->info.multiprocessors * MOST_BLOCKS; }
 
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
-                        const struct decode_plan *plan, const float *q, const struct decode_space *space) {
+                        const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out) {
   const int row_tiles = plan->rows > 4 ? 2 : 1;
-  const choice chosen = choose(*variant_of(shape->head_dim), layer, shape->window, row_tiles, plan->stretch);
-  decode::arguments a = arguments_of(shape, layer);
+  const choice chosen = choose(*variant_of(shape->head_dim), layer, shape->window, row_tiles);
+  decode::arguments a = arguments_of(cuda, shape, layer);
   a.tiles = plan->tiles;
   a.pages = plan->pages;
   a.tile_count = plan->tile_count;
   a.total_units = plan->total_units;
-  a.blocks = decode_most_blocks(cuda);
+  a.blocks = cuda->info.multiprocessors * chosen.shape.blocks;
   a.q = q;
   a.prepared = (const uint8_t *)space->prepared;
   a.parts = space->parts;
+  a.arrived = space->arrived;
+  a.out = out;
   const int bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
   oscar_status status = cuda_result(cuda, cudaFuncSetAttribute(chosen.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                                     "asking for shared memory");

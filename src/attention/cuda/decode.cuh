@@ -2,10 +2,11 @@
  * attention/cuda/decode.cuh - the kernel behind decode_run; decode.cu compiles it for what layers have. Private.
  *
  * A block takes a stretch of the line of work, item after item (an item is a KV head of a tile), and its warps equal parts of
- * that: first tiles of exact pages, then coded pages. Scores, probabilities and sums never leave the registers of a warp. Each
+ * that: first coded pages, then tiles of exact pages. Scores, probabilities and sums never leave the registers of a warp. Each
  * warp has a ring of pages that the copy engine fills ahead of it, from one item into the next; warps of a block share what
- * belongs to the query, and put their sums together when the block leaves an item (item_sums.cuh). What blocks have of an item is
- * put together by merge.cu.
+ * belongs to the query, and put their sums together when the block leaves an item (item_sums.cuh), the only time when they wait
+ * for each other. Where registers and shared memory allow, a multiprocessor has two blocks, of which one reads when the other
+ * does that.
  */
 #ifndef OSCAR_ATTENTION_CUDA_DECODE_CUH
 #define OSCAR_ATTENTION_CUDA_DECODE_CUH
@@ -14,70 +15,86 @@
 
 namespace decode {
 
-/* Warps of a block and stages of their rings: as much as registers and shared memory allow. */
+/* Warps of a block, stages of their rings, blocks of a multiprocessor: as much as registers and shared memory allow. */
 struct block_shape {
-  int warps, stages;
+  int warps, stages, blocks;
 };
-/* steps: of curves of a mean that turns; any: kernels for any form; few: for short stretches of a mean that turns */
-__host__ __device__ constexpr struct block_shape block_shape_of(int value_blocks, int row_tiles, int steps, bool any,
-                                                                bool few = false) {
-  if (value_blocks > 16) return {4, 2};
-  if (value_blocks > 8) return {steps > 0 || any ? 4 : 6, 2};
-  if (any) return {row_tiles == 2 ? 6 : 8, 2};
-  if (row_tiles == 2) return {steps > 1 ? 6 : 8, 2};
-  return {steps > 1 || few ? 8 : 12, 2};
+/* turns, steps: of a mean that turns; any: kernels for any form */
+__host__ __device__ constexpr struct block_shape block_shape_of(int value_blocks, int row_tiles, how_it_turns turns, int steps,
+                                                                bool any) {
+  if (value_blocks > 16) return {4, 2, 1};
+  if (value_blocks > 8) return {turns != STAYS || any ? 4 : 6, 2, 1};
+  if (any) return {row_tiles == 2 ? 6 : 8, 2, 1};
+  if (row_tiles == 2) return {turns == BY_WAVES && steps > 1 ? 6 : 8, 2, 1};
+  return {value_blocks > 6 ? 8 : 12, 2, 1};
 }
 
 /* What is known when a kernel is compiled. */
-template <int D_, int KEY_BLOCKS_, int VALUE_BLOCKS_, int NT_, int FORM_, bool ANY_VALUES_, int STEPS_, bool FEW_ = false>
+template <int D_, int KEY_BLOCKS_, int VALUE_BLOCKS_, int NT_, int FORM_, bool ANY_VALUES_, how_it_turns TURNS_, int STEPS_>
 struct traits {
   static constexpr int D = D_, KEY_BLOCKS = KEY_BLOCKS_, VALUE_BLOCKS = VALUE_BLOCKS_, NT = NT_;
   static constexpr int FORM = FORM_;
   static constexpr bool ANY = FORM_ == ANY_FORM;  /* and any number of blocks of keys, a window, or waves */
   static constexpr bool ANY_VALUES = ANY_VALUES_; /* any number of blocks of values, up to VALUE_BLOCKS */
-  static constexpr int STEPS = STEPS_;            /* of curves of a mean that turns; 0: it does not; ANY: as many as there are */
-  static constexpr struct block_shape SHAPE = block_shape_of(VALUE_BLOCKS_, NT_, STEPS_, ANY, FEW_);
-  static constexpr int WARPS = SHAPE.warps, STAGES = SHAPE.stages;
+  static constexpr how_it_turns TURNS = TURNS_;   /* the mean; ANY: in whatever way */
+  static constexpr int STEPS = STEPS_;            /* of its curves; ANY: as many as there are */
+  static constexpr struct block_shape SHAPE = block_shape_of(VALUE_BLOCKS_, NT_, TURNS_, STEPS_, ANY);
+  /* of pages, where not ANY */
+  static constexpr int GROUPS = FORM == FOUR_LOG_GAINS ? GAIN_CLASSES : 1;
+  static constexpr int ROW_FORM = FORM == FOUR_LOG_GAINS ? OSCAR_ROW_LOG_GAINS : OSCAR_ROW_GAIN;
+  static constexpr int KEY_BYTES = 256 * KEY_BLOCKS + 128, VALUE_BYTES = 256 * VALUE_BLOCKS + 128;
+  static constexpr int WARPS = SHAPE.warps, STAGES = SHAPE.stages, BLOCKS = SHAPE.blocks;
 };
 
 /* The item that has a unit of the line. */
 struct line_item {
   int tile, head, begin; /* begin: its first unit */
 };
-/* What a block, and one of its warps, has of an item. */
+/* What a block has of an item. */
 struct item_work {
   struct decode_tile tile;
   line_item item;
-  int stop;          /* the unit of the line after it */
-  bool exact, coded; /* whether the block has any */
-  reading mine;
+  int stop;   /* the unit of the line after it */
+  bool coded; /* whether the block has coded pages */
 };
-/* Shared memory of a block, in bytes from its start. */
+/* Of this item and the next, in turn: and what the warp reads of them. */
+struct warp_work {
+  item_work items[2];
+  reading readings[2];
+};
+/* Shared memory of a block, in bytes from its start. A warp has `of_warp` bytes from `warps` on for weights of curves (of a mean
+ * that turns) and the gains of a page, and in their place its sums, when it is done with an item. */
 struct shared_layout {
-  int barriers, works, log_gains, gains, prepared, curves, weights, bytes;
+  int barriers, works, log_gains, prepared, curves, warps, of_warp, gains_of_warp, block, bytes;
 };
 __host__ __device__ inline prepared_layout prepared_of(const arguments &a, int row_tiles) {
-  return prepared_layout_of(a.forms.key_crumbs / 16, a.waves ? a.turning_pairs : 0, a.waves ? a.rope.fast : 0, row_tiles);
+  return prepared_layout_of(a.forms.key_crumbs / 16, a.turning_pairs, a.fast, row_tiles);
+}
+__host__ __device__ inline int curve_bytes(const arguments &a) {
+  return (a.turns == BY_WAVES ? a.rope.steps : a.turns == BY_PAIRS ? a.turning_pairs / CURVE_STEP : 0) * CURVE_STEP_BYTES;
 }
 
-__host__ __device__ inline struct shared_layout shared_layout_of(const arguments &a, const struct block_shape &shape,
-                                                                 int row_tiles) {
+__host__ __device__ inline struct shared_layout shared_layout_of(const arguments &a, struct block_shape shape, int row_tiles) {
   struct shared_layout s;
   const int warps = shape.warps;
   int at = warps * shape.stages * a.slot_bytes;
-  s.barriers = at, at += 8 * (warps * shape.stages + 1); /* one for the block */
-  s.works = at, at += warps * 2 * (int)sizeof(struct item_work);
+  s.barriers = at, at += 8 * (warps * shape.stages + 2); /* two for the block */
+  s.works = at, at += warps * (int)sizeof(struct warp_work);
   at = (at + 63) / 64 * 64;
   s.log_gains = at, at += 64;
   at = (at + 127) / 128 * 128;
-  s.gains = at, at += a.coded ? warps * gains_bytes(a.forms) : 0;
   s.prepared = at, at += a.coded ? prepared_of(a, row_tiles).bytes : 0;
   at = (at + 127) / 128 * 128;
-  s.curves = at, at += a.waves ? a.rope.steps * CURVE_STEP_BYTES : 0;
-  s.weights = at; /* and sums of warps, when no weights are needed */
-  const int weights = a.waves ? warps * WAVE_PAGES * row_tiles * a.rope.steps * 32 * WEIGHT_WORDS * 4 : 0,
-            sums = warps * warp_sums_bytes(a.head_dim, a.forms.value_crumbs, row_tiles);
-  s.bytes = at + (weights > sums ? weights : sums);
+  s.curves = at, at += curve_bytes(a);
+  s.warps = at;
+  s.gains_of_warp = a.turns == BY_WAVES ? WAVE_PAGES * row_tiles * a.rope.steps * 32 * WEIGHT_WORDS * 4 : 0;
+  const int sums = warp_sums_bytes(a.head_dim, a.forms.value_crumbs, row_tiles),
+            reading = s.gains_of_warp + (a.coded ? gains_bytes(a.forms) : 0);
+  s.of_warp = ((sums > reading ? sums : reading) + 15) / 16 * 16;
+  /* and in the place of all of them a factor for every row of every part of an item */
+  const int all = warps * s.of_warp, factors = (shape.blocks * a.multiprocessors + 1) * row_tiles * 4 * 4;
+  s.block = at += ((all > factors ? all : factors) + 15) / 16 * 16;
+  s.bytes = at + block_sums_of(a.head_dim, a.forms.value_crumbs, warps, row_tiles).bytes;
   return s;
 }
 
@@ -89,10 +106,16 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   constexpr bool ANY = T::ANY;
   constexpr int STEPS = ANY ? 0 : T::STEPS;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, mine = c.coded;
+  uint8_t *own = memory + layout.warps + warp * layout.of_warp;
+  if (mine == 0) {
+    store_no_states<NT>(sums_of_warp<NT>(a.head_dim, a.forms.value_crumbs, own).code_states, lane);
+    return;
+  }
   const struct decode_page *pages = a.pages + c.coded_list;
   const page_forms &forms = a.forms;
-  const bool waves = ANY ? a.waves : T::STEPS > 0;
-  const int blocks = ANY ? forms.key_crumbs / 16 : T::KEY_BLOCKS, steps = ANY ? waves ? a.rope.steps : 0 : STEPS;
+  const how_it_turns turns = ANY ? (how_it_turns)a.turns : T::TURNS;
+  const bool waves = turns == BY_WAVES;
+  const int blocks = ANY ? forms.key_crumbs / 16 : T::KEY_BLOCKS, steps = ANY ? a.rope.steps : STEPS;
   const prepared_layout prepared = prepared_of(a, NT);
   const uint8_t *queries = memory + layout.prepared;
   const struct row_constants *constants = (const struct row_constants *)(queries + prepared.constants);
@@ -115,13 +138,18 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   }
   float acc[BLOCKS][4] = {}, middle[4] = {}, zeros[NT] = {};
   int exponent = T::FORM == FOUR_LOG_GAINS || (ANY && forms.value_form == OSCAR_ROW_LOG_GAINS) ? 0 : -126;
-  const page_gains gains =
-      page_gains_of(memory + layout.gains + warp * gains_bytes(forms), (const float *)(memory + layout.log_gains));
+  const page_gains gains = page_gains_of(own + layout.gains_of_warp, (const float *)(memory + layout.log_gains));
   const uint8_t *curves = memory + layout.curves;
-  uint32_t *weights = (uint32_t *)(memory + layout.weights) + warp * WAVE_PAGES * NT * 32 * steps * WEIGHT_WORDS;
+  uint32_t *weights = (uint32_t *)own;
   const int64_t oldest = ANY && a.window ? tile.position + tile.first_row / a.group - a.window + 1 : 0; /* that any row sees */
 
-  int number = waves && mine > 0 ? pages[min(g, mine - 1)].number : 0;
+  int number = waves ? pages[min(g, mine - 1)].number : 0, following = 0;
+  lane_pairs<STEPS> pairs;
+  if (turns == BY_PAIRS) { /* angles are looked up a page ahead, and its number another */
+    number = pages[0].number, following = pages[min(1, mine - 1)].number;
+    pairs.start(a, c.head, lane);
+    pairs.load(a.rope, number);
+  }
 #pragma unroll 1
   for (int i = 0; i < mine; i++) {
     if (waves && i % WAVE_PAGES == 0) {
@@ -162,8 +190,12 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
     for (int t = 0; t < 4; t++)
 #pragma unroll
       for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
-    if (waves)
-      score_curves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
+    if (turns == BY_PAIRS) {
+      score_pairs<STEPS, NT>(a, curves, amplitudes, pairs, number, lane, s);
+      number = following, following = pages[min(i + 2, mine - 1)].number;
+      pairs.load(a.rope, number);
+    }
+    if (waves) score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
 #pragma unroll
     for (int t = 0; t < 4; t++) {
       score_tile<T::FORM, T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, scales, key_gains, lane, s[t]);
@@ -227,17 +259,16 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
     sum_values<T::FORM, BLOCKS, T::ANY_VALUES, NT>(forms, (const uint32_t *)(page + value_offset), value_gains, factors, p, lane,
                                                    acc, middle);
     leave_slot<T::STAGES>(ring);
-    fill_ring<T::STAGES>(a, ring, asked, after, lane);
+    fill_ring<T::STAGES>(a, ring, asked, after, true, lane);
   }
-  if (waves) __syncthreads(); /* sums and weights share memory */
-  const warp_sums sums = sums_of_warp<NT>(a.head_dim, forms.value_crumbs, memory + layout.weights, warp);
-  store_states<NT>(state, sums, lane, PROBABILITY_SHIFT);
-  const int stride = part_stride(a.head_dim, forms.value_crumbs);
+  const warp_sums sums = sums_of_warp<NT>(a.head_dim, forms.value_crumbs, own);
+  store_states<NT>(state, sums.code_states, lane, PROBABILITY_SHIFT);
+  const int stride = codes_width(forms.value_crumbs);
   const float low = ldexpf(1, 24 + exponent), high = ldexpf(1, 22 + exponent), one = ldexpf(1, exponent);
 #pragma unroll
   for (int b = 0; b < BLOCKS; b++) {
     if (T::ANY_VALUES && b >= forms.value_crumbs / 16) continue;
-    float *to = sums.sums + q * stride + b * 16 + g;
+    float *to = sums.codes + q * stride + b * 16 + g;
     to[0] = acc[b][0] * low;
     to[8] = acc[b][2] * high;
     if (NT == 2) to[4 * stride] = acc[b][1] * low, to[4 * stride + 8] = acc[b][3] * high;
@@ -245,7 +276,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   /* the sum of probabilities times gains of every group: that of any of its classes */
 #pragma unroll
   for (int n = 0; n < NT; n++) {
-    float *to = sums.sums + (n * 4 + q) * stride + forms.value_crumbs;
+    float *to = sums.codes + (n * 4 + q) * stride + forms.value_crumbs;
     if (ANY && forms.value_form == OSCAR_ROW_SCALE_ZERO) {
 #pragma unroll
       for (int step = 4; step < 32; step *= 2) zeros[n] += __shfl_xor_sync(~0u, zeros[n], step);
@@ -266,14 +297,19 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
 
 /* ---- the line of work ---- */
 
-/* By a whole warp. */
-__device__ inline line_item item_of(const arguments &a, int unit, int lane) {
+/* Where a lane looks among `count` tiles from `low` on: the first unit of one of 32. */
+__device__ inline int probe_of(const arguments &a, int low, int count, int lane) {
+  return a.tiles[low + min(lane * ((count + 31) / 32), count - 1)].begin;
+}
+/* By a whole warp. probe: of all tiles. */
+__device__ inline line_item item_of(const arguments &a, int unit, int probe, int lane) {
   int low = 0, count = a.tile_count;
   while (count > 1) {
-    const int step = (count + 31) / 32, probe = lane * step;
-    const int before = __popc(__ballot_sync(~0u, probe < count && a.tiles[low + probe].begin <= unit)) - 1;
+    const int step = (count + 31) / 32;
+    const int before = __popc(__ballot_sync(~0u, lane * step < count && probe <= unit)) - 1;
     low += before * step;
     count = min(step, count - before * step);
+    probe = probe_of(a, low, count, lane);
   }
   const int begin = a.tiles[low].begin, units = a.tiles[low].units, head = (unit - begin) / units;
   return {low, head, begin + head * units};
@@ -281,100 +317,144 @@ __device__ inline line_item item_of(const arguments &a, int unit, int lane) {
 
 /* `number`: of the item in the block; `unit` to `end` - 1 of the line are the block's. */
 template <int WARPS>
-__device__ inline item_work work_of(const arguments &a, const line_item &item, int unit, int end, int number, int warp) {
+__device__ inline void find_work(const arguments &a, const line_item &item, int unit, int end, int number, int warp,
+                                 warp_work *works) {
   item_work w;
   w.tile = a.tiles[item.tile];
   w.item = item;
   w.stop = min(end, item.begin + w.tile.units);
-  const int first = unit - item.begin, last = w.stop - item.begin, exact_units = EXACT_WEIGHT * w.tile.exact_tiles;
-  w.exact = first<exact_units, w.coded = last> exact_units;
-  const int exact_first = (min(first, exact_units) + EXACT_WEIGHT - 1) / EXACT_WEIGHT;
-  const int exact_count = (min(last, exact_units) + EXACT_WEIGHT - 1) / EXACT_WEIGHT - exact_first;
-  const int coded_first = max(first, exact_units) - exact_units, coded_count = max(last, exact_units) - exact_units - coded_first;
+  const int coded = w.tile.coded_pages, first = unit - item.begin, last = w.stop - item.begin;
+  const int coded_first = min(first, coded), coded_count = min(last, coded) - coded_first;
+  w.coded = coded_count > 0;
+  /* a tile is the block's that has its first unit */
+  const int exact_first = min((max(first - coded, 0) + EXACT_WEIGHT - 1) / EXACT_WEIGHT, w.tile.exact_tiles);
+  const int exact_count = min((max(last - coded, 0) + EXACT_WEIGHT - 1) / EXACT_WEIGHT, w.tile.exact_tiles) - exact_first;
   /* Both kinds in equal shares; warps that have one tile more are mostly not those that have one page more. */
   const int exact_from = exact_count - exact_count * (WARPS - warp) / WARPS,
             exact_to = exact_count - exact_count * (WARPS - warp - 1) / WARPS,
-            coded_from = (int)((long long)coded_count * warp / WARPS),
-            coded_to = (int)((long long)coded_count * (warp + 1) / WARPS);
-  w.mine = {number,
-            item.head,
-            w.tile.exact_first,
-            exact_first + exact_from,
-            exact_to - exact_from,
-            w.tile.coded_first + coded_first + coded_from,
-            coded_to - coded_from};
-  return w;
+            coded_from = begin_of_block(warp, coded_count, WARPS), coded_to = begin_of_block(warp + 1, coded_count, WARPS);
+  works->items[number % 2] = w;
+  works->readings[number % 2] = {number,
+                                 item.head,
+                                 w.tile.coded_first + coded_first + coded_from,
+                                 coded_to - coded_from,
+                                 w.tile.exact_first,
+                                 exact_first + exact_from,
+                                 exact_to - exact_from};
+  __syncwarp();
 }
 
-template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(const __grid_constant__ arguments a) {
+__device__ inline const float *map_of(const arguments &a, int head) {
+  return a.value_map + (size_t)head * a.value_rows * a.head_dim;
+}
+/* What the map multiplies: sums of codes, of gains, of probabilities. */
+__device__ inline int value_inputs(const page_forms &forms) { return forms.value_crumbs + forms.value_groups + 1; }
+
+/* What becomes of the item, of which blocks of the launch have parts. */
+__device__ inline item_output output_of(const arguments &a, const item_work &work, int total_units, int blocks) {
+  const int index = work.item.tile * a.kv_heads + work.item.head, begin = work.item.begin;
+  const int first = block_of_unit(begin, total_units, blocks),
+            last = block_of_unit(begin + work.tile.units - 1, total_units, blocks);
+  const size_t floats = part_floats(a.head_dim);
+  return {work.tile,
+          a.kv_heads,
+          a.group,
+          work.item.head,
+          a.out,
+          map_of(a, work.item.head),
+          work.coded ? value_inputs(a.forms) : 0,
+          last - first + 1,
+          a.parts + (size_t)(index + blockIdx.x) * floats,
+          a.parts + (size_t)(index + first) * floats,
+          a.arrived + index};
+}
+
+/* The arguments, with what is known when the kernel is compiled in its place: that takes no registers. Kernels for usual forms
+ * whose mean turns are for nothing else. */
+template <class T> __device__ __forceinline__ arguments known_arguments(const arguments &given) {
+  arguments a = given;
+  if constexpr (!T::ANY && T::TURNS != STAYS) {
+    a.coded = true;
+    a.turns = T::TURNS;
+    a.head_dim = T::D;
+    a.window = 0;
+    a.forms = {16 * T::KEY_BLOCKS, T::GROUPS, T::ROW_FORM, 16 * T::VALUE_BLOCKS, T::GROUPS, T::ROW_FORM};
+    a.value_offset = T::KEY_BYTES;
+    a.head_bytes = a.page_bytes = T::KEY_BYTES + T::VALUE_BYTES;
+    a.slot_bytes = max(T::KEY_BYTES + T::VALUE_BYTES, EXACT_TOKENS * T::D * 2);
+    if (T::TURNS == BY_PAIRS) a.turning_pairs = a.fast = T::STEPS * CURVE_STEP;
+    if (T::TURNS == BY_WAVES) a.rope.steps = T::STEPS;
+  }
+  return a;
+}
+
+template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) kernel(const __grid_constant__ arguments given) {
+  const arguments a = known_arguments<T>(given);
   constexpr int WARPS = T::WARPS, NT = T::NT, STAGES = T::STAGES;
   extern __shared__ __align__(128) uint8_t memory[];
   start_kernel_after();
-  const int total_units = *a.total_units, blocks = working_blocks(total_units, a.blocks);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const shared_layout layout = shared_layout_of(a, {T::WARPS, T::STAGES}, NT);
+  const int probe = probe_of(a, 0, a.tile_count, lane), total_units = *a.total_units; /* asked for together */
+  const int blocks = working_blocks(total_units, a.blocks);
+  const shared_layout layout = shared_layout_of(a, T::SHAPE, NT);
   uint64_t *barriers = (uint64_t *)(memory + layout.barriers), *block_barrier = barriers + WARPS * STAGES;
   ring ring = {memory + warp * STAGES * a.slot_bytes, barriers + warp * STAGES, 0, 0, 0, 0};
-  uint32_t parity = 0; /* of the block's barrier */
+  uint32_t parity = 0; /* of the block's barriers */
   if (lane == 0)
 #pragma unroll
     for (int i = 0; i < STAGES; i++) copies_init(ring.barriers + i);
-  if (threadIdx.x == 0) copies_init(block_barrier);
+  if (threadIdx.x == 0) copies_init(block_barrier), copies_init(block_barrier + 1);
   copies_visible();
   __syncthreads();
   if ((int)blockIdx.x >= blocks) return; /* before a copy begins that nobody would wait for */
-  if (a.waves) begin_block_copy(memory + layout.curves, a.rope.curve_words, a.rope.steps * CURVE_STEP_BYTES, block_barrier);
-  const int unit = (int)((long long)total_units * blockIdx.x / blocks);
-  const int end = (int)((long long)total_units * (blockIdx.x + 1) / blocks);
-  item_work *works = (item_work *)(memory + layout.works) + 2 * warp; /* this item and the next */
-  works[0] = work_of<WARPS>(a, item_of(a, unit, lane), unit, end, 0, warp);
-  __syncwarp();
-  if (works[0].mine.exact > 0) wait_for_kernel_before(); /* which may write exact pages */
+  if (a.turns == BY_WAVES) begin_block_copy(memory + layout.curves, a.rope.curve_words, curve_bytes(a), block_barrier);
+  const int unit = begin_of_block((int)blockIdx.x, total_units, blocks),
+            end = begin_of_block((int)blockIdx.x + 1, total_units, blocks);
+  warp_work *works = (warp_work *)(memory + layout.works) + warp;
+  find_work<WARPS>(a, item_of(a, unit, probe, lane), unit, end, 0, warp, works);
   asking asked;
-  ask_for(a, asked, works[0].mine, lane);
-  fill_ring<STAGES>(a, ring, asked, works[0].mine, lane);
+  ask_for(a, asked, works->readings[0], lane);
+  /* the kernel before may write exact pages, but not coded ones */
+  fill_ring<STAGES>(a, ring, asked, works->readings[0], false, lane);
   if (threadIdx.x < 16) ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
-  if (a.waves) {
+  if (a.turns == BY_WAVES) {
     end_block_copy(block_barrier, parity);
     parity ^= 1;
   }
-  wait_for_kernel_before(); /* for mapped queries, and the end of its use of work space */
+  wait_for_kernel_before(); /* also for mapped queries, and the end of its use of work space */
   __syncthreads();
-  const size_t floats = part_floats(T::D, a.forms.value_crumbs);
   for (int number = 0;; number++) {
-    const item_work &work = works[number % 2], &next = works[(number + 1) % 2];
-    const prepared_layout prepared = prepared_of(a, NT);
-    const int index = work.item.tile * a.kv_heads + work.item.head;
-    float *part = a.parts + (size_t)(2 * index + blockIdx.x) * floats;
-    if (work.coded)
-      begin_block_copy(memory + layout.prepared, a.prepared + (size_t)index * prepared.bytes, prepared.bytes, block_barrier);
+    const item_work &work = works->items[number % 2];
+    const reading &mine = works->readings[number % 2];
+    if (work.coded) {
+      const int index = work.item.tile * a.kv_heads + work.item.head, bytes = prepared_of(a, NT).bytes;
+      begin_block_copy(memory + layout.prepared, a.prepared + (size_t)index * bytes, bytes, block_barrier);
+      if (a.turns == BY_PAIRS)
+        begin_block_copy(memory + layout.curves, a.curves + (size_t)work.item.head * curve_bytes(a), curve_bytes(a),
+                         block_barrier + 1);
+    }
+    fill_ring<STAGES>(a, ring, asked, mine, true, lane);
     const bool more = work.stop < end;
-    const bool same = work.item.head + 1 < a.kv_heads;
     if (more) {
+      const bool same = work.item.head + 1 < a.kv_heads;
       const line_item item = {same ? work.item.tile : work.item.tile + 1, same ? work.item.head + 1 : 0,
                               work.item.begin + work.tile.units};
-      works[(number + 1) % 2] = work_of<WARPS>(a, item, item.begin, end, number + 1, warp);
-      __syncwarp();
+      find_work<WARPS>(a, item, item.begin, end, number + 1, warp, works);
     }
-    const reading &after = more ? next.mine : work.mine;
-
-    if (work.exact) {
-      read_exact<T>(a, work.tile, work.mine, asked, after, ring,
-                    sums_of_warp<NT>(T::D, a.forms.value_crumbs, memory + layout.weights, warp));
-      __syncthreads();
-      store_part<NT, WARPS>(T::D, a.forms.value_crumbs, memory + layout.weights, T::D, part);
-      __syncthreads();
-    }
+    const reading &after = works->readings[(more ? number + 1 : number) % 2];
+    const warp_sums sums = sums_of_warp<NT>(T::D, a.forms.value_crumbs, memory + layout.warps + warp * layout.of_warp);
     if (work.coded) {
       end_block_copy(block_barrier, parity);
+      if (a.turns == BY_PAIRS) end_block_copy(block_barrier + 1, parity);
       parity ^= 1;
-      read_coded<T>(a, work.tile, work.mine, asked, after, memory, layout, ring);
+      read_coded<T>(a, work.tile, mine, asked, after, memory, layout, ring);
       hand_to_copies(); /* the next item's queries are copied over what has been read here */
-      __syncthreads();
-      store_part<NT, WARPS>(T::D, a.forms.value_crumbs, memory + layout.weights, a.forms.value_crumbs + GAIN_CLASSES,
-                            part + floats);
+    } else {
+      store_no_states<NT>(sums.code_states, lane);
     }
-    fill_ring<STAGES>(a, ring, asked, after, lane);
+    read_exact<T>(a, work.tile, mine, asked, after, ring, sums);
+    finish_item<T::D, NT, WARPS>(output_of(a, work, total_units, blocks), a.forms.value_crumbs, a.forms.value_groups,
+                                 memory + layout.warps, layout.of_warp, memory + layout.block);
     if (!more) break;
     __syncthreads();
   }

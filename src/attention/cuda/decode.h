@@ -6,9 +6,10 @@
  * in one page, so that the reading rule gives every row the same form of every page. A tile has a list of pages to be read
  * exactly and one of pages to be read as codes; both lists serve all KV heads.
  *
- * The work of a launch is a line of units: tile after tile, KV head after KV head, first exact pages in tiles of 16 tokens
- * (EXACT_WEIGHT units each, about what they have in bytes), then coded pages (one unit each). Every block of threads takes an
- * equal stretch of the line, whatever tiles it touches, and leaves sums of each in memory; another launch puts them together.
+ * The work of a launch is a line of units: tile after tile, KV head after KV head, first coded pages (one unit each), then exact
+ * pages in tiles of 16 tokens (EXACT_WEIGHT units each, about what they have in bytes), then ITEM_WEIGHT units that stand for
+ * what there is to do besides. Every block of threads takes an equal stretch of the line, whatever tiles it touches. What is read
+ * by one block is done then; else the blocks leave sums in memory, and the last one that comes puts them together.
  */
 #ifndef OSCAR_ATTENTION_CUDA_DECODE_H
 #define OSCAR_ATTENTION_CUDA_DECODE_H
@@ -19,15 +20,22 @@
 
 #include <oscar/codec.h>
 
+#include <stdbool.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-#define DECODE_ROWS      8
-#define EXACT_TOKENS     16
-#define EXACT_WEIGHT     2
-#define GAIN_CLASSES     4
-#define CURVE_STEP_BYTES 4096 /* of a step of curves */
+#define DECODE_ROWS  8
+#define EXACT_TOKENS 16
+#define EXACT_WEIGHT 2
+#define ITEM_WEIGHT  8
+#define GAIN_CLASSES 4
+/* Curves of a mean that turns come in steps, as many as a matrix product takes. Where so few pairs turn, two steps, it is faster
+ * to let each have curves of its own. */
+#define CURVE_STEP       16
+#define CURVE_STEP_BYTES 4096
+#define OWN_CURVES_PAIRS 32
 
 struct decode_page {
   int32_t unit;   /* of the arena */
@@ -60,10 +68,10 @@ struct decode_rope {
   int64_t pages;      /* in the table */
   const void *angles; /* [pages][pairs / 8][4] of 4 words of 2 fp16: (cos, sin) of pair 8 i + q, what fp16 lost of it, the same of
                          pair 8 i + 4 + q */
-  const float *fast_angles; /* [pages][fast][cos, sin] */
-  const float *series;      /* [pairs][16]: even terms, then odd ones; 0 for fast pairs */
-  const void *curve_words;  /* [steps][even, odd][2 tiles][value, what fp16 lost of it][lane] of 4 words: operand A of tokens
-                               from the centre of a page on */
+  const float *turns; /* [pages][pairs][cos, sin]: the same angles */
+  const float *series;     /* [pairs][16]: even terms, then odd ones; 0 for fast pairs */
+  const void *curve_words; /* [steps][even, odd][2 tiles][value, what fp16 lost of it][lane] of 4 words: operand A of tokens
+                              from the centre of a page on */
 };
 
 struct decode_layer {
@@ -73,10 +81,21 @@ struct decode_layer {
   struct decode_side keys, values;
   const struct decode_rope *rope; /* on the host; NULL: no rotating mean */
   int rotating_pairs;             /* of the keys */
-  int turning_pairs;              /* of the rope, up to the last that any head's mean turns in, all fast ones, a multiple of 8 */
-  const uint16_t *wave_rows;      /* on the device, [kv_heads][turning_pairs]: the row of the keys' map that has a of a pair, b is
-                                     rotating_pairs rows on; 0xFFFF: the pair's mean does not rotate */
+  bool own_curves;                /* of each pair; else polynomials stand for those that are not fast */
+  int turning_pairs;              /* own curves: rotating_pairs and none, a multiple of CURVE_STEP. Else the first pairs of the
+                                     rope, up to the last that any head's mean turns in, all fast ones, a multiple of 8 */
+  /* On the device, [kv_heads][turning_pairs]: the row of the keys' map that has a of a pair, b is rotating_pairs rows on; 0xFFFF:
+   * the pair's mean does not rotate. */
+  const uint16_t *wave_rows;
+  /* On the device, for own curves. pairs: [kv_heads][turning_pairs], their numbers in the rope. curves: [kv_heads][turning_pairs
+   * / CURVE_STEP][cos, sin], then as curve_words of a rope; 0 where there is no pair. */
+  const uint16_t *pairs;
+  const void *curves;
 };
+/* Pairs whose cos and sin are curves. */
+static inline int curved_pairs(const struct decode_layer *layer) {
+  return !layer->rope ? 0 : layer->own_curves ? layer->turning_pairs : layer->rope->fast;
+}
 
 struct decode_shape {
   int kv_heads, group, head_dim;
@@ -91,13 +110,13 @@ struct decode_plan {
   const struct decode_page *pages;
   const int32_t *total_units; /* of the line, at least 1 */
   int tile_count, rows;       /* rows: of the largest tile */
-  int stretch;                /* units that a block mostly has of an item: which kernel is fastest depends on it */
 };
 
 /* Work space on the device. */
 struct decode_space {
-  void *prepared; /* decode_prepared_bytes for each tile and KV head */
-  float *parts;   /* decode_part_bytes for each of 2 tiles kv_heads + decode_most_blocks */
+  void *prepared;    /* decode_prepared_bytes for each tile and KV head */
+  float *parts;      /* decode_part_bytes for each of tiles kv_heads + decode_most_blocks */
+  uint32_t *arrived; /* for each tile and KV head; all 0, before a launch and after it */
 };
 
 /* New tokens, one of each sequence, as products leave them: rows [tokens][heads][head_dim]. All on the device but for the
@@ -117,10 +136,8 @@ struct decode_rows {
  * DECODE_ROWS. */
 oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer, int *rows);
 size_t decode_prepared_bytes(const struct decode_layer *layer);
-size_t decode_part_bytes(const struct decode_shape *shape, const struct decode_layer *layer);
+size_t decode_part_bytes(const struct decode_shape *shape);
 int decode_most_blocks(const struct oscar_cuda *cuda); /* of any launch; where there are fewer units, only so many do something */
-/* Of a plan of so many tiles and units: decode_plan.stretch. */
-int decode_stretch(const struct oscar_cuda *cuda, const struct decode_shape *shape, int tiles, int units);
 
 /* Maps the queries into the space of codes: q [tokens][query_heads][head_dim] -> prepared. Only where pages are coded. */
 oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
@@ -130,13 +147,10 @@ oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *
  * be there before the step is enqueued. */
 oscar_status decode_enter(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                           const struct decode_plan *plan, const struct decode_rows *rows, const struct decode_space *space);
-/* Sums of all pages, in parts. Coded pages are read while the kernel enqueued before may still run: that must be one that does
- * not write them, such as decode_prepare and decode_enter. */
+/* Attention to all pages: out [tokens][query_heads][head_dim]. Coded pages are read while the kernel enqueued before may still
+ * run: that must be one that does not write them, such as decode_prepare and decode_enter. */
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
-                        const struct decode_plan *plan, const float *q, const struct decode_space *space);
-/* The parts put together: out [tokens][query_heads][head_dim]. */
-oscar_status decode_merge(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
-                          const struct decode_plan *plan, const struct decode_space *space, float *out);
+                        const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out);
 
 #ifdef __cplusplus
 }

@@ -40,8 +40,9 @@ __host__ __device__ inline int operand_of_block(int blocks, int class_, int i) {
 }
 
 /* A block of prepared memory, of a tile of `row_tiles` times 4 rows: words [row tile][blocks][32 lanes], row_constants [rows],
- * amplitudes (a, b) [rows][fast pairs], and the way from (cos, sin) of the pairs to weights of polynomials, as operand B: [pairs
- * / 8][8 row_tiles columns of 8][32 lanes] of words of values and of what fp16 lost of them, without eights of fast pairs. */
+ * amplitudes (a, b) [rows][pairs that have curves], and the way from (cos, sin) of the pairs to weights of polynomials, as
+ * operand B: [pairs / 8][8 row_tiles columns of 8][32 lanes] of words of values and of what fp16 lost of them, without eights
+ * that have curves. */
 struct prepared_layout {
   int constants, amplitudes, mixing, mixing_bytes, bytes;
 };
@@ -77,19 +78,19 @@ inline bool has_usual_gains(const struct decode_layer &layer) {
   return keys.form == OSCAR_ROW_LOG_GAINS ? keys.groups == GAIN_CLASSES : keys.form == OSCAR_ROW_GAIN && keys.groups == 1;
 }
 
-/* Which block of threads has a unit of the line, when block i of N has units i U / N to (i + 1) U / N - 1. */
+/* The first unit of block i of N, i U / N. */
+__host__ __device__ inline int begin_of_block(int block, int units, int blocks) {
+  return block * (units / blocks) + block * (units % blocks) / blocks;
+}
+/* Which block has a unit of the line. */
 __host__ __device__ inline int block_of_unit(int unit, int units, int blocks) {
   return (int)((((long long)unit + 1) * blocks - 1) / units);
 }
 
-/* Sums of a stretch of a tile: (m, l) of DECODE_ROWS rows, then [DECODE_ROWS][stride]. Part number: that of the item, twice
- * (tile, KV head) for exact pages and one more for coded ones, plus that of the block: no two are the same. */
-__host__ __device__ inline int part_stride(int head_dim, int value_crumbs) {
-  return head_dim > value_crumbs + GAIN_CLASSES ? head_dim : value_crumbs + GAIN_CLASSES;
-}
-__host__ __device__ inline size_t part_floats(int head_dim, int value_crumbs) {
-  return (size_t)DECODE_ROWS * (size_t)(2 + part_stride(head_dim, value_crumbs));
-}
+/* What a block has of an item, where it does not have all: (m, l) of DECODE_ROWS rows, then the sums of their outputs,
+ * [DECODE_ROWS][head_dim]. Part number: that of the item plus that of the block; along the line one of them grows, so no two are
+ * the same. */
+__host__ __device__ inline size_t part_floats(int head_dim) { return (size_t)DECODE_ROWS * (size_t)(2 + head_dim); }
 
 /* Probabilities of coded pages are kept 2^12 times as large as they are relative to the maximum, so that small ones stay normal
  * fp16 numbers even after division by 16. */

@@ -27,7 +27,7 @@ struct rope_entry {
   const oscar_rope *rope;
   struct rope_table_sizes sizes;
   struct decode_rope tables;
-  struct space fixed, angles; /* series and curves; angles and fast angles */
+  struct space fixed, angles; /* series and curves; angles, twice */
   struct space tokens, waves; /* of prefill.h: angles from the centre of a page to its tokens, and what is made with them */
   int64_t wave_pages;
 };
@@ -65,8 +65,8 @@ struct device_attention {
   int *rope_of_layer;          /* [layers] index of its rope; -1: none */
   struct rope_entry *ropes;
   int rope_count;
-  struct space maps; /* all maps and rows of waves */
-  struct space prepared, parts, rotated;
+  struct space maps; /* all maps, and how means turn */
+  struct space prepared, parts, rotated, arrived;
   bool has_prefill;               /* for the forms of all layers */
   struct prefill_tables *prefill; /* [layers]; NULL without codes */
   struct space prefill_maps, prefill_parts;
@@ -107,8 +107,9 @@ static oscar_status space_reserve(struct device_attention *a, struct space *spac
 /* ---- maps ---- */
 
 struct map_sizes {
-  size_t keys, values, waves;
+  size_t keys, values, waves, pairs, curves;
 };
+static size_t map_bytes(const struct map_sizes *s) { return s->keys + s->values + s->waves + s->pairs + s->curves; }
 
 static const oscar_codec *codec_of(const struct device_attention *a, int layer, int head, oscar_side side) {
   return oscar_codec_set_get(a->geometry->codecs, layer, head, side);
@@ -124,6 +125,7 @@ static int find_rope(const struct device_attention *a, const oscar_rope *rope) {
 static int turning_pairs_of(const struct device_attention *a, int layer) {
   const int rope = a->rope_of_layer[layer];
   if (rope < 0) return 0;
+  if (a->layers[layer].own_curves) return own_curves_pairs(&codec_of(a, layer, 0, OSCAR_KEYS)->spec);
   int pairs = a->ropes[rope].sizes.fast;
   for (int head = 0; head < a->geometry->kv_heads; head++) {
     const oscar_codec_spec *keys = &codec_of(a, layer, head, OSCAR_KEYS)->spec;
@@ -139,6 +141,10 @@ static struct map_sizes map_sizes_of(const struct device_attention *a, int layer
   struct map_sizes sizes = {.keys = (size_t)g->kv_heads * (size_t)g->head_dim * (size_t)keys->map_rows * sizeof(float),
                             .values = (size_t)g->kv_heads * (size_t)g->head_dim * (size_t)values->map_rows * sizeof(float)};
   sizes.waves = round_up((size_t)g->kv_heads * (size_t)a->layers[layer].turning_pairs * sizeof(uint16_t), 256);
+  if (a->layers[layer].own_curves) {
+    sizes.pairs = sizes.waves;
+    sizes.curves = (size_t)g->kv_heads * own_curves_bytes(&keys->spec);
+  }
   return sizes;
 }
 
@@ -147,6 +153,7 @@ static void fill_maps(const struct device_attention *a, int layer, uint8_t *to) 
   const struct cache_geometry *g = a->geometry;
   const struct map_sizes sizes = map_sizes_of(a, layer);
   const int turning = a->layers[layer].turning_pairs;
+  const bool own = a->layers[layer].own_curves;
   for (int head = 0; head < g->kv_heads; head++) {
     const oscar_codec *keys = codec_of(a, layer, head, OSCAR_KEYS), *values = codec_of(a, layer, head, OSCAR_VALUES);
     const size_t d = (size_t)g->head_dim, rows = (size_t)keys->map_rows, value_rows = (size_t)values->map_rows;
@@ -157,7 +164,11 @@ static void fill_maps(const struct device_attention *a, int layer, uint8_t *to) 
     uint16_t *waves = (uint16_t *)(void *)(to + sizes.keys + sizes.values) + head * turning;
     for (int pair = 0; pair < turning; pair++) waves[pair] = 0xFFFF;
     for (int k = 0; k < keys->spec.rotating_pairs; k++)
-      waves[keys->spec.rotating_pair[k]] = (uint16_t)(keys->crumbs + keys->spec.groups + 1 + k);
+      waves[own ? k : keys->spec.rotating_pair[k]] = (uint16_t)(keys->crumbs + keys->spec.groups + 1 + k);
+    uint8_t *pairs = to + sizes.keys + sizes.values + sizes.waves, *curves = pairs + sizes.pairs;
+    if (own)
+      own_curves_fill(&keys->spec, (uint16_t *)(void *)pairs + head * turning,
+                      (uint32_t *)(void *)(curves + (size_t)head * own_curves_bytes(&keys->spec)));
   }
 }
 
@@ -165,7 +176,7 @@ static oscar_status upload_maps(struct device_attention *a) {
   size_t total = 0, largest = 0;
   for (int layer = 0; layer < a->geometry->layers; layer++) {
     const struct map_sizes sizes = map_sizes_of(a, layer);
-    const size_t bytes = sizes.keys + sizes.values + sizes.waves;
+    const size_t bytes = map_bytes(&sizes);
     total += bytes;
     if (bytes > largest) largest = bytes;
   }
@@ -176,13 +187,14 @@ static oscar_status upload_maps(struct device_attention *a) {
   if (!host) return OSCAR_NO_MEMORY;
   for (int layer = 0; layer < a->geometry->layers && status == OSCAR_OK; layer++) {
     const struct map_sizes sizes = map_sizes_of(a, layer);
-    const size_t bytes = sizes.keys + sizes.values + sizes.waves;
+    struct decode_layer *l = &a->layers[layer];
     fill_maps(a, layer, host);
-    status = cuda_upload(a->cuda, to, host, bytes);
-    a->layers[layer].keys.map = (const float *)(const void *)to;
-    a->layers[layer].values.map = (const float *)(const void *)(to + sizes.keys);
-    a->layers[layer].wave_rows = (const uint16_t *)(const void *)(to + sizes.keys + sizes.values);
-    to += bytes;
+    status = cuda_upload(a->cuda, to, host, map_bytes(&sizes));
+    l->keys.map = (const float *)(const void *)to, to += sizes.keys;
+    l->values.map = (const float *)(const void *)to, to += sizes.values;
+    l->wave_rows = (const uint16_t *)(const void *)to, to += sizes.waves;
+    l->pairs = (const uint16_t *)(const void *)to, to += sizes.pairs;
+    l->curves = to, to += sizes.curves;
   }
   mem_free(context_of(a), host);
   return status;
@@ -288,25 +300,25 @@ static oscar_status extend_angles(struct device_attention *a, struct rope_entry 
   if (last < entry->tables.pages) return OSCAR_OK;
   int64_t pages = entry->tables.pages ? entry->tables.pages : FIRST_PAGES;
   while (pages <= last) pages *= 2;
-  const size_t angles = entry->sizes.angles * (size_t)pages, fast = entry->sizes.fast_angles * (size_t)pages;
-  uint8_t *host = mem_alloc(context_of(a), angles + fast, 1);
+  const size_t angles = entry->sizes.angles * (size_t)pages, turns = entry->sizes.turns * (size_t)pages;
+  uint8_t *host = mem_alloc(context_of(a), angles + turns, 1);
   if (!host) return OSCAR_NO_MEMORY;
   rope_angles_fill(entry->rope, &entry->sizes, 0, pages, (uint32_t *)(void *)host, (float *)(void *)(host + angles));
   oscar_status status = oscar_cuda_wait(a->cuda);
   if (status == OSCAR_OK) {
     space_free(a, &entry->angles);
     entry->tables.pages = 0;
-    status = cuda_alloc(a->cuda, angles + fast, &entry->angles.memory);
+    status = cuda_alloc(a->cuda, angles + turns, &entry->angles.memory);
   }
   if (status == OSCAR_OK) {
-    entry->angles.bytes = angles + fast;
-    status = cuda_upload(a->cuda, entry->angles.memory, host, angles + fast);
+    entry->angles.bytes = angles + turns;
+    status = cuda_upload(a->cuda, entry->angles.memory, host, angles + turns);
   }
   mem_free(context_of(a), host);
   if (status != OSCAR_OK) return status;
   entry->tables.pages = pages;
   entry->tables.angles = entry->angles.memory;
-  entry->tables.fast_angles = (const float *)(const void *)((uint8_t *)entry->angles.memory + angles);
+  entry->tables.turns = (const float *)(const void *)((uint8_t *)entry->angles.memory + angles);
   return OSCAR_OK;
 }
 
@@ -366,6 +378,7 @@ static oscar_status describe_layers(struct device_attention *a) {
     }
     if (a->rope_of_layer[layer] >= 0) {
       l->rope = &a->ropes[a->rope_of_layer[layer]].tables;
+      l->own_curves = has_own_curves(&codec_of(a, layer, 0, OSCAR_KEYS)->spec);
       l->turning_pairs = turning_pairs_of(a, layer);
     }
     const struct decode_shape shape = shape_of(a, 0);
@@ -413,7 +426,8 @@ static void free_plan(struct device_attention *a, struct kept_plan *kept) {
 
 void device_attention_free(struct device_attention *a) {
   if (!a) return;
-  struct space *const spaces[] = {&a->maps, &a->prefill_maps, &a->prefill_parts, &a->prepared, &a->parts, &a->rotated};
+  struct space *const spaces[] = {&a->maps,  &a->prefill_maps, &a->prefill_parts, &a->prepared,
+                                  &a->parts, &a->rotated,      &a->arrived};
   for (size_t i = 0; i < ARRAY_LENGTH(spaces); i++) space_free(a, spaces[i]);
   for (int i = 0; a->ropes && i < a->rope_count; i++) {
     space_free(a, &a->ropes[i].fixed);
@@ -524,13 +538,11 @@ static oscar_status plan_few(struct device_attention *a, struct kept_plan *kept,
                      (struct decode_page *)(void *)(host + page_offset));
   if (status != OSCAR_OK) return status;
   *(int32_t *)(void *)host = (int32_t)p->result.units;
-  const struct decode_shape shape = shape_of(a, window);
   kept->few_plan = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)(memory + tiles_at),
                                         .pages = (const struct decode_page *)(const void *)(memory + page_offset),
                                         .total_units = (const int32_t *)(const void *)memory,
                                         .tile_count = p->result.tiles,
-                                        .rows = p->result.rows,
-                                        .stretch = decode_stretch(a->cuda, &shape, p->result.tiles, (int)p->result.units)};
+                                        .rows = p->result.rows};
   return upload_plan(a, p, tiles_at + (size_t)p->result.tiles * sizeof(struct decode_tile), page_offset);
 }
 
@@ -599,7 +611,7 @@ static oscar_status find_plan(struct device_attention *a, int layer, int window,
 /* ---- running ---- */
 
 static struct decode_space space_of(const struct device_attention *a) {
-  return (struct decode_space){a->prepared.memory, a->parts.memory};
+  return (struct decode_space){a->prepared.memory, a->parts.memory, a->arrived.memory};
 }
 
 static oscar_status reserve_space(struct device_attention *a, int layer, const struct plan_result *plan, bool coded) {
@@ -607,9 +619,12 @@ static oscar_status reserve_space(struct device_attention *a, int layer, const s
   const size_t items = (size_t)plan->tiles * (size_t)shape.kv_heads;
   oscar_status status = OSCAR_OK;
   if (coded) status = space_reserve(a, &a->prepared, items * decode_prepared_bytes(&a->layers[layer]));
-  if (status != OSCAR_OK) return status;
-  return space_reserve(a, &a->parts,
-                       (2 * items + (size_t)decode_most_blocks(a->cuda)) * decode_part_bytes(&shape, &a->layers[layer]));
+  if (status == OSCAR_OK)
+    status = space_reserve(a, &a->parts, (items + (size_t)decode_most_blocks(a->cuda)) * decode_part_bytes(&shape));
+  const size_t before = a->arrived.bytes;
+  if (status == OSCAR_OK) status = space_reserve(a, &a->arrived, items * sizeof(uint32_t));
+  if (status != OSCAR_OK || a->arrived.bytes == before) return status;
+  return cuda_clear(a->cuda, a->arrived.memory, a->arrived.bytes);
 }
 
 static oscar_status run_few(struct device_attention *a, int layer, const struct decode_shape *shape, const struct kept_plan *kept,
@@ -619,8 +634,7 @@ static oscar_status run_few(struct device_attention *a, int layer, const struct 
   oscar_status status = reserve_space(a, layer, &kept->few.result, coded);
   const struct decode_space space = space_of(a);
   if (status == OSCAR_OK && coded) status = decode_prepare(a->cuda, shape, l, &kept->few_plan, q, &space);
-  if (status == OSCAR_OK) status = decode_run(a->cuda, shape, l, &kept->few_plan, q, &space);
-  return status == OSCAR_OK ? decode_merge(a->cuda, shape, l, &kept->few_plan, &space, out) : status;
+  return status == OSCAR_OK ? decode_run(a->cuda, shape, l, &kept->few_plan, q, &space, out) : status;
 }
 
 static int64_t last_page_of(const struct kept_plan *kept) {
@@ -692,9 +706,7 @@ oscar_status device_attention_step(struct device_attention *a, int layer, int wi
   entered.rotated = a->rotated.memory;
   const struct decode_space space = space_of(a);
   oscar_status status = decode_enter(a->cuda, &shape, l, &kept->few_plan, &entered, &space);
-  if (status == OSCAR_OK) status = decode_run(a->cuda, &shape, l, &kept->few_plan, entered.rotated, &space);
-  if (status == OSCAR_OK) status = decode_merge(a->cuda, &shape, l, &kept->few_plan, &space, out);
-  return status;
+  return status == OSCAR_OK ? decode_run(a->cuda, &shape, l, &kept->few_plan, entered.rotated, &space, out) : status;
 }
 
 void device_attention_choose(struct device_attention *a, enum attention_way way) {

@@ -18,7 +18,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
   constexpr int D = T::D, NT = T::NT, STAGES = T::STAGES, STEPS = D / 32, CHUNKS = (D + 63) / 64;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   if (r.exact == 0) {
-    store_no_states<NT>(sums, lane);
+    store_no_states<NT>(sums.exact_states, lane);
     return;
   }
   softmax<NT> state;
@@ -62,7 +62,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
       }
     }
     leave_slot<STAGES>(ring);
-    fill_ring<STAGES>(a, ring, asked, after, lane);
+    fill_ring<STAGES>(a, ring, asked, after, true, lane);
     float score[NT][2], largest[NT], factor[NT];
 #pragma unroll
     for (int n = 0; n < NT; n++)
@@ -111,17 +111,16 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
                    __byte_perm(v2[b], v3[b], 0x5410), __byte_perm(v2[b], v3[b], 0x7632), p[n][0], p[n][1]);
     }
     leave_slot<STAGES>(ring);
-    fill_ring<STAGES>(a, ring, asked, after, lane);
+    fill_ring<STAGES>(a, ring, asked, after, true, lane);
   }
-  store_states<NT>(state, sums, lane, 0);
-  const int stride = part_stride(D, a.forms.value_crumbs);
+  store_states<NT>(state, sums.exact_states, lane, 0);
 #pragma unroll
   for (int n = 0; n < NT; n++)
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
       const int channel = 8 * (g + 8 * chunk);
       if (D % 64 != 0 && channel >= D) continue;
-      float *to = sums.sums + (n * 4 + q) * stride + channel;
+      float *to = sums.exact + (n * 4 + q) * D + channel;
 #pragma unroll
       for (int b = 0; b < 4; b++)
         *(float2 *)(to + 2 * b) =

@@ -1,5 +1,10 @@
 /*
- * attention/cuda/item_sums.cuh - what a block has of an item: the sums of its warps, put together into a part. Private.
+ * attention/cuda/item_sums.cuh - what a block has of an item, put together and brought out of the space of codes. Private.
+ *
+ * Each warp has sums of codes and sums of exact values, with maxima of their own. They become one sum of codes and one of exact
+ * values; the former times the map of the values is added to the latter. That is the output where the block had the whole item.
+ * Else it goes to memory as a part, and the last block of an item that comes adds up all parts, which is little more than one
+ * pass over them: what would be long has been done by all blocks beside each other.
  */
 #ifndef OSCAR_ATTENTION_CUDA_ITEM_SUMS_CUH
 #define OSCAR_ATTENTION_CUDA_ITEM_SUMS_CUH
@@ -8,62 +13,238 @@
 
 namespace decode {
 
-/* Where a warp puts its sums: [4 NT rows][stride], then (m, l) of every row. */
+/* Where a warp puts its sums: [4 NT rows][crumbs + GAIN_CLASSES] and [4 NT rows][head_dim], and (m, l) of every row for each. */
 struct warp_sums {
-  float *sums;
-  float2 *states;
+  float *codes, *exact;
+  float2 *code_states, *exact_states;
 };
-__host__ __device__ inline int warp_sums_bytes(int head_dim, int value_crumbs, int row_tiles) {
-  return row_tiles * 4 * (part_stride(head_dim, value_crumbs) + 2) * 4;
+__host__ __device__ inline int codes_width(int crumbs) { return crumbs ? crumbs + GAIN_CLASSES : 0; }
+__host__ __device__ inline int warp_sums_bytes(int head_dim, int crumbs, int row_tiles) {
+  return row_tiles * 4 * (codes_width(crumbs) + head_dim + 4) * 4;
 }
-template <int NT> __device__ inline warp_sums sums_of_warp(int head_dim, int value_crumbs, uint8_t *memory, int warp) {
-  float *at = (float *)(memory + warp * warp_sums_bytes(head_dim, value_crumbs, NT));
-  return {at, (float2 *)(at + 4 * NT * part_stride(head_dim, value_crumbs))};
+template <int NT> __device__ inline warp_sums sums_of_warp(int head_dim, int crumbs, uint8_t *memory) {
+  float *codes = (float *)memory, *exact = codes + 4 * NT * codes_width(crumbs);
+  float2 *states = (float2 *)(exact + 4 * NT * head_dim);
+  return {codes, exact, states, states + 4 * NT};
+}
+
+/* What the block makes of them, in bytes from its start. inputs [crumbs + groups + 1][4 NT rows]: sums of codes, minus sums of
+ * gains, the sum of probabilities; exact [4 NT][head_dim]; factors [kind][warp][4 NT] of sums; totals [4 NT] (m, l). */
+struct block_sums {
+  int inputs, exact, factors, totals, last, bytes;
+};
+__host__ __device__ inline block_sums block_sums_of(int head_dim, int crumbs, int warps, int row_tiles) {
+  block_sums s;
+  const int rows = 4 * row_tiles;
+  int at = 0;
+  s.inputs = at, at += crumbs ? (crumbs + GAIN_CLASSES + 1) * rows * 4 : 0;
+  s.exact = at, at += rows * head_dim * 4;
+  s.factors = at, at += 2 * warps * rows * 4;
+  s.totals = at, at += rows * 8;
+  s.last = at, at += 16;
+  s.bytes = at;
+  return s;
 }
 
 /* Maxima are stored less `shift`: what the probabilities were made larger by. */
-template <int NT> __device__ inline void store_states(softmax<NT> &state, const warp_sums &to, int lane, float shift) {
+template <int NT> __device__ inline void store_states(softmax<NT> &state, float2 *to, int lane, float shift) {
 #pragma unroll
   for (int n = 0; n < NT; n++) {
 #pragma unroll
     for (int step = 4; step < 32; step *= 2) state.l[n] += __shfl_xor_sync(~0u, state.l[n], step);
-    if (lane < 4) to.states[n * 4 + lane] = make_float2(state.m[n] - shift, state.l[n]);
+    if (lane < 4) to[n * 4 + lane] = make_float2(state.m[n] - shift, state.l[n]);
   }
 }
-template <int NT> __device__ inline void store_no_states(const warp_sums &to, int lane) {
-  if (lane < 4 * NT) to.states[lane] = make_float2(NONE, 0);
+template <int NT> __device__ inline void store_no_states(float2 *to, int lane) {
+  if (lane < 4 * NT) to[lane] = make_float2(NONE, 0);
 }
 
-/* The sums of all warps, put together, into a part. By the whole block; `width` sums of each row count. */
-template <int NT, int WARPS>
-__device__ inline void store_part(int head_dim, int value_crumbs, uint8_t *memory, int width, float *part) {
-  const int stride = part_stride(head_dim, value_crumbs);
-  for (int i = threadIdx.x; i < 4 * NT * width / 4; i += WARPS * 32) {
-    const int row = i / (width / 4), column = i % (width / 4) * 4;
-    float m = NONE;
+__device__ __forceinline__ void add_scaled(float4 &sum, float factor, const float4 &x) {
+  sum.x += factor * x.x, sum.y += factor * x.y, sum.z += factor * x.z, sum.w += factor * x.w;
+}
+
+/* What becomes of an item's sums. */
+struct item_output {
+  struct decode_tile tile;
+  int kv_heads, group, head;
+  float *out;
+  const float *map;   /* of the KV head: [inputs][head_dim] */
+  int inputs;         /* 0: nothing is coded */
+  int count;          /* of the blocks that have something of the item */
+  float *part;        /* this block's */
+  const float *parts; /* the item's first */
+  uint32_t *arrived;
+};
+
+/* Inputs whose columns of the map a lane asks for at a time. */
+template <int D> struct map_part {
+  static constexpr int TOGETHER = D > 128 ? 6 : 12;
+  float4 at[TOGETHER];
+};
+/* Four columns of every WARPS-th input from `first` on. */
+template <int D, int WARPS> __device__ __forceinline__ map_part<D> load_map(const item_output &o, int first, int column) {
+  map_part<D> part;
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) m = fmaxf(m, sums_of_warp<NT>(head_dim, value_crumbs, memory, w).states[row].x);
+  for (int k = 0; k < map_part<D>::TOGETHER; k++)
+    part.at[k] = __ldg((const float4 *)(o.map + (size_t)min(first + k * WARPS, o.inputs - 1) * D + column));
+  return part;
+}
+
+/* The product of `inputs` with the map, a warp every WARPS-th of them, into sums of the warp [4 NT][D]. */
+template <int D, int NT, int WARPS>
+__device__ inline void multiply_map(const item_output &o, map_part<D> &map, const float *inputs, float *to) {
+  constexpr int TOGETHER = map_part<D>::TOGETHER;
+  const int warp = threadIdx.x / 32;
+#pragma unroll 1
+  for (int column = threadIdx.x % 32 * 4; column < D; column += 128) {
+    float4 sums[4 * NT] = {};
+#pragma unroll 1
+    for (int first = warp; first < o.inputs; first += WARPS * TOGETHER) {
+      if (first > warp || column >= 128) map = load_map<D, WARPS>(o, first, column);
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++) {
+        if (first + k * WARPS >= o.inputs) break;
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+          const float4 x = *(const float4 *)(inputs + (first + k * WARPS) * 4 * NT + 4 * n);
+          add_scaled(sums[4 * n], x.x, map.at[k]), add_scaled(sums[4 * n + 1], x.y, map.at[k]);
+          add_scaled(sums[4 * n + 2], x.z, map.at[k]), add_scaled(sums[4 * n + 3], x.w, map.at[k]);
+        }
+      }
+    }
+#pragma unroll
+    for (int row = 0; row < 4 * NT; row++) *(float4 *)(to + row * D + column) = sums[row];
+  }
+}
+
+/* All parts of an item into its output. `factors`: room for [parts][rows], `totals` for [rows]. */
+template <int D, int WARPS> __device__ inline void merge_parts(const item_output &o, float *factors, float *totals) {
+  constexpr int TOGETHER = 11;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = o.tile.rows, elements = rows * (D / 4);
+  const size_t floats = part_floats(D);
+  const auto load = [&](int element, int first, float4(&x)[TOGETHER]) {
+    const float *at = o.parts + 2 * DECODE_ROWS + element * 4;
+#pragma unroll
+    for (int k = 0; k < TOGETHER; k++) x[k] = __ldcg((const float4 *)(at + (size_t)min(first + k, o.count - 1) * floats));
+  };
+  float4 x[TOGETHER];
+  load(min((int)threadIdx.x, elements - 1), 0, x); /* beside the maxima */
+#pragma unroll 1
+  for (int row = warp; row < rows; row += WARPS) {
+    float m = NONE, l = 0;
+#pragma unroll 1
+    for (int i = lane; i < o.count; i += 32) m = fmaxf(m, __ldcg(o.parts + i * floats + 2 * row));
+    m = largest_of_warp(m);
+#pragma unroll 1
+    for (int i = lane; i < o.count; i += 32) {
+      const float2 from = __ldcg((const float2 *)(o.parts + i * floats) + row);
+      const float factor = from.x > NONE ? exp2_fast(from.x - m) : 0;
+      factors[i * rows + row] = factor;
+      l += factor * from.y;
+    }
+    l = sum_of_warp(l);
+    if (lane == 0) totals[row] = l;
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int element = threadIdx.x; element < elements; element += WARPS * 32) {
+    const int row = element / (D / 4), column = element % (D / 4) * 4;
+    float4 sum = {};
+#pragma unroll 1
+    for (int first = 0; first < o.count; first += TOGETHER) {
+      if (first > 0 || element >= WARPS * 32) load(element, first, x);
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++)
+        if (first + k < o.count) add_scaled(sum, factors[(first + k) * rows + row], x[k]);
+    }
+    const float scale = 1 / totals[row];
+    *(float4 *)(o.out + row_offset(o.tile, row, o.kv_heads, o.group, o.head, D) + column) =
+        make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale);
+  }
+}
+
+/* What all warps have of an item goes where it belongs. By the whole block, after the warps have stored their sums, each in
+ * `bytes` from `warps` on; what is there may be written again after the next __syncthreads. */
+template <int D, int NT, int WARPS>
+__device__ inline void finish_item(const item_output &o, int crumbs, int groups, uint8_t *warps, int bytes, uint8_t *block) {
+  constexpr int ROWS = 4 * NT;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = o.tile.rows;
+  const block_sums layout = block_sums_of(D, crumbs, WARPS, NT);
+  float *inputs = (float *)(block + layout.inputs), *exact = (float *)(block + layout.exact);
+  float *factors = (float *)(block + layout.factors);
+  float2 *totals = (float2 *)(block + layout.totals);
+  map_part<D> map;
+  if (o.inputs) map = load_map<D, WARPS>(o, warp, min(lane * 4, D - 4));
+  __syncthreads();
+#pragma unroll 1
+  for (int row = warp; row < rows; row += WARPS) {
+    float2 state = make_float2(NONE, 0);
+    if (lane < 2 * WARPS) {
+      const warp_sums from = sums_of_warp<NT>(D, crumbs, warps + lane % WARPS * bytes);
+      state = (lane < WARPS ? from.code_states : from.exact_states)[row];
+    }
+    const float m = largest_of_warp(state.x), factor = state.x > NONE ? exp2_fast(state.x - m) : 0, l = factor * state.y;
+    if (lane < 2 * WARPS) factors[lane * ROWS + row] = factor;
+    const float of_codes = sum_of_warp(lane < WARPS ? l : 0), all = sum_of_warp(l);
+    if (lane == 0) totals[row] = make_float2(m, all);
+    if (lane == 0 && o.inputs) inputs[(o.inputs - 1) * ROWS + row] = of_codes;
+  }
+  __syncthreads();
+  const int of_codes = o.inputs ? codes_width(crumbs) / 4 : 0, each = of_codes + D / 4;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < rows * each; i += WARPS * 32) {
+    const int row = i / each, at = i % each, coded = at < of_codes, column = (coded ? at : at - of_codes) * 4;
     float4 sum = {};
 #pragma unroll
     for (int w = 0; w < WARPS; w++) {
-      const warp_sums from = sums_of_warp<NT>(head_dim, value_crumbs, memory, w);
-      if (!(from.states[row].x > NONE)) continue;
-      const float f = exp2_fast(from.states[row].x - m);
-      const float4 x = *(const float4 *)(from.sums + row * stride + column);
-      sum.x += f * x.x, sum.y += f * x.y, sum.z += f * x.z, sum.w += f * x.w;
+      const float factor = factors[((coded ? 0 : WARPS) + w) * ROWS + row];
+      if (factor == 0) continue; /* a warp that saw nothing has left anything */
+      const warp_sums from = sums_of_warp<NT>(D, crumbs, warps + w * bytes);
+      add_scaled(sum, factor,
+                 *(const float4 *)(coded ? from.codes + row * codes_width(crumbs) + column : from.exact + row * D + column));
     }
-    *(float4 *)(part + 2 * DECODE_ROWS + row * stride + column) = sum;
-  }
-  if (threadIdx.x < 4 * NT) {
-    const int row = threadIdx.x;
-    float m = NONE, l = 0;
-    for (int w = 0; w < WARPS; w++) m = fmaxf(m, sums_of_warp<NT>(head_dim, value_crumbs, memory, w).states[row].x);
-    for (int w = 0; w < WARPS; w++) {
-      const float2 from = sums_of_warp<NT>(head_dim, value_crumbs, memory, w).states[row];
-      if (from.x > NONE) l += from.y * exp2_fast(from.x - m);
+    if (!coded) {
+      *(float4 *)(exact + row * D + column) = sum;
+      continue;
     }
-    ((float2 *)part)[row] = make_float2(m, l);
+    const float sign = column < crumbs ? 1 : -1, x[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+      if (column + k < crumbs + groups) inputs[(column + k) * ROWS + row] = sign * x[k];
   }
+  __syncthreads();
+  if (o.inputs) {
+    multiply_map<D, NT, WARPS>(o, map, inputs, (float *)(warps + warp * bytes));
+    __syncthreads();
+  }
+#pragma unroll 1
+  for (int i = threadIdx.x; i < rows * (D / 4); i += WARPS * 32) {
+    const int row = i / (D / 4), column = i % (D / 4) * 4;
+    float4 sum = *(const float4 *)(exact + row * D + column);
+    if (o.inputs)
+#pragma unroll
+      for (int w = 0; w < WARPS; w++)
+        add_scaled(sum, 1, *(const float4 *)((const float *)(warps + w * bytes) + row * D + column));
+    if (o.count > 1) {
+      __stcg((float4 *)(o.part + 2 * DECODE_ROWS + row * D + column), sum);
+      continue;
+    }
+    const float scale = 1 / totals[row].y;
+    *(float4 *)(o.out + row_offset(o.tile, row, o.kv_heads, o.group, o.head, D) + column) =
+        make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale);
+  }
+  if (o.count == 1) return;
+  if (threadIdx.x < rows) __stcg((float2 *)o.part + threadIdx.x, totals[threadIdx.x]);
+  __syncthreads();
+  uint32_t *last = (uint32_t *)(block + layout.last);
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *last = atomicInc(o.arrived, (uint32_t)o.count - 1); /* 0 again after the last */
+    __threadfence();
+  }
+  __syncthreads();
+  if (*last != (uint32_t)o.count - 1) return;
+  merge_parts<D, WARPS>(o, (float *)warps, (float *)totals);
 }
 
 } // namespace decode

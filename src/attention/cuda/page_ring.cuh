@@ -3,7 +3,7 @@
  * ahead of the warp. Private.
  *
  * A slot of the ring holds a coded page of a KV head, or the keys or the values of 16 exact tokens. They come in the order of
- * reading: exact tiles, keys then values, then coded pages; then the same of the next item.
+ * reading: coded pages, then exact tiles, keys then values; then the same of the next item.
  */
 #ifndef OSCAR_ATTENTION_CUDA_PAGE_RING_CUH
 #define OSCAR_ATTENTION_CUDA_PAGE_RING_CUH
@@ -19,56 +19,58 @@ struct ring {
   uint32_t parity; /* of the barrier at take_slot */
 };
 
-/* What a warp reads of an item: `exact` tiles of 16 tokens, then `coded` pages. Lists begin at places of the plan's. */
+/* What a warp reads of an item: `coded` pages, then `exact` tiles of 16 tokens. Lists begin at places of the plan's. */
 struct reading {
   int item, head;                    /* item: its number in the block */
-  int exact_list, exact_from, exact; /* the item's list, tiles of it */
   int coded_list, coded;             /* the warp's own */
+  int exact_list, exact_from, exact; /* the item's list, tiles of it */
 };
 
-/* What a warp asks for: of 2 exact + coded slots of `of`, `next` is the first that is not yet asked for. `mine` is coded page
- * window + lane; they are looked up 32 at a time. */
+/* What a warp asks for: of coded + 2 exact slots of `of`, `next` is the first that is not yet asked for. Units of coded pages are
+ * looked up 32 at a time: lane i has that of page i of 32. */
 struct asking {
   reading of;
-  int next, window;
-  struct decode_page mine;
+  int next, unit;
 };
 
-__device__ inline void look_up(const arguments &a, asking &asked, int window, int lane) {
-  asked.window = window;
-  if (window + lane < asked.of.coded) asked.mine = a.pages[asked.of.coded_list + window + lane];
+__device__ inline void look_up(const arguments &a, asking &asked, int lane) {
+  if (asked.next + lane < asked.of.coded) asked.unit = a.pages[asked.of.coded_list + asked.next + lane].unit;
 }
 __device__ inline void ask_for(const arguments &a, asking &asked, const reading &of, int lane) {
   asked.of = of;
   asked.next = 0;
-  look_up(a, asked, 0, lane);
+  look_up(a, asked, lane);
 }
 
-__device__ inline const uint8_t *exact_tile(const arguments &a, const reading &r, int tile, bool values) {
-  const struct decode_page page = a.pages[r.exact_list + tile / 4];
-  return a.memory + (size_t)page.unit * a.unit_bytes +
-         ((size_t)(r.head * 2 + values) * 64 + (size_t)(tile % 4 * EXACT_TOKENS)) * (size_t)a.head_dim * 2;
+__device__ inline const uint8_t *exact_tile(const arguments &a, const reading &r, int tile, int side) {
+  const int unit = a.pages[r.exact_list + tile * EXACT_TOKENS / 64].unit;
+  return a.memory + (size_t)unit * a.unit_bytes +
+         ((size_t)(r.head * 2 + side) * 64 + (size_t)(tile * EXACT_TOKENS % 64)) * (size_t)a.head_dim * 2;
 }
 
-/* Fills the free slots with what is left to be asked for; after an item, of `after`. By a whole warp. */
+/* Fills the free slots with what is left to be asked for; after an item, of `after`. By a whole warp. exact: whether exact pages
+ * may be read already. */
 template <int STAGES>
-__device__ __forceinline__ void fill_ring(const arguments &a, ring &ring, asking &asked, const reading &after, int lane) {
+__device__ __forceinline__ void fill_ring(const arguments &a, ring &ring, asking &asked, const reading &after, bool exact,
+                                          int lane) {
+#pragma unroll 1
   while (ring.filled < STAGES) {
-    const int page = asked.next - 2 * asked.of.exact;
-    if (page == asked.of.coded) {
+    const int slot = asked.next - asked.of.coded;
+    if (slot == 2 * asked.of.exact) {
       if (asked.of.item == after.item) return;
       ask_for(a, asked, after, lane);
       continue;
     }
     const uint8_t *from;
-    if (page < 0) {
-      from = exact_tile(a, asked.of, asked.of.exact_from + asked.next / 2, asked.next % 2);
+    if (slot >= 0) {
+      if (!exact) return;
+      from = exact_tile(a, asked.of, asked.of.exact_from + slot / 2, slot % 2);
     } else {
-      if (page >= asked.window + 32) look_up(a, asked, page, lane);
-      const int unit = __shfl_sync(~0u, asked.mine.unit, page - asked.window);
+      if (asked.next % 32 == 0 && asked.next > 0) look_up(a, asked, lane);
+      const int unit = __shfl_sync(~0u, asked.unit, asked.next % 32);
       from = a.memory + (size_t)unit * a.unit_bytes + (size_t)asked.of.head * a.head_bytes;
     }
-    copy_page(ring.slots + ring.issue_slot * a.slot_bytes, from, page < 0 ? EXACT_TOKENS * a.head_dim * 2 : a.page_bytes,
+    copy_page(ring.slots + ring.issue_slot * a.slot_bytes, from, slot < 0 ? a.page_bytes : EXACT_TOKENS * a.head_dim * 2,
               ring.barriers + ring.issue_slot, lane);
     ring.issue_slot = ring.issue_slot + 1 == STAGES ? 0 : ring.issue_slot + 1;
     ring.filled++, asked.next++;

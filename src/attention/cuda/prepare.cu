@@ -254,8 +254,7 @@ __global__ void __launch_bounds__(COLUMNS *SPLITS, D <= 128 ? 5 : 3) prepare_ker
 } // namespace
 
 size_t decode_prepared_bytes(const struct decode_layer *layer) {
-  const struct decode_rope *rope = layer->rope;
-  return (size_t)prepared_layout_of(layer->keys.crumbs / 16, rope ? layer->turning_pairs : 0, rope ? rope->fast : 0, 2).bytes;
+  return (size_t)prepared_layout_of(layer->keys.crumbs / 16, layer->turning_pairs, curved_pairs(layer), 2).bytes;
 }
 
 static arguments arguments_of(const struct decode_shape *shape, const struct decode_layer *layer, const struct decode_plan *plan,
@@ -271,8 +270,8 @@ static arguments arguments_of(const struct decode_shape *shape, const struct dec
   a.rows = layer->keys.rows;
   a.crumbs = layer->keys.crumbs;
   a.groups = layer->keys.groups;
-  a.pairs = layer->rope ? layer->turning_pairs : 0;
-  a.fast = layer->rope ? layer->rope->fast : 0;
+  a.pairs = layer->turning_pairs;
+  a.fast = curved_pairs(layer);
   a.series = layer->rope ? layer->rope->series : nullptr;
   a.row_tiles = plan->rows > 4 ? 2 : 1;
   a.rotating_pairs = layer->rotating_pairs;

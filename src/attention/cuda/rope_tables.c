@@ -29,7 +29,7 @@ struct rope_table_sizes rope_table_sizes_of(oscar_context *context, const oscar_
   sizes.fast = basis.fast;
   sizes.steps = (WAVE_TERMS / 2 + basis.fast + 15) / 16;
   sizes.angles = (size_t)sizes.pairs / 8 * 4 * 16;
-  sizes.fast_angles = (size_t)sizes.fast * 2 * sizeof(float);
+  sizes.turns = (size_t)sizes.pairs * 2 * sizeof(float);
   sizes.series = (size_t)sizes.pairs * WAVE_TERMS * sizeof(float);
   sizes.curve_words = (size_t)sizes.steps * CURVE_STEP_BYTES;
   mem_free(context, memory);
@@ -51,18 +51,21 @@ static const float *find_curve(const struct wave_basis *basis, int input, bool o
   return basis->curve + curve * PAGE_TOKENS;
 }
 
-/* Word `reg` of lane 4 g + q of operand A of step k: rows g + 8 (reg % 2), which are tokens from the centre on, inputs 2q + 8
- * (reg / 2) and the next. */
-static void fill_curve_word(const struct wave_basis *basis, int step, bool odd, int tile, int lane, int reg, uint32_t *value,
-                            uint32_t *rest) {
-  const int token = PAGE_TOKENS / 2 + tile * 16 + lane / 4 + reg % 2 * 8, input = step * 16 + lane % 4 * 2 + reg / 2 * 8;
-  float x[2], r[2], none[2];
-  for (int i = 0; i < 2; i++) {
-    const float *curve = find_curve(basis, input + i, odd);
-    x[i] = curve ? curve[token] : 0;
-  }
-  *value = half_pair(x[0], x[1], &r[0], &r[1]);
-  *rest = half_pair(r[0], r[1], &none[0], &none[1]);
+/* A step of curves as operand A, a tile of 16 tokens from the centre of a page on at a time: words `reg` of lane 4 g + q are rows
+ * g
+ * + 8 (reg % 2), inputs 2 q + 8 (reg / 2) and the next. curves [CURVE_STEP]: the 64 tokens of each; NULL: 0. */
+static void fill_curves(const float *const *curves, uint32_t *to) {
+  for (int tile = 0; tile < 2; tile++, to += 2 * 32 * 4)
+    for (int lane = 0; lane < 32; lane++)
+      for (int reg = 0; reg < 4; reg++) {
+        const int token = PAGE_TOKENS / 2 + tile * 16 + lane / 4 + reg % 2 * 8;
+        const float *const *of = curves + lane % 4 * 2 + reg / 2 * 8;
+        const float low = of[0] ? of[0][token] : 0, high = of[1] ? of[1][token] : 0;
+        float low_rest, high_rest, none;
+        uint32_t *at = to + lane * 4 + reg;
+        at[0] = half_pair(low, high, &low_rest, &high_rest);
+        at[32 * 4] = half_pair(low_rest, high_rest, &none, &none);
+      }
 }
 
 oscar_status rope_tables_fill(oscar_context *context, const oscar_rope *rope, const struct rope_table_sizes *sizes, float *series,
@@ -76,19 +79,17 @@ oscar_status rope_tables_fill(oscar_context *context, const oscar_rope *rope, co
     for (int j = 0; j < WAVE_TERMS; j++)
       series[pair * WAVE_TERMS + j % 2 * (WAVE_TERMS / 2) + j / 2] = basis.terms[(pair - basis.fast) * WAVE_TERMS + j];
   for (int step = 0; step < sizes->steps; step++)
-    for (int odd = 0; odd < 2; odd++)
-      for (int tile = 0; tile < 2; tile++, curve_words += 2 * 32 * 4)
-        for (int lane = 0; lane < 32; lane++)
-          for (int reg = 0; reg < 4; reg++) {
-            uint32_t *at = curve_words + lane * 4 + reg;
-            fill_curve_word(&basis, step, odd != 0, tile, lane, reg, at, at + 32 * 4);
-          }
+    for (int odd = 0; odd < 2; odd++, curve_words += CURVE_STEP_BYTES / 8) {
+      const float *curves[CURVE_STEP];
+      for (int i = 0; i < CURVE_STEP; i++) curves[i] = find_curve(&basis, step * CURVE_STEP + i, odd != 0);
+      fill_curves(curves, curve_words);
+    }
   mem_free(context, memory);
   return OSCAR_OK;
 }
 
 void rope_angles_fill(const oscar_rope *rope, const struct rope_table_sizes *sizes, int64_t first, int64_t count,
-                      uint32_t *angles, float *fast_angles) {
+                      uint32_t *angles, float *turns) {
   uint16_t pairs[OSCAR_MAX_HEAD_DIM / 2];
   float cosines[OSCAR_MAX_HEAD_DIM / 2 + 8] = {0}, sines[OSCAR_MAX_HEAD_DIM / 2 + 8] = {0};
   oscar_codec_spec spec;
@@ -103,10 +104,21 @@ void rope_angles_fill(const oscar_rope *rope, const struct rope_table_sizes *siz
       at[0] = half_pair(cosines[pair], sines[pair], &c, &s);
       at[1] = half_pair(c, s, &none, &none);
     }
-    for (int pair = 0; pair < sizes->fast; pair++) {
-      float *at = fast_angles + ((size_t)page * (size_t)sizes->fast + (size_t)pair) * 2;
-      at[0] = cosines[pair];
-      at[1] = sines[pair];
+    for (int pair = 0; pair < sizes->pairs; pair++, turns += 2) {
+      turns[0] = cosines[pair];
+      turns[1] = sines[pair];
     }
   }
+}
+
+void own_curves_fill(const oscar_codec_spec *keys, uint16_t *pairs, uint32_t *curves) {
+  const int count = own_curves_pairs(keys);
+  for (int i = 0; i < count; i++) pairs[i] = i < keys->rotating_pairs ? keys->rotating_pair[i] : 0;
+  for (int first = 0; first < count; first += CURVE_STEP)
+    for (int sine = 0; sine < 2; sine++, curves += CURVE_STEP_BYTES / 8) {
+      const float *of[CURVE_STEP];
+      for (int i = 0; i < CURVE_STEP; i++)
+        of[i] = first + i < keys->rotating_pairs ? rope_cosines(keys->rope, pairs[first + i]) + sine * PAGE_TOKENS : NULL;
+      fill_curves(of, curves);
+    }
 }

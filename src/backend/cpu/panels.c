@@ -10,8 +10,10 @@
  * exact product by less than 2^-8 of the root sum of squares of its terms as a rule, by 2^-7 of the sum of their magnitudes at
  * most; tests/backend/test_products.c holds it to that.
  *
- * A token's results do not depend on how many are multiplied with it, nor on threads: a sum is over the columns in their order,
- * whatever the block of tokens. Prompts that are cut anywhere rely on it, and tests/backend/test_products.c holds oneDNN to it.
+ * A token's results must not depend on how many are multiplied with it where the backend's rounding says so: prompts that are cut
+ * anywhere rely on it. With float and with AVX512-BF16 they do not in oneDNN, nor on threads. With AMX they do (Sapphire Rapids:
+ * for 1 to 4 tokens, and here and there up to 124), so blocks of one size are multiplied then, the last filled up with zeros.
+ * tests/backend/test_products.c holds all of this to it.
  *
  * oneDNN works in OpenMP's threads: their number is set for the duration of a call, because oneDNN takes it from the runtime when
  * it plans and when it works. Plans (primitives) are expensive to make and are kept by shape.
@@ -22,9 +24,11 @@
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <stdio.h>
+#include <string.h>
 
 #define PANEL_BYTES   ((size_t)8 << 20)
 #define PART_TOKENS   512 /* tokens that are multiplied with a panel at a time */
+#define BLOCK_TOKENS  64  /* where a token's results must not depend on their number, with AMX */
 #define KEPT_PRODUCTS 48  /* distinct shapes of one model are about ten per number of tokens */
 
 /* y [n][rows] = x [n][cols] times the panel [rows][cols], transposed. All are dense: for a y with gaps oneDNN 2.6 has no fast
@@ -218,7 +222,8 @@ size_t panels_scratch(const struct cpu_backend *cpu, const struct weight *w, int
   const struct panels layout = {.bf16 = panels_use_bf16(cpu)};
   const int64_t rows = panel_rows(&layout, w), part = n < PART_TOKENS ? n : PART_TOKENS;
   const size_t results = rows < w->rows ? (size_t)(part * rows) * sizeof(float) : 0;
-  return panel_bytes(&layout, rows, w->cols) + results + (layout.bf16 ? (size_t)n * (size_t)w->cols * sizeof(uint16_t) : 0);
+  const size_t tokens = layout.bf16 ? round_up((size_t)n, BLOCK_TOKENS) : 0;
+  return panel_bytes(&layout, rows, w->cols) + results + tokens * (size_t)w->cols * sizeof(uint16_t);
 }
 
 /* What a loop over a panel needs. */
@@ -286,25 +291,31 @@ static void place_results(void *arg, int64_t first, int64_t last) {
   }
 }
 
-/* One weight; x is in the panel's type. */
+/* Where a token's bits must not depend on how many there are, AMX gets blocks of so many and always the same; else 0. */
+static int64_t block_tokens(const struct cpu_backend *cpu) {
+  return cpu->panels->bf16 && cpu->base.context->cpu.amx_bf16 && cpu->base.rounding == ROUND_AS_MANY ? BLOCK_TOKENS : 0;
+}
+
+/* One weight; x is in the panel's type, whole blocks of it where there are blocks. */
 static oscar_status multiply_weight(struct cpu_backend *cpu, const struct weight *w, const float *bias, int64_t n, const void *x,
                                     float *y) {
   struct panels *panels = cpu->panels;
-  int64_t step = panel_rows(panels, w), part = n < PART_TOKENS ? n : PART_TOKENS;
+  const int64_t block = block_tokens(cpu), most = n < PART_TOKENS ? n : PART_TOKENS;
+  int64_t step = panel_rows(panels, w), part = block ? block : most;
   size_t token_bytes = (size_t)w->cols * (panels->bf16 ? sizeof(uint16_t) : sizeof(float));
   bool in_place = step == w->rows;
   oscar_status status = scratch_reserve(panels->context, &panels->panel, panel_bytes(panels, step, w->cols), 1);
-  if (status == OSCAR_OK && !in_place)
+  if (status == OSCAR_OK && (!in_place || n % part))
     status = scratch_reserve(panels->context, &panels->results, (size_t)(part * step), sizeof *y);
   for (int64_t first = 0; first < w->rows && status == OSCAR_OK; first += step) {
     int64_t rows = w->rows - first < step ? w->rows - first : step;
     expand_panel(cpu, w, first, first + rows);
     for (int64_t t = 0; t < n && status == OSCAR_OK; t += part) {
-      int64_t here = n - t < part ? n - t : part;
-      float *to = y + t * w->rows + first, *results = in_place ? to : panels->results.data;
-      status = multiply(panels, &(struct shape){here, rows, w->cols}, (const uint8_t *)x + (size_t)t * token_bytes, results);
+      const int64_t here = n - t < part ? n - t : part, together = block ? block : here;
+      float *to = y + t * w->rows + first, *results = in_place && together == here ? to : panels->results.data;
+      status = multiply(panels, &(struct shape){together, rows, w->cols}, (const uint8_t *)x + (size_t)t * token_bytes, results);
       struct placing placing = {rows, w->rows, results, bias ? bias + first : NULL, to};
-      if (status == OSCAR_OK && (bias || !in_place)) team_split(panels->context, cpu->threads, here, place_results, &placing);
+      if (status == OSCAR_OK && (bias || results != to)) team_split(panels->context, cpu->threads, here, place_results, &placing);
     }
   }
   return status;
@@ -318,9 +329,12 @@ oscar_status panels_matmul(struct cpu_backend *cpu, int count, const struct weig
   int64_t cols = w[0]->cols;
   const void *tokens = x;
   if (panels->bf16) {
-    status = scratch_reserve(panels->context, &panels->tokens, (size_t)n * (size_t)cols, sizeof(uint16_t));
+    const size_t padded = block_tokens(cpu) ? round_up((size_t)n, BLOCK_TOKENS) : (size_t)n;
+    status = scratch_reserve(panels->context, &panels->tokens, padded * (size_t)cols, sizeof(uint16_t));
     if (status != OSCAR_OK) return status;
-    struct rounding rounding = {cpu, cols, x, panels->tokens.data};
+    uint16_t *rounded = panels->tokens.data;
+    memset(rounded + (size_t)n * (size_t)cols, 0, (padded - (size_t)n) * (size_t)cols * sizeof *rounded);
+    struct rounding rounding = {cpu, cols, x, rounded};
     team_split(panels->context, cpu->threads, n, round_tokens, &rounding);
     tokens = panels->tokens.data;
   }
