@@ -495,14 +495,10 @@ static void token_columns_are_those_of_values(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(plans_follow_the_reading_rule),
-      cmocka_unit_test(plans_can_be_made_ahead),
-      cmocka_unit_test(cut_tiles_share_their_pages),
-      cmocka_unit_test(tables_turn_means),
-      cmocka_unit_test(own_curves_turn_means),
-      cmocka_unit_test(prefill_tables_hold_maps),
-      cmocka_unit_test(runs_bring_what_turns),
-      cmocka_unit_test(token_columns_are_those_of_values),
+      cmocka_unit_test(plans_follow_the_reading_rule), cmocka_unit_test(plans_can_be_made_ahead),
+      cmocka_unit_test(cut_tiles_share_their_pages),   cmocka_unit_test(tables_turn_means),
+      cmocka_unit_test(own_curves_turn_means),         cmocka_unit_test(prefill_tables_hold_maps),
+      cmocka_unit_test(runs_bring_what_turns),         cmocka_unit_test(token_columns_are_those_of_values),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
