@@ -506,7 +506,7 @@ static const char *rule_at(const struct builder *b, int32_t entry) {
 }
 
 static void refuse_left_recursion(struct builder *b, const bool *skipped) {
-  const size_t n = (size_t)b->grammar->n_code;
+  const size_t n = (size_t)(b->grammar->n_code ? b->grammar->n_code : 1);
   struct search s = {.g = b->grammar, .skipped = skipped, .color = calloc(n, 1), .seen = calloc(n, sizeof *s.seen)};
   int32_t found = s.color && s.seen ? -1 : -2;
   for (size_t r = 0; r < b->n_rules && found == -1; r++)

@@ -29,7 +29,7 @@ def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("program")
     p.add_argument("model")
-    p.add_argument("--seconds", type=float, default=10)
+    p.add_argument("--seconds", type=float, default=5)
     p.add_argument("--connections", type=int, default=12)
     p.add_argument("--prompts", type=int, default=8, help="different ones")
     p.add_argument("--longest", type=int, default=600, help="tokens of a prompt")
