@@ -2,7 +2,7 @@
 #ifndef OSCAR_FUZZ_GRAMMAR_H
 #define OSCAR_FUZZ_GRAMMAR_H
 
-#include "engine/grammar_impl.h"
+#include "engine/grammar/grammar_impl.h"
 
 #include <stdlib.h>
 #include <string.h>

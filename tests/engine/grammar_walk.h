@@ -4,7 +4,7 @@
 
 #include "support.h"
 
-#include "engine/grammar_automaton.h"
+#include "engine/grammar/automaton.h"
 
 /* All 256 bytes, some pieces of several, `more` [n_more], and as the last token the end. */
 struct test_vocabulary {

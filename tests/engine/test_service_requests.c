@@ -1,7 +1,7 @@
 /* Requests one by one: text and stop strings, choices, limits, cancelling, prompts that begin alike, whose turn it is. */
 #include "service_client.h"
 
-#include "engine/service_private.h"
+#include "engine/service/service_private.h"
 
 static struct small_model model;
 

@@ -1,16 +1,16 @@
 /*
- * engine/service_private.h - the state of a service, and what its files offer each other. Private to service*.c.
+ * engine/service/service_private.h - the state of a service, and what its files offer each other. Private to engine/service/.
  *
- *   service.c           the thread, what other threads hand it, creation and end
- *   service_request.c   a request's life: submitted, admitted, finished; its events
- *   service_text.c      from tokens to text: whole characters, stop strings
- *   service_users.c     whose turn it is
- *   service_step.c      what a step of the model is made of, and what comes of it
- *   service_guess.c     guesses of what comes next (engine/speculate.h)
- *   service_room.c      the budget: what goes when it is exhausted, and how it comes back
- *   service_sessions.c  sequences with a name
- *   service_tiers.c     where they are: device, host memory, files
- *   service_stats.c     numbers
+ *   service.c   the thread, what other threads hand it, creation and end
+ *   request.c   a request's life: submitted, admitted, finished; its events
+ *   text.c      from tokens to text: whole characters, stop strings
+ *   users.c     whose turn it is
+ *   step.c      what a step of the model is made of, and what comes of it
+ *   guess.c     guesses of what comes next (engine/speculate.h)
+ *   room.c      the budget: what goes when it is exhausted, and how it comes back
+ *   sessions.c  sequences with a name
+ *   tiers.c     where they are: device, host memory, files
+ *   stats.c     numbers
  *
  * Threads. Everything is the service's thread's alone but for what `lock` protects (struct shared) and the `cancelled` of
  * requests. Memory that other threads allocate or free is libc's; the service's thread takes its own from the context.
@@ -38,7 +38,7 @@ enum answer_state {
   ANSWER_FINISHED
 };
 
-/* Text on its way out (service_text.c). */
+/* Text on its way out (text.c). */
 struct text_buffer {
   char *bytes;
   size_t n, room;
@@ -81,7 +81,7 @@ struct answer {
 
 struct user {
   struct user *next;
-  double served; /* tokens, of which older ones count less (service_users.c) */
+  double served; /* tokens, of which older ones count less (users.c) */
   int64_t served_ns;
   int requests; /* that know it */
   char name[];
@@ -180,7 +180,7 @@ void error_note(const struct service *s, oscar_status status, struct service_err
 /* Hands a command to the service's thread and waits for it. */
 oscar_status service_command(struct service *s, struct command *command);
 
-/* ---- service_request.c ---- */
+/* ---- request.c ---- */
 void requests_take(struct service *s, struct request *inbox); /* from other threads */
 void requests_drop_ended(struct service *s);                  /* that were cancelled or are too late */
 void requests_admit(struct service *s);
@@ -198,7 +198,7 @@ bool answer_can_be_drawn(struct service *s, struct answer *a);
 /* Tells the tree what an answer has computed. */
 void answer_insert(struct service *s, struct answer *a);
 
-/* ---- service_guess.c ---- */
+/* ---- guess.c ---- */
 oscar_status guesses_create(struct service *s);
 void guesses_free(struct service *s);
 oscar_status answer_guesses_begin(struct service *s, struct answer *a);
@@ -210,7 +210,7 @@ void guesses_look_at(struct service *s, struct answer *a, const float *logits);
 /* Wrong guesses leave the sequence. */
 oscar_status answer_settle(struct service *s, struct answer *a);
 
-/* ---- service_text.c ---- */
+/* ---- text.c ---- */
 oscar_status text_append(oscar_context *context, struct text_buffer *text, const char *bytes, size_t n);
 /* Where the first of the stop strings begins; *which is set. SIZE_MAX: none is there. */
 size_t text_find_stop(const struct text_buffer *text, char *const *stops, int n_stops, int *which);
@@ -220,7 +220,7 @@ size_t text_ready(const struct text_buffer *text, char *const *stops, int n_stop
 char *text_characters(oscar_context *context, const char *bytes, size_t n, size_t *out);
 void text_drop(struct text_buffer *text, size_t n);
 
-/* ---- service_users.c ---- */
+/* ---- users.c ---- */
 oscar_status user_find(struct service *s, const char *name, struct user **user);
 void user_release(struct service *s, struct user *user);
 void user_serve(struct user *user, int64_t tokens);
@@ -228,13 +228,13 @@ void user_serve(struct user *user, int64_t tokens);
 struct request **users_next(struct service *s);
 void users_free(struct service *s);
 
-/* ---- service_step.c ---- */
+/* ---- step.c ---- */
 oscar_status step_create(struct service *s);
 void step_free(struct service *s);
 /* false: there was nothing to do. */
 bool step_run(struct service *s);
 
-/* ---- service_room.c ---- */
+/* ---- room.c ---- */
 /* Frees something, best so many bytes; false: nothing is left that could go without stopping an answer. */
 bool room_make(struct service *s, size_t bytes);
 /* Whether a sequence that will take so many bytes may come without making others go. */
@@ -249,7 +249,7 @@ oscar_status answer_return(struct service *s, struct answer *a);
 oscar_status answer_begin(struct service *s, struct answer *a);
 void kept_free(struct service *s, struct kept_pages *kept);
 
-/* ---- service_stats.c ---- */
+/* ---- stats.c ---- */
 void stats_init(struct service_stats *stats);
 void histogram_note(struct histogram *histogram, int64_t ns);
 void stats_publish(struct service *s);

@@ -1,5 +1,5 @@
 /*
- * grammar_automaton.c - runs a grammar's program over bytes, and remembers everything it found out.
+ * automaton.c - runs a grammar's program over bytes, and remembers everything it found out.
  *
  * Calls make a tree of frames (where to go on, inside of which frame), of which equal ones are one, so that a place is a pair of
  * numbers and a situation a sorted list of pairs. Both are found again by hashing. The next situation is stored by class of byte
@@ -18,7 +18,7 @@
  *
  * Memory is bounded: past a limit, all is forgotten but what is in use; a single step or walk that would take more is refused.
  */
-#include "engine/grammar_automaton.h"
+#include "engine/grammar/automaton.h"
 
 #include <stdlib.h>
 #include <string.h>

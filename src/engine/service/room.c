@@ -1,12 +1,12 @@
 /*
- * service_room.c - the budget: what goes when it is exhausted, and how what went comes back.
+ * room.c - the budget: what goes when it is exhausted, and how what went comes back.
  *
  * In this order: ends of texts that the tree alone holds, sessions that nobody uses, the youngest answer. What the first two give
  * up costs somebody a recomputation or a copy later; an answer that is preempted keeps its pages in host memory where there is
  * room for them, and its tokens in any case.
  */
-#include "engine/service_private.h"
-#include "engine/service_sessions.h"
+#include "engine/service/service_private.h"
+#include "engine/service/sessions.h"
 
 #include <string.h>
 

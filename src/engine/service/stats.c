@@ -1,6 +1,6 @@
-/* service_stats.c - the numbers of a service: counted by its thread, copied under the lock for others to read. */
-#include "engine/service_private.h"
-#include "engine/service_sessions.h"
+/* stats.c - the numbers of a service: counted by its thread, copied under the lock for others to read. */
+#include "engine/service/service_private.h"
+#include "engine/service/sessions.h"
 
 #include <math.h>
 

@@ -1,10 +1,10 @@
 /*
- * service_text.c - from tokens to text: whole characters go out, and nothing that may turn out to be a stop string.
+ * text.c - from tokens to text: whole characters go out, and nothing that may turn out to be a stop string.
  *
  * Bytes of tokens are held until it is certain what they are. Stop strings are looked for among all that is held, so one that is
  * spread over tokens is found; what may be the beginning of one stays.
  */
-#include "engine/service_private.h"
+#include "engine/service/service_private.h"
 
 #include <string.h>
 

@@ -1,8 +1,8 @@
 /*
- * engine/grammar_impl.h - what the files of grammars share. Private to engine/grammar*.c and their tests.
+ * engine/grammar/grammar_impl.h - what the files of grammars share. Private to engine/grammar/ and their tests.
  *
  * A grammar is built as expressions over rules (struct builder) and compiled into a program over bytes: a nondeterministic
- * automaton for every rule, with calls between them (struct grammar). engine/grammar_state.c runs it.
+ * automaton for every rule, with calls between them (struct grammar). engine/grammar/state.c runs it.
  */
 #ifndef OSCAR_GRAMMAR_IMPL_H
 #define OSCAR_GRAMMAR_IMPL_H
@@ -64,7 +64,7 @@ struct grammar {
   bool *set_has; /* [n_sets][n_classes] */
   struct grammar_cache *cache;
 };
-void automata_free(struct automaton *automata); /* engine/grammar_automaton.c */
+void automata_free(struct automaton *automata); /* engine/grammar/automaton.c */
 
 /* ---- building ---- */
 struct char_range {
@@ -132,7 +132,7 @@ void class_settle(struct char_class *class);
 void class_invert(struct builder *b, struct char_class *class); /* settles, too */
 void class_free(struct char_class *class);
 
-/* ---- parts of JSON (engine/grammar_json.c) ---- */
+/* ---- parts of JSON (engine/grammar/json.c) ---- */
 /* A character class inside a JSON string: as it is where that may be, else escaped. */
 int32_t json_chars(struct builder *b, const struct char_class *class);
 /* A regular expression of ECMAScript's kind over the contents of a JSON string; `where` begins messages. */
@@ -154,10 +154,10 @@ int32_t any_array(struct builder *b, struct json_rules *rules);
 int32_t json_integer_range(struct builder *b, int64_t least, int64_t most);
 #define MOST_JSON_INTEGER 999999999999999999
 
-/* A JSON Schema as an expression (engine/grammar_schema.c). */
+/* A JSON Schema as an expression (engine/grammar/schema.c). */
 int32_t schema_expression(struct builder *b, struct json_rules *rules, const char *schema, size_t bytes);
 
-/* ---- tokens (engine/grammar_tokens.c) ---- */
+/* ---- tokens (engine/grammar/tokens.c) ---- */
 /* The spellings as a tree of bytes in preorder; node 0 is the empty beginning. */
 struct token_table {
   uint64_t serial; /* no other table has it */

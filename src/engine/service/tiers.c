@@ -1,10 +1,10 @@
 /*
- * service_tiers.c - where sessions are: on the device, in host memory, in files.
+ * tiers.c - where sessions are: on the device, in host memory, in files.
  *
  * Pages in host memory are the bytes of a snapshot (oscar/snapshot.h), so they come back bit for bit, and a session leaves host
  * memory for its file by having them written. What has to make room is always what has not been used for longest.
  */
-#include "engine/service_store.h"
+#include "engine/service/store.h"
 
 #include "base/file.h"
 

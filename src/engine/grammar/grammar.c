@@ -10,7 +10,7 @@
  * noticed at its first wrong byte. No rule begins with itself, so following calls ends; a grammar that has such a rule is
  * refused.
  */
-#include "engine/grammar_impl.h"
+#include "engine/grammar/grammar_impl.h"
 
 #include <stdarg.h>
 #include <stdio.h>

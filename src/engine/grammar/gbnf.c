@@ -1,9 +1,9 @@
 /*
- * grammar_gbnf.c - reads grammars in llama.cpp's notation (GBNF): rules of literals, classes, groups and repetitions.
+ * gbnf.c - reads grammars in llama.cpp's notation (GBNF): rules of literals, classes, groups and repetitions.
  *
  * A rule ends where the next one begins, that is before "name ::=", so lines may be broken anywhere.
  */
-#include "engine/grammar_impl.h"
+#include "engine/grammar/grammar_impl.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,12 +1,12 @@
 /*
- * service_guess.c - guesses of what comes next, so that a step gives an answer more than one token.
+ * guess.c - guesses of what comes next, so that a step gives an answer more than one token.
  *
  * Before a step each answer that decodes gets as many guesses as pay for it: with many answers in a step a row more costs nearly
  * what a token does, with one much less. The sampler then goes through the rows in order, as it would have step by step; where it
  * chooses something else than the guess, the rest leaves the sequence. `certain` says how much of it is the answer's while that
  * goes on, because an answer may end in the middle.
  */
-#include "engine/service_private.h"
+#include "engine/service/service_private.h"
 
 #include <string.h>
 

@@ -1,6 +1,6 @@
 /*
- * engine/grammar_automaton.h - a grammar at work on a vocabulary: situations, what a byte makes of them, which tokens fit.
- * Private to engine/grammar*.c.
+ * engine/grammar/automaton.h - a grammar at work on a vocabulary: situations, what a byte makes of them, which tokens fit.
+ * Private to engine/grammar/.
  *
  * A situation is all that a text so far may go on with: a set of places in the grammar's program, each with the calls that it is
  * inside of. Situations have numbers; the same situation has the same number. All of this changes behind the lock of the
@@ -9,7 +9,7 @@
 #ifndef OSCAR_GRAMMAR_AUTOMATON_H
 #define OSCAR_GRAMMAR_AUTOMATON_H
 
-#include "engine/grammar_impl.h"
+#include "engine/grammar/grammar_impl.h"
 
 struct automaton;
 enum { DEAD = 0 }; /* the situation of a text that is no beginning of a sentence */

@@ -1,8 +1,8 @@
-/* engine/service_store.h - sessions as service_sessions.c and service_tiers.c keep them. Private to these. */
+/* engine/service/store.h - sessions as sessions.c and tiers.c keep them. Private to these. */
 #ifndef OSCAR_SERVICE_STORE_H
 #define OSCAR_SERVICE_STORE_H
 
-#include "engine/service_sessions.h"
+#include "engine/service/sessions.h"
 
 #include <limits.h>
 
@@ -31,10 +31,10 @@ struct session_store {
   size_t host_bytes, disk_bytes;
 };
 
-/* ---- service_sessions.c ---- */
+/* ---- sessions.c ---- */
 void session_remove(struct service *s, struct session *session); /* with all that it has but its file */
 
-/* ---- service_tiers.c ---- */
+/* ---- tiers.c ---- */
 oscar_status session_file_path(const struct service *s, const char *name, char *path); /* [PATH_MAX] */
 /* Into its file. Over the limit of files the oldest go, and this one may be among them, with its session. */
 oscar_status session_write(struct service *s, struct session *session);

@@ -1,5 +1,5 @@
 /*
- * grammar_schema.c - a JSON Schema (draft 2020-12, the part that the header names) as a grammar.
+ * schema.c - a JSON Schema (draft 2020-12, the part that the header names) as a grammar.
  *
  * Every answer that the grammar allows is valid; where the standard leaves more open than a model needs, the grammar takes the
  * narrower side: properties come in the order of the schema, objects whose properties are listed have no others unless
@@ -8,7 +8,7 @@
  *
  * allOf, and what stands beside $ref or anyOf, is merged into one schema first.
  */
-#include "engine/grammar_impl.h"
+#include "engine/grammar/grammar_impl.h"
 
 #include <jansson.h>
 #include <math.h>

@@ -1,12 +1,12 @@
 /*
- * grammar_regex.c - regular expressions of ECMAScript's kind, as JSON Schema's `pattern` has them, over the contents of a JSON
+ * regex.c - regular expressions of ECMAScript's kind, as JSON Schema's `pattern` has them, over the contents of a JSON
  * string.
  *
  * A pattern is looked for anywhere in the string, so what is not anchored may have any characters around it. ^ and $ are
  * understood where they begin and end a whole alternative. What an automaton without memory cannot do (look-around, references
  * back, word boundaries) and Unicode properties are refused by name.
  */
-#include "engine/grammar_impl.h"
+#include "engine/grammar/grammar_impl.h"
 
 #include <string.h>
 

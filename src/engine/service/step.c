@@ -1,5 +1,5 @@
 /*
- * service_step.c - a step: the next token of every answer that decodes, and a piece of the oldest prompt that is not computed.
+ * step.c - a step: the next token of every answer that decodes, and a piece of the oldest prompt that is not computed.
  *
  * Alone, a prompt is cut into pieces of the engine's chunk. Beside running answers pieces are smaller, so that nobody's answer
  * stalls for long: their size follows the time that steps have taken. Tokens of prompts and generated ones round as such
@@ -9,7 +9,7 @@
  *
  * A step fails whole for want of room and is tried again after something has gone: so answers are preempted between steps only.
  */
-#include "engine/service_private.h"
+#include "engine/service/service_private.h"
 
 /* A step with a prompt beside running answers: the next piece is halved until it would take less than the first, and doubled if
  * one has taken less than the second. A prompt begins with FIRST_CHUNK at most: how deep it begins, and so how long a token of it

@@ -1,5 +1,5 @@
-/* grammar_state.c - one answer on its way through a grammar: a situation of the automaton, held while the answer lives. */
-#include "engine/grammar_automaton.h"
+/* state.c - one answer on its way through a grammar: a situation of the automaton, held while the answer lives. */
+#include "engine/grammar/automaton.h"
 
 #include <stdlib.h>
 

@@ -1,12 +1,12 @@
 /*
- * grammar_json.c - the parts of JSON (RFC 8259) as rules, for schemas and for JSON as such.
+ * json.c - the parts of JSON (RFC 8259) as rules, for schemas and for JSON as such.
  *
  * A model must come to an end, so what JSON leaves open is bounded where no text of use is lost: white space is nothing or one
  * space, or a line's end with indentation where a line may be broken well; numbers have at most 18 digits before the point and 17
  * behind it, and exponents two. Strings hold no raw control characters, no escape that is half of a surrogate pair and no \u0000,
  * which parsers refuse.
  */
-#include "engine/grammar_impl.h"
+#include "engine/grammar/grammar_impl.h"
 
 #include <stdio.h>
 #include <string.h>

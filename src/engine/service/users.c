@@ -1,9 +1,9 @@
 /*
- * service_users.c - whose turn it is: of the users who wait, the one who has had the fewest tokens lately; of one user's
+ * users.c - whose turn it is: of the users who wait, the one who has had the fewest tokens lately; of one user's
  * requests, the oldest. A token counts half after HALF_LIFE, so that yesterday's work is no reason to wait.
  */
-#include "engine/service_private.h"
-#include "engine/service_sessions.h"
+#include "engine/service/service_private.h"
+#include "engine/service/sessions.h"
 
 #include <math.h>
 #include <string.h>

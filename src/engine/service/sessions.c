@@ -1,10 +1,10 @@
 /*
- * service_sessions.c - sequences with a name: found, lent to requests, kept after them; what other threads ask of them.
+ * sessions.c - sequences with a name: found, lent to requests, kept after them; what other threads ask of them.
  *
  * A session is one request's at a time. Its sequence then belongs to the answer, and comes back as long as what the answer made
  * of it. A session whose pages have gone for want of room still has its tokens: they are a prompt like any other.
  */
-#include "engine/service_store.h"
+#include "engine/service/store.h"
 
 #include "base/file.h"
 

@@ -5,8 +5,8 @@
  * leave requests and commands in lists under one lock, which is never held while anything is computed. Who leaves a command waits
  * until the thread has come by: at most a step.
  */
-#include "engine/service_private.h"
-#include "engine/service_sessions.h"
+#include "engine/service/service_private.h"
+#include "engine/service/sessions.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,11 +1,11 @@
 /*
- * grammar_tokens.c - the spellings of a vocabulary as a tree of bytes, so that a grammar is asked once for what many tokens have
+ * tokens.c - the spellings of a vocabulary as a tree of bytes, so that a grammar is asked once for what many tokens have
  * in common.
  *
  * The tree is an array in preorder: what begins with the spelling of a node is what follows it up to `end`, so a beginning that
  * does not fit is left behind with one jump, and a walk over all of it is a loop over arrays.
  */
-#include "engine/grammar_impl.h"
+#include "engine/grammar/grammar_impl.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>

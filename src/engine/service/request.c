@@ -1,9 +1,9 @@
 /*
- * service_request.c - a request's life: checked and copied by the thread that submits it, admitted when it is its turn, told of
+ * request.c - a request's life: checked and copied by the thread that submits it, admitted when it is its turn, told of
  * by events, finished.
  */
-#include "engine/service_private.h"
-#include "engine/service_sessions.h"
+#include "engine/service/service_private.h"
+#include "engine/service/sessions.h"
 
 #include <stdlib.h>
 #include <string.h>

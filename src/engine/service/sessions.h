@@ -1,5 +1,5 @@
 /*
- * engine/service_sessions.h - sequences with a name, and the tiers that they live in. Private to service*.c.
+ * engine/service/sessions.h - sequences with a name, and the tiers that they live in. Private to engine/service/.
  *
  * A session has a sequence, the tokens it stands for and a text of its owner's. It is on the device, in host memory or in a file,
  * and while a request of it runs the sequence is the request's. All of this is the service's thread's.
@@ -7,7 +7,7 @@
 #ifndef OSCAR_SERVICE_SESSIONS_H
 #define OSCAR_SERVICE_SESSIONS_H
 
-#include "engine/service_private.h"
+#include "engine/service/service_private.h"
 
 oscar_status sessions_create(struct service *s);
 void sessions_free(struct service *s);
@@ -33,7 +33,7 @@ size_t sessions_device_bytes(const struct service *s); /* of sessions that could
 /* Makes room for so many bytes in host memory; false: there is not so much. */
 bool sessions_host_room(struct service *s, size_t bytes);
 
-/* ---- service_tiers.c: pages in host memory ---- */
+/* ---- tiers.c: pages in host memory ---- */
 oscar_status pages_keep(struct service *s, const oscar_sequence *sequence, const int32_t *ids, int64_t n, const char *text,
                         struct kept_pages *kept);
 oscar_status pages_restore(struct service *s, const struct kept_pages *kept, oscar_sequence **sequence);
