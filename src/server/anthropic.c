@@ -60,11 +60,10 @@ static bool read_blocks(struct inquiry *g, const json_t *blocks, const char *rol
   size_t i;
   json_t *block;
   json_array_foreach(blocks, i, block) {
-    char path[160];
+    char path[FIELD_PATH];
     struct fields inside;
     const char *type = NULL, *piece = NULL;
-    snprintf(path, sizeof path, "%.100s.content[%zu]", f->path, i);
-    good = fields_enter(f, block, path, &inside) && field_needed_text(&inside, "type", &type);
+    good = fields_enter_item(f, "content", i, block, path, &inside) && field_needed_text(&inside, "type", &type);
     if (!good) break;
     if (strcmp(type, "text") == 0) {
       good = field_needed_text(&inside, "text", &piece);
@@ -93,17 +92,14 @@ static bool read_blocks(struct inquiry *g, const json_t *blocks, const char *rol
 
 static bool read_messages(struct inquiry *g, const struct fields *f) {
   const json_t *list = NULL;
-  if (!field(f, "messages")) return field_refuse(f, "messages", "is missing");
-  if (!field_array(f, "messages", &list)) return false;
-  if (json_array_size(list) == 0) return field_refuse(f, "messages", "is empty");
+  if (!field_needed_array(f, "messages", &list)) return false;
   size_t i;
   json_t *message;
   json_array_foreach(list, i, message) {
-    char path[48];
+    char path[FIELD_PATH];
     struct fields inside;
     const char *role = NULL;
-    snprintf(path, sizeof path, "messages[%zu]", i);
-    if (!fields_enter(f, message, path, &inside) || !field_needed_text(&inside, "role", &role)) return false;
+    if (!fields_enter_item(f, "messages", i, message, path, &inside) || !field_needed_text(&inside, "role", &role)) return false;
     if (strcmp(role, "user") != 0 && strcmp(role, "assistant") != 0)
       return field_refuse(&inside, "role", "must be user or assistant, not '%.20s'", role);
     const json_t *content = field(&inside, "content");
@@ -123,26 +119,6 @@ static bool read_system(struct inquiry *g, const struct fields *f) {
   if (!parts_text(g, f, "system", "text", &text)) return false;
   json_array_append_new(g->session_messages, json_pack("{s:s, s:s}", "role", "system", "content", text));
   return !*text || add_message(g, "system", text, f);
-}
-
-static bool read_tools(struct inquiry *g, const struct fields *f) {
-  const json_t *tools = NULL;
-  if (!field_array(f, "tools", &tools) || !tools) return tools == NULL && f->refusal->status == 0;
-  size_t i;
-  json_t *tool;
-  json_array_foreach(tools, i, tool) {
-    char path[48];
-    struct fields inside;
-    const char *type = "custom", *name = NULL, *description = NULL;
-    snprintf(path, sizeof path, "tools[%zu]", i);
-    if (!fields_enter(f, tool, path, &inside) || !field_text(&inside, "type", &type)) return false;
-    if (strcmp(type, "custom") != 0)
-      return field_refuse(&inside, "type", "'%.40s' is a tool that this server does not run", type);
-    if (!field_needed_text(&inside, "name", &name) || !field_text(&inside, "description", &description) ||
-        !add_tool(g, name, description, field(&inside, "input_schema"), &inside))
-      return false;
-  }
-  return true;
 }
 
 static bool read_tool_choice(struct inquiry *g, const struct fields *f) {
@@ -186,8 +162,8 @@ static bool read_metadata(struct inquiry *g, const struct fields *f) {
 /* What both endpoints read. */
 static bool read_counted(struct inquiry *g, const struct fields *f, struct frontend *frontend) {
   return fields_obey(f, rules, common_rules) && read_common(g, f) && read_thinking(g, f, frontend) && read_output(g, f) &&
-         read_system(g, f) && read_tools(g, f) && read_tool_choice(g, f) && read_messages(g, f) &&
-         encode_conversation(g, frontend, f->refusal);
+         read_system(g, f) && read_flat_tools(g, f, "custom", "custom", "input_schema") && read_tool_choice(g, f) &&
+         read_messages(g, f) && encode_conversation(g, frontend, f->refusal);
 }
 
 static bool read_message_request(struct inquiry *g, const struct fields *f, struct frontend *frontend) {
@@ -315,6 +291,7 @@ static json_t *message_whole(struct inquiry *g) {
 
 static const struct answer_form message_form = {
     .id_prefix = "msg_",
+    .call_prefix = "toolu_",
     .ping = "event: ping\ndata: {\"type\":\"ping\"}\n\n",
     .begin = message_begin,
     .text = message_text,

@@ -41,8 +41,6 @@ struct inquiry *inquiry_create(struct server *server, const struct answer_form *
   g->session_messages = json_array();
   make_id(form->id_prefix, g->id, sizeof g->id);
   request_options_default(&g->options);
-  g->options.choices = 1;
-  g->options.logprobs = -1;
   g->options.sampling = server->options.sampling;
   g->options.sampling.seed = random_seed();
   return g;
@@ -240,7 +238,7 @@ static oscar_status take_delta(void *user, const struct reply_delta *delta) {
   case REPLY_MARKUP:
     return OSCAR_OK;
   }
-  make_id(t->g->form->id_prefix[0] == 'm' ? "toolu_" : "call_", id, sizeof id);
+  make_id(t->g->form->call_prefix, id, sizeof id);
   json_t *call =
       json_pack("{s:s, s:s, s:s}", "id", delta->id ? delta->id : id, "name", delta->name, "arguments", delta->arguments);
   if (!t->choice->calls) t->choice->calls = json_array();

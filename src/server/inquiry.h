@@ -32,7 +32,8 @@ struct choice {
 /* How a dialect writes an answer. `out` gets the bytes of a stream. */
 struct answer_form {
   const char *id_prefix;
-  const char *ping; /* what a stream says when there is nothing to say */
+  const char *call_prefix; /* of ids of calls; NULL: there are none */
+  const char *ping;        /* what a stream says when there is nothing to say */
   void (*begin)(struct inquiry *g, struct buffer *out);
   void (*text)(struct inquiry *g, struct choice *choice, const char *text, size_t bytes, json_t *logprobs, struct buffer *out);
   void (*reasoning)(struct inquiry *g, struct choice *choice, const char *text, size_t bytes, struct buffer *out); /* or NULL */
@@ -109,6 +110,11 @@ bool add_call(struct inquiry *g, struct chat_message *message, const char *id, c
 bool parts_text(struct inquiry *g, const struct fields *fields, const char *name, const char *types, const char **text);
 bool add_tool(struct inquiry *g, const char *name, const char *description, const json_t *parameters,
               const struct fields *fields);
+/* `tools` whose name, description and schema lie beside their type, which is to be `served`; unsaid: the type of one that says
+ * none, or NULL: it has to. */
+bool read_flat_tools(struct inquiry *g, const struct fields *fields, const char *served, const char *unsaid, const char *schema);
+/* A client's role in the words of templates (developer: system); NULL: there is no such role. */
+const char *template_role(const char *role);
 /* ids of the conversation, what an answer must be that has to call a tool. */
 bool encode_conversation(struct inquiry *g, struct frontend *frontend, struct refusal *refusal);
 

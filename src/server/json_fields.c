@@ -49,6 +49,19 @@ bool fields_enter(const struct fields *from, const json_t *value, const char *pa
   return json_is_object(value) || field_refuse(inside, "", "must be an object");
 }
 
+bool fields_enter_field(const struct fields *from, const char *name, char path[FIELD_PATH], struct fields *inside) {
+  full_name(from, name, path, FIELD_PATH);
+  return fields_enter(from, field(from, name), path, inside);
+}
+
+bool fields_enter_item(const struct fields *from, const char *list, size_t i, const json_t *item, char path[FIELD_PATH],
+                       struct fields *inside) {
+  char name[64];
+  snprintf(name, sizeof name, "%s[%zu]", list, i);
+  full_name(from, name, path, FIELD_PATH);
+  return fields_enter(from, item, path, inside);
+}
+
 json_t *field(const struct fields *f, const char *name) {
   json_t *value = json_object_get(f->object, name);
   return json_is_null(value) ? NULL : value;
@@ -112,6 +125,12 @@ bool field_array(const struct fields *f, const char *name, const json_t **value)
   if (!json_is_array(v)) return field_refuse(f, name, "must be a list");
   *value = v;
   return true;
+}
+
+bool field_needed_array(const struct fields *f, const char *name, const json_t **value) {
+  if (!field(f, name)) return field_refuse(f, name, "is missing");
+  if (!field_array(f, name, value)) return false;
+  return json_array_size(*value) > 0 || field_refuse(f, name, "is empty");
 }
 
 bool field_object(const struct fields *f, const char *name, const json_t **value) {

@@ -29,8 +29,14 @@ struct fields {
 };
 /* The body as an object; false: a refusal with the place of the mistake. *body is the caller's to json_decref. */
 bool fields_parse(const char *text, size_t bytes, json_t **body, struct fields *fields, struct refusal *refusal);
-/* An object inside, whose path goes to `path` [room]; false if the value is no object. */
+/* An object inside, with its path; false if the value is no object. */
 bool fields_enter(const struct fields *from, const json_t *value, const char *path, struct fields *inside);
+/* The same for what a field of the reader's object holds, and for item i of a list there; the path, which has to live as long as
+ * `inside`, is written. */
+#define FIELD_PATH 160
+bool fields_enter_field(const struct fields *from, const char *name, char path[FIELD_PATH], struct fields *inside);
+bool fields_enter_item(const struct fields *from, const char *list, size_t i, const json_t *item, char path[FIELD_PATH],
+                       struct fields *inside);
 bool field_refuse(const struct fields *fields, const char *name, const char *format, ...) OSCAR_PRINTF(3, 4);
 
 /* A field's value, NULL if it is absent or null. */
@@ -43,6 +49,7 @@ bool field_integer(const struct fields *fields, const char *name, int64_t least,
 bool field_int(const struct fields *fields, const char *name, int least, int most, int *value);
 bool field_float(const struct fields *fields, const char *name, double least, double most, float *value);
 bool field_array(const struct fields *fields, const char *name, const json_t **value);
+bool field_needed_array(const struct fields *fields, const char *name, const json_t **value); /* one that is not empty */
 bool field_object(const struct fields *fields, const char *name, const json_t **value);
 
 /* Names that an object may have. READ: somebody looks at them. HARMLESS: they change nothing about the answer. PLAIN: only their

@@ -6,6 +6,14 @@
 
 enum { MOST_MESSAGES = 65536, MOST_TOOLS = 256 };
 
+const char *template_role(const char *role) {
+  static const char *const roles[][2] = {
+      {"system", "system"}, {"developer", "system"}, {"user", "user"}, {"assistant", "assistant"}, {"tool", "tool"}};
+  for (size_t i = 0; i < ARRAY_LENGTH(roles); i++)
+    if (strcmp(roles[i][0], role) == 0) return roles[i][1];
+  return NULL;
+}
+
 struct chat_message *add_message(struct inquiry *g, const char *role, const char *content, const struct fields *f) {
   if (g->n_messages == g->room_messages) {
     const int room = g->room_messages ? 2 * g->room_messages : 16;
@@ -48,11 +56,10 @@ bool parts_text(struct inquiry *g, const struct fields *f, const char *name, con
   size_t i;
   json_t *part;
   json_array_foreach(value, i, part) {
-    char path[160];
+    char path[FIELD_PATH];
     struct fields inside;
     const char *type = NULL, *piece = NULL;
-    snprintf(path, sizeof path, "%s%s%s[%zu]", f->path, *f->path ? "." : "", name, i);
-    bool good = fields_enter(f, part, path, &inside) && field_needed_text(&inside, "type", &type);
+    bool good = fields_enter_item(f, name, i, part, path, &inside) && field_needed_text(&inside, "type", &type);
     if (good && !in_list(types, type))
       good = field_refuse(&inside, "type", "'%.40s' is not supported: this model reads text", type);
     if (!good || !field_needed_text(&inside, "text", &piece)) {
@@ -78,6 +85,25 @@ bool add_tool(struct inquiry *g, const char *name, const char *description, cons
   if (larger) g->tools = larger;
   if (!larger || (parameters && !schema)) return refuse_memory(f->refusal);
   g->tools[g->n_tools++] = (struct chat_tool){.name = name, .description = description, .parameters = schema};
+  return true;
+}
+
+bool read_flat_tools(struct inquiry *g, const struct fields *f, const char *served, const char *unsaid, const char *schema) {
+  const json_t *tools = NULL;
+  if (!field_array(f, "tools", &tools) || !tools) return tools == NULL && f->refusal->status == 0;
+  size_t i;
+  json_t *tool;
+  json_array_foreach(tools, i, tool) {
+    char path[FIELD_PATH];
+    struct fields inside;
+    const char *type = unsaid, *name = NULL, *description = NULL;
+    if (!fields_enter_item(f, "tools", i, tool, path, &inside)) return false;
+    if (!(unsaid ? field_text(&inside, "type", &type) : field_needed_text(&inside, "type", &type))) return false;
+    if (strcmp(type, served) != 0) return field_refuse(&inside, "type", "'%.40s' is a tool that this server does not run", type);
+    if (!field_needed_text(&inside, "name", &name) || !field_text(&inside, "description", &description) ||
+        !add_tool(g, name, description, field(&inside, schema), &inside))
+      return false;
+  }
   return true;
 }
 

@@ -36,27 +36,17 @@ static const struct field_rule rules[] = {
     {NULL, FIELD_READ, NULL},
 };
 
-static const char *known_role(const char *role) {
-  static const char *const roles[][2] = {
-      {"system", "system"}, {"developer", "system"}, {"user", "user"}, {"assistant", "assistant"}, {"tool", "tool"}};
-  for (size_t i = 0; i < ARRAY_LENGTH(roles); i++)
-    if (strcmp(roles[i][0], role) == 0) return roles[i][1];
-  return NULL;
-}
-
 static bool read_calls(struct inquiry *g, struct chat_message *message, const struct fields *f) {
   const json_t *calls = NULL;
   if (!field_array(f, "tool_calls", &calls) || !calls) return calls == NULL && f->refusal->status == 0;
   size_t i;
   json_t *call;
   json_array_foreach(calls, i, call) {
-    char path[128], inner[160];
+    char path[FIELD_PATH], inner[FIELD_PATH];
     struct fields outside, function;
     const char *id = NULL, *name = NULL, *arguments = NULL;
-    snprintf(path, sizeof path, "%s.tool_calls[%zu]", f->path, i);
-    snprintf(inner, sizeof inner, "%.120s.function", path);
-    if (!fields_enter(f, call, path, &outside) || !field_text(&outside, "id", &id) ||
-        !fields_enter(&outside, field(&outside, "function"), inner, &function) || !field_needed_text(&function, "name", &name) ||
+    if (!fields_enter_item(f, "tool_calls", i, call, path, &outside) || !field_text(&outside, "id", &id) ||
+        !fields_enter_field(&outside, "function", inner, &function) || !field_needed_text(&function, "name", &name) ||
         !field_needed_text(&function, "arguments", &arguments) || !add_call(g, message, id, name, arguments, &function))
       return false;
   }
@@ -77,7 +67,7 @@ static bool read_message(struct inquiry *g, const struct fields *f) {
                                                     {NULL, FIELD_READ, NULL}};
   const char *role = NULL, *content = NULL;
   if (!fields_obey(f, message_rules, NULL) || !field_needed_text(f, "role", &role)) return false;
-  const char *known = known_role(role);
+  const char *known = template_role(role);
   if (!known) return field_refuse(f, "role", "must be system, developer, user, assistant or tool, not '%.20s'", role);
   const bool calls = json_array_size(field(f, "tool_calls")) > 0;
   if (calls && strcmp(known, "assistant") != 0) return field_refuse(f, "tool_calls", "belong to messages of the assistant");
@@ -89,16 +79,13 @@ static bool read_message(struct inquiry *g, const struct fields *f) {
 
 static bool read_messages(struct inquiry *g, const struct fields *f) {
   const json_t *list = NULL;
-  if (!field(f, "messages")) return field_refuse(f, "messages", "is missing");
-  if (!field_array(f, "messages", &list)) return false;
-  if (json_array_size(list) == 0) return field_refuse(f, "messages", "is empty");
+  if (!field_needed_array(f, "messages", &list)) return false;
   size_t i;
   json_t *message;
   json_array_foreach(list, i, message) {
-    char path[48];
+    char path[FIELD_PATH];
     struct fields inside;
-    snprintf(path, sizeof path, "messages[%zu]", i);
-    if (!fields_enter(f, message, path, &inside) || !read_message(g, &inside)) return false;
+    if (!fields_enter_item(f, "messages", i, message, path, &inside) || !read_message(g, &inside)) return false;
     json_array_append(g->session_messages, message);
   }
   return true;
@@ -110,14 +97,12 @@ static bool read_tools(struct inquiry *g, const struct fields *f) {
   size_t i;
   json_t *tool;
   json_array_foreach(tools, i, tool) {
-    char path[48], inner[64];
+    char path[FIELD_PATH], inner[FIELD_PATH];
     struct fields outside, function;
     const char *type = NULL, *name = NULL, *description = NULL;
-    snprintf(path, sizeof path, "tools[%zu]", i);
-    snprintf(inner, sizeof inner, "tools[%zu].function", i);
-    if (!fields_enter(f, tool, path, &outside) || !field_needed_text(&outside, "type", &type)) return false;
+    if (!fields_enter_item(f, "tools", i, tool, path, &outside) || !field_needed_text(&outside, "type", &type)) return false;
     if (strcmp(type, "function") != 0) return field_refuse(&outside, "type", "must be function, not '%.40s'", type);
-    if (!fields_enter(f, field(&outside, "function"), inner, &function) || !field_needed_text(&function, "name", &name) ||
+    if (!fields_enter_field(&outside, "function", inner, &function) || !field_needed_text(&function, "name", &name) ||
         !field_text(&function, "description", &description) ||
         !add_tool(g, name, description, field(&function, "parameters"), &function))
       return false;
@@ -137,10 +122,10 @@ static bool read_tool_choice(struct inquiry *g, const struct fields *f) {
     g->tool_use = TOOLS_NONE;
     return true;
   }
+  char inner[FIELD_PATH];
   struct fields choice, function;
   if (word) return field_refuse(f, "tool_choice", "must be none, auto, required or a function, not '%.40s'", word);
-  return fields_enter(f, value, "tool_choice", &choice) &&
-         fields_enter(f, field(&choice, "function"), "tool_choice.function", &function) &&
+  return fields_enter(f, value, "tool_choice", &choice) && fields_enter_field(&choice, "function", inner, &function) &&
          field_needed_text(&function, "name", &g->tool_name);
 }
 
@@ -245,6 +230,7 @@ static json_t *chat_whole(struct inquiry *g) {
 
 static const struct answer_form chat_form = {
     .id_prefix = "chatcmpl-",
+    .call_prefix = "call_",
     .ping = ": ping\n\n",
     .begin = chat_begin,
     .text = chat_text,

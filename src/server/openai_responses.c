@@ -40,19 +40,12 @@ static const struct field_rule rules[] = {
     {NULL, FIELD_READ, NULL},
 };
 
-static const char *known_role(const char *role) {
-  static const char *const roles[][2] = {
-      {"system", "system"}, {"developer", "system"}, {"user", "user"}, {"assistant", "assistant"}};
-  for (size_t i = 0; i < ARRAY_LENGTH(roles); i++)
-    if (strcmp(roles[i][0], role) == 0) return roles[i][1];
-  return NULL;
-}
-
 static bool read_message(struct inquiry *g, const struct fields *f) {
   const char *role = NULL, *content = NULL;
   if (!field_needed_text(f, "role", &role)) return false;
-  const char *known = known_role(role);
-  if (!known) return field_refuse(f, "role", "must be system, developer, user or assistant, not '%.20s'", role);
+  const char *known = template_role(role);
+  if (!known || strcmp(known, "tool") == 0)
+    return field_refuse(f, "role", "must be system, developer, user or assistant, not '%.20s'", role);
   return parts_text(g, f, "content", "input_text,output_text,text", &content) && add_message(g, known, content, f);
 }
 
@@ -79,12 +72,11 @@ static bool read_items(struct inquiry *g, const json_t *items, const char *name,
   size_t i;
   json_t *item;
   json_array_foreach(items, i, item) {
-    char path[48];
+    char path[FIELD_PATH];
     struct fields inside;
     const char *type = "message";
     bool good;
-    snprintf(path, sizeof path, "%s[%zu]", name, i);
-    if (!fields_enter(f, item, path, &inside) || !field_text(&inside, "type", &type)) return false;
+    if (!fields_enter_item(f, name, i, item, path, &inside) || !field_text(&inside, "type", &type)) return false;
     if (strcmp(type, "message") == 0)
       good = read_message(g, &inside);
     else if (strcmp(type, "function_call") == 0)
@@ -120,26 +112,6 @@ static bool read_input(struct inquiry *g, const struct fields *f) {
     return field_refuse(f, "input", input ? "must be a string or a list of items" : "is missing");
   json_array_extend(g->session_messages, g->conversation);
   return read_items(g, g->conversation, "input", f);
-}
-
-static bool read_tools(struct inquiry *g, const struct fields *f) {
-  const json_t *tools = NULL;
-  if (!field_array(f, "tools", &tools) || !tools) return tools == NULL && f->refusal->status == 0;
-  size_t i;
-  json_t *tool;
-  json_array_foreach(tools, i, tool) {
-    char path[48];
-    struct fields inside;
-    const char *type = NULL, *name = NULL, *description = NULL;
-    snprintf(path, sizeof path, "tools[%zu]", i);
-    if (!fields_enter(f, tool, path, &inside) || !field_needed_text(&inside, "type", &type)) return false;
-    if (strcmp(type, "function") != 0)
-      return field_refuse(&inside, "type", "'%.40s' is a tool that this server does not run", type);
-    if (!field_needed_text(&inside, "name", &name) || !field_text(&inside, "description", &description) ||
-        !add_tool(g, name, description, field(&inside, "parameters"), &inside))
-      return false;
-  }
-  return true;
 }
 
 static bool read_tool_choice(struct inquiry *g, const struct fields *f) {
@@ -213,7 +185,8 @@ static bool read_response(struct inquiry *g, const struct fields *f, struct fron
   bool good = fields_obey(f, rules, common_rules) && read_common(g, f) && read_stream(g, f) && read_stops(g, f, "stop") &&
               field_int(f, "max_output_tokens", 1, INT_MAX, &g->options.max_tokens) && field_flag(f, "store", &g->store) &&
               field_text(f, "user", &g->options.user) && read_include(g, f) && read_reasoning(f) && read_text(g, f) &&
-              read_tools(g, f) && read_tool_choice(g, f) && read_input(g, f) && encode_conversation(g, frontend, f->refusal);
+              read_flat_tools(g, f, "function", NULL, "parameters") && read_tool_choice(g, f) && read_input(g, f) &&
+              encode_conversation(g, frontend, f->refusal);
   if (!good) return false;
   g->echo = echo_of(g);
   g->output = json_array();
@@ -382,6 +355,7 @@ static json_t *response_whole(struct inquiry *g) {
 
 static const struct answer_form response_form = {
     .id_prefix = "resp_",
+    .call_prefix = "call_",
     .ping = ": ping\n\n",
     .begin = response_begin,
     .text = response_text,

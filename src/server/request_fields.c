@@ -166,7 +166,7 @@ bool read_format(struct inquiry *g, const struct fields *f, const char *name, bo
   const json_t *format = NULL;
   struct fields inside, schema;
   const char *type = NULL;
-  char path[64];
+  char path[FIELD_PATH];
   if (!field_object(f, name, &format) || !format) return format == NULL && f->refusal->status == 0;
   if (!fields_enter(f, format, name, &inside) || !fields_obey(&inside, rules, NULL) || !field_needed_text(&inside, "type", &type))
     return false;
@@ -175,8 +175,7 @@ bool read_format(struct inquiry *g, const struct fields *f, const char *name, bo
   if (strcmp(type, "json_schema") != 0) return field_refuse(&inside, "type", "must be text, json_object or json_schema");
   schema = inside;
   if (nested) {
-    snprintf(path, sizeof path, "%s.json_schema", name);
-    if (!fields_enter(f, field(&inside, "json_schema"), path, &schema) || !fields_obey(&schema, rules, NULL)) return false;
+    if (!fields_enter_field(&inside, "json_schema", path, &schema) || !fields_obey(&schema, rules, NULL)) return false;
   }
   const json_t *text = NULL;
   if (!field(&schema, "schema")) return field_refuse(&schema, "schema", "is missing");
