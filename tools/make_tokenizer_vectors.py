@@ -478,16 +478,24 @@ def render(template, messages, generation, bos, eos):
     return environment.from_string(template).render(messages=messages, add_generation_prompt=generation, bos_token=bos, eos_token=eos)
 
 
-def chat_ids(truth, template, conversation, generation):
-    """The rendered text is cut at the template's control tokens: each message's text is shown to the template as private-use
-    stand-ins for the characters that could spell one, which are put back before the stretches between are encoded."""
+HIDE = {c: chr(0xF1000 + ord(c)) for c in "<>[]|"}
+
+
+def hide(text):
+    """Private-use stand-ins for the characters that could spell a control token."""
+    return "".join(HIDE.get(c, c) for c in text)
+
+
+def spell(model, token):
+    return model.tokens[token] if token is not None else ""
+
+
+def ids_of_rendered(truth, text):
+    """The rendered text is cut at the template's control tokens; what was hidden is put back before the stretches between are
+    encoded."""
     model = truth.model
-    hide = {c: chr(0xF1000 + ord(c)) for c in "<>[]|"}
-    spell = lambda i: model.tokens[i] if i is not None else ""
-    messages = [{"role": r, "content": "".join(hide.get(c, c) for c in text)} for r, text in conversation]
-    text = render(template, messages, generation, spell(model.bos), spell(model.eos))
     controls = sorted((t for t, k in zip(model.tokens, model.types) if k == CONTROL), key=len, reverse=True)
-    show = {v: k for k, v in hide.items()}
+    show = {v: k for k, v in HIDE.items()}
     ids, at, start = [], 0, 0
 
     def stretch(part):
@@ -508,6 +516,12 @@ def chat_ids(truth, template, conversation, generation):
         at += len(token)
         start = at
     return ids + stretch(text[start:])
+
+
+def chat_ids(truth, template, conversation, generation):
+    model = truth.model
+    messages = [{"role": r, "content": hide(text)} for r, text in conversation]
+    return ids_of_rendered(truth, render(template, messages, generation, spell(model, model.bos), spell(model, model.eos)))
 
 
 def write_list(out, ids):

@@ -19,7 +19,7 @@ import sys
 
 import jinja2.sandbox
 
-from make_tokenizer_vectors import (DATA, SAME, CONTROL, Model, Refused, SentencePieceTruth, truth_of, write_list, write_text)
+from make_tokenizer_vectors import (DATA, SAME, Model, Refused, hide, ids_of_rendered, spell, truth_of, write_list, write_text)
 
 WEATHER = ("get_weather", "Current weather of a place", {"type": "object", "properties": {
     "city": {"type": "string", "description": "  Name of the city\n"}, "days": {"type": "integer"},
@@ -78,15 +78,12 @@ def render(template, messages, tools, bos, eos):
                                                     enable_thinking=True, **given)
 
 
-HIDE = {c: chr(0xF1000 + ord(c)) for c in "<>[]|"}
-
-
 def hidden(value):
     """Strings inside with stand-ins for what could spell a control token; brackets of JSON stay, and marks that a template looks for."""
     if isinstance(value, str):
-        text = "".join(HIDE.get(c, c) for c in value)
+        text = hide(value)
         for mark in ("<think>", "</think>"):
-            text = text.replace("".join(HIDE.get(c, c) for c in mark), mark)
+            text = text.replace(hide(mark), mark)
         return text
     if isinstance(value, dict):
         return {hidden(k): hidden(v) for k, v in value.items()}
@@ -95,7 +92,6 @@ def hidden(value):
 
 def ids_of(truth, template, tools, conversation):
     model = truth.model
-    spell = lambda i: model.tokens[i] if i is not None else ""
     shown_tools = [{"type": "function", "function": {"name": n, "description": hidden(d), "parameters": hidden(p)}} for n, d, p in tools]
     messages = []
     for role, content, call_id, calls in conversation:
@@ -105,28 +101,7 @@ def ids_of(truth, template, tools, conversation):
         if calls:
             message["tool_calls"] = [{"id": i, "type": "function", "function": {"name": n, "arguments": hidden(a)}} for i, n, a in calls]
         messages.append(message)
-    text = render(template, messages, shown_tools, spell(model.bos), spell(model.eos))
-    controls = sorted((t for t, k in zip(model.tokens, model.types) if k == CONTROL), key=len, reverse=True)
-    show = {v: k for k, v in HIDE.items()}
-    ids, at, start = [], 0, 0
-
-    def stretch(part):
-        part = "".join(show.get(c, c) for c in part)
-        if part and isinstance(truth, SentencePieceTruth) and model.space_prefix is not False and part[0] == " ":
-            part = part[1:]
-            if not part:
-                return [model.id_of("▁")]
-        return truth.encode(part.encode(), False)
-
-    while at < len(text):
-        token = next((c for c in controls if text.startswith(c, at)), None)
-        if token is None:
-            at += 1
-            continue
-        ids += stretch(text[start:at]) + [model.id_of(token)]
-        at += len(token)
-        start = at
-    return ids + stretch(text[start:])
+    return ids_of_rendered(truth, render(template, messages, shown_tools, spell(model, model.bos), spell(model, model.eos)))
 
 
 def write_inputs(out):
