@@ -104,7 +104,7 @@ int main(int argc, char **argv) {
   if (count < 1 || count > MOST_RUNNING) fail("1 to 64 answers");
   if (engine_open(&options, &engine, error, sizeof error) != OSCAR_OK) fail(error);
   service_options_default(&serving);
-  if (service_create(&engine, &serving, NULL, &service) != OSCAR_OK) fail(oscar_last_error(engine.context));
+  if (service_create(&engine, &serving, &service) != OSCAR_OK) fail(oscar_last_error(engine.context));
   const int vocab = model_geometry_of(engine.model)->vocab;
   int32_t *ids = malloc((size_t)prompt * sizeof *ids);
   if (!ids || prompt >= options.context + engine.options.context) fail("a prompt of that size does not fit");

@@ -282,7 +282,7 @@ static void wait_for_the_end(void) {
   while (!interrupt_requested()) nanosleep(&pause, NULL);
 }
 
-static oscar_status serve(struct serving *s, const struct progress *progress, char *error, size_t room) {
+static oscar_status serve(struct serving *s, char *error, size_t room) {
   struct serve_arguments *a = s->arguments;
   name_model(s->engine->options.model_path, s->arguments->model_name, sizeof s->arguments->model_name);
   a->server.model_path = s->engine->options.model_path;
@@ -291,7 +291,7 @@ static oscar_status serve(struct serving *s, const struct progress *progress, ch
   a->server.context = s->engine->options.context;
   oscar_status status = choose_folder(s);
   if (status == OSCAR_OK) status = choose_visible(s);
-  if (status == OSCAR_OK) status = service_create(s->engine, &a->service, progress, &s->service);
+  if (status == OSCAR_OK) status = service_create(s->engine, &a->service, &s->service);
   if (status != OSCAR_OK) {
     snprintf(error, room, "%s", oscar_last_error(s->engine->context));
     return status;
@@ -320,7 +320,7 @@ static int open_and_serve(struct serve_arguments *arguments, const struct engine
   oscar_status status = engine_open(&options, &engine, error, sizeof error);
   progress_end(&line);
   if (status == OSCAR_OK) {
-    status = serve(&serving, &line.progress, error, sizeof error);
+    status = serve(&serving, error, sizeof error);
     engine_close(&engine);
   }
   return status == OSCAR_OK ? EXIT_DONE : failed_with(status, error);

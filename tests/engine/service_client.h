@@ -181,7 +181,7 @@ static inline void rig_open(struct rig *r, const struct rig_options *o) {
   const int64_t tokens = o->budget_tokens ? o->budget_tokens : o->context;
   options.kv_memory_bytes = oscar_cache_bytes_for(&cache, tokens, o->budget_tokens ? 1 : 40, o->chunk);
   if (engine_open(&options, &r->engine, error, sizeof error) != OSCAR_OK) fail_msg("%s", error);
-  assert_ok(r->engine.context, service_create(&r->engine, &o->service, NULL, &r->service));
+  assert_ok(r->engine.context, service_create(&r->engine, &o->service, &r->service));
 }
 
 static inline void rig_close(struct rig *r) {

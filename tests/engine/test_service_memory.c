@@ -69,7 +69,7 @@ static void memory_may_run_out_at_any_moment(void **state) {
     struct service *service;
     open_parts(&p, model.path);
     p.alloc.until_failure = n;
-    if (service_create(&p.engine, &options, NULL, &service) == OSCAR_OK) {
+    if (service_create(&p.engine, &options, &service) == OSCAR_OK) {
       const int without = serve_some(service);
       created++;
       failed += without > 0;

@@ -17,7 +17,7 @@ static void open_model(struct rig *r, const char *path, int threads, oscar_prefi
   if (engine_open(&options, &r->engine, error, sizeof error) != OSCAR_OK) fail_msg("%s", error);
   service_options_default(&service);
   service.reuse = reuse;
-  assert_ok(r->engine.context, service_create(&r->engine, &service, NULL, &r->service));
+  assert_ok(r->engine.context, service_create(&r->engine, &service, &r->service));
 }
 
 static void run_all(struct rig *r, int32_t *const *ids, bool together, struct client *clients) {

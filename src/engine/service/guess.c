@@ -92,7 +92,7 @@ void guesses_make(struct service *s, int most) {
       asking[count] = a;
       wanted[count++] = guesses;
     }
-    if (count == TOGETHER || (i + 1 == s->n_admitted && count > 0)) {
+    if (count == TOGETHER) {
       ask_draft(s, asking, wanted, count);
       count = 0;
     }
@@ -111,7 +111,7 @@ oscar_status answer_settle(struct service *s, struct answer *a) {
   if (!a->sequence || oscar_sequence_length(a->sequence) <= certain) return OSCAR_OK;
   oscar_status status;
   do status = oscar_sequence_truncate(a->sequence, certain, OSCAR_REWIND_REFILL, &resume);
-  while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+  while (room_after(s, status));
   return status;
 }
 

@@ -179,8 +179,7 @@ static oscar_status tell_text(struct service *s, struct answer *a, size_t n) {
   return OSCAR_OK;
 }
 
-static void tell_done(struct service *s, struct request *r) {
-  (void)s;
+static void tell_done(struct request *r) {
   r->usage.total_ns = time_ns() - r->submitted_ns;
   tell(r, &(struct request_event){.kind = EVENT_DONE, .usage = &r->usage});
 }
@@ -214,10 +213,10 @@ static void request_end(struct service *s, struct request *r, bool waited) {
   session_end(s, r);
   leave_live(s, r, waited);
   stats_publish(s); /* who is told that it is done finds it counted */
-  tell_done(s, r);
+  tell_done(r);
   for (int i = 0; r->answers && i < r->choices; i++) answer_clear(s, &r->answers[i]);
   mem_free(s->context, r->answers);
-  if (r->user) user_release(s, r->user);
+  if (r->user) user_release(r->user);
   request_free(r);
 }
 
@@ -584,8 +583,7 @@ bool answer_choose(struct service *s, struct answer *a, const float *logits) {
   return false;
 }
 
-bool answer_can_be_drawn(struct service *s, struct answer *a) {
-  (void)s;
+bool answer_can_be_drawn(struct answer *a) {
   if (a->grammar || a->request->logprobs >= 0) return false;
   if (!a->is_drawn) a->is_drawn = sampler_describe(a->sampler, &a->drawn);
   return a->is_drawn;
@@ -598,7 +596,7 @@ void answers_fork(struct service *s, struct answer *first, const float *logits) 
     if (a->state != ANSWER_WAITS) continue;
     oscar_status status;
     do status = oscar_sequence_fork(first->sequence, &a->sequence);
-    while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+    while (room_after(s, status));
     a->state = status == OSCAR_OK ? ANSWER_DECODES : ANSWER_AWAY; /* which computes the prompt once more */
     if (status == OSCAR_OK) answer_choose(s, a, logits);
   }

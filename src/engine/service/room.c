@@ -14,11 +14,13 @@ size_t room_for_tokens(const struct service *s, int64_t tokens) {
   return oscar_cache_bytes_for(&s->cache_options, tokens, 1, s->engine->options.chunk);
 }
 
-bool room_make(struct service *s, size_t bytes) {
+bool room_make(struct service *s) {
   size_t freed = 0;
-  if (s->tree) oscar_prefix_evict(s->tree, bytes, &freed);
-  return freed > 0 || sessions_make_room(s, bytes);
+  if (s->tree) oscar_prefix_evict(s->tree, oscar_cache_shortfall(s->engine->cache), &freed);
+  return freed > 0 || sessions_make_room(s);
 }
+
+bool room_after(struct service *s, oscar_status status) { return status == OSCAR_NO_SPACE && room_make(s); }
 
 bool room_is_there(struct service *s, size_t bytes) {
   oscar_cache_usage usage;
@@ -86,7 +88,7 @@ static oscar_status take_known(struct service *s, const int32_t *ids, int64_t n,
     *match = (oscar_prefix_match){.compute_tokens = n, .exact = true};
     status = s->tree ? oscar_prefix_take(s->tree, ids, n, s->options.reuse, sequence, match)
                      : oscar_sequence_create(s->engine->cache, sequence);
-  } while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+  } while (room_after(s, status));
   return status;
 }
 
@@ -125,7 +127,7 @@ oscar_status answer_return(struct service *s, struct answer *a) {
   oscar_status status;
   if (a->kept.bytes) {
     do status = pages_restore(s, &a->kept, &a->sequence);
-    while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+    while (room_after(s, status));
   } else
     status = take_known(s, a->ids, a->n - 1, &a->sequence, &match);
   if (status != OSCAR_OK) return status;

@@ -196,9 +196,7 @@ static void free_parts(struct service *s) {
   mem_free(s->context, s);
 }
 
-oscar_status service_create(struct engine *engine, const struct service_options *options, const struct progress *progress,
-                            struct service **service) {
-  (void)progress;
+oscar_status service_create(struct engine *engine, const struct service_options *options, struct service **service) {
   *service = NULL;
   struct service *s = mem_zalloc(engine->context, 1, sizeof *s);
   if (!s) return OSCAR_NO_MEMORY;

@@ -194,7 +194,7 @@ oscar_status answer_reserve(struct service *s, struct answer *a, int64_t tokens)
 void answer_finish(struct service *s, struct answer *a, enum finish_reason reason, const char *stopped_by, oscar_status status);
 /* Of an answer whose prompt has been computed: the other answers of its request begin. */
 void answers_fork(struct service *s, struct answer *first, const float *logits);
-bool answer_can_be_drawn(struct service *s, struct answer *a);
+bool answer_can_be_drawn(struct answer *a);
 /* Tells the tree what an answer has computed. */
 void answer_insert(struct service *s, struct answer *a);
 
@@ -222,7 +222,7 @@ void text_drop(struct text_buffer *text, size_t n);
 
 /* ---- users.c ---- */
 oscar_status user_find(struct service *s, const char *name, struct user **user);
-void user_release(struct service *s, struct user *user);
+void user_release(struct user *user);
 void user_serve(struct user *user, int64_t tokens);
 /* The request whose turn it is, in the list of those that wait; NULL if none could begin. */
 struct request **users_next(struct service *s);
@@ -235,8 +235,10 @@ void step_free(struct service *s);
 bool step_run(struct service *s);
 
 /* ---- room.c ---- */
-/* Frees something, best so many bytes; false: nothing is left that could go without stopping an answer. */
-bool room_make(struct service *s, size_t bytes);
+/* Frees something, best as much as the cache last lacked; false: nothing is left that could go without stopping an answer. */
+bool room_make(struct service *s);
+/* Whether it is worth trying again: there was no space, and something was freed. */
+bool room_after(struct service *s, oscar_status status);
 /* Whether a sequence that will take so many bytes may come without making others go. */
 bool room_is_there(struct service *s, size_t bytes);
 size_t room_for_tokens(const struct service *s, int64_t tokens);

@@ -293,7 +293,7 @@ static oscar_status rewind_to(struct service *s, struct session *x, int64_t leng
   *refilled = 0;
   if (length == x->tokens) return OSCAR_OK;
   do status = oscar_sequence_truncate(x->sequence, length, mode, reused);
-  while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+  while (room_after(s, status));
   if (status == OSCAR_OK && mode == OSCAR_REWIND_REFILL) *refilled = length - *reused;
   return status;
 }
@@ -543,7 +543,7 @@ static oscar_status fork_command(struct service *s, struct command *command) {
   if (status != OSCAR_OK) return status;
   x->busy = true;
   do status = x->sequence ? oscar_sequence_fork(x->sequence, &sequence) : OSCAR_OK;
-  while (status == OSCAR_NO_SPACE && (room_make(s, oscar_cache_shortfall(s->engine->cache)) || youngest_preempt(s, 1)));
+  while (status == OSCAR_NO_SPACE && (room_make(s) || youngest_preempt(s, 1)));
   x->busy = false;
   if (status != OSCAR_OK) return status;
   copy = add(s, command->other);

@@ -27,8 +27,8 @@ bool session_keep(struct service *s, struct answer *a);
 void session_end(struct service *s, struct request *r);
 
 /* ---- for room ---- */
-/* A session that nobody uses leaves the device. */
-bool sessions_make_room(struct service *s, size_t bytes);
+/* A session that nobody uses leaves the device. Its pages may be shared: how much that gives is seen by trying again. */
+bool sessions_make_room(struct service *s);
 size_t sessions_device_bytes(const struct service *s); /* of sessions that could leave */
 /* Makes room for so many bytes in host memory; false: there is not so much. */
 bool sessions_host_room(struct service *s, size_t bytes);

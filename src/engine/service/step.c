@@ -113,7 +113,7 @@ static void make_step(struct service *s, bool drawn) {
   step->feeding = -1;
   for (int i = 0; i < s->n_admitted; i++) {
     struct answer *a = s->admitted[i];
-    if (a->state != ANSWER_DECODES || (draws && a->n_guesses == 0 && answer_can_be_drawn(s, a)) != drawn) continue;
+    if (a->state != ANSWER_DECODES || (draws && a->n_guesses == 0 && answer_can_be_drawn(a)) != drawn) continue;
     add_job(step, a, 1 + a->n_guesses, 1 + a->n_guesses, TOKENS_GENERATED);
   }
   if (!drawn) add_feeding(s, step);
@@ -199,7 +199,7 @@ static oscar_status run_alone(struct service *s, int i, bool drawn) {
   do
     status = drawn ? runner_sample_all(runner, 1, &step->jobs[i], &step->sampling[i], &step->next[i])
                    : runner_forward_all(runner, 1, &step->jobs[i]);
-  while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+  while (room_after(s, status));
   return status;
 }
 
@@ -218,7 +218,7 @@ static void run_each(struct service *s, bool drawn) {
 /* Something goes so that the step can be tried again: what nobody uses, else the youngest answer. False: the answer that is left
  * does not fit alone, although it was admitted. */
 static bool make_way(struct service *s) {
-  if (room_make(s, oscar_cache_shortfall(s->engine->cache)) || youngest_preempt(s, 2)) return true;
+  if (room_make(s) || youngest_preempt(s, 2)) return true;
   struct step *step = s->step;
   if (step->feeding < 0 || step->jobs[step->feeding].n == 1) return false;
   step->most_fed = step->jobs[step->feeding].n / 2;

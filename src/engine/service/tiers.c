@@ -75,7 +75,7 @@ oscar_status session_file_path(const struct service *s, const char *name, char *
   return OSCAR_OK;
 }
 
-static void forget_file(struct service *s, struct session *session) {
+void session_delete_file(struct service *s, struct session *session) {
   char path[PATH_MAX];
   if (session->file_bytes && session_file_path(s, session->name, path) == OSCAR_OK) (void)unlink(path);
   s->sessions->disk_bytes -= session->file_bytes;
@@ -99,7 +99,7 @@ static void keep_disk_limit(struct service *s, struct session *written) {
   struct session *x;
   written->busy = true;
   while (s->options.disk_bytes && s->sessions->disk_bytes > s->options.disk_bytes && (x = oldest(s, has_file))) {
-    forget_file(s, x);
+    session_delete_file(s, x);
     x->over_limit = true;
     s->stats.dropped++;
     if (!x->sequence && !x->kept.bytes) session_remove(s, x);
@@ -127,19 +127,26 @@ static oscar_status write_tokens(struct service *s, const struct session *x, con
   oscar_sequence *empty;
   oscar_status status;
   do status = oscar_sequence_create(s->engine->cache, &empty);
-  while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+  while (room_after(s, status));
   if (status != OSCAR_OK) return status;
   status = save_sequence(s, x, empty, path);
   oscar_sequence_free(empty);
   return status;
 }
 
+/* What the pages are in, host memory or the file. */
+static oscar_status open_pages(struct service *s, const struct session *x, oscar_snapshot **snapshot) {
+  char path[PATH_MAX];
+  if (x->kept.bytes) return oscar_snapshot_open_bytes(s->context, x->name, x->kept.bytes, x->kept.n, snapshot);
+  const oscar_status status = session_file_path(s, x->name, path);
+  return status == OSCAR_OK ? oscar_snapshot_open(s->context, path, snapshot) : status;
+}
+
 static oscar_status write_file(struct service *s, const struct session *x, const char *path) {
   oscar_snapshot *snapshot;
   if (x->sequence) return save_sequence(s, x, x->sequence, path);
   if (x->ids && x->tokens == 0) return write_tokens(s, x, path);
-  oscar_status status = x->kept.bytes ? oscar_snapshot_open_bytes(s->context, x->name, x->kept.bytes, x->kept.n, &snapshot)
-                                      : oscar_snapshot_open(s->context, path, &snapshot);
+  oscar_status status = open_pages(s, x, &snapshot);
   if (status != OSCAR_OK) return status;
   status = oscar_snapshot_copy(snapshot, x->text, text_bytes(x), path);
   oscar_snapshot_close(snapshot);
@@ -165,12 +172,10 @@ oscar_status session_write(struct service *s, struct session *x) {
   if (s->options.disk_bytes == 0 || s->sessions->disk_bytes <= s->options.disk_bytes) return OSCAR_OK;
   status = set_error(s->context, OSCAR_NO_SPACE, "session %s has a file of %zu bytes; all together may have %zu", x->name,
                      x->file_bytes, s->options.disk_bytes);
-  if (x->sequence || x->kept.bytes) forget_file(s, x);
+  if (x->sequence || x->kept.bytes) session_delete_file(s, x);
   x->failed = true;
   return status;
 }
-
-void session_delete_file(struct service *s, struct session *x) { forget_file(s, x); }
 
 /* ---- from tier to tier ---- */
 
@@ -236,8 +241,7 @@ static void leave_device(struct service *s, struct session *x) {
   s->stats.dropped++;
 }
 
-bool sessions_make_room(struct service *s, size_t bytes) {
-  (void)bytes; /* pages may be shared: how much it gives is seen by trying again */
+bool sessions_make_room(struct service *s) {
   struct session *x = oldest(s, has_sequence);
   if (!x) return false;
   leave_device(s, x);
@@ -266,15 +270,8 @@ static oscar_status copy_ids(struct service *s, struct session *x, const oscar_s
 static oscar_status restore(struct service *s, const oscar_snapshot *snapshot, struct session *x) {
   oscar_status status;
   do status = oscar_snapshot_restore(snapshot, s->engine->cache, model_fingerprint(s->engine->model), &x->sequence);
-  while (status == OSCAR_NO_SPACE && room_make(s, oscar_cache_shortfall(s->engine->cache)));
+  while (room_after(s, status));
   return status;
-}
-
-static oscar_status open_pages(struct service *s, const struct session *x, oscar_snapshot **snapshot) {
-  char path[PATH_MAX];
-  if (x->kept.bytes) return oscar_snapshot_open_bytes(s->context, x->name, x->kept.bytes, x->kept.n, snapshot);
-  const oscar_status status = session_file_path(s, x->name, path);
-  return status == OSCAR_OK ? oscar_snapshot_open(s->context, path, snapshot) : status;
 }
 
 oscar_status session_get_ids(struct service *s, struct session *x) {

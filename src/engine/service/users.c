@@ -56,10 +56,7 @@ oscar_status user_find(struct service *s, const char *name, struct user **user) 
   return OSCAR_OK;
 }
 
-void user_release(struct service *s, struct user *user) {
-  (void)s;
-  user->requests--;
-}
+void user_release(struct user *user) { user->requests--; }
 
 /* Those that wait are in the order in which they came. */
 struct request **users_next(struct service *s) {
