@@ -49,7 +49,8 @@ __device__ inline void consume_tile(const arguments &a, const struct prefill_til
     writes_visible_to_products();
     warpgroup_barrier(1 + group);
     consume<false, score_steps<T::STEPS, T::CRUMBS / 16>>(keys, values, queries, {a.tables.key_columns / 16, a.key_crumbs / 16},
-                                                          a.pages + tile.coded_first, tile.coded_pages, sight, a.code_unit, sums, m, l);
+                                                          a.pages + tile.coded_first, tile.coded_pages, sight, a.code_unit, sums,
+                                                          m, l);
     map_sums<D, T::CRUMBS>(a, head, sums, mean, m, l, o);
     warpgroup_barrier(1 + group); /* all have read their last scores */
   }

@@ -53,7 +53,8 @@ __device__ __forceinline__ bool make_probabilities(float (&s)[32], float unit, f
   for (int j = 0; j < 8; j++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const float x = exp2_fast(fmaf(s[4 * j + 2 * h], unit, shift[h])), y = exp2_fast(fmaf(s[4 * j + 2 * h + 1], unit, shift[h]));
+      const float x = exp2_fast(fmaf(s[4 * j + 2 * h], unit, shift[h])),
+                  y = exp2_fast(fmaf(s[4 * j + 2 * h + 1], unit, shift[h]));
       l[h] += x + y;
       s[4 * j + 2 * h] = x, s[4 * j + 2 * h + 1] = y;
     }

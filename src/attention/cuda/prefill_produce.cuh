@@ -12,9 +12,9 @@ namespace prefill {
 __device__ __forceinline__ uint32_t half2_of(const __half2 &x) { return *reinterpret_cast<const uint32_t *>(&x); }
 __device__ __forceinline__ __half2 as_half2(uint32_t x) { return *reinterpret_cast<__half2 *>(&x); }
 
-/* What crumbs are multiplied with, in both halves: (c - 3/2) gain is what comes out. Log gains: crumbs at bits p and p + 1 of half
- * words are, as they are, subnormal numbers 2^(p - 24) c; factor is gain LOG_UNIT 2^(24 - p), offset -3/2 gain LOG_UNIT, and their
- * fused product and sum is exact. Else factor is four times the gain. */
+/* What crumbs are multiplied with, in both halves: (c - 3/2) gain is what comes out. Log gains: crumbs at bits p and p + 1 of
+ * half words are, as they are, subnormal numbers 2^(p - 24) c; factor is gain LOG_UNIT 2^(24 - p), offset -3/2 gain LOG_UNIT, and
+ * their fused product and sum is exact. Else factor is four times the gain. */
 struct gain {
   uint32_t factor, offset;
 };
@@ -39,8 +39,8 @@ template <bool LOG> __device__ __forceinline__ gain gain_of(uint32_t table, uint
 /* The crumbs at bits `place` of both half words, place + 8 with `high`. */
 template <bool LOG> __device__ __forceinline__ uint32_t numbers(uint32_t word, int high, int place, const gain &gain) {
   if (LOG)
-    return half2_of(__hfma2(as_half2((high ? word >> 8 : word) & (0x00030003u << place)), as_half2(gain.factor),
-                            as_half2(gain.offset)));
+    return half2_of(
+        __hfma2(as_half2((high ? word >> 8 : word) & (0x00030003u << place)), as_half2(gain.factor), as_half2(gain.offset)));
   const uint32_t moved = high ? word >> place : word << (8 - place); /* 1 + c / 4; the difference is exact */
   return half2_of(__hmul2(__hsub2(as_half2((moved & 0x03000300u) | 0x3C003C00u), as_half2(0x3D803D80u)), as_half2(gain.factor)));
 }
@@ -167,8 +167,8 @@ template <int BLOCKS> __device__ __forceinline__ value_words<BLOCKS> load_values
   return v;
 }
 
-/* The gains of a lane's two tokens, [a warp's blocks][factors, offsets][column of a token]: crumbs are at bits 4 (k % 2) of tokens
- * 8 k to 8 k + 7 when words have been moved for them. */
+/* The gains of a lane's two tokens, [a warp's blocks][factors, offsets][column of a token]: crumbs are at bits 4 (k % 2) of
+ * tokens 8 k to 8 k + 7 when words have been moved for them. */
 template <int BLOCKS, bool LOG>
 __device__ __forceinline__ void store_value_gains(uint32_t at, uint32_t table, uint32_t meta, int warp, int lane) {
 #pragma unroll
