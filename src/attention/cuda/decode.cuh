@@ -65,7 +65,7 @@ struct warp_work {
 /* Shared memory of a block, in bytes from its start. A warp has `of_warp` bytes from `warps` on for weights of curves (of a mean
  * that turns) and the gains of a page, and in their place its sums, when it is done with an item. */
 struct shared_layout {
-  int barriers, works, log_gains, prepared, curves, warps, of_warp, gains_of_warp, block, bytes;
+  int barriers, works, log_gains, ones, prepared, curves, warps, of_warp, gains_of_warp, block, bytes;
 };
 __host__ __device__ inline prepared_layout prepared_of(const arguments &a, int row_tiles) {
   return prepared_layout_of(a.forms.key_crumbs / 16, a.turning_pairs, a.fast, row_tiles);
@@ -83,6 +83,7 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   at = (at + 63) / 64 * 64;
   s.log_gains = at, at += 64;
   at = (at + 127) / 128 * 128;
+  s.ones = at, at += ONES_BYTES;
   s.prepared = at, at += a.coded ? prepared_of(a, row_tiles).bytes : 0;
   at = (at + 127) / 128 * 128;
   s.curves = at, at += curve_bytes(a);
@@ -105,6 +106,9 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   constexpr int NT = T::NT, BLOCKS = T::VALUE_BLOCKS;
   constexpr bool ANY = T::ANY;
   constexpr int STEPS = ANY ? 0 : T::STEPS;
+  constexpr int EARLY_TILES = T::FORM != FOUR_LOG_GAINS ? 0 : NT == 1 ? 2 : 1;
+  /* so that probabilities times gains of up to 2^1.75 stay fp16 numbers */
+  constexpr float SLACK = T::FORM == FOUR_LOG_GAINS ? 2 : 0;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, mine = c.coded;
   uint8_t *own = memory + layout.warps + warp * layout.of_warp;
   if (mine == 0) {
@@ -124,6 +128,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   query_operands<T::KEY_BLOCKS, NT> operands;
   operands.load((const uint32_t *)queries, lane);
   const int whole[4] = {WHOLE_BITS, WHOLE_BITS, WHOLE_BITS, WHOLE_BITS};
+  constexpr float UNIT = T::FORM == FOUR_LOG_GAINS ? 1 / KEY_GAIN_UNIT : 1;
   score_scales<NT> scales;
   float mean[NT], zero[NT];
   softmax<NT> state;
@@ -132,7 +137,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
     const struct row_constants &row = constants[n * 4 + q];
 #pragma unroll
     for (int p = 0; p < GAIN_CLASSES; p++)
-      scales.unit[n][p] = row.unit[p], scales.high[n][p] = row.high_offset[p], scales.low[n][p] = row.low_offset[p];
+      scales.unit[n][p] = row.unit[p] * UNIT, scales.high[n][p] = row.high_offset[p] * UNIT,
+      scales.low[n][p] = row.low_offset[p] * UNIT;
     mean[n] = row.mean, zero[n] = row.zero;
     state.m[n] = NONE, state.l[n] = 0;
   }
@@ -143,13 +149,11 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   uint32_t *weights = (uint32_t *)own;
   const int64_t oldest = ANY && a.window ? tile.position + tile.first_row / a.group - a.window + 1 : 0; /* that any row sees */
 
-  int number = waves ? pages[min(g, mine - 1)].number : 0, following = 0;
+  const uint32_t *of_row =
+      (const uint32_t *)(g < GAIN_CLASSES ? (const uint8_t *)gains.values : memory + layout.ones) + q * 8 + g % GAIN_CLASSES;
+  int number = waves ? pages[min(g, mine - 1)].number : 0;
   lane_pairs<STEPS> pairs;
-  if (turns == BY_PAIRS) { /* angles are looked up a page ahead, and its number another */
-    number = pages[0].number, following = pages[min(1, mine - 1)].number;
-    pairs.start(a, c.head, lane);
-    pairs.load(a.rope, number);
-  }
+  if (turns == BY_PAIRS) pairs.start(a, c.head, lane);
 #pragma unroll 1
   for (int i = 0; i < mine; i++) {
     if (waves && i % WAVE_PAGES == 0) {
@@ -164,9 +168,16 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
     const int before = exponent;
     const void *key_gains = gains.keys, *value_gains = gains.values;
     uint32_t factors[2] = {0, 0};
-    if (T::FORM == FOUR_LOG_GAINS) {
-      expand_key_log_gains(gains, page + 256 * T::KEY_BLOCKS, lane);
-      expand_value_log_gains(gains, (const uint8_t *)value_meta, lane);
+    int sums[EARLY_TILES ? EARLY_TILES : 1][NT][GAIN_CLASSES][4];
+    if (T::FORM == FOUR_LOG_GAINS) { /* made while the first products are under way */
+      key_log_gains of_keys;
+      of_keys.load(page + 256 * T::KEY_BLOCKS, lane);
+      const uint32_t of_values = ((const uint32_t *)value_meta)[lane];
+#pragma unroll
+      for (int t = 0; t < EARLY_TILES; t++)
+        sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[t]);
+      of_keys.store(gains, lane);
+      expand_value_log_gains(gains, of_values, lane);
     } else if (T::FORM == ONE_GAIN) {
       key_gains = page + 256 * T::KEY_BLOCKS, value_gains = value_meta;
       scale_value_gains(value_meta, exponent, factors, lane);
@@ -190,15 +201,14 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
     for (int t = 0; t < 4; t++)
 #pragma unroll
       for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
-    if (turns == BY_PAIRS) {
-      score_pairs<STEPS, NT>(a, curves, amplitudes, pairs, number, lane, s);
-      number = following, following = pages[min(i + 2, mine - 1)].number;
-      pairs.load(a.rope, number);
-    }
+    if (turns == BY_PAIRS)
+      score_pairs<STEPS, NT>(a, curves, amplitudes, pairs, page + a.page_bytes, lane, s);
     if (waves) score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
 #pragma unroll
     for (int t = 0; t < 4; t++) {
-      score_tile<T::FORM, T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, scales, key_gains, lane, s[t]);
+      if (t >= EARLY_TILES)
+        sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[0]);
+      scale_sums<T::FORM, NT>(sums[t < EARLY_TILES ? t : 0], t, scales, key_gains, lane, s[t]);
       if (ANY && forms.key_form == OSCAR_ROW_SCALE_ZERO)
 #pragma unroll
         for (int n = 0; n < NT; n++)
@@ -225,7 +235,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       for (int t = 0; t < 4; t++) largest[n] = fmaxf(largest[n], fmaxf(s[t][n][0], s[t][n][1]));
     }
     float factor[NT];
-    if (raise_maxima<NT>(largest, state, factor)) {
+    if (raise_maxima<NT>(largest, SLACK, state, factor)) {
       const float other = factor[NT - 1];
 #pragma unroll
       for (int b = 0; b < BLOCKS; b++) acc[b][0] *= factor[0], acc[b][1] *= other, acc[b][2] *= factor[0], acc[b][3] *= other;
@@ -245,7 +255,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
 #pragma unroll
         for (int n = 0; n < NT; n++) {
           x[n] = exp2_fast(s[t][n][j] + shift[n]);
-          state.l[n] += x[n];
+          if (T::FORM != FOUR_LOG_GAINS) state.l[n] += x[n];
         }
         if (ANY && forms.value_form == OSCAR_ROW_SCALE_ZERO) {
           const int token = t * 16 + g + 8 * j;
@@ -256,10 +266,17 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         }
         p[t][j] = transpose_8x8(pack_half2(x[0], x[1]));
       }
-    sum_values<T::FORM, BLOCKS, T::ANY_VALUES, NT>(forms, (const uint32_t *)(page + value_offset), value_gains, factors, p, lane,
-                                                   acc, middle);
+    sum_values<T::FORM, BLOCKS, T::ANY_VALUES, NT>(forms, (const uint32_t *)(page + value_offset), value_gains, factors, of_row, p,
+                                                   lane, acc, middle);
     leave_slot<T::STAGES>(ring);
-    fill_ring<T::STAGES>(a, ring, asked, after, true, lane);
+    fill_slot<T::STAGES>(a, ring, asked, after, lane);
+  }
+  if (T::FORM == FOUR_LOG_GAINS) { /* sums of probabilities are those of row 4 */
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      const float l = __shfl_sync(~0u, middle[n] + 16 * middle[2 + n], 16 + q);
+      state.l[n] = g == 0 ? l : 0;
+    }
   }
   const warp_sums sums = sums_of_warp<NT>(a.head_dim, forms.value_crumbs, own);
   store_states<NT>(state, sums.code_states, lane, PROBABILITY_SHIFT);
@@ -373,6 +390,7 @@ __device__ inline item_output output_of(const arguments &a, const item_work &wor
  * whose mean turns are for nothing else. */
 template <class T> __device__ __forceinline__ arguments known_arguments(const arguments &given) {
   arguments a = given;
+  if constexpr (!T::ANY && T::TURNS != BY_PAIRS) a.angle_bytes = 0;
   if constexpr (!T::ANY && T::TURNS != STAYS) {
     a.coded = true;
     a.turns = T::TURNS;
@@ -381,7 +399,7 @@ template <class T> __device__ __forceinline__ arguments known_arguments(const ar
     a.forms = {16 * T::KEY_BLOCKS, T::GROUPS, T::ROW_FORM, 16 * T::VALUE_BLOCKS, T::GROUPS, T::ROW_FORM};
     a.value_offset = T::KEY_BYTES;
     a.head_bytes = a.page_bytes = T::KEY_BYTES + T::VALUE_BYTES;
-    a.slot_bytes = max(T::KEY_BYTES + T::VALUE_BYTES, EXACT_TOKENS * T::D * 2);
+    a.slot_bytes = max(T::KEY_BYTES + T::VALUE_BYTES + (T::TURNS == BY_PAIRS ? T::D / 2 * 8 : 0), EXACT_TOKENS * T::D * 2);
     if (T::TURNS == BY_PAIRS) a.turning_pairs = a.fast = T::STEPS * CURVE_STEP;
     if (T::TURNS == BY_WAVES) a.rope.steps = T::STEPS;
   }
@@ -416,6 +434,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   ask_for(a, asked, works->readings[0], lane);
   /* the kernel before may write exact pages, but not coded ones */
   fill_ring<STAGES>(a, ring, asked, works->readings[0], false, lane);
+  store_ones(memory + layout.ones);
   if (threadIdx.x < 16) ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
   if (a.turns == BY_WAVES) {
     end_block_copy(block_barrier, parity);

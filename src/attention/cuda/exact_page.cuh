@@ -62,7 +62,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
       }
     }
     leave_slot<STAGES>(ring);
-    fill_ring<STAGES>(a, ring, asked, after, true, lane);
+    fill_slot<STAGES>(a, ring, asked, after, lane);
     float score[NT][2], largest[NT], factor[NT];
 #pragma unroll
     for (int n = 0; n < NT; n++)
@@ -74,7 +74,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
       }
 #pragma unroll
     for (int n = 0; n < NT; n++) largest[n] = fmaxf(score[n][0], score[n][1]);
-    if (raise_maxima<NT>(largest, state, factor)) {
+    if (raise_maxima<NT>(largest, 0, state, factor)) {
 #pragma unroll
       for (int n = 0; n < NT; n++)
 #pragma unroll
@@ -111,7 +111,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
                    __byte_perm(v2[b], v3[b], 0x5410), __byte_perm(v2[b], v3[b], 0x7632), p[n][0], p[n][1]);
     }
     leave_slot<STAGES>(ring);
-    fill_ring<STAGES>(a, ring, asked, after, true, lane);
+    fill_slot<STAGES>(a, ring, asked, after, lane);
   }
   store_states<NT>(state, sums.exact_states, lane, 0);
 #pragma unroll

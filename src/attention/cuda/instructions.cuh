@@ -123,6 +123,21 @@ __device__ __forceinline__ void copy_page(void *to, const void *from, int bytes,
         : "memory");
   }
 }
+/* Two stretches, one behind the other; all that is given is that of lane `of`. more_bytes may be 0. */
+__device__ __forceinline__ void copy_two(uint8_t *to, const void *from, int bytes, const void *more, int more_bytes,
+                                         uint64_t *barrier, int of, int lane) {
+  if (lane != of) return;
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes + more_bytes)
+               : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+  if (more_bytes)
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to + bytes)),
+        "l"(more), "r"(more_bytes), "r"(shared_address(barrier))
+        : "memory");
+}
 __device__ __forceinline__ void copy_none() {}
 /* Memory that was written or read by ordinary instructions is handed to the copy engine. */
 __device__ __forceinline__ void hand_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -154,6 +169,16 @@ __device__ __forceinline__ void copies_visible() {}
 __device__ __forceinline__ void copy_page(void *to, const void *from, int bytes, uint64_t *, int lane) {
   for (int i = lane * 16; i < bytes; i += 512)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address((char *)to + i)), "l"((const char *)from + i)
+                 : "memory");
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+__device__ __forceinline__ void copy_two(uint8_t *to, const void *from, int bytes, const void *more, int more_bytes, uint64_t *,
+                                         int of, int lane) {
+  from = (const void *)__shfl_sync(~0u, (unsigned long long)from, of);
+  more = (const void *)__shfl_sync(~0u, (unsigned long long)more, of);
+  for (int i = lane * 16; i < bytes + more_bytes; i += 512)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to + i)),
+                 "l"(i < bytes ? (const char *)from + i : (const char *)more + (i - bytes))
                  : "memory");
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
