@@ -54,7 +54,7 @@ struct arguments {
   int head_bytes, value_offset;
   int page_bytes, slot_bytes; /* what is copied of a coded page for one head; of a slot of a ring */
   int angle_bytes;            /* of rope.turns for a page, where they are copied with it */
-  bool coded;
+  bool coded, map_is_here; /* map_is_here: a KV head's map of values is copied to shared memory */
   float scale;
 };
 

@@ -148,7 +148,12 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
   a.parts = space->parts;
   a.arrived = space->arrived;
   a.out = out;
-  const int bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
+  a.map_is_here = a.coded;
+  int bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
+  if ((size_t)bytes > cuda->shared_bytes) {
+    a.map_is_here = false;
+    bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
+  }
   oscar_status status = cuda_result(cuda, cudaFuncSetAttribute(chosen.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                                     "asking for shared memory");
   if (status != OSCAR_OK) return status;

@@ -65,7 +65,7 @@ struct warp_work {
 /* Shared memory of a block, in bytes from its start. A warp has `of_warp` bytes from `warps` on for weights of curves (of a mean
  * that turns) and the gains of a page, and in their place its sums, when it is done with an item. */
 struct shared_layout {
-  int barriers, works, log_gains, ones, prepared, curves, warps, of_warp, gains_of_warp, block, bytes;
+  int barriers, works, log_gains, ones, prepared, curves, map, warps, of_warp, gains_of_warp, block, bytes;
 };
 __host__ __device__ inline prepared_layout prepared_of(const arguments &a, int row_tiles) {
   return prepared_layout_of(a.forms.key_crumbs / 16, a.turning_pairs, a.fast, row_tiles);
@@ -74,11 +74,15 @@ __host__ __device__ inline int curve_bytes(const arguments &a) {
   return (a.turns == BY_WAVES ? a.rope.steps : a.turns == BY_PAIRS ? a.turning_pairs / CURVE_STEP : 0) * CURVE_STEP_BYTES;
 }
 
+/* What the map multiplies: sums of codes, of gains, of probabilities. */
+__host__ __device__ inline int value_inputs(const page_forms &forms) { return forms.value_crumbs + forms.value_groups + 1; }
+__host__ __device__ inline int map_bytes(const arguments &a) { return value_inputs(a.forms) * a.head_dim * 4; }
+
 __host__ __device__ inline struct shared_layout shared_layout_of(const arguments &a, struct block_shape shape, int row_tiles) {
   struct shared_layout s;
   const int warps = shape.warps;
   int at = warps * shape.stages * a.slot_bytes;
-  s.barriers = at, at += 8 * (warps * shape.stages + 2); /* two for the block */
+  s.barriers = at, at += 8 * (warps * shape.stages + 3); /* three for the block: queries, curves, the map of values */
   s.works = at, at += warps * (int)sizeof(struct warp_work);
   at = (at + 63) / 64 * 64;
   s.log_gains = at, at += 64;
@@ -95,7 +99,9 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   /* and in the place of all of them a factor for every row of every part of an item */
   const int all = warps * s.of_warp, factors = (shape.blocks * a.multiprocessors + 1) * row_tiles * 4 * 4;
   s.block = at += ((all > factors ? all : factors) + 15) / 16 * 16;
-  s.bytes = at + block_sums_of(a.head_dim, a.forms.value_crumbs, warps, row_tiles).bytes;
+  at += block_sums_of(a.head_dim, a.forms.value_crumbs, warps, row_tiles).bytes;
+  s.map = at = (at + 127) / 128 * 128;
+  s.bytes = at + (a.map_is_here ? map_bytes(a) : 0);
   return s;
 }
 
@@ -364,11 +370,9 @@ __device__ inline void find_work(const arguments &a, const line_item &item, int 
 __device__ inline const float *map_of(const arguments &a, int head) {
   return a.value_map + (size_t)head * a.value_rows * a.head_dim;
 }
-/* What the map multiplies: sums of codes, of gains, of probabilities. */
-__device__ inline int value_inputs(const page_forms &forms) { return forms.value_crumbs + forms.value_groups + 1; }
-
 /* What becomes of the item, of which blocks of the launch have parts. */
-__device__ inline item_output output_of(const arguments &a, const item_work &work, int total_units, int blocks) {
+__device__ inline item_output output_of(const arguments &a, const item_work &work, const float *map_here, int total_units,
+                                        int blocks) {
   const int index = work.item.tile * a.kv_heads + work.item.head, begin = work.item.begin;
   const int first = block_of_unit(begin, total_units, blocks),
             last = block_of_unit(begin + work.tile.units - 1, total_units, blocks);
@@ -378,7 +382,8 @@ __device__ inline item_output output_of(const arguments &a, const item_work &wor
           a.group,
           work.item.head,
           a.out,
-          map_of(a, work.item.head),
+          a.map_is_here ? map_here : map_of(a, work.item.head),
+          a.map_is_here,
           work.coded ? value_inputs(a.forms) : 0,
           last - first + 1,
           a.parts + (size_t)(index + blockIdx.x) * floats,
@@ -417,11 +422,12 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   const shared_layout layout = shared_layout_of(a, T::SHAPE, NT);
   uint64_t *barriers = (uint64_t *)(memory + layout.barriers), *block_barrier = barriers + WARPS * STAGES;
   ring ring = {memory + warp * STAGES * a.slot_bytes, barriers + warp * STAGES, 0, 0, 0, 0};
-  uint32_t parity = 0; /* of the block's barriers */
+  uint32_t parity = 0, map_parity = 0; /* of the block's barriers */
   if (lane == 0)
 #pragma unroll
     for (int i = 0; i < STAGES; i++) copies_init(ring.barriers + i);
-  if (threadIdx.x == 0) copies_init(block_barrier), copies_init(block_barrier + 1);
+  if (threadIdx.x == 0)
+    for (int i = 0; i < 3; i++) copies_init(block_barrier + i);
   copies_visible();
   __syncthreads();
   if ((int)blockIdx.x >= blocks) return; /* before a copy begins that nobody would wait for */
@@ -451,6 +457,8 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
       if (a.turns == BY_PAIRS)
         begin_block_copy(memory + layout.curves, a.curves + (size_t)work.item.head * curve_bytes(a), curve_bytes(a),
                          block_barrier + 1);
+      if (a.map_is_here)
+        begin_block_copy(memory + layout.map, map_of(a, work.item.head), map_bytes(a), block_barrier + 2);
     }
     fill_ring<STAGES>(a, ring, asked, mine, true, lane);
     const bool more = work.stop < end;
@@ -467,14 +475,18 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
       if (a.turns == BY_PAIRS) end_block_copy(block_barrier + 1, parity);
       parity ^= 1;
       read_coded<T>(a, work.tile, mine, asked, after, memory, layout, ring);
-      hand_to_copies(); /* the next item's queries are copied over what has been read here */
     } else {
       store_no_states<NT>(sums.code_states, lane);
     }
     read_exact<T>(a, work.tile, mine, asked, after, ring, sums);
-    finish_item<T::D, NT, WARPS>(output_of(a, work, total_units, blocks), a.forms.value_crumbs, a.forms.value_groups,
+    if (work.coded && a.map_is_here) {
+      end_block_copy(block_barrier + 2, map_parity);
+      map_parity ^= 1;
+    }
+    finish_item<T::D, NT, WARPS>(output_of(a, work, (const float *)(memory + layout.map), total_units, blocks), a.forms.value_crumbs, a.forms.value_groups,
                                  memory + layout.warps, layout.of_warp, memory + layout.block);
     if (!more) break;
+    hand_to_copies(); /* the next item's queries and map are copied over what has been read here */
     __syncthreads();
   }
 }

@@ -69,6 +69,7 @@ struct item_output {
   int kv_heads, group, head;
   float *out;
   const float *map;   /* of the KV head: [inputs][head_dim] */
+  bool map_is_here;   /* in shared memory */
   int inputs;         /* 0: nothing is coded */
   int count;          /* of the blocks that have something of the item */
   float *part;        /* this block's */
@@ -90,7 +91,30 @@ template <int D, int WARPS> __device__ __forceinline__ map_part<D> load_map(cons
   return part;
 }
 
-/* The product of `inputs` with the map, a warp every WARPS-th of them, into sums of the warp [4 NT][D]. */
+template <int NT> __device__ __forceinline__ void add_input(float4 (&sums)[4 * NT], const float *input, const float4 &map) {
+#pragma unroll
+  for (int n = 0; n < NT; n++) {
+    const float4 x = *(const float4 *)(input + 4 * n);
+    add_scaled(sums[4 * n], x.x, map), add_scaled(sums[4 * n + 1], x.y, map);
+    add_scaled(sums[4 * n + 2], x.z, map), add_scaled(sums[4 * n + 3], x.w, map);
+  }
+}
+
+/* The product of `inputs` with a map in shared memory, a warp every WARPS-th of them, into sums of the warp [4 NT][D]. */
+template <int D, int NT, int WARPS>
+__device__ inline void multiply_map_here(const item_output &o, const float *inputs, float *to) {
+  const int warp = threadIdx.x / 32;
+#pragma unroll 1
+  for (int column = threadIdx.x % 32 * 4; column < D; column += 128) {
+    float4 sums[4 * NT] = {};
+#pragma unroll 4
+    for (int i = warp; i < o.inputs; i += WARPS)
+      add_input<NT>(sums, inputs + i * 4 * NT, *(const float4 *)(o.map + i * D + column));
+#pragma unroll
+    for (int row = 0; row < 4 * NT; row++) *(float4 *)(to + row * D + column) = sums[row];
+  }
+}
+/* The same where it is not, of which `map` is there. */
 template <int D, int NT, int WARPS>
 __device__ inline void multiply_map(const item_output &o, map_part<D> &map, const float *inputs, float *to) {
   constexpr int TOGETHER = map_part<D>::TOGETHER;
@@ -104,12 +128,7 @@ __device__ inline void multiply_map(const item_output &o, map_part<D> &map, cons
 #pragma unroll
       for (int k = 0; k < TOGETHER; k++) {
         if (first + k * WARPS >= o.inputs) break;
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-          const float4 x = *(const float4 *)(inputs + (first + k * WARPS) * 4 * NT + 4 * n);
-          add_scaled(sums[4 * n], x.x, map.at[k]), add_scaled(sums[4 * n + 1], x.y, map.at[k]);
-          add_scaled(sums[4 * n + 2], x.z, map.at[k]), add_scaled(sums[4 * n + 3], x.w, map.at[k]);
-        }
+        add_input<NT>(sums, inputs + (first + k * WARPS) * 4 * NT, map.at[k]);
       }
     }
 #pragma unroll
@@ -174,7 +193,7 @@ __device__ inline void finish_item(const item_output &o, int crumbs, int groups,
   float *factors = (float *)(block + layout.factors);
   float2 *totals = (float2 *)(block + layout.totals);
   map_part<D> map;
-  if (o.inputs) map = load_map<D, WARPS>(o, warp, min(lane * 4, D - 4));
+  if (o.inputs && !o.map_is_here) map = load_map<D, WARPS>(o, warp, min(lane * 4, D - 4));
   __syncthreads();
 #pragma unroll 1
   for (int row = warp; row < rows; row += WARPS) {
@@ -214,7 +233,11 @@ __device__ inline void finish_item(const item_output &o, int crumbs, int groups,
   }
   __syncthreads();
   if (o.inputs) {
-    multiply_map<D, NT, WARPS>(o, map, inputs, (float *)(warps + warp * bytes));
+    float *to = (float *)(warps + warp * bytes);
+    if (o.map_is_here)
+      multiply_map_here<D, NT, WARPS>(o, inputs, to);
+    else
+      multiply_map<D, NT, WARPS>(o, map, inputs, to);
     __syncthreads();
   }
 #pragma unroll 1
