@@ -31,6 +31,7 @@ usual usual_of(const variant &v, const struct decode_layer *layer, int window) {
   if (window || keys.crumbs != 16 * v.blocks || values.crumbs != 16 * v.blocks || !has_usual_gains(*layer)) return NONE_DOES;
   const int form = keys.form == OSCAR_ROW_LOG_GAINS ? decode::FOUR_LOG_GAINS : decode::ONE_GAIN;
   const decode::how_it_turns turns = turns_of(layer);
+  if (turns == decode::BY_PAIRS && layer->rope->pairs != v.head_dim / 2) return NONE_DOES;
   const int steps = turns == decode::BY_WAVES ? layer->rope->steps : layer->turning_pairs / CURVE_STEP;
   for (int kind = 0; kind < decode::USUAL_KINDS; kind++)
     if (decode::USUAL_TURNS[kind] == turns && decode::USUAL_STEPS[kind] == steps) return {form, kind};

@@ -15,18 +15,18 @@
 
 namespace decode {
 
-/* Warps of a block, stages of their rings, blocks of a multiprocessor: as much as registers and shared memory allow. */
+/* Warps of a block, blocks of a multiprocessor: as much as registers and shared memory allow. */
 struct block_shape {
-  int warps, stages, blocks;
+  int warps, blocks;
 };
 /* turns, steps: of a mean that turns; any: kernels for any form */
 __host__ __device__ constexpr struct block_shape block_shape_of(int value_blocks, int row_tiles, how_it_turns turns, int steps,
                                                                 bool any) {
-  if (value_blocks > 16) return {4, 2, 1};
-  if (value_blocks > 8) return {turns != STAYS || any ? 4 : 6, 2, 1};
-  if (any) return {row_tiles == 2 ? 6 : 8, 2, 1};
-  if (row_tiles == 2) return {turns == BY_WAVES && steps > 1 ? 6 : 8, 2, 1};
-  return {value_blocks > 6 ? 8 : 12, 2, 1};
+  if (value_blocks > 16) return {4, 1};
+  if (value_blocks > 8) return {turns != STAYS || any ? 4 : 6, 1};
+  if (any) return {row_tiles == 2 ? 6 : 8, 1};
+  if (row_tiles == 2) return {turns == BY_WAVES && steps > 1 ? 6 : 8, 1};
+  return {value_blocks > 6 ? 8 : 12, 1};
 }
 
 /* What is known when a kernel is compiled. */
@@ -43,7 +43,7 @@ struct traits {
   static constexpr int GROUPS = FORM == FOUR_LOG_GAINS ? GAIN_CLASSES : 1;
   static constexpr int ROW_FORM = FORM == FOUR_LOG_GAINS ? OSCAR_ROW_LOG_GAINS : OSCAR_ROW_GAIN;
   static constexpr int KEY_BYTES = 256 * KEY_BLOCKS + 128, VALUE_BYTES = 256 * VALUE_BLOCKS + 128;
-  static constexpr int WARPS = SHAPE.warps, STAGES = SHAPE.stages, BLOCKS = SHAPE.blocks;
+  static constexpr int WARPS = SHAPE.warps, BLOCKS = SHAPE.blocks;
 };
 
 /* The item that has a unit of the line. */
@@ -65,7 +65,7 @@ struct warp_work {
 /* Shared memory of a block, in bytes from its start. A warp has `of_warp` bytes from `warps` on for weights of curves (of a mean
  * that turns) and the gains of a page, and in their place its sums, when it is done with an item. */
 struct shared_layout {
-  int barriers, works, log_gains, ones, prepared, curves, map, warps, of_warp, gains_of_warp, block, bytes;
+  int barriers, queues, works, log_gains, ones, prepared, curves, map, warps, of_warp, gains_of_warp, block, bytes;
 };
 __host__ __device__ inline prepared_layout prepared_of(const arguments &a, int row_tiles) {
   return prepared_layout_of(a.forms.key_crumbs / 16, a.turning_pairs, a.fast, row_tiles);
@@ -81,8 +81,9 @@ __host__ __device__ inline int map_bytes(const arguments &a) { return value_inpu
 __host__ __device__ inline struct shared_layout shared_layout_of(const arguments &a, struct block_shape shape, int row_tiles) {
   struct shared_layout s;
   const int warps = shape.warps;
-  int at = warps * shape.stages * a.slot_bytes;
-  s.barriers = at, at += 8 * (warps * shape.stages + 3); /* three for the block: queries, curves, the map of values */
+  int at = warps * STAGES * a.slot_bytes;
+  s.barriers = at, at += 8 * (warps * STAGES + 3); /* three for the block: queries, curves, the map of values */
+  s.queues = at, at += 8;
   s.works = at, at += warps * (int)sizeof(struct warp_work);
   at = (at + 63) / 64 * 64;
   s.log_gains = at, at += 64;
@@ -105,7 +106,7 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   return s;
 }
 
-/* Coded pages of one warp: all that are left of `c`. */
+/* The coded pages of `c` that the warp gets. */
 template <class T>
 __device__ inline void read_coded(const arguments &a, const struct decode_tile &tile, const reading &c, asking &asked,
                                   const reading &after, uint8_t *memory, const shared_layout &layout, ring &ring) {
@@ -115,9 +116,9 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   constexpr int EARLY_TILES = T::FORM != FOUR_LOG_GAINS ? 0 : NT == 1 ? 2 : 1;
   /* so that probabilities times gains of up to 2^1.75 stay fp16 numbers */
   constexpr float SLACK = T::FORM == FOUR_LOG_GAINS ? 2 : 0;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, mine = c.coded;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   uint8_t *own = memory + layout.warps + warp * layout.of_warp;
-  if (mine == 0) {
+  if (!page_is_next(ring, c.item)) {
     store_no_states<NT>(sums_of_warp<NT>(a.head_dim, a.forms.value_crumbs, own).code_states, lane);
     return;
   }
@@ -157,18 +158,22 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
 
   const uint32_t *of_row =
       (const uint32_t *)(g < GAIN_CLASSES ? (const uint8_t *)gains.values : memory + layout.ones) + q * 8 + g % GAIN_CLASSES;
-  int number = waves ? pages[min(g, mine - 1)].number : 0;
+  int number = waves ? pages[min(g, c.coded - 1)].number : 0;
   lane_pairs<STEPS> pairs;
   if (turns == BY_PAIRS) pairs.start(a, c.head, lane);
+  int i = 0;
+  bool had_own;
 #pragma unroll 1
-  for (int i = 0; i < mine; i++) {
+  do {
+#pragma unroll 1
+  do { /* as long as the warp has pages of its own to ask for */
     if (waves && i % WAVE_PAGES == 0) {
       __syncwarp();
       make_weights<STEPS, NT>(a.rope, a.turning_pairs, amplitudes, mixing, number, weights, lane);
-      number = pages[min(i + WAVE_PAGES + g, mine - 1)].number;
+      number = pages[min(i + WAVE_PAGES + g, c.coded - 1)].number;
       __syncwarp();
     }
-    const uint8_t *page = wait_for_slot<T::STAGES>(a, ring);
+    const uint8_t *page = wait_for_slot(a, ring);
     const int value_offset = ANY ? a.value_offset : 256 * T::KEY_BLOCKS + 128;
     const uint16_t *value_meta = (const uint16_t *)(page + value_offset + (ANY ? 16 * forms.value_crumbs : 256 * BLOCKS));
     const int before = exponent;
@@ -274,9 +279,12 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       }
     sum_values<T::FORM, BLOCKS, T::ANY_VALUES, NT>(forms, (const uint32_t *)(page + value_offset), value_gains, factors, of_row, p,
                                                    lane, acc, middle);
-    leave_slot<T::STAGES>(ring);
-    fill_slot<T::STAGES>(a, ring, asked, after, lane);
-  }
+    leave_slot(ring);
+    i++;
+    had_own = ask_for_own_page(a, ring, asked, lane);
+  } while (had_own && page_is_next(ring, c.item));
+  if (!had_own) fill_ring(a, ring, asked, after, true, lane);
+  } while (page_is_next(ring, c.item));
   if (T::FORM == FOUR_LOG_GAINS) { /* sums of probabilities are those of row 4 */
 #pragma unroll
     for (int n = 0; n < NT; n++) {
@@ -352,18 +360,19 @@ __device__ inline void find_work(const arguments &a, const line_item &item, int 
   /* a tile is the block's that has its first unit */
   const int exact_first = min((max(first - coded, 0) + EXACT_WEIGHT - 1) / EXACT_WEIGHT, w.tile.exact_tiles);
   const int exact_count = min((max(last - coded, 0) + EXACT_WEIGHT - 1) / EXACT_WEIGHT, w.tile.exact_tiles) - exact_first;
-  /* Both kinds in equal shares; warps that have one tile more are mostly not those that have one page more. */
-  const int exact_from = exact_count - exact_count * (WARPS - warp) / WARPS,
-            exact_to = exact_count - exact_count * (WARPS - warp - 1) / WARPS,
-            coded_from = begin_of_block(warp, coded_count, WARPS), coded_to = begin_of_block(warp + 1, coded_count, WARPS);
+  /* a warp knows what is in front of it where weights of curves are made for several pages together, or windows end */
+  const int queued = a.turns == BY_WAVES || a.window ? 0 : min(QUEUED_PAGES, coded_count / 2), own = coded_count - queued;
+  const int own_from = begin_of_block(warp, own, WARPS), own_to = begin_of_block(warp + 1, own, WARPS);
   works->items[number % 2] = w;
   works->readings[number % 2] = {number,
                                  item.head,
-                                 w.tile.coded_first + coded_first + coded_from,
-                                 coded_to - coded_from,
+                                 w.tile.coded_first + coded_first + own_from,
+                                 own_to - own_from,
+                                 w.tile.coded_first + coded_first + own,
+                                 queued,
                                  w.tile.exact_first,
-                                 exact_first + exact_from,
-                                 exact_to - exact_from};
+                                 exact_first,
+                                 exact_count};
   __syncwarp();
 }
 
@@ -405,7 +414,7 @@ template <class T> __device__ __forceinline__ arguments known_arguments(const ar
     a.value_offset = T::KEY_BYTES;
     a.head_bytes = a.page_bytes = T::KEY_BYTES + T::VALUE_BYTES;
     a.slot_bytes = max(T::KEY_BYTES + T::VALUE_BYTES + (T::TURNS == BY_PAIRS ? T::D / 2 * 8 : 0), EXACT_TOKENS * T::D * 2);
-    if (T::TURNS == BY_PAIRS) a.turning_pairs = a.fast = T::STEPS * CURVE_STEP;
+    if (T::TURNS == BY_PAIRS) a.turning_pairs = a.fast = T::STEPS * CURVE_STEP, a.angle_bytes = T::D / 2 * 8;
     if (T::TURNS == BY_WAVES) a.rope.steps = T::STEPS;
   }
   return a;
@@ -413,7 +422,7 @@ template <class T> __device__ __forceinline__ arguments known_arguments(const ar
 
 template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) kernel(const __grid_constant__ arguments given) {
   const arguments a = known_arguments<T>(given);
-  constexpr int WARPS = T::WARPS, NT = T::NT, STAGES = T::STAGES;
+  constexpr int WARPS = T::WARPS, NT = T::NT;
   extern __shared__ __align__(128) uint8_t memory[];
   start_kernel_after();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -421,13 +430,16 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   const int blocks = working_blocks(total_units, a.blocks);
   const shared_layout layout = shared_layout_of(a, T::SHAPE, NT);
   uint64_t *barriers = (uint64_t *)(memory + layout.barriers), *block_barrier = barriers + WARPS * STAGES;
-  ring ring = {memory + warp * STAGES * a.slot_bytes, barriers + warp * STAGES, 0, 0, 0, 0};
+  int *queues = (int *)(memory + layout.queues);
+  ring ring = {memory + warp * STAGES * a.slot_bytes, barriers + warp * STAGES, queues, 0, 0, EMPTY, EMPTY, 0};
   uint32_t parity = 0, map_parity = 0; /* of the block's barriers */
   if (lane == 0)
 #pragma unroll
     for (int i = 0; i < STAGES; i++) copies_init(ring.barriers + i);
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
     for (int i = 0; i < 3; i++) copies_init(block_barrier + i);
+    queues[0] = queues[1] = 0;
+  }
   copies_visible();
   __syncthreads();
   if ((int)blockIdx.x >= blocks) return; /* before a copy begins that nobody would wait for */
@@ -439,7 +451,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   asking asked;
   ask_for(a, asked, works->readings[0], lane);
   /* the kernel before may write exact pages, but not coded ones */
-  fill_ring<STAGES>(a, ring, asked, works->readings[0], false, lane);
+  fill_ring(a, ring, asked, works->readings[0], false, lane);
   store_ones(memory + layout.ones);
   if (threadIdx.x < 16) ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
   if (a.turns == BY_WAVES) {
@@ -460,7 +472,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
       if (a.map_is_here)
         begin_block_copy(memory + layout.map, map_of(a, work.item.head), map_bytes(a), block_barrier + 2);
     }
-    fill_ring<STAGES>(a, ring, asked, mine, true, lane);
+    fill_ring(a, ring, asked, mine, true, lane);
     const bool more = work.stop < end;
     if (more) {
       const bool same = work.item.head + 1 < a.kv_heads;
@@ -487,6 +499,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
                                  memory + layout.warps, layout.of_warp, memory + layout.block);
     if (!more) break;
     hand_to_copies(); /* the next item's queries and map are copied over what has been read here */
+    if (threadIdx.x == 0) queues[number % 2] = 0;
     __syncthreads();
   }
 }

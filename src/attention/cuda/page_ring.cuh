@@ -2,8 +2,11 @@
  * attention/cuda/page_ring.cuh - what a warp reads of an item, and the ring in shared memory that the copy engine fills with it
  * ahead of the warp. Private.
  *
- * A slot of the ring holds a coded page of a KV head, with angles behind it where pairs turn, or the keys or the values of 16 exact tokens. They come in the order of
- * reading: coded pages, then exact tiles, keys then values; then the same of the next item.
+ * A slot of the ring holds a coded page of a KV head, with angles behind it where pairs turn, or the keys or the values of 16
+ * exact tokens. They come in the order of reading: coded pages, then exact tiles, keys then values; then the same of the next item.
+ *
+ * Warps of a block advance at different speeds, and wait for each other at the end of an item. So a warp has only most of its coded
+ * pages for its own. The block's last ones and its exact tiles are a queue, from which warps take when they have a free slot.
  */
 #ifndef OSCAR_ATTENTION_CUDA_PAGE_RING_CUH
 #define OSCAR_ATTENTION_CUDA_PAGE_RING_CUH
@@ -12,37 +15,59 @@
 
 namespace decode {
 
-struct ring {
-  uint8_t *slots; /* [stages][slot_bytes] */
-  uint64_t *barriers;
-  int issue_slot, take_slot, filled;
-  uint32_t parity; /* of the barrier at take_slot */
-};
+constexpr int STAGES = 2; /* of a ring */
+constexpr int QUEUED_PAGES = 64; /* coded pages of a block's stretch of an item that are in the queue, at most */
 
-/* What a warp reads of an item: `coded` pages, then `exact` tiles of 16 tokens. Lists begin at places of the plan's. */
+struct ring {
+  uint8_t *slots; /* [STAGES][slot_bytes] */
+  uint64_t *barriers;
+  int *queues; /* [2], of items in turn: what was taken of them */
+  int issue_slot, take_slot;
+  int content, following; /* of the slots that are filled, in the order of reading: content_of; EMPTY where there is none */
+  uint32_t parity;     /* of the barrier at take_slot */
+};
+constexpr int EMPTY = -1;
+/* tile: from the first of the item on; NO_TILE: a coded page. item: its number in the block. */
+constexpr int NO_TILE = -1;
+__device__ __forceinline__ int content_of(int item, int tile) { return 2 * (tile + 1) + item % 2; }
+/* Whether a coded page of the item is next. */
+__device__ __forceinline__ bool page_is_next(const ring &ring, int item) { return ring.content == content_of(item, NO_TILE); }
+/* The exact tile of the item that is next, or NO_TILE. */
+__device__ __forceinline__ int next_tile(const ring &ring, int item) {
+  return ring.content != EMPTY && ring.content % 2 == item % 2 ? ring.content / 2 - 1 : NO_TILE;
+}
+
+/* What a warp reads of an item. Lists begin at places of the plan's. */
 struct reading {
   int item, head;                    /* item: its number in the block */
-  int coded_list, coded;             /* the warp's own */
-  int exact_list, exact_from, exact; /* the item's list, tiles of it */
+  int coded_list, coded;             /* pages that are the warp's own */
+  int queue_list, queued;            /* the block's: coded pages in the queue */
+  int exact_list, exact_from, exact; /* and tiles, after them: of the item's list, from which on, how many */
 };
 
-/* What a warp asks for: of coded + 2 exact slots of `of`, `next` is the first that is not yet asked for. Coded pages are looked up
- * 32 at a time, and that well before they are needed: lane i has page i of 32, here and ahead. */
+/* What a warp asks for. Coded pages are looked up 32 at a time, and that well before they are needed: lane i has page i of 32, here
+ * and ahead, which is the queue's first 32 where `here` has the last of the warp's own. */
 struct asking {
   reading of;
-  int next;
+  int next;                /* of the warp's own pages */
+  int values;              /* the tile whose keys were asked for last; NO_TILE: its values were too */
+  bool in_queue, has_done; /* in_queue: here and ahead are the queue's */
   struct decode_page here, ahead;
 };
 
-__device__ inline void look_up(const arguments &a, asking &asked, int page) {
-  if (page < asked.of.coded) asked.ahead = a.pages[asked.of.coded_list + page];
+/* Of 32 pages from `page` of the warp's own on, or of the queue's first ones, if there are none. */
+__device__ __forceinline__ void look_ahead(const arguments &a, asking &asked, int page, int lane) {
+  const bool own = page < asked.of.coded;
+  const int at = own ? page + lane : lane, count = own ? asked.of.coded : asked.of.queued;
+  if (at < count) asked.ahead = a.pages[(own ? asked.of.coded_list : asked.of.queue_list) + at];
 }
-__device__ inline void ask_for(const arguments &a, asking &asked, const reading &of, int lane) {
+__device__ __forceinline__ void ask_for(const arguments &a, asking &asked, const reading &of, int lane) {
   asked.of = of;
-  asked.next = 0;
-  look_up(a, asked, lane);
+  asked.next = 0, asked.values = NO_TILE, asked.in_queue = asked.has_done = false;
+  look_ahead(a, asked, 0, lane);
+  if (of.coded == 0) return;
   asked.here = asked.ahead;
-  look_up(a, asked, 32 + lane);
+  look_ahead(a, asked, 32, lane);
 }
 
 __device__ inline const uint8_t *exact_tile(const arguments &a, const reading &r, int tile, int side) {
@@ -51,67 +76,99 @@ __device__ inline const uint8_t *exact_tile(const arguments &a, const reading &r
          ((size_t)(r.head * 2 + side) * 64 + (size_t)(tile * EXACT_TOKENS % 64)) * (size_t)a.head_dim * 2;
 }
 
-template <int STAGES> __device__ __forceinline__ void asked_one(ring &ring, asking &asked) {
-  ring.issue_slot = ring.issue_slot + 1 == STAGES ? 0 : ring.issue_slot + 1;
-  ring.filled++, asked.next++;
+/* Copies were begun into a free slot. */
+__device__ __forceinline__ void add_slot(ring &ring, int content) {
+  ring.issue_slot ^= 1;
+  if (ring.content == EMPTY)
+    ring.content = content;
+  else
+    ring.following = content;
 }
-
-/* The next coded page of `asked`, which has one, into a free slot; after it, where pairs turn, their angles on that page. */
-template <int STAGES>
-__device__ __forceinline__ void ask_for_page(const arguments &a, ring &ring, asking &asked, int lane) {
-  const int of = asked.next % 32;
-  if (of == 0 && asked.next > 0) {
-    asked.here = asked.ahead;
-    look_up(a, asked, asked.next + 32 + lane);
-  }
-  const uint8_t *from = a.memory + (size_t)asked.here.unit * a.unit_bytes + (size_t)asked.of.head * a.head_bytes;
-  const uint8_t *angles = (const uint8_t *)a.rope.turns + (size_t)asked.here.number * a.angle_bytes;
+__device__ __forceinline__ void ask_for_page(const arguments &a, ring &ring, const asking &asked, const struct decode_page &page,
+                                             int of_lane, int lane) {
+  const uint8_t *from = a.memory + (size_t)page.unit * a.unit_bytes + (size_t)asked.of.head * a.head_bytes;
+  const uint8_t *angles = (const uint8_t *)a.rope.turns + (size_t)page.number * a.angle_bytes;
   copy_two(ring.slots + ring.issue_slot * a.slot_bytes, from, a.page_bytes, angles, a.angle_bytes, ring.barriers + ring.issue_slot,
-           of, lane);
-  asked_one<STAGES>(ring, asked);
+           of_lane, lane);
+  add_slot(ring, content_of(asked.of.item, NO_TILE));
+}
+/* The next of the warp's own pages, if there is one. */
+__device__ __forceinline__ bool ask_for_own_page(const arguments &a, ring &ring, asking &asked, int lane) {
+  if (asked.next >= asked.of.coded) return false;
+  const int of = asked.next % 32;
+  if (__builtin_expect(of == 0 && asked.next > 0, false)) {
+    asked.here = asked.ahead;
+    look_ahead(a, asked, asked.next + 32, lane);
+  }
+  ask_for_page(a, ring, asked, asked.here, of, lane);
+  asked.next++;
+  return true;
+}
+__device__ __forceinline__ void ask_for_side(const arguments &a, ring &ring, const asking &asked, int tile, int side, int lane) {
+  copy_page(ring.slots + ring.issue_slot * a.slot_bytes, exact_tile(a, asked.of, tile, side), EXACT_TOKENS * a.head_dim * 2,
+            ring.barriers + ring.issue_slot, lane);
+  add_slot(ring, content_of(asked.of.item, tile));
+}
+/* What is next in the queue, or begun of it; false: nothing. */
+__device__ __forceinline__ bool ask_for_queued(const arguments &a, ring &ring, asking &asked, int lane) {
+  if (asked.values != NO_TILE) {
+    ask_for_side(a, ring, asked, asked.values, 1, lane);
+    asked.values = NO_TILE;
+    return true;
+  }
+  if (asked.has_done) return false;
+  if (!asked.in_queue) {
+    asked.in_queue = true;
+    asked.here = asked.ahead;
+    if (32 + lane < asked.of.queued) asked.ahead = a.pages[asked.of.queue_list + 32 + lane];
+  }
+  int place = 0;
+  if (lane == 0) place = atomicAdd(ring.queues + asked.of.item % 2, 1);
+  place = __shfl_sync(~0u, place, 0);
+  if (place < asked.of.queued) {
+    ask_for_page(a, ring, asked, place < 32 ? asked.here : asked.ahead, place % 32, lane);
+    return true;
+  }
+  const int tile = place - asked.of.queued;
+  if (tile >= asked.of.exact) {
+    asked.has_done = true;
+    return false;
+  }
+  asked.values = asked.of.exact_from + tile;
+  ask_for_side(a, ring, asked, asked.values, 0, lane);
+  return true;
 }
 
-/* Fills the free slots with what is left to be asked for; after an item, of `after`. By a whole warp. exact: whether exact pages
- * may be read already. */
-template <int STAGES>
-__device__ __forceinline__ void fill_ring(const arguments &a, ring &ring, asking &asked, const reading &after, bool exact,
+/* Fills the free slots with what is left to be asked for; after an item, of `after`. By a whole warp. queued: whether the queue may
+ * be asked already. */
+__device__ __forceinline__ void fill_ring(const arguments &a, ring &ring, asking &asked, const reading &after, bool queued,
                                           int lane) {
 #pragma unroll 1
-  while (ring.filled < STAGES) {
-    const int slot = asked.next - asked.of.coded;
-    if (slot == 2 * asked.of.exact) {
-      if (asked.of.item == after.item) return;
-      ask_for(a, asked, after, lane);
-    } else if (slot < 0) {
-      ask_for_page<STAGES>(a, ring, asked, lane);
-    } else {
-      if (!exact) return;
-      copy_page(ring.slots + ring.issue_slot * a.slot_bytes, exact_tile(a, asked.of, asked.of.exact_from + slot / 2, slot % 2),
-                EXACT_TOKENS * a.head_dim * 2, ring.barriers + ring.issue_slot, lane);
-      asked_one<STAGES>(ring, asked);
-    }
+  while (ring.following == EMPTY) {
+    if (ask_for_own_page(a, ring, asked, lane)) continue;
+    if (!queued) return;
+    if (ask_for_queued(a, ring, asked, lane)) continue;
+    if (asked.of.item == after.item) return;
+    ask_for(a, asked, after, lane);
   }
 }
-/* The same where one slot is free, and most often a coded page is next. */
-template <int STAGES>
+/* The same where one slot is free, and most often a page of the warp's own is next. */
 __device__ __forceinline__ void fill_slot(const arguments &a, ring &ring, asking &asked, const reading &after, int lane) {
-  if (asked.next < asked.of.coded)
-    ask_for_page<STAGES>(a, ring, asked, lane);
-  else
-    fill_ring<STAGES>(a, ring, asked, after, true, lane);
+  if (__builtin_expect(!ask_for_own_page(a, ring, asked, lane), false)) fill_ring(a, ring, asked, after, true, lane);
 }
 
-template <int STAGES> __device__ __forceinline__ const uint8_t *wait_for_slot(const arguments &a, const ring &ring) {
-  for (int i = ring.filled; i < STAGES; i++) copy_none();
+__device__ __forceinline__ const uint8_t *wait_for_slot(const arguments &a, const ring &ring) {
+  if (ring.following == EMPTY) copy_none();
   copy_wait<STAGES - 1>(ring.barriers + ring.take_slot, ring.parity);
   return ring.slots + ring.take_slot * a.slot_bytes;
 }
 
 /* What was waited for is not needed any more. By a whole warp. */
-template <int STAGES> __device__ __forceinline__ void leave_slot(ring &ring) {
+__device__ __forceinline__ void leave_slot(ring &ring) {
   __syncwarp();
-  ring.filled--;
-  if (++ring.take_slot == STAGES) ring.take_slot = 0, ring.parity ^= 1;
+  ring.content = ring.following, ring.following = EMPTY;
+  ring.take_slot ^= 1;
+  if (ring.take_slot == 0) ring.parity ^= 1;
 }
 
 } // namespace decode
