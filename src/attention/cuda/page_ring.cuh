@@ -16,7 +16,7 @@
 namespace decode {
 
 constexpr int STAGES = 2; /* of a ring */
-constexpr int QUEUED_PAGES = 64; /* coded pages of a block's stretch of an item that are in the queue, at most */
+constexpr int QUEUED_PAGES = 16; /* coded pages of a block's stretch of an item that are in the queue, at most */
 
 struct ring {
   uint8_t *slots; /* [STAGES][slot_bytes] */
