@@ -97,9 +97,8 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   const int sums = warp_sums_bytes(a.head_dim, a.forms.value_crumbs, row_tiles),
             reading = s.gains_of_warp + (a.coded ? gains_bytes(a.forms) : 0);
   s.of_warp = ((sums > reading ? sums : reading) + 15) / 16 * 16;
-  /* and in the place of all of them a factor for every row of every part of an item */
-  const int all = warps * s.of_warp, factors = (shape.blocks * a.multiprocessors + 1) * row_tiles * 4 * 4;
-  s.block = at += ((all > factors ? all : factors) + 15) / 16 * 16;
+  const int all = warps * s.of_warp, merging = merge_bytes(a.head_dim, shape.blocks * a.multiprocessors + 1, row_tiles);
+  s.block = at += ((all > merging ? all : merging) + 15) / 16 * 16;
   at += block_sums_of(a.head_dim, a.forms.value_crumbs, warps, row_tiles).bytes;
   s.map = at = (at + 127) / 128 * 128;
   s.bytes = at + (a.map_is_here ? map_bytes(a) : 0);
@@ -161,6 +160,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   int number = waves ? pages[min(g, c.coded - 1)].number : 0;
   lane_pairs<STEPS> pairs;
   if (turns == BY_PAIRS) pairs.start(a, c.head, lane);
+  const int content = content_of(c.item, NO_TILE);
   int i = 0;
   bool had_own;
 #pragma unroll 1
@@ -212,8 +212,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
     for (int t = 0; t < 4; t++)
 #pragma unroll
       for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
-    if (turns == BY_PAIRS)
-      score_pairs<STEPS, NT>(a, curves, amplitudes, pairs, page + a.page_bytes, lane, s);
+    if (turns == BY_PAIRS) score_pairs<STEPS, NT>(a, curves, amplitudes, pairs, page + a.page_bytes, lane, s);
     if (waves) score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
 #pragma unroll
     for (int t = 0; t < 4; t++) {
@@ -282,9 +281,9 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
     leave_slot(ring);
     i++;
     had_own = ask_for_own_page(a, ring, asked, lane);
-  } while (had_own && page_is_next(ring, c.item));
+  } while (had_own && ring.content == content);
   if (!had_own) fill_ring(a, ring, asked, after, true, lane);
-  } while (page_is_next(ring, c.item));
+  } while (ring.content == content);
   if (T::FORM == FOUR_LOG_GAINS) { /* sums of probabilities are those of row 4 */
 #pragma unroll
     for (int n = 0; n < NT; n++) {
@@ -435,9 +434,9 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   uint32_t parity = 0, map_parity = 0; /* of the block's barriers */
   if (lane == 0)
 #pragma unroll
-    for (int i = 0; i < STAGES; i++) copies_init(ring.barriers + i);
+    for (int i = 0; i < STAGES; i++) copies_init(ring.barriers + i, slot_arrivals(a));
   if (threadIdx.x == 0) {
-    for (int i = 0; i < 3; i++) copies_init(block_barrier + i);
+    for (int i = 0; i < 3; i++) copies_init(block_barrier + i, 1);
     queues[0] = queues[1] = 0;
   }
   copies_visible();

@@ -16,7 +16,7 @@
 namespace decode {
 
 constexpr int STAGES = 2; /* of a ring */
-constexpr int QUEUED_PAGES = 16; /* coded pages of a block's stretch of an item that are in the queue, at most */
+constexpr int QUEUED_PAGES = 16; /* coded pages of a block's stretch of an item that are in the queue, at most; at most 32 */
 
 struct ring {
   uint8_t *slots; /* [STAGES][slot_bytes] */
@@ -29,12 +29,12 @@ struct ring {
 constexpr int EMPTY = -1;
 /* tile: from the first of the item on; NO_TILE: a coded page. item: its number in the block. */
 constexpr int NO_TILE = -1;
-__device__ __forceinline__ int content_of(int item, int tile) { return 2 * (tile + 1) + item % 2; }
+__device__ __forceinline__ int content_of(int item, int tile) { return 2 * (tile + 1) + (item & 1); }
 /* Whether a coded page of the item is next. */
 __device__ __forceinline__ bool page_is_next(const ring &ring, int item) { return ring.content == content_of(item, NO_TILE); }
 /* The exact tile of the item that is next, or NO_TILE. */
 __device__ __forceinline__ int next_tile(const ring &ring, int item) {
-  return ring.content != EMPTY && ring.content % 2 == item % 2 ? ring.content / 2 - 1 : NO_TILE;
+  return ring.content != EMPTY && (ring.content & 1) == (item & 1) ? (ring.content >> 1) - 1 : NO_TILE;
 }
 
 /* What a warp reads of an item. Lists begin at places of the plan's. */
@@ -45,28 +45,38 @@ struct reading {
   int exact_list, exact_from, exact; /* and tiles, after them: of the item's list, from which on, how many */
 };
 
-/* What a warp asks for. Coded pages are looked up 32 at a time, and that well before they are needed: lane i has page i of 32, here
- * and ahead, which is the queue's first 32 where `here` has the last of the warp's own. */
-struct asking {
-  reading of;
-  int next;                /* of the warp's own pages */
-  int values;              /* the tile whose keys were asked for last; NO_TILE: its values were too */
-  bool in_queue, has_done; /* in_queue: here and ahead are the queue's */
-  struct decode_page here, ahead;
+/* Where a coded page is, and its number in the sequence. */
+struct page_place {
+  const uint8_t *memory;
+  int number;
 };
 
-/* Of 32 pages from `page` of the warp's own on, or of the queue's first ones, if there are none. */
+/* What a warp asks for. Coded pages are looked up 32 at a time, and that well before they are needed: lane i has page i of 32, here
+ * and ahead, which are the queue's where `here` has the last of the warp's own. */
+struct asking {
+  reading of;
+  unsigned next;           /* of the warp's own pages */
+  int values;              /* the tile whose keys were asked for last; NO_TILE: its values were too */
+  bool in_queue, has_done; /* in_queue: here are the queue's */
+  struct page_place here;
+  struct decode_page ahead;
+};
+
+/* Of 32 pages from `page` of the warp's own on, or of the queue's, if there are none. */
 __device__ __forceinline__ void look_ahead(const arguments &a, asking &asked, int page, int lane) {
   const bool own = page < asked.of.coded;
   const int at = own ? page + lane : lane, count = own ? asked.of.coded : asked.of.queued;
   if (at < count) asked.ahead = a.pages[(own ? asked.of.coded_list : asked.of.queue_list) + at];
+}
+__device__ __forceinline__ struct page_place place_of(const arguments &a, const asking &asked, const struct decode_page &page) {
+  return {a.memory + (size_t)page.unit * a.unit_bytes + (size_t)asked.of.head * a.head_bytes, page.number};
 }
 __device__ __forceinline__ void ask_for(const arguments &a, asking &asked, const reading &of, int lane) {
   asked.of = of;
   asked.next = 0, asked.values = NO_TILE, asked.in_queue = asked.has_done = false;
   look_ahead(a, asked, 0, lane);
   if (of.coded == 0) return;
-  asked.here = asked.ahead;
+  asked.here = place_of(a, asked, asked.ahead);
   look_ahead(a, asked, 32, lane);
 }
 
@@ -76,6 +86,8 @@ __device__ inline const uint8_t *exact_tile(const arguments &a, const reading &r
          ((size_t)(r.head * 2 + side) * 64 + (size_t)(tile * EXACT_TOKENS % 64)) * (size_t)a.head_dim * 2;
 }
 
+/* How often is arrived at a slot's barrier: by the lane that copies, and where angles come beside the page, by all others. */
+__device__ __forceinline__ int slot_arrivals(const arguments &a) { return a.angle_bytes ? 33 : 1; }
 /* Copies were begun into a free slot. */
 __device__ __forceinline__ void add_slot(ring &ring, int content) {
   ring.issue_slot ^= 1;
@@ -84,29 +96,37 @@ __device__ __forceinline__ void add_slot(ring &ring, int content) {
   else
     ring.following = content;
 }
-__device__ __forceinline__ void ask_for_page(const arguments &a, ring &ring, const asking &asked, const struct decode_page &page,
+/* The page that `of_lane` has in `page`. */
+__device__ __forceinline__ void ask_for_page(const arguments &a, ring &ring, const asking &asked, const struct page_place &page,
                                              int of_lane, int lane) {
-  const uint8_t *from = a.memory + (size_t)page.unit * a.unit_bytes + (size_t)asked.of.head * a.head_bytes;
-  const uint8_t *angles = (const uint8_t *)a.rope.turns + (size_t)page.number * a.angle_bytes;
-  copy_two(ring.slots + ring.issue_slot * a.slot_bytes, from, a.page_bytes, angles, a.angle_bytes, ring.barriers + ring.issue_slot,
-           of_lane, lane);
+  uint8_t *to = ring.slots + ring.issue_slot * a.slot_bytes;
+  uint64_t *barrier = ring.barriers + ring.issue_slot;
+  copy_of_lane(to, page.memory, a.page_bytes, barrier, of_lane, lane);
+  if (a.angle_bytes) {
+    const int number = __shfl_sync(~0u, page.number, of_lane);
+    copy_beside(to + a.page_bytes, (const uint8_t *)a.rope.turns + (size_t)number * a.angle_bytes, a.angle_bytes, barrier, lane);
+  }
+  copies_begun();
   add_slot(ring, content_of(asked.of.item, NO_TILE));
 }
 /* The next of the warp's own pages, if there is one. */
 __device__ __forceinline__ bool ask_for_own_page(const arguments &a, ring &ring, asking &asked, int lane) {
-  if (asked.next >= asked.of.coded) return false;
-  const int of = asked.next % 32;
-  if (__builtin_expect(of == 0 && asked.next > 0, false)) {
-    asked.here = asked.ahead;
-    look_ahead(a, asked, asked.next + 32, lane);
+  if (asked.next >= (unsigned)asked.of.coded) return false;
+  const int of = (int)(asked.next % 32);
+  if (of == 0 && asked.next > 0) {
+    asked.here = place_of(a, asked, asked.ahead);
+    look_ahead(a, asked, (int)asked.next + 32, lane);
   }
   ask_for_page(a, ring, asked, asked.here, of, lane);
   asked.next++;
   return true;
 }
 __device__ __forceinline__ void ask_for_side(const arguments &a, ring &ring, const asking &asked, int tile, int side, int lane) {
-  copy_page(ring.slots + ring.issue_slot * a.slot_bytes, exact_tile(a, asked.of, tile, side), EXACT_TOKENS * a.head_dim * 2,
-            ring.barriers + ring.issue_slot, lane);
+  uint64_t *barrier = ring.barriers + ring.issue_slot;
+  copy_of_lane(ring.slots + ring.issue_slot * a.slot_bytes, exact_tile(a, asked.of, tile, side), EXACT_TOKENS * a.head_dim * 2, barrier,
+               0, lane);
+  if (a.angle_bytes) copy_nothing_beside(barrier);
+  copies_begun();
   add_slot(ring, content_of(asked.of.item, tile));
 }
 /* What is next in the queue, or begun of it; false: nothing. */
@@ -119,14 +139,13 @@ __device__ __forceinline__ bool ask_for_queued(const arguments &a, ring &ring, a
   if (asked.has_done) return false;
   if (!asked.in_queue) {
     asked.in_queue = true;
-    asked.here = asked.ahead;
-    if (32 + lane < asked.of.queued) asked.ahead = a.pages[asked.of.queue_list + 32 + lane];
+    asked.here = place_of(a, asked, asked.ahead);
   }
   int place = 0;
-  if (lane == 0) place = atomicAdd(ring.queues + asked.of.item % 2, 1);
+  if (lane == 0) place = atomicAdd(ring.queues + (asked.of.item & 1), 1);
   place = __shfl_sync(~0u, place, 0);
   if (place < asked.of.queued) {
-    ask_for_page(a, ring, asked, place < 32 ? asked.here : asked.ahead, place % 32, lane);
+    ask_for_page(a, ring, asked, asked.here, place, lane);
     return true;
   }
   const int tile = place - asked.of.queued;
@@ -158,7 +177,7 @@ __device__ __forceinline__ void fill_slot(const arguments &a, ring &ring, asking
 }
 
 __device__ __forceinline__ const uint8_t *wait_for_slot(const arguments &a, const ring &ring) {
-  if (ring.following == EMPTY) copy_none();
+  if (ring.following == EMPTY) copies_begun();
   copy_wait<STAGES - 1>(ring.barriers + ring.take_slot, ring.parity);
   return ring.slots + ring.take_slot * a.slot_bytes;
 }
