@@ -53,7 +53,7 @@ struct arguments {
   int turning_pairs, fast; /* of decode_layer; curved_pairs */
   int head_bytes, value_offset;
   int page_bytes, slot_bytes; /* what is copied of a coded page for one head; of a slot of a ring */
-  int angle_bytes;            /* of rope.turns for a page, where they are copied with it */
+  int angle_bytes;            /* of rope.turns for a page, where they are copied */
   bool coded, map_is_here; /* map_is_here: a KV head's map of values is copied to shared memory */
   float scale;
 };
@@ -351,34 +351,57 @@ template <int STEPS> struct lane_pairs {
   }
 };
 
-__device__ __forceinline__ uint32_t number_or_rest(float low, float high, bool rest) {
-  const uint32_t number = pack_half2(low, high);
-  return rest ? rest_half2(low, high, number) : number;
-}
-
-/* Adds what the mean has to the scores of a page. curves, amplitudes: of the head; angles: of the page. */
+/*
+ * A product has eight columns, and all are numbers: of 8 rows, or where there are but 4, of these for two pages at once. What fp16
+ * lost of them has a product of its own, as what it lost of the curves has.
+ *
+ * turned [page or rows from 4 on][tile of 16 tokens][token g, g + 8]: what the mean has in scores. curves, amplitudes: of the head;
+ * angles: of the lane's page (of column lane / 4, page or rows are lane / 4 % 2).
+ */
 template <int STEPS, int NT>
-__device__ __forceinline__ void score_pairs(const arguments &a, const uint8_t *curves, const float2 *amplitudes,
-                                            const lane_pairs<STEPS> &pairs, const uint8_t *angles, int lane, float (&s)[4][NT][2]) {
+__device__ __forceinline__ void turn_pairs(const arguments &a, const uint8_t *curves, const float2 *amplitudes,
+                                           const lane_pairs<STEPS> &pairs, const uint8_t *angles, int lane,
+                                           float (&turned)[2][4][2]) {
   const int steps = STEPS ? STEPS : a.turning_pairs / CURVE_STEP, g = lane / 4, q = lane % 4;
-  float sums[2][2][NT][4] = {};
+  const float2 *mine = amplitudes + (g / 2 + (NT == 2 ? g % 2 * 4 : 0)) * steps * CURVE_STEP + 2 * q;
+  float sums[2][2][4] = {}; /* [even, odd][tile from the centre on] */
 #pragma unroll
   for (int k = 0; k < steps; k++) {
     float2 turn[4];
-    uint4 weights[NT];
     pairs.get(angles, k, turn);
+    const float4 x = *(const float4 *)(mine + k * CURVE_STEP), y = *(const float4 *)(mine + k * CURVE_STEP + 8);
+    const float even[4] = {x.x * turn[0].x + x.y * turn[0].y, x.z * turn[1].x + x.w * turn[1].y,
+                           y.x * turn[2].x + y.y * turn[2].y, y.z * turn[3].x + y.w * turn[3].y};
+    const float odd[4] = {x.y * turn[0].x - x.x * turn[0].y, x.w * turn[1].x - x.z * turn[1].y,
+                          y.y * turn[2].x - y.x * turn[2].y, y.w * turn[3].x - y.z * turn[3].y};
+    uint32_t number[2][2], lost[2][2]; /* [even, odd][pairs 2 q and 2 q + 1, 2 q + 8 and 2 q + 9] */
 #pragma unroll
-    for (int n = 0; n < NT; n++) {
-      const float4 *of_row = (const float4 *)(amplitudes + ((n * 4 + g / 2) * steps + k) * CURVE_STEP + 2 * q);
-      const float4 x = of_row[0], y = of_row[4];
-      weights[n].x = number_or_rest(x.x * turn[0].x + x.y * turn[0].y, x.z * turn[1].x + x.w * turn[1].y, g % 2);
-      weights[n].y = number_or_rest(y.x * turn[2].x + y.y * turn[2].y, y.z * turn[3].x + y.w * turn[3].y, g % 2);
-      weights[n].z = number_or_rest(x.y * turn[0].x - x.x * turn[0].y, x.w * turn[1].x - x.z * turn[1].y, g % 2);
-      weights[n].w = number_or_rest(y.y * turn[2].x - y.x * turn[2].y, y.w * turn[3].x - y.z * turn[3].y, g % 2);
+    for (int i = 0; i < 2; i++) {
+      number[0][i] = pack_half2(even[2 * i], even[2 * i + 1]), number[1][i] = pack_half2(odd[2 * i], odd[2 * i + 1]);
+      lost[0][i] = rest_half2(even[2 * i], even[2 * i + 1], number[0][i]);
+      lost[1][i] = rest_half2(odd[2 * i], odd[2 * i + 1], number[1][i]);
     }
-    multiply_curves<NT>(curves + k * CURVE_STEP_BYTES, weights, lane, sums);
+#pragma unroll
+    for (int o = 0; o < 2; o++)
+#pragma unroll
+      for (int tile = 0; tile < 2; tile++) {
+        const uint4 *of_tile = (const uint4 *)(curves + k * CURVE_STEP_BYTES + (o * 2 + tile) * 1024) + lane;
+        const uint4 value = of_tile[0], rest = of_tile[32];
+        mma_fp16(sums[o][tile], value.x, value.y, value.z, value.w, number[o][0], number[o][1]);
+        mma_fp16(sums[o][tile], value.x, value.y, value.z, value.w, lost[o][0], lost[o][1]);
+        mma_fp16(sums[o][tile], rest.x, rest.y, rest.z, rest.w, number[o][0], number[o][1]);
+      }
   }
-  add_curves<NT>(sums, s);
+#pragma unroll
+  for (int tile = 0; tile < 2; tile++)
+#pragma unroll
+    for (int u = 0; u < 2; u++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const float even = sums[0][tile][2 * i + u], odd = sums[1][tile][2 * i + u];
+        turned[u][2 + tile][i] = even + odd;
+        turned[u][1 - tile][1 - i] = __shfl_xor_sync(~0u, even - odd, 28); /* rows g and 15 - g are as far from the centre */
+      }
 }
 
 /* ---- the turning mean: by waves ---- */

@@ -72,8 +72,8 @@ decode::arguments arguments_of(const struct oscar_cuda *cuda, const struct decod
   a.turns = turns_of(layer);
   if (layer->rope) a.rope = *layer->rope;
   a.angle_bytes = a.turns == decode::BY_PAIRS ? a.rope.pairs * 8 : 0;
-  const int tile_bytes = EXACT_TOKENS * a.head_dim * 2, coded_bytes = a.page_bytes + (a.angle_bytes ? a.head_dim / 2 * 8 : 0);
-  a.slot_bytes = coded_bytes > tile_bytes ? coded_bytes : tile_bytes;
+  const int tile_bytes = EXACT_TOKENS * a.head_dim * 2;
+  a.slot_bytes = a.page_bytes > tile_bytes ? a.page_bytes : tile_bytes;
   a.forms = {layer->keys.crumbs,   layer->keys.groups,   layer->keys.form,
              layer->values.crumbs, layer->values.groups, layer->values.form};
   a.pairs = layer->pairs;

@@ -65,7 +65,7 @@ struct warp_work {
 /* Shared memory of a block, in bytes from its start. A warp has `of_warp` bytes from `warps` on for weights of curves (of a mean
  * that turns) and the gains of a page, and in their place its sums, when it is done with an item. */
 struct shared_layout {
-  int barriers, queues, works, log_gains, ones, prepared, curves, map, warps, of_warp, gains_of_warp, block, bytes;
+  int angles, barriers, queues, works, log_gains, ones, prepared, curves, map, warps, of_warp, gains_of_warp, block, bytes;
 };
 __host__ __device__ inline prepared_layout prepared_of(const arguments &a, int row_tiles) {
   return prepared_layout_of(a.forms.key_crumbs / 16, a.turning_pairs, a.fast, row_tiles);
@@ -82,6 +82,7 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   struct shared_layout s;
   const int warps = shape.warps;
   int at = warps * STAGES * a.slot_bytes;
+  s.angles = at, at += warps * angles_bytes(a);
   s.barriers = at, at += 8 * (warps * STAGES + 3); /* three for the block: queries, curves, the map of values */
   s.queues = at, at += 8;
   s.works = at, at += warps * (int)sizeof(struct warp_work);
@@ -117,7 +118,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   constexpr float SLACK = T::FORM == FOUR_LOG_GAINS ? 2 : 0;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   uint8_t *own = memory + layout.warps + warp * layout.of_warp;
-  if (!page_is_next(ring, c.item)) {
+  if (!page_is_next(ring, c.item)) { /* nor has it pages of its own */
     store_no_states<NT>(sums_of_warp<NT>(a.head_dim, a.forms.value_crumbs, own).code_states, lane);
     return;
   }
@@ -161,6 +162,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   lane_pairs<STEPS> pairs;
   if (turns == BY_PAIRS) pairs.start(a, c.head, lane);
   const int content = content_of(c.item, NO_TILE);
+  float turned[2][4][2];   /* of this page, and of the next if `knows_next` */
+  bool knows_next = false;
   int i = 0;
   bool had_own;
 #pragma unroll 1
@@ -212,7 +215,28 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
     for (int t = 0; t < 4; t++)
 #pragma unroll
       for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
-    if (turns == BY_PAIRS) score_pairs<STEPS, NT>(a, curves, amplitudes, pairs, page + a.page_bytes, lane, s);
+    if (turns == BY_PAIRS) {
+      const bool own_page = i < c.coded;
+      const int first = own_page ? place_of_angles(ring.own_before + i) : OWN_ANGLES + ring.take_slot;
+      if (NT == 2 || !knows_next) {
+        knows_next = NT == 1 && i + 1 < c.coded;
+        wait_for_angles(ring);
+        const int other = knows_next ? place_of_angles(ring.own_before + i + 1) : first;
+        turn_pairs<STEPS, NT>(a, curves, amplitudes, pairs, angles_at(a, ring, g % 2 && NT == 1 ? other : first), lane, turned);
+#pragma unroll
+        for (int t = 0; t < 4; t++)
+#pragma unroll
+          for (int n = 0; n < NT; n++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) s[t][n][j] += turned[n][t][j];
+      } else {
+        knows_next = false;
+#pragma unroll
+        for (int t = 0; t < 4; t++)
+#pragma unroll
+          for (int j = 0; j < 2; j++) s[t][0][j] += turned[1][t][j];
+      }
+    }
     if (waves) score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
 #pragma unroll
     for (int t = 0; t < 4; t++) {
@@ -284,6 +308,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   } while (had_own && ring.content == content);
   if (!had_own) fill_ring(a, ring, asked, after, true, lane);
   } while (ring.content == content);
+  ring.own_before += c.coded;
   if (T::FORM == FOUR_LOG_GAINS) { /* sums of probabilities are those of row 4 */
 #pragma unroll
     for (int n = 0; n < NT; n++) {
@@ -412,7 +437,7 @@ template <class T> __device__ __forceinline__ arguments known_arguments(const ar
     a.forms = {16 * T::KEY_BLOCKS, T::GROUPS, T::ROW_FORM, 16 * T::VALUE_BLOCKS, T::GROUPS, T::ROW_FORM};
     a.value_offset = T::KEY_BYTES;
     a.head_bytes = a.page_bytes = T::KEY_BYTES + T::VALUE_BYTES;
-    a.slot_bytes = max(T::KEY_BYTES + T::VALUE_BYTES + (T::TURNS == BY_PAIRS ? T::D / 2 * 8 : 0), EXACT_TOKENS * T::D * 2);
+    a.slot_bytes = max(T::KEY_BYTES + T::VALUE_BYTES, EXACT_TOKENS * T::D * 2);
     if (T::TURNS == BY_PAIRS) a.turning_pairs = a.fast = T::STEPS * CURVE_STEP, a.angle_bytes = T::D / 2 * 8;
     if (T::TURNS == BY_WAVES) a.rope.steps = T::STEPS;
   }
@@ -430,13 +455,22 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   const shared_layout layout = shared_layout_of(a, T::SHAPE, NT);
   uint64_t *barriers = (uint64_t *)(memory + layout.barriers), *block_barrier = barriers + WARPS * STAGES;
   int *queues = (int *)(memory + layout.queues);
-  ring ring = {memory + warp * STAGES * a.slot_bytes, barriers + warp * STAGES, queues, 0, 0, EMPTY, EMPTY, 0};
+  ring ring = {memory + warp * STAGES * a.slot_bytes,
+               barriers + warp * STAGES,
+               memory + layout.angles + warp * angles_bytes(a),
+               queues,
+               0,
+               0,
+               EMPTY,
+               EMPTY,
+               0,
+               0};
   uint32_t parity = 0, map_parity = 0; /* of the block's barriers */
   if (lane == 0)
 #pragma unroll
-    for (int i = 0; i < STAGES; i++) copies_init(ring.barriers + i, slot_arrivals(a));
+    for (int i = 0; i < STAGES; i++) copies_init(ring.barriers + i);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < 3; i++) copies_init(block_barrier + i, 1);
+    for (int i = 0; i < 3; i++) copies_init(block_barrier + i);
     queues[0] = queues[1] = 0;
   }
   copies_visible();
@@ -447,8 +481,8 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
             end = begin_of_block((int)blockIdx.x + 1, total_units, blocks);
   warp_work *works = (warp_work *)(memory + layout.works) + warp;
   find_work<WARPS>(a, item_of(a, unit, probe, lane), unit, end, 0, warp, works);
-  asking asked;
-  ask_for(a, asked, works->readings[0], lane);
+  asking asked = {};
+  ask_for(a, ring, asked, works->readings[0], lane);
   /* the kernel before may write exact pages, but not coded ones */
   fill_ring(a, ring, asked, works->readings[0], false, lane);
   store_ones(memory + layout.ones);

@@ -115,13 +115,26 @@ __device__ __forceinline__ uint32_t arrive_and_see(uint32_t *count, uint32_t las
 
 __device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
+/* A few bytes, by all lanes of a warp; they are waited for by groups, as many as copies_begun was called. */
+__device__ __forceinline__ void copy_beside(uint8_t *to, const uint8_t *from, int bytes, int lane) {
+  for (int i = lane * 16; i < bytes; i += 512)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to + i)), "l"(from + i) : "memory");
+}
+__device__ __forceinline__ void copies_begun() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/* All groups but the last PENDING ones are there for the warp. */
+template <int PENDING> __device__ __forceinline__ void groups_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+  __syncwarp();
+}
+
 #if __CUDA_ARCH__ >= 900
-/* The copy engine writes and counts bytes at a barrier, at which is arrived so often. */
-__device__ __forceinline__ void copies_init(uint64_t *barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+constexpr bool PAGES_IN_GROUPS = false; /* whether copies of pages are in those groups, too */
+/* The copy engine writes and counts bytes at a barrier. */
+__device__ __forceinline__ void copies_init(uint64_t *barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
 }
 __device__ __forceinline__ void copies_visible() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-/* Asked by one warp, all lanes, for what lane `of` has; arrives once. bytes: a multiple of 16. */
+/* Asked by one warp, all lanes, for what lane `of` has. bytes: a multiple of 16. */
 __device__ __forceinline__ void copy_of_lane(void *to, const void *from, int bytes, uint64_t *barrier, int of, int lane) {
   if (lane == of) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
@@ -131,16 +144,6 @@ __device__ __forceinline__ void copy_of_lane(void *to, const void *from, int byt
         : "memory");
   }
 }
-/* A few bytes more, by all lanes, which all arrive when they are there. */
-__device__ __forceinline__ void copy_beside(uint8_t *to, const uint8_t *from, int bytes, uint64_t *barrier, int lane) {
-  for (int i = lane * 16; i < bytes; i += 512)
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared_address(to + i)), "l"(from + i) : "memory");
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-__device__ __forceinline__ void copy_nothing_beside(uint64_t *barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-__device__ __forceinline__ void copies_begun() {}
 /* Memory that was written or read by ordinary instructions is handed to the copy engine. */
 __device__ __forceinline__ void hand_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 /* By the whole block: begun, and waited for. */
@@ -160,7 +163,8 @@ template <int PENDING> __device__ __forceinline__ void copy_wait(uint64_t *barri
 }
 __device__ __forceinline__ void end_block_copy(uint64_t *barrier, uint32_t parity) { copy_wait<0>(barrier, parity); }
 #else
-__device__ __forceinline__ void copies_init(uint64_t *, int) {}
+constexpr bool PAGES_IN_GROUPS = true;
+__device__ __forceinline__ void copies_init(uint64_t *) {}
 __device__ __forceinline__ void hand_to_copies() {}
 __device__ __forceinline__ void begin_block_copy(void *to, const void *from, int bytes, uint64_t *) {
   for (int i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16)
@@ -168,20 +172,10 @@ __device__ __forceinline__ void begin_block_copy(void *to, const void *from, int
 }
 __device__ __forceinline__ void end_block_copy(uint64_t *, uint32_t) { __syncthreads(); }
 __device__ __forceinline__ void copies_visible() {}
-__device__ __forceinline__ void copy_beside(uint8_t *to, const uint8_t *from, int bytes, uint64_t *, int lane) {
-  for (int i = lane * 16; i < bytes; i += 512)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to + i)), "l"(from + i) : "memory");
+__device__ __forceinline__ void copy_of_lane(uint8_t *to, const uint8_t *from, int bytes, uint64_t *, int of, int lane) {
+  copy_beside(to, (const uint8_t *)__shfl_sync(~0u, (unsigned long long)from, of), bytes, lane);
 }
-__device__ __forceinline__ void copy_of_lane(uint8_t *to, const uint8_t *from, int bytes, uint64_t *barrier, int of, int lane) {
-  copy_beside(to, (const uint8_t *)__shfl_sync(~0u, (unsigned long long)from, of), bytes, barrier, lane);
-}
-__device__ __forceinline__ void copy_nothing_beside(uint64_t *) {}
-/* Waiting counts groups of copies, also groups of none. */
-__device__ __forceinline__ void copies_begun() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int PENDING> __device__ __forceinline__ void copy_wait(uint64_t *, uint32_t) {
-  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-  __syncwarp();
-}
+template <int PENDING> __device__ __forceinline__ void copy_wait(uint64_t *, uint32_t) { groups_wait<PENDING>(); }
 #endif
 
 #endif
