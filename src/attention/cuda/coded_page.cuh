@@ -54,7 +54,7 @@ struct arguments {
   int head_bytes, value_offset;
   int page_bytes, slot_bytes; /* what is copied of a coded page for one head; of a slot of a ring */
   int angle_bytes;            /* of rope.turns for a page, where they are copied */
-  bool coded, map_is_here; /* map_is_here: a KV head's map of values is copied to shared memory */
+  bool coded, map_is_here;    /* map_is_here: a KV head's map of values is copied to shared memory */
   float scale;
 };
 
@@ -99,8 +99,8 @@ __device__ __forceinline__ void expand_key_gains(const page_forms &a, const page
   }
 }
 
-/* The same of log gains in four groups, times KEY_GAIN_UNIT, of tokens lane and lane + 32: 2^(4 + n/4) of every nibble n. Its place
- * in a float of [4, 8) is bits 19 to 22. */
+/* The same of log gains in four groups, times KEY_GAIN_UNIT, of tokens lane and lane + 32: 2^(4 + n/4) of every nibble n. Its
+ * place in a float of [4, 8) is bits 19 to 22. */
 struct key_log_gains {
   uint32_t words[2];
   __device__ __forceinline__ void load(const uint8_t *meta, int lane) {
@@ -336,7 +336,8 @@ template <int STEPS> struct lane_pairs {
 
   __device__ __forceinline__ static void look_up(const uint32_t *of_step, int *to) {
     const uint32_t low = __ldg(of_step), high = __ldg(of_step + 4);
-    to[0] = (int)(low & 0xFFFF) * 8, to[1] = (int)(low >> 16) * 8, to[2] = (int)(high & 0xFFFF) * 8, to[3] = (int)(high >> 16) * 8;
+    to[0] = (int)(low & 0xFFFF) * 8, to[1] = (int)(low >> 16) * 8, to[2] = (int)(high & 0xFFFF) * 8,
+    to[3] = (int)(high >> 16) * 8;
   }
   __device__ __forceinline__ void start(const arguments &a, int head, int lane) {
     all = (const uint32_t *)(a.pairs + head * a.turning_pairs) + lane % 4;
@@ -352,11 +353,11 @@ template <int STEPS> struct lane_pairs {
 };
 
 /*
- * A product has eight columns, and all are numbers: of 8 rows, or where there are but 4, of these for two pages at once. What fp16
- * lost of them has a product of its own, as what it lost of the curves has.
+ * A product has eight columns, and all are numbers: of 8 rows, or where there are but 4, of these for two pages at once. What
+ * fp16 lost of them has a product of its own, as what it lost of the curves has.
  *
- * turned [page or rows from 4 on][tile of 16 tokens][token g, g + 8]: what the mean has in scores. curves, amplitudes: of the head;
- * angles: of the lane's page (of column lane / 4, page or rows are lane / 4 % 2).
+ * turned [page or rows from 4 on][tile of 16 tokens][token g, g + 8]: what the mean has in scores. curves, amplitudes: of the
+ * head; angles: of the lane's page (of column lane / 4, page or rows are lane / 4 % 2).
  */
 template <int STEPS, int NT>
 __device__ __forceinline__ void turn_pairs(const arguments &a, const uint8_t *curves, const float2 *amplitudes,
@@ -372,8 +373,8 @@ __device__ __forceinline__ void turn_pairs(const arguments &a, const uint8_t *cu
     const float4 x = *(const float4 *)(mine + k * CURVE_STEP), y = *(const float4 *)(mine + k * CURVE_STEP + 8);
     const float even[4] = {x.x * turn[0].x + x.y * turn[0].y, x.z * turn[1].x + x.w * turn[1].y,
                            y.x * turn[2].x + y.y * turn[2].y, y.z * turn[3].x + y.w * turn[3].y};
-    const float odd[4] = {x.y * turn[0].x - x.x * turn[0].y, x.w * turn[1].x - x.z * turn[1].y,
-                          y.y * turn[2].x - y.x * turn[2].y, y.w * turn[3].x - y.z * turn[3].y};
+    const float odd[4] = {x.y * turn[0].x - x.x * turn[0].y, x.w * turn[1].x - x.z * turn[1].y, y.y * turn[2].x - y.x * turn[2].y,
+                          y.w * turn[3].x - y.z * turn[3].y};
     uint32_t number[2][2], lost[2][2]; /* [even, odd][pairs 2 q and 2 q + 1, 2 q + 8 and 2 q + 9] */
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -517,8 +518,8 @@ __device__ inline bool raise_maxima(const float (&largest)[NT], float slack, sof
   return true;
 }
 
-/* What multiplies probabilities in the sums of gains of FOUR_LOG_GAINS, in the form of page_gains.values: lanes of rows 4 to 7 sum
- * the probabilities themselves. */
+/* What multiplies probabilities in the sums of gains of FOUR_LOG_GAINS, in the form of page_gains.values: lanes of rows 4 to 7
+ * sum the probabilities themselves. */
 constexpr int ONES_BYTES = 512;
 __device__ inline void store_ones(uint8_t *to) {
   for (int i = threadIdx.x; i < ONES_BYTES / 4; i += blockDim.x) ((uint32_t *)to)[i] = i / 4 % 2 ? 0x2C002C00 : 0x3C003C00;
@@ -526,8 +527,8 @@ __device__ inline void store_ones(uint8_t *to) {
 
 /* acc [block]: rows g and g + 8 of a block of crumbs, in units of 2^-24 and 2^-22. middle: the sum of probabilities times gains
  * of class g, g < 4, tokens of even groups of 8 in [0] and [1], a sixteenth of the others in [2] and [3], and the sum of
- * probabilities likewise for g = 4; ANY_FORM: all in the first two, and no sum of probabilities. `gains`: of ONE_GAIN the page's own,
- * which are multiplied by `factors`; of_row: of FOUR_LOG_GAINS, what a lane's row of these sums multiplies. */
+ * probabilities likewise for g = 4; ANY_FORM: all in the first two, and no sum of probabilities. `gains`: of ONE_GAIN the page's
+ * own, which are multiplied by `factors`; of_row: of FOUR_LOG_GAINS, what a lane's row of these sums multiplies. */
 template <int FORM, int BLOCKS, bool ANY, int NT>
 __device__ inline void sum_values(const page_forms &a, const uint32_t *words, const void *page_gains,
                                   const uint32_t (&factors)[2], const uint32_t *of_row, const uint32_t (&p)[4][2], int lane,

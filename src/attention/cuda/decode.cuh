@@ -19,14 +19,23 @@ namespace decode {
 struct block_shape {
   int warps, blocks;
 };
+/* Where a multiprocessor has 100 KB of shared memory instead of 160 or more. */
+__host__ __device__ constexpr bool has_little_memory(int capability) {
+  return capability == 86 || capability == 89 || capability >= 120;
+}
 /* turns, steps: of a mean that turns; any: kernels for any form */
 __host__ __device__ constexpr struct block_shape block_shape_of(int value_blocks, int row_tiles, how_it_turns turns, int steps,
-                                                                bool any) {
-  if (value_blocks > 16) return {4, 1};
-  if (value_blocks > 8) return {turns != STAYS || any ? 4 : 6, 1};
-  if (any) return {row_tiles == 2 ? 6 : 8, 1};
-  if (row_tiles == 2) return {turns == BY_WAVES && steps > 1 ? 6 : 8, 1};
-  return {value_blocks > 6 ? 8 : 12, 1};
+                                                                bool any, int capability) {
+  int warps = value_blocks > 6 ? 8 : 12;
+  if (value_blocks > 16)
+    warps = 4;
+  else if (value_blocks > 8)
+    warps = turns != STAYS || any ? 4 : 6;
+  else if (any)
+    warps = row_tiles == 2 ? 6 : 8;
+  else if (row_tiles == 2)
+    warps = turns == BY_WAVES && steps > 1 ? 6 : 8;
+  return {has_little_memory(capability) ? warps * 5 / 8 : warps, 1};
 }
 
 /* What is known when a kernel is compiled. */
@@ -38,7 +47,11 @@ struct traits {
   static constexpr bool ANY_VALUES = ANY_VALUES_; /* any number of blocks of values, up to VALUE_BLOCKS */
   static constexpr how_it_turns TURNS = TURNS_;   /* the mean; ANY: in whatever way */
   static constexpr int STEPS = STEPS_;            /* of its curves; ANY: as many as there are */
-  static constexpr struct block_shape SHAPE = block_shape_of(VALUE_BLOCKS_, NT_, TURNS_, STEPS_, ANY);
+#ifdef __CUDA_ARCH__
+  static constexpr struct block_shape SHAPE = block_shape_of(VALUE_BLOCKS_, NT_, TURNS_, STEPS_, ANY, __CUDA_ARCH__ / 10);
+#else
+  static constexpr struct block_shape SHAPE = {1, 1}; /* the host asks for that of its device */
+#endif
   /* of pages, where not ANY */
   static constexpr int GROUPS = FORM == FOUR_LOG_GAINS ? GAIN_CLASSES : 1;
   static constexpr int ROW_FORM = FORM == FOUR_LOG_GAINS ? OSCAR_ROW_LOG_GAINS : OSCAR_ROW_GAIN;
@@ -162,151 +175,151 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   lane_pairs<STEPS> pairs;
   if (turns == BY_PAIRS) pairs.start(a, c.head, lane);
   const int content = content_of(c.item, NO_TILE);
-  float turned[2][4][2];   /* of this page, and of the next if `knows_next` */
+  float turned[2][4][2]; /* of this page, and of the next if `knows_next` */
   bool knows_next = false;
   int i = 0;
   bool had_own;
 #pragma unroll 1
   do {
 #pragma unroll 1
-  do { /* as long as the warp has pages of its own to ask for */
-    if (waves && i % WAVE_PAGES == 0) {
-      __syncwarp();
-      make_weights<STEPS, NT>(a.rope, a.turning_pairs, amplitudes, mixing, number, weights, lane);
-      number = pages[min(i + WAVE_PAGES + g, c.coded - 1)].number;
-      __syncwarp();
-    }
-    const uint8_t *page = wait_for_slot(a, ring);
-    const int value_offset = ANY ? a.value_offset : 256 * T::KEY_BLOCKS + 128;
-    const uint16_t *value_meta = (const uint16_t *)(page + value_offset + (ANY ? 16 * forms.value_crumbs : 256 * BLOCKS));
-    const int before = exponent;
-    const void *key_gains = gains.keys, *value_gains = gains.values;
-    uint32_t factors[2] = {0, 0};
-    int sums[EARLY_TILES ? EARLY_TILES : 1][NT][GAIN_CLASSES][4];
-    if (T::FORM == FOUR_LOG_GAINS) { /* made while the first products are under way */
-      key_log_gains of_keys;
-      of_keys.load(page + 256 * T::KEY_BLOCKS, lane);
-      const uint32_t of_values = ((const uint32_t *)value_meta)[lane];
+    do { /* as long as the warp has pages of its own to ask for */
+      if (waves && i % WAVE_PAGES == 0) {
+        __syncwarp();
+        make_weights<STEPS, NT>(a.rope, a.turning_pairs, amplitudes, mixing, number, weights, lane);
+        number = pages[min(i + WAVE_PAGES + g, c.coded - 1)].number;
+        __syncwarp();
+      }
+      const uint8_t *page = wait_for_slot(a, ring);
+      const int value_offset = ANY ? a.value_offset : 256 * T::KEY_BLOCKS + 128;
+      const uint16_t *value_meta = (const uint16_t *)(page + value_offset + (ANY ? 16 * forms.value_crumbs : 256 * BLOCKS));
+      const int before = exponent;
+      const void *key_gains = gains.keys, *value_gains = gains.values;
+      uint32_t factors[2] = {0, 0};
+      int sums[EARLY_TILES ? EARLY_TILES : 1][NT][GAIN_CLASSES][4];
+      if (T::FORM == FOUR_LOG_GAINS) { /* made while the first products are under way */
+        key_log_gains of_keys;
+        of_keys.load(page + 256 * T::KEY_BLOCKS, lane);
+        const uint32_t of_values = ((const uint32_t *)value_meta)[lane];
 #pragma unroll
-      for (int t = 0; t < EARLY_TILES; t++)
-        sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[t]);
-      of_keys.store(gains, lane);
-      expand_value_log_gains(gains, of_values, lane);
-    } else if (T::FORM == ONE_GAIN) {
-      key_gains = page + 256 * T::KEY_BLOCKS, value_gains = value_meta;
-      scale_value_gains(value_meta, exponent, factors, lane);
-    } else {
-      expand_key_gains(forms, gains, page, lane);
-      expand_value_gains(forms, gains, value_meta, exponent, lane);
-    }
-    __syncwarp();
-    if (T::FORM != FOUR_LOG_GAINS && exponent != before) {
-      const float factor = ldexpf(1, max(before - exponent, -126));
-#pragma unroll
-      for (int b = 0; b < BLOCKS; b++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) acc[b][j] *= factor;
-#pragma unroll
-      for (int j = 0; j < 4; j++) middle[j] *= factor;
-    }
-
-    float s[4][NT][2], largest[NT];
-#pragma unroll
-    for (int t = 0; t < 4; t++)
-#pragma unroll
-      for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
-    if (turns == BY_PAIRS) {
-      const bool own_page = i < c.coded;
-      const int first = own_page ? place_of_angles(ring.own_before + i) : OWN_ANGLES + ring.take_slot;
-      if (NT == 2 || !knows_next) {
-        knows_next = NT == 1 && i + 1 < c.coded;
-        wait_for_angles(ring);
-        const int other = knows_next ? place_of_angles(ring.own_before + i + 1) : first;
-        turn_pairs<STEPS, NT>(a, curves, amplitudes, pairs, angles_at(a, ring, g % 2 && NT == 1 ? other : first), lane, turned);
-#pragma unroll
-        for (int t = 0; t < 4; t++)
-#pragma unroll
-          for (int n = 0; n < NT; n++)
-#pragma unroll
-            for (int j = 0; j < 2; j++) s[t][n][j] += turned[n][t][j];
+        for (int t = 0; t < EARLY_TILES; t++)
+          sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[t]);
+        of_keys.store(gains, lane);
+        expand_value_log_gains(gains, of_values, lane);
+      } else if (T::FORM == ONE_GAIN) {
+        key_gains = page + 256 * T::KEY_BLOCKS, value_gains = value_meta;
+        scale_value_gains(value_meta, exponent, factors, lane);
       } else {
-        knows_next = false;
-#pragma unroll
-        for (int t = 0; t < 4; t++)
-#pragma unroll
-          for (int j = 0; j < 2; j++) s[t][0][j] += turned[1][t][j];
+        expand_key_gains(forms, gains, page, lane);
+        expand_value_gains(forms, gains, value_meta, exponent, lane);
       }
-    }
-    if (waves) score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
+      __syncwarp();
+      if (T::FORM != FOUR_LOG_GAINS && exponent != before) {
+        const float factor = ldexpf(1, max(before - exponent, -126));
 #pragma unroll
-    for (int t = 0; t < 4; t++) {
-      if (t >= EARLY_TILES)
-        sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[0]);
-      scale_sums<T::FORM, NT>(sums[t < EARLY_TILES ? t : 0], t, scales, key_gains, lane, s[t]);
-      if (ANY && forms.key_form == OSCAR_ROW_SCALE_ZERO)
+        for (int b = 0; b < BLOCKS; b++)
 #pragma unroll
-        for (int n = 0; n < NT; n++)
+          for (int j = 0; j < 4; j++) acc[b][j] *= factor;
 #pragma unroll
-          for (int j = 0; j < 2; j++) s[t][n][j] -= gains.key_zeros[t * 16 + g + 8 * j] * zero[n];
-    }
-    if (ANY && a.window) {
-      const int64_t first = (int64_t)pages[i].number * 64;
-      if (first < oldest + tile.rows)
+        for (int j = 0; j < 4; j++) middle[j] *= factor;
+      }
+
+      float s[4][NT][2], largest[NT];
 #pragma unroll
-        for (int t = 0; t < 4; t++)
+      for (int t = 0; t < 4; t++)
+#pragma unroll
+        for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
+      if (turns == BY_PAIRS) {
+        const bool own_page = i < c.coded;
+        const int first = own_page ? place_of_angles(ring.own_before + i) : OWN_ANGLES + ring.take_slot;
+        if (NT == 2 || !knows_next) {
+          knows_next = NT == 1 && i + 1 < c.coded;
+          wait_for_angles(ring);
+          const int other = knows_next ? place_of_angles(ring.own_before + i + 1) : first;
+          turn_pairs<STEPS, NT>(a, curves, amplitudes, pairs, angles_at(a, ring, g % 2 && NT == 1 ? other : first), lane, turned);
+#pragma unroll
+          for (int t = 0; t < 4; t++)
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+#pragma unroll
+              for (int j = 0; j < 2; j++) s[t][n][j] += turned[n][t][j];
+        } else {
+          knows_next = false;
+#pragma unroll
+          for (int t = 0; t < 4; t++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) s[t][0][j] += turned[1][t][j];
+        }
+      }
+      if (waves)
+        score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
+#pragma unroll
+      for (int t = 0; t < 4; t++) {
+        if (t >= EARLY_TILES) sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[0]);
+        scale_sums<T::FORM, NT>(sums[t < EARLY_TILES ? t : 0], t, scales, key_gains, lane, s[t]);
+        if (ANY && forms.key_form == OSCAR_ROW_SCALE_ZERO)
 #pragma unroll
           for (int n = 0; n < NT; n++)
 #pragma unroll
-            for (int j = 0; j < 2; j++) {
-              const int64_t seen = tile.position + (tile.first_row + n * 4 + q) / a.group;
-              if (first + t * 16 + g + 8 * j <= seen - a.window) s[t][n][j] = NONE;
-            }
-    }
-#pragma unroll
-    for (int n = 0; n < NT; n++) {
-      largest[n] = NONE;
-#pragma unroll
-      for (int t = 0; t < 4; t++) largest[n] = fmaxf(largest[n], fmaxf(s[t][n][0], s[t][n][1]));
-    }
-    float factor[NT];
-    if (raise_maxima<NT>(largest, SLACK, state, factor)) {
-      const float other = factor[NT - 1];
-#pragma unroll
-      for (int b = 0; b < BLOCKS; b++) acc[b][0] *= factor[0], acc[b][1] *= other, acc[b][2] *= factor[0], acc[b][3] *= other;
-      middle[0] *= factor[0], middle[1] *= other, middle[2] *= factor[0], middle[3] *= other;
-#pragma unroll
-      for (int n = 0; n < NT; n++) zeros[n] *= factor[n];
-    }
-    uint32_t p[4][2];
-    float shift[NT]; /* without a maximum all is masked, and exp2(-inf - 0) is 0 */
-#pragma unroll
-    for (int n = 0; n < NT; n++) shift[n] = !ANY || state.m[n] > NONE ? PROBABILITY_SHIFT - state.m[n] : 0;
-#pragma unroll
-    for (int t = 0; t < 4; t++)
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        float x[2] = {0, 0};
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-          x[n] = exp2_fast(s[t][n][j] + shift[n]);
-          if (T::FORM != FOUR_LOG_GAINS) state.l[n] += x[n];
-        }
-        if (ANY && forms.value_form == OSCAR_ROW_SCALE_ZERO) {
-          const int token = t * 16 + g + 8 * j;
-          const float sz =
-              __half2float(__ushort_as_half(value_meta[token])) * __half2float(__ushort_as_half(value_meta[64 + token]));
-#pragma unroll
-          for (int n = 0; n < NT; n++) zeros[n] = fmaf(x[n], sz, zeros[n]);
-        }
-        p[t][j] = transpose_8x8(pack_half2(x[0], x[1]));
+            for (int j = 0; j < 2; j++) s[t][n][j] -= gains.key_zeros[t * 16 + g + 8 * j] * zero[n];
       }
-    sum_values<T::FORM, BLOCKS, T::ANY_VALUES, NT>(forms, (const uint32_t *)(page + value_offset), value_gains, factors, of_row, p,
-                                                   lane, acc, middle);
-    leave_slot(ring);
-    i++;
-    had_own = ask_for_own_page(a, ring, asked, lane);
-  } while (had_own && ring.content == content);
-  if (!had_own) fill_ring(a, ring, asked, after, true, lane);
+      if (ANY && a.window) {
+        const int64_t first = (int64_t)pages[i].number * 64;
+        if (first < oldest + tile.rows)
+#pragma unroll
+          for (int t = 0; t < 4; t++)
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+#pragma unroll
+              for (int j = 0; j < 2; j++) {
+                const int64_t seen = tile.position + (tile.first_row + n * 4 + q) / a.group;
+                if (first + t * 16 + g + 8 * j <= seen - a.window) s[t][n][j] = NONE;
+              }
+      }
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        largest[n] = NONE;
+#pragma unroll
+        for (int t = 0; t < 4; t++) largest[n] = fmaxf(largest[n], fmaxf(s[t][n][0], s[t][n][1]));
+      }
+      float factor[NT];
+      if (raise_maxima<NT>(largest, SLACK, state, factor)) {
+        const float other = factor[NT - 1];
+#pragma unroll
+        for (int b = 0; b < BLOCKS; b++) acc[b][0] *= factor[0], acc[b][1] *= other, acc[b][2] *= factor[0], acc[b][3] *= other;
+        middle[0] *= factor[0], middle[1] *= other, middle[2] *= factor[0], middle[3] *= other;
+#pragma unroll
+        for (int n = 0; n < NT; n++) zeros[n] *= factor[n];
+      }
+      uint32_t p[4][2];
+      float shift[NT]; /* without a maximum all is masked, and exp2(-inf - 0) is 0 */
+#pragma unroll
+      for (int n = 0; n < NT; n++) shift[n] = !ANY || state.m[n] > NONE ? PROBABILITY_SHIFT - state.m[n] : 0;
+#pragma unroll
+      for (int t = 0; t < 4; t++)
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+          float x[2] = {0, 0};
+#pragma unroll
+          for (int n = 0; n < NT; n++) {
+            x[n] = exp2_fast(s[t][n][j] + shift[n]);
+            if (T::FORM != FOUR_LOG_GAINS) state.l[n] += x[n];
+          }
+          if (ANY && forms.value_form == OSCAR_ROW_SCALE_ZERO) {
+            const int token = t * 16 + g + 8 * j;
+            const float sz =
+                __half2float(__ushort_as_half(value_meta[token])) * __half2float(__ushort_as_half(value_meta[64 + token]));
+#pragma unroll
+            for (int n = 0; n < NT; n++) zeros[n] = fmaf(x[n], sz, zeros[n]);
+          }
+          p[t][j] = transpose_8x8(pack_half2(x[0], x[1]));
+        }
+      sum_values<T::FORM, BLOCKS, T::ANY_VALUES, NT>(forms, (const uint32_t *)(page + value_offset), value_gains, factors, of_row,
+                                                     p, lane, acc, middle);
+      leave_slot(ring);
+      i++;
+      had_own = ask_for_own_page(a, ring, asked, lane);
+    } while (had_own && ring.content == content);
+    if (!had_own) fill_ring(a, ring, asked, after, true, lane);
   } while (ring.content == content);
   ring.own_before += c.coded;
   if (T::FORM == FOUR_LOG_GAINS) { /* sums of probabilities are those of row 4 */
@@ -502,8 +515,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
       if (a.turns == BY_PAIRS)
         begin_block_copy(memory + layout.curves, a.curves + (size_t)work.item.head * curve_bytes(a), curve_bytes(a),
                          block_barrier + 1);
-      if (a.map_is_here)
-        begin_block_copy(memory + layout.map, map_of(a, work.item.head), map_bytes(a), block_barrier + 2);
+      if (a.map_is_here) begin_block_copy(memory + layout.map, map_of(a, work.item.head), map_bytes(a), block_barrier + 2);
     }
     fill_ring(a, ring, asked, mine, true, lane);
     const bool more = work.stop < end;
@@ -528,8 +540,9 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
       end_block_copy(block_barrier + 2, map_parity);
       map_parity ^= 1;
     }
-    finish_item<T::D, NT, WARPS>(output_of(a, work, (const float *)(memory + layout.map), total_units, blocks), a.forms.value_crumbs, a.forms.value_groups,
-                                 memory + layout.warps, layout.of_warp, memory + layout.block);
+    finish_item<T::D, NT, WARPS>(output_of(a, work, (const float *)(memory + layout.map), total_units, blocks),
+                                 a.forms.value_crumbs, a.forms.value_groups, memory + layout.warps, layout.of_warp,
+                                 memory + layout.block);
     if (!more) break;
     hand_to_copies(); /* the next item's queries and map are copied over what has been read here */
     if (threadIdx.x == 0) queues[number % 2] = 0;

@@ -9,9 +9,9 @@
 
 namespace decode {
 
-/* The exact tiles of `r` that the warp gets, 16 tokens each. Scores and sums as for codes, with BF16 operands: a lane's 16 bytes are eight channels
- * of a token, in whatever order of inputs both operands agree on. Queries and probabilities come as two BF16 numbers each, in
- * neighbouring columns. */
+/* The exact tiles of `r` that the warp gets, 16 tokens each. Scores and sums as for codes, with BF16 operands: a lane's 16 bytes
+ * are eight channels of a token, in whatever order of inputs both operands agree on. Queries and probabilities come as two BF16
+ * numbers each, in neighbouring columns. */
 template <class T>
 __device__ inline void read_exact(const arguments &a, const struct decode_tile &tile, const reading &r, asking &asked,
                                   const reading &after, ring &ring, const warp_sums &sums) {

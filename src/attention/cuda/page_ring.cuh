@@ -2,10 +2,12 @@
  * attention/cuda/page_ring.cuh - what a warp reads of an item, and the ring in shared memory that the copy engine fills with it
  * ahead of the warp. Private.
  *
- * A slot of the ring holds a coded page of a KV head, or the keys or the values of 16 exact tokens. They come in the order of reading: coded pages, then exact tiles, keys then values; then the same of the next item.
+ * A slot of the ring holds a coded page of a KV head, or the keys or the values of 16 exact tokens. They come in the order of
+ * reading: coded pages, then exact tiles, keys then values; then the same of the next item.
  *
- * Warps of a block advance at different speeds, and wait for each other at the end of an item. So a warp has only most of its coded
- * pages for its own. The block's last ones and its exact tiles are a queue, from which warps take when they have a free slot.
+ * Warps of a block advance at different speeds, and wait for each other at the end of an item. So a warp has only most of its
+ * coded pages for its own. The block's last ones and its exact tiles are a queue, from which warps take when they have a free
+ * slot.
  */
 #ifndef OSCAR_ATTENTION_CUDA_PAGE_RING_CUH
 #define OSCAR_ATTENTION_CUDA_PAGE_RING_CUH
@@ -14,7 +16,7 @@
 
 namespace decode {
 
-constexpr int STAGES = 2; /* of a ring */
+constexpr int STAGES = 2;        /* of a ring */
 constexpr int QUEUED_PAGES = 16; /* coded pages of a block's stretch of an item that are in the queue, at most; at most 32 */
 
 struct ring {
@@ -24,8 +26,8 @@ struct ring {
   int *queues;     /* [2], of items in turn: what was taken of them */
   int issue_slot, take_slot;
   int content, following; /* of the slots that are filled, in the order of reading: content_of; EMPTY where there is none */
-  uint32_t parity;     /* of the barrier at take_slot */
-  unsigned own_before; /* pages of the warp's own that were read, of items before */
+  uint32_t parity;        /* of the barrier at take_slot */
+  unsigned own_before;    /* pages of the warp's own that were read, of items before */
 };
 constexpr int OWN_ANGLES = 4;
 __host__ __device__ inline int angles_bytes(const arguments &a) { return (OWN_ANGLES + STAGES) * a.angle_bytes; }
@@ -55,8 +57,8 @@ struct page_place {
   int number;
 };
 
-/* What a warp asks for. Coded pages are looked up 32 at a time, and that well before they are needed: lane i has page i of 32, here
- * and ahead, which are the queue's where `here` has the last of the warp's own. */
+/* What a warp asks for. Coded pages are looked up 32 at a time, and that well before they are needed: lane i has page i of 32,
+ * here and ahead, which are the queue's where `here` has the last of the warp's own. */
 struct asking {
   reading of;
   unsigned next;           /* of the warp's own pages */
@@ -82,7 +84,7 @@ __device__ inline const uint8_t *exact_tile(const arguments &a, const reading &r
          ((size_t)(r.head * 2 + side) * 64 + (size_t)(tile * EXACT_TOKENS % 64)) * (size_t)a.head_dim * 2;
 }
 
-/* Copies were begun into a free slot. */
+/* After copies were begun into a free slot. */
 __device__ __forceinline__ void add_slot(const arguments &a, ring &ring, int content) {
   if (a.angle_bytes || PAGES_IN_GROUPS) copies_begun();
   ring.issue_slot ^= 1;
@@ -110,8 +112,8 @@ __device__ __forceinline__ void ask_for(const arguments &a, const ring &ring, as
 
 /* The page that `of_lane` has in `here`. */
 __device__ __forceinline__ void ask_for_page(const arguments &a, ring &ring, const asking &asked, int of_lane, int lane) {
-  copy_of_lane(ring.slots + ring.issue_slot * a.slot_bytes, asked.here.memory, a.page_bytes, ring.barriers + ring.issue_slot, of_lane,
-               lane);
+  copy_of_lane(ring.slots + ring.issue_slot * a.slot_bytes, asked.here.memory, a.page_bytes, ring.barriers + ring.issue_slot,
+               of_lane, lane);
   add_slot(a, ring, content_of(asked.of.item, NO_TILE));
 }
 /* The next of the warp's own pages, if there is one. */
@@ -131,8 +133,8 @@ __device__ __forceinline__ bool ask_for_own_page(const arguments &a, ring &ring,
 }
 __device__ __forceinline__ void ask_for_side(const arguments &a, ring &ring, const asking &asked, int tile, int side, int lane) {
   uint64_t *barrier = ring.barriers + ring.issue_slot;
-  copy_of_lane(ring.slots + ring.issue_slot * a.slot_bytes, exact_tile(a, asked.of, tile, side), EXACT_TOKENS * a.head_dim * 2, barrier,
-               0, lane);
+  copy_of_lane(ring.slots + ring.issue_slot * a.slot_bytes, exact_tile(a, asked.of, tile, side), EXACT_TOKENS * a.head_dim * 2,
+               barrier, 0, lane);
   add_slot(a, ring, content_of(asked.of.item, tile));
 }
 /* What is next in the queue, or begun of it; false: nothing. */
@@ -151,8 +153,7 @@ __device__ __forceinline__ bool ask_for_queued(const arguments &a, ring &ring, a
   if (lane == 0) place = atomicAdd(ring.queues + (asked.of.item & 1), 1);
   place = __shfl_sync(~0u, place, 0);
   if (place < asked.of.queued) {
-    if (a.angle_bytes)
-      ask_for_angles(a, ring, __shfl_sync(~0u, asked.here.number, place), OWN_ANGLES + ring.issue_slot, lane);
+    if (a.angle_bytes) ask_for_angles(a, ring, __shfl_sync(~0u, asked.here.number, place), OWN_ANGLES + ring.issue_slot, lane);
     ask_for_page(a, ring, asked, place, lane);
     return true;
   }
@@ -166,8 +167,8 @@ __device__ __forceinline__ bool ask_for_queued(const arguments &a, ring &ring, a
   return true;
 }
 
-/* Fills the free slots with what is left to be asked for; after an item, of `after`. By a whole warp. queued: whether the queue may
- * be asked already. */
+/* Fills the free slots with what is left to be asked for; after an item, of `after`. By a whole warp. queued: whether the queue
+ * may be asked already. */
 __device__ __forceinline__ void fill_ring(const arguments &a, ring &ring, asking &asked, const reading &after, bool queued,
                                           int lane) {
 #pragma unroll 1
@@ -181,7 +182,7 @@ __device__ __forceinline__ void fill_ring(const arguments &a, ring &ring, asking
 }
 /* The same where one slot is free, and most often a page of the warp's own is next. */
 __device__ __forceinline__ void fill_slot(const arguments &a, ring &ring, asking &asked, const reading &after, int lane) {
-  if (__builtin_expect(!ask_for_own_page(a, ring, asked, lane), false)) fill_ring(a, ring, asked, after, true, lane);
+  if (!ask_for_own_page(a, ring, asked, lane)) fill_ring(a, ring, asked, after, true, lane);
 }
 
 __device__ __forceinline__ const uint8_t *wait_for_slot(const arguments &a, const ring &ring) {
