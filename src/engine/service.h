@@ -146,7 +146,7 @@ void service_cancel(struct service *service, uint64_t id);
 
 enum session_tier { TIER_DEVICE, TIER_HOST, TIER_DISK, TIER_RUNNING };
 struct session_entry {
-  char name[72];
+  char name[SESSION_NAME_ROOM];
   enum session_tier tier;
   bool on_disk; /* its file is as new as the session is */
   int64_t tokens, exact_pages, coded_pages;

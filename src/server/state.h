@@ -101,7 +101,7 @@ struct answered {
 enum { MOST_ANSWERED = 512 };
 
 struct pending_session {
-  char name[72], title[256];
+  char name[SESSION_NAME_ROOM], title[256];
   int64_t created_at;
 };
 enum { MOST_PENDING = 256 };

@@ -8,8 +8,9 @@
  *   step.c      what a step of the model is made of, and what comes of it
  *   guess.c     guesses of what comes next (engine/speculate.h)
  *   room.c      the budget: what goes when it is exhausted, and how it comes back
- *   sessions.c  sequences with a name
+ *   sessions.c  sequences with a name; session_commands.c: what other threads ask of them
  *   tiers.c     where they are: device, host memory, files
+ *   writer.c    their files, written by another thread
  *   stats.c     numbers
  *
  * Threads. Everything is the service's thread's alone but for what `lock` protects (struct shared) and the `cancelled` of
@@ -123,6 +124,7 @@ struct command {
   void *out;
   oscar_status status;
   struct service_error *error;
+  enum { COMMAND_RUNS, COMMAND_PUT_OFF, COMMAND_HANDED_ON } state; /* set by run: try again; somebody else answers it */
   bool done;
 };
 
@@ -161,6 +163,7 @@ struct service {
 
   struct request *waiting;
   struct user *users;
+  struct command *put_off;  /* until the writer of sessions is done */
   struct answer **admitted; /* [max_running]; room for as many requests' answers */
   int n_admitted;
   uint64_t last_age;
@@ -179,6 +182,8 @@ struct service {
 void error_note(const struct service *s, oscar_status status, struct service_error *error);
 /* Hands a command to the service's thread and waits for it. */
 oscar_status service_command(struct service *s, struct command *command);
+/* By the service's thread: its caller goes on, and the command is gone. */
+void command_answer(struct service *s, struct command *command, oscar_status status);
 
 /* ---- request.c ---- */
 void requests_take(struct service *s, struct request *inbox); /* from other threads */

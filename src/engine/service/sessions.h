@@ -13,7 +13,13 @@ oscar_status sessions_create(struct service *s);
 void sessions_free(struct service *s);
 /* Some of what can wait until nothing else is to be done; false: there was nothing. */
 bool sessions_tidy(struct service *s);
-void sessions_save_all(struct service *s);
+void sessions_save_all(struct service *s); /* at the end, on this thread */
+
+/* ---- writer.c ---- */
+bool writer_is_busy(const struct service *s);
+bool writer_has_written(const struct service *s); /* under the lock */
+void writer_take(struct service *s);              /* back what has been written, if anything has */
+void writer_wait(struct service *s);              /* until it is not busy */
 void sessions_count(const struct service *s, struct service_stats *stats);
 
 /* ---- for requests ---- */
