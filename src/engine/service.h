@@ -124,7 +124,10 @@ struct service;
 /* The engine is the service's alone from here on and is closed by the caller after service_free. Sessions of the folder are
  * found. Errors: INVALID_ARGUMENT, NO_SPACE, NO_MEMORY, IO, and those of opening a draft model. */
 oscar_status service_create(struct engine *engine, const struct service_options *options, struct service **service);
-/* Stops: requests that run or wait finish as CANCELLED; then sessions are saved to the folder. */
+/* Requests that run or wait have finished as CANCELLED when it returns, and new ones are refused; what is asked of sessions is
+ * still done. */
+void service_drain(struct service *service);
+/* Stops: the same; then sessions are saved to the folder. */
 void service_stop(struct service *service);
 void service_free(struct service *service); /* stops, too */
 

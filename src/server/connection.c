@@ -252,6 +252,6 @@ void connection_completed(void *user, struct MHD_Connection *connection, void **
   if (ex->next) ex->next->previous = ex->previous;
   pthread_cond_broadcast(&server->quiet);
   pthread_mutex_unlock(&server->lock);
-  exchange_abandon(ex); /* an answer that is whole already is not disturbed */
+  exchange_close(ex);
   exchange_release(ex);
 }

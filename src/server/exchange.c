@@ -162,6 +162,20 @@ void exchange_abandon(struct exchange *ex) {
   if (request) service_cancel(ex->server->service, request);
 }
 
+bool exchange_is_left(struct exchange *ex) {
+  if (!ex->closed || !ex->service_done || ex->finishing || ex->incomplete) return false;
+  return ex->finishing = inquiry_has_more_to_do(ex->inquiry);
+}
+
+void exchange_close(struct exchange *ex) {
+  exchange_abandon(ex); /* an answer that is whole already is not disturbed */
+  pthread_mutex_lock(&ex->lock);
+  ex->closed = true;
+  const bool left = exchange_is_left(ex);
+  pthread_mutex_unlock(&ex->lock);
+  if (left) work_push(ex);
+}
+
 /* ---- the body of a stream ---- */
 
 enum progress_made { SOMETHING, NOTHING, THE_END, BROKEN };
@@ -175,7 +189,12 @@ static enum progress_made write_more(struct exchange *ex) {
   pthread_mutex_unlock(&ex->lock);
   if (gone) return BROKEN;
   if (ex->stream_ended) return THE_END;
-  if (!g->done && inquiry_take(ex, &ex->out) && inquiry_has_more_to_do(g)) work_push(ex);
+  if (!g->done && inquiry_take(ex, &ex->out) && inquiry_has_more_to_do(g)) {
+    pthread_mutex_lock(&ex->lock);
+    ex->finishing = true;
+    pthread_mutex_unlock(&ex->lock);
+    work_push(ex);
+  }
   if (g->done && (finished || !inquiry_has_more_to_do(g))) {
     inquiry_end(g, &ex->out);
     ex->stream_ended = true;

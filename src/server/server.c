@@ -211,13 +211,14 @@ static void abandon_all(struct server *server) {
 void server_stop(struct server *server) {
   if (server->stopped) return;
   server->stopped = true;
+  const bool started = server->daemon != NULL;
   atomic_store(&server->stopping, true);
-  if (server->daemon) {
+  if (started) {
     const int listening = MHD_quiesce_daemon(server->daemon);
     if (listening >= 0) close(listening);
     server->socket = -1;
     if (server->options.unix_socket) unlink(server->options.unix_socket);
-    service_stop(server->service);
+    service_drain(server->service); /* and sessions keep what there is of answers */
     pthread_mutex_lock(&server->lock);
     wait_quiet(server, time_ns() + (int64_t)server->options.stop_s * 1000000000);
     pthread_mutex_unlock(&server->lock);
@@ -232,6 +233,7 @@ void server_stop(struct server *server) {
   if (server->wake >= 0) watch_wake(server);
   for (int i = 0; i < server->n_threads; i++) pthread_join(server->threads[i], NULL);
   server->n_threads = 0;
+  if (started) service_stop(server->service);
 }
 
 void server_free(struct server *server) {

@@ -78,8 +78,11 @@ struct exchange {
   enum stage stage;
   bool suspended;
   bool gone;         /* nobody reads the answer any more */
+  bool closed;       /* and there is no connection */
+  bool incomplete;   /* an event could not be kept */
   bool ping;         /* a sign of life is due */
-  bool finished;     /* a worker has done what comes after the answer (sessions) */
+  bool finishing;    /* a worker does what comes after the answer (sessions), */
+  bool finished;     /* or has done it */
   bool service_done; /* no event follows */
   uint64_t request;  /* the service's; 0: none */
   struct queued_event *first_event, *last_event;
@@ -152,6 +155,10 @@ bool refuse_service(struct refusal *refusal, const struct service_error *error);
 void exchange_ready(struct exchange *exchange);
 /* Nobody reads any more: its request is cancelled. Not from the service's thread. */
 void exchange_abandon(struct exchange *exchange);
+/* There is no connection any more: what its session keeps of the answer is seen to when the service is done with it. */
+void exchange_close(struct exchange *exchange);
+/* Under the lock: a worker has to finish what nobody reads any more. True once. */
+bool exchange_is_left(struct exchange *exchange);
 /* For MHD's reader of a streamed body. */
 ssize_t exchange_read(void *user, uint64_t position, char *to, size_t most);
 /* The service's thread. */
@@ -221,5 +228,7 @@ uint64_t random_seed(void);
 /* sessions.c: the title of a session, for the text that is kept with it: as it was, else the one it was announced with, else the
  * beginning of what the user said first. */
 void session_title(struct server *server, const char *name, const json_t *messages, char *title, size_t room);
+/* Whether what it keeps is these messages: no other request has taken it up since. */
+bool session_holds(struct server *server, const char *name, const json_t *messages);
 
 #endif

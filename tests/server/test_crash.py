@@ -191,6 +191,8 @@ def stop_and_go_on(room):
     server = room.serve()
     found = ask(server.port, "GET", "/v1/sessions/stopped").json()
     check("the session is found again", found["tier"] == "disk" and found["tokens"] > 20, found)
+    roles = [m["role"] for m in found["messages"]]
+    check("with what there was of the answer", roles == ["user", "assistant"] and len(found["messages"][1]["content"]) > 20, found)
     answer = ask(server.port, "POST", "/v1/chat/completions", chat("stopped", [user("Count for as long as you can.")], max_tokens=2))
     check("and goes on", answer.status == 200 and answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0, answer.body)
     check("the server stops", server.stop() == 0)

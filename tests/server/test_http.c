@@ -372,6 +372,70 @@ static void vanishing(void **state) {
   fixture_stop(&f);
 }
 
+/* What the session keeps last: {"role", "content"}; NULL: no answer. */
+static json_t *last_kept(const struct fixture *f, const char *name) {
+  struct session_entry entry = {0};
+  struct service_error error;
+  if (service_session_find(f->service, name, &entry, &error) != OSCAR_OK) return NULL;
+  json_t *text = json_loads(entry.text, 0, NULL), *messages = json_object_get(text, "messages");
+  json_t *last = json_incref(json_array_get(messages, json_array_size(messages) - 1));
+  json_decref(text);
+  free(entry.text);
+  if (strcmp(text_at(last, "role"), "assistant") == 0) return last;
+  json_decref(last);
+  return NULL;
+}
+
+static bool has_kept(const struct fixture *f, const char *name, const char *begin) {
+  json_t *last = last_kept(f, name);
+  const bool has = last && strncmp(text_at(last, "content"), begin, strlen(begin)) == 0;
+  json_decref(last);
+  return has;
+}
+
+/* A client that leaves has had enough of the answer: its session keeps what there is of it. So it does when the server stops. */
+static void sessions_keep_what_there_is(void **state) {
+  (void)state;
+  struct fixture f;
+  fixture_options(&f);
+  f.options.stop_s = 2;
+  fixture_start(&f);
+  static const char *const bodies[] = {
+      "{\"session\":\"a\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"!slow 1000 20\"}]}",
+      "{\"session\":\"b\",\"messages\":[{\"role\":\"user\",\"content\":\"!slow 1000 20\"}]}",
+      "{\"session\":\"c\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"!wait\"}]}"};
+  static const char *const names[] = {"a", "b", "c"};
+  for (int i = 0; i < 3; i++) {
+    int fd = client_connect(&f);
+    post(fd, CHAT, bodies[i]);
+    wait_for(fake_service_running(f.service) == 1);
+    if (i == 0) free(client_read(fd, "word"));
+    if (i == 1) usleep(200000);
+    close(fd);
+    wait_for(fake_service_running(f.service) == 0);
+    if (i < 2) wait_for(has_kept(&f, names[i], "word "));
+  }
+  usleep(50000);
+  assert_false(has_kept(&f, "c", "")); /* nothing was said: there is no answer */
+  /* A request that has taken the session up since says what it holds. */
+  int old = client_connect(&f);
+  post(old, CHAT, bodies[0]);
+  free(client_read(old, "word"));
+  json_decref(
+      ask_json(&f, "POST", CHAT, "{\"session\":\"a\",\"messages\":[{\"role\":\"user\",\"content\":\"something else\"}]}", 200));
+  close(old);
+  wait_for(fake_service_running(f.service) == 0);
+  usleep(50000);
+  assert_true(has_kept(&f, "a", "something else"));
+  int fd = client_connect(&f);
+  post(fd, CHAT, bodies[0]);
+  free(client_read(fd, "word"));
+  server_stop(f.server);
+  close(fd);
+  assert_true(has_kept(&f, "a", "word "));
+  fixture_stop(&f);
+}
+
 /* A client that stops reading does not stop others, and loses its answer when what waits for it is too much. */
 static void not_reading(void **state) {
   (void)state;
@@ -501,6 +565,7 @@ int main(void) {
       cmocka_unit_test(idle_and_heads),
       cmocka_unit_test(answers_in_time),
       cmocka_unit_test(vanishing),
+      cmocka_unit_test(sessions_keep_what_there_is),
       cmocka_unit_test(not_reading),
       cmocka_unit_test(pings),
       cmocka_unit_test(many_streams),

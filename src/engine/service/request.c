@@ -123,7 +123,7 @@ static oscar_status enqueue(struct service *s, struct request *r, uint64_t *id, 
   struct shared *shared = &s->shared;
   oscar_status status = OSCAR_OK;
   pthread_mutex_lock(&shared->lock);
-  if (shared->stopping) {
+  if (shared->draining || shared->stopping) {
     status = refuse(error, OSCAR_CANCELLED, "the service has stopped");
   } else if (shared->waiting >= s->options.max_waiting) {
     status = refuse(error, OSCAR_NO_SPACE, "%d requests wait already; no more are taken", shared->waiting);

@@ -250,6 +250,21 @@ oscar_status service_create(struct engine *engine, const struct service_options 
   return OSCAR_OK;
 }
 
+static oscar_status cancel_all(struct service *s, struct command *command) {
+  (void)command;
+  requests_cancel_all(s);
+  return OSCAR_OK;
+}
+
+void service_drain(struct service *s) {
+  struct service_error error;
+  struct command command = {.run = cancel_all, .error = &error};
+  pthread_mutex_lock(&s->shared.lock);
+  s->shared.draining = true;
+  pthread_mutex_unlock(&s->shared.lock);
+  (void)service_command(s, &command); /* which a service that has stopped refuses */
+}
+
 void service_stop(struct service *s) {
   struct shared *shared = &s->shared;
   pthread_mutex_lock(&shared->lock);

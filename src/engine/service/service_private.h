@@ -131,7 +131,7 @@ struct command {
 struct shared { /* under the lock */
   pthread_mutex_t lock;
   pthread_cond_t work, answered;
-  bool stopping, ended;
+  bool draining, stopping, ended;
   struct request *inbox, **inbox_end;
   struct request *live;
   struct command *commands, **commands_end;
