@@ -4,7 +4,7 @@
  * One thread, the service's own, runs the model; every other may submit, cancel and ask at any time. A step of the model takes
  * one token (or a few candidates, when it speculates) of every sequence that generates, and one chunk of one prompt: nobody's
  * answer waits longer than a chunk for somebody's prompt. Users take turns: of those who wait, the one who has had the fewest
- * tokens so far is next.
+ * tokens so far is next; and a short prompt does not wait for a long one, whoever's they are.
  *
  * What has been processed is not processed again: prompts and answers go into the prefix tree (oscar/prefix.h), finished
  * sequences are parked there, and a prompt begins where the tree's knowledge of it ends. A session (below) keeps its sequence by

@@ -242,6 +242,13 @@ static int64_t common_tokens(const struct session *x, const int32_t *ids, int64_
   return same;
 }
 
+int64_t session_knows(const struct service *s, const struct request *r) {
+  const struct session *x = r->session_name ? find(s, r->session_name) : NULL;
+  if (!x) return 0;
+  if (x->ids) return common_tokens(x, r->ids, r->n - 1);
+  return x->tokens < r->n ? x->tokens : 0; /* the file's tokens are not read for this */
+}
+
 /* Bytes of tokens that are compared with others: what is left of the newest. */
 struct spelling {
   const int32_t *ids;

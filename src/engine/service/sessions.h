@@ -25,6 +25,8 @@ void sessions_count(const struct service *s, struct service_stats *stats);
 /* ---- for requests ---- */
 /* Another request has the session that this one names. */
 bool session_is_busy(const struct service *s, const struct request *r);
+/* Tokens of the prompt that its session has pages for, as far as that can be told now. */
+int64_t session_knows(const struct service *s, const struct request *r);
 /* The answer gets the sequence of the session that the request names, cut to what it has in common with the prompt; none where
  * the tree knows more, or there is no session. The session is the request's until session_end. Errors: NO_SPACE, NO_MEMORY. */
 oscar_status session_begin(struct service *s, struct request *r, struct answer *a, int64_t *reused, int64_t *refilled);
