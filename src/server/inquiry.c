@@ -163,7 +163,10 @@ void exchange_observe(void *user, const struct request_event *event) {
   struct queued_event *copy = copy_event(event);
   pthread_mutex_lock(&ex->lock);
   const size_t before = ex->queued_bytes, limit = ex->server->options.stream_bytes;
-  if (done) ex->service_done = true;
+  if (done) {
+    ex->service_done = true;
+    if ((ex->has_usage = event->usage)) ex->usage = *event->usage;
+  }
   if (!copy) ex->gone = ex->incomplete = true; /* an answer with a gap is none */
   if (copy && (!ex->gone || inquiry_has_more_to_do(ex->inquiry))) {
     if (ex->last_event)
@@ -378,6 +381,7 @@ void inquiry_submit(struct exchange *ex, struct inquiry *g, const struct fronten
   }
   if (g->stream) ex->reply = (struct reply){.status = 200, .type = "text/event-stream", .stream = true};
   ex->submitted = true;
+  ex->submitted_ns = time_ns();
   exchange_hold(ex); /* the service's */
   uint64_t id;
   if (service_submit(g->server->service, &g->options, &id, &error) != OSCAR_OK) {

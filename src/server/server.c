@@ -1,5 +1,5 @@
 /* server.c - starting to listen and stopping in order. */
-#include "server/state.h"
+#include "server/access_log.h"
 
 #include "server/response_store.h"
 
@@ -158,6 +158,7 @@ oscar_status server_create(const struct server_options *options, struct service 
   pthread_cond_init(&server->quiet, NULL);
   server->responses = response_store_create(options->stored_responses, options->stored_bytes);
   oscar_status status = server->responses && access_open(server) && watch_open(server) ? OSCAR_OK : OSCAR_NO_MEMORY;
+  if (status == OSCAR_OK) status = access_log_open(options, &server->log, error, error_bytes);
   if (status == OSCAR_OK) status = open_frontends(server, error, error_bytes);
   if (status == OSCAR_OK)
     status = options->unix_socket ? open_unix(server, error, error_bytes) : open_inet(server, error, error_bytes);
@@ -174,6 +175,7 @@ oscar_status server_create(const struct server_options *options, struct service 
 
 const char *server_address(const struct server *server) { return server->address; }
 int server_port(const struct server *server) { return server->port; }
+void server_reopen_log(struct server *server) { access_log_reopen(server->log); }
 
 /* ---- stopping ---- */
 
@@ -248,7 +250,8 @@ void server_free(struct server *server) {
   for (int i = 0; server->frontends && i < server->options.workers; i++) frontend_close(&server->frontends[i]);
   free(server->frontends);
   free(server->threads);
-  free(server->keys);
+  access_close(server);
+  access_log_close(server->log);
   response_store_free(server->responses);
   pthread_cond_destroy(&server->work);
   pthread_cond_destroy(&server->quiet);

@@ -73,6 +73,14 @@ struct exchange {
   struct buffer body;
   bool too_large;
   int64_t arrived_ns;
+  /* for the access log */
+  char client[64], method[16]; /* an address, "unix" */
+  char *path;                  /* without what follows '?'; NULL: memory was out */
+  int64_t arrived_at_ns;       /* since 1970 */
+  int64_t submitted_ns, ended_ns;
+  size_t body_sent;
+  struct request_usage usage; /* if has_usage; the service's thread's until EVENT_DONE */
+  bool has_usage;
   /* shared; under lock */
   pthread_mutex_t lock;
   enum stage stage;
@@ -122,8 +130,10 @@ struct server {
   pthread_t *threads;         /* [options.workers + 1], the last watches */
   int n_threads;
   unsigned char (*keys)[32]; /* digests, [options.n_api_keys] */
-  int watch, wake;           /* epoll, eventfd */
-  atomic_bool stopping;      /* new requests are refused */
+  char (*key_names)[SESSION_NAME_ROOM];
+  struct access_log *log; /* or NULL */
+  int watch, wake;        /* epoll, eventfd */
+  atomic_bool stopping;   /* new requests are refused */
   bool stopped;
   atomic_size_t body_bytes; /* that all requests hold */
   struct response_store *responses;
@@ -186,6 +196,7 @@ void connection_completed(void *user, struct MHD_Connection *connection, void **
 
 /* ---- access.c: who may ask ---- */
 bool access_open(struct server *server);
+void access_close(struct server *server);
 /* What Authorization or x-api-key say; false: a refusal. */
 bool access_key(struct exchange *exchange, struct refusal *refusal);
 /* Host and Origin: ours, one that is allowed, or none; false: a refusal. */
