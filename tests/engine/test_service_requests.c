@@ -458,6 +458,36 @@ static void a_short_prompt_does_not_wait_for_a_long_one(void **state) {
   for (int i = 0; i < 2; i++) client_clear(&alone[i]);
 }
 
+/* What its session holds is no work, also where there is no tree to ask. */
+static void the_next_turn_of_a_session_is_short(void **state) {
+  (void)state;
+  enum { TURN = 1500, MORE = 20 };
+  static int32_t long_ids[LONG_PROMPT], ids[TURN + MORE];
+  struct client slow, quick;
+  struct rig r;
+  struct rig_options o = options_for_long_prompts();
+  o.service.reuse = OSCAR_PREFIX_OFF;
+  rig_open(&r, &o);
+  some_ids(1, LONG_PROMPT, long_ids);
+  some_ids(2, TURN + MORE, ids);
+  struct request_options of_session = client_options(ids, TURN, 1);
+  of_session.session = "chat";
+  client_submit(r.service, &quick, of_session);
+  client_wait(&quick);
+  client_clear(&quick);
+  client_submit(r.service, &slow, client_options(long_ids, LONG_PROMPT, 1));
+  wait_prefilling(r.service, 1);
+  of_session.n = TURN + MORE;
+  client_submit(r.service, &quick, of_session);
+  client_wait(&quick);
+  assert_int_equal(answered(&slow), 0);
+  assert_true(quick.usage.computed <= MORE + 1);
+  client_wait(&slow);
+  client_clear(&quick);
+  client_clear(&slow);
+  rig_close(&r);
+}
+
 /* However many come. */
 static void a_long_prompt_does_not_wait_for_short_ones(void **state) {
   (void)state;
@@ -524,6 +554,7 @@ int main(void) {
       cmocka_unit_test(a_shared_beginning_is_computed_once),
       cmocka_unit_test(users_take_turns),
       cmocka_unit_test(a_short_prompt_does_not_wait_for_a_long_one),
+      cmocka_unit_test(the_next_turn_of_a_session_is_short),
       cmocka_unit_test(a_long_prompt_does_not_wait_for_short_ones),
       cmocka_unit_test(what_is_computed_already_is_waited_for),
   };
