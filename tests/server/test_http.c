@@ -537,6 +537,7 @@ static void lines_can_be_json(void **state) {
   fixture_start(&f);
   struct answer a = ask(&f, "POST", CHAT, NULL, SAYS("some words"));
   answer_free(&a);
+  log_of(path, 1); /* a line is there when its exchange is over, not when its client is */
   a = ask(&f, "HEAD", "/a%22b%ff", NULL, NULL);
   answer_free(&a);
   char *log = log_of(path, 2), *end = strchr(log, '\n');
