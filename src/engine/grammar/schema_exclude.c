@@ -164,7 +164,7 @@ static bool objects_exclude(struct schema *s, struct side a, json_t *b, int look
     json_t *mine = json_object_get(of_a, json_string_value(name)), *its = json_object_get(of_b, json_string_value(name));
     if (!mine) mine = others;
     if (!its) its = others_b;
-    if (its && json_is_false(its)) return true;
+    if (json_is_false(its)) return true;
     if (mine && its && excludes(s, (struct side){mine, a.written}, its, looks)) return true;
   }
   const bool closed = a.written && (others ? json_is_false(others) : of_a != NULL);
