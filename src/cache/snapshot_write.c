@@ -283,23 +283,23 @@ bool snapshot_write_file(void *user, uint64_t offset, const void *data, size_t b
   return true;
 }
 
-static oscar_status save_file(struct saving *s, const char *path) {
+static oscar_status save_file(struct saving s, const char *path) {
   struct file_writer writer;
-  oscar_status status = file_writer_open(s->context, path, &writer);
+  oscar_status status = file_writer_open(s.context, path, &writer);
   if (status != OSCAR_OK) return status;
-  s->name = path;
-  s->write = snapshot_write_file;
-  s->user = &writer;
-  status = save(s);
-  if (status == OSCAR_OK) return file_writer_commit(s->context, &writer);
-  file_writer_abort(s->context, &writer);
+  s.name = path;
+  s.write = snapshot_write_file;
+  s.user = &writer;
+  status = save(&s);
+  if (status == OSCAR_OK) return file_writer_commit(s.context, &writer);
+  file_writer_abort(s.context, &writer);
   return status;
 }
 
 oscar_status oscar_sequence_save(const oscar_sequence *sequence, const oscar_snapshot_contents *contents, const char *path) {
-  struct saving s = {.context = sequence->cache->geometry.context, .sequence = sequence, .contents = contents};
+  const struct saving s = {.context = sequence->cache->geometry.context, .sequence = sequence, .contents = contents};
   const oscar_status status = check_arguments(sequence, contents);
-  return status == OSCAR_OK ? save_file(&s, path) : status;
+  return status == OSCAR_OK ? save_file(s, path) : status;
 }
 
 /* ---- for later ---- */
@@ -384,8 +384,9 @@ oscar_status oscar_sequence_capture(const oscar_sequence *sequence, const oscar_
 }
 
 oscar_status oscar_capture_save(const oscar_capture *capture, oscar_context *context, const char *path) {
-  struct saving s = {.context = context, .sequence = capture->sequence, .copies = capture->pages, .contents = &capture->contents};
-  return save_file(&s, path);
+  const struct saving s = {
+      .context = context, .sequence = capture->sequence, .copies = capture->pages, .contents = &capture->contents};
+  return save_file(s, path);
 }
 
 void oscar_capture_free(oscar_capture *capture) {
