@@ -126,7 +126,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   constexpr int NT = T::NT, BLOCKS = T::VALUE_BLOCKS;
   constexpr bool ANY = T::ANY;
   constexpr int STEPS = ANY ? 0 : T::STEPS;
-  constexpr int EARLY_TILES = T::FORM != FOUR_LOG_GAINS ? 0 : NT == 1 ? 2 : 1;
+  /* tiles whose products are begun before gains are made, as registers allow */
+  constexpr int EARLY_TILES = T::FORM != FOUR_LOG_GAINS ? 0 : NT == 1 ? 2 : T::TURNS == STAYS ? 1 : 0;
   /* so that probabilities times gains of up to 2^1.75 stay fp16 numbers */
   constexpr float SLACK = T::FORM == FOUR_LOG_GAINS ? 2 : 0;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
