@@ -43,6 +43,18 @@ typedef bool oscar_snapshot_write(void *user, uint64_t offset, const void *data,
 OSCAR_API oscar_status oscar_sequence_save_to(const oscar_sequence *sequence, const oscar_snapshot_contents *contents,
                                               oscar_snapshot_write *write, void *user);
 
+/* What a file of the sequence as it is now would hold, copied into memory: another thread can write it with a context of its own
+ * while the sequence goes on, or when it is gone. The cache must outlive it. Errors: as oscar_sequence_save but for IO. */
+typedef struct oscar_capture oscar_capture;
+OSCAR_API oscar_status oscar_sequence_capture(const oscar_sequence *sequence, const oscar_snapshot_contents *contents,
+                                              oscar_capture **capture);
+/* Memory that it takes; and that one of this sequence would take. */
+OSCAR_API size_t oscar_capture_bytes(const oscar_capture *capture);
+OSCAR_API size_t oscar_sequence_capture_bytes(const oscar_sequence *sequence, const oscar_snapshot_contents *contents);
+/* As oscar_sequence_save would have; `context` gets the errors (IO, NO_MEMORY). */
+OSCAR_API oscar_status oscar_capture_save(const oscar_capture *capture, oscar_context *context, const char *path);
+OSCAR_API void oscar_capture_free(oscar_capture *capture); /* on the thread of the cache's context */
+
 typedef struct oscar_snapshot_info {
   int layers, kv_heads, head_dim, sink_pages, recent_pages;
   int64_t tokens; /* length of the sequence */

@@ -75,7 +75,7 @@ struct page_place {
   const oscar_cache *cache;
   bool coded;
   int32_t page;     /* in the cache's memory; */
-  uint8_t *staging; /* unless this is set: a copy of a GPU's memory, layer after layer */
+  uint8_t *staging; /* unless this is set: a copy of that, layer after layer */
 };
 
 /* rows: scratch of snapshot_rows_bytes; raw, packed: as the shape says. */
@@ -83,9 +83,11 @@ void page_split(const struct snapshot_shape *shape, const struct page_place *pla
                 uint8_t *packed);
 void page_join(const struct snapshot_shape *shape, const struct page_place *place, int n, uint8_t *rows, const uint8_t *raw,
                const uint8_t *packed);
-/* Bytes of a page in a staging copy, and to and from a GPU. */
+/* Bytes of a page in a staging copy, and of the largest. */
+size_t page_copy_bytes(const oscar_cache *cache, bool coded);
 size_t page_staging_bytes(const oscar_cache *cache);
-oscar_status page_download(const struct page_place *place);
+/* The cache's page -> its staging copy; and to a GPU. */
+oscar_status page_copy(const struct page_place *place);
 oscar_status page_upload(const struct page_place *place);
 
 /* ---- writing (snapshot_write.c) ---- */

@@ -94,20 +94,28 @@ static uint8_t *side_memory(const struct page_place *place, int layer, int head,
   return base + (size_t)head * c->layers[layer].head_bytes + (side ? c->layers[layer].side_bytes[0] : 0);
 }
 
+size_t page_copy_bytes(const oscar_cache *c, bool coded) {
+  size_t bytes = 0;
+  for (int layer = 0; layer < c->geometry.layers; layer++) bytes += layer_bytes(c, layer, coded);
+  return bytes;
+}
+
 size_t page_staging_bytes(const oscar_cache *c) {
-  size_t exact = 0, coded = 0;
-  for (int layer = 0; layer < c->geometry.layers; layer++) {
-    exact += layer_bytes(c, layer, false);
-    coded += layer_bytes(c, layer, true);
-  }
+  const size_t exact = page_copy_bytes(c, false), coded = page_copy_bytes(c, true);
   return exact > coded ? exact : coded;
 }
 
-oscar_status page_download(const struct page_place *place) {
+oscar_status page_copy(const struct page_place *place) {
+  const oscar_cache *c = place->cache;
   oscar_status status = OSCAR_OK;
-  for (int layer = 0; layer < place->cache->geometry.layers && status == OSCAR_OK; layer++)
-    status = device_store_download(place->cache, layer, place->page, side_memory(place, layer, 0, 0),
-                                   layer_bytes(place->cache, layer, place->coded));
+  for (int layer = 0; layer < c->geometry.layers && status == OSCAR_OK; layer++) {
+    uint8_t *to = side_memory(place, layer, 0, 0);
+    const size_t bytes = layer_bytes(c, layer, place->coded);
+    if (c->store)
+      status = device_store_download(c, layer, place->page, to, bytes);
+    else
+      memcpy(to, page_memory(c, layer, place->page), bytes);
+  }
   return status;
 }
 
@@ -161,7 +169,7 @@ void page_split(const struct snapshot_shape *s, const struct page_place *place, 
     }
     const struct side_form *form = &place->cache->layers[layer].form[side];
     const size_t crumbs = (size_t)form->crumbs / 4, meta = (size_t)2 * (size_t)side_meta_words(form);
-    if (place->staging)
+    if (place->cache->store)
       page_from_device(form, (oscar_side)side, memory, rows);
     else
       page_unpack(form, (oscar_side)side, memory, rows);
@@ -185,7 +193,7 @@ void page_join(const struct snapshot_shape *s, const struct page_place *place, i
     const size_t crumbs = (size_t)form->crumbs / 4, meta = (size_t)2 * (size_t)side_meta_words(form);
     join_rows(rows, n, crumbs, meta, raw, packed);
     raw += (size_t)n * crumbs, packed += (size_t)n * meta;
-    if (place->staging)
+    if (place->cache->store)
       page_to_device(form, (oscar_side)side, rows, memory);
     else
       page_pack(form, (oscar_side)side, rows, memory);

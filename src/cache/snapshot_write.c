@@ -32,6 +32,7 @@ struct worker {
 struct saving {
   oscar_context *context;
   const oscar_sequence *sequence;
+  uint8_t *const *copies; /* [pages], or NULL: pages are in the cache */
   const oscar_snapshot_contents *contents;
   const char *name; /* for errors */
   oscar_snapshot_write *write;
@@ -127,7 +128,7 @@ static oscar_status make_workers(struct saving *s) {
   for (int i = 0; i < s->slots; i++) {
     s->slot[i].record = mem_alloc(s->context, raw + s->packed_room, 1);
     if (!s->slot[i].record) return OSCAR_NO_MEMORY;
-    if (c->store && !(s->slot[i].staging = mem_alloc(s->context, page_staging_bytes(c), 1))) return OSCAR_NO_MEMORY;
+    if (c->store && !s->copies && !(s->slot[i].staging = mem_alloc(s->context, page_staging_bytes(c), 1))) return OSCAR_NO_MEMORY;
   }
   return OSCAR_OK;
 }
@@ -135,7 +136,8 @@ static oscar_status make_workers(struct saving *s) {
 static struct page_place place_of(const struct saving *s, int i) {
   const struct page_entry *entry = &s->sequence->table[s->first + i];
   const bool coded = entry->exact == NO_PAGE;
-  return (struct page_place){s->sequence->cache, coded, coded ? entry->coded : entry->exact, s->slot[i].staging};
+  return (struct page_place){s->sequence->cache, coded, coded ? entry->coded : entry->exact,
+                             s->copies ? s->copies[s->first + i] : s->slot[i].staging};
 }
 
 static void make_records(void *arg, int member, int members) {
@@ -171,9 +173,9 @@ static oscar_status put(struct saving *s, const void *data, size_t bytes) {
 
 static oscar_status put_lot(struct saving *s) {
   oscar_status status = OSCAR_OK;
-  for (int i = 0; i < s->lot && s->sequence->cache->store && status == OSCAR_OK; i++) {
+  for (int i = 0; i < s->lot && s->sequence->cache->store && !s->copies && status == OSCAR_OK; i++) {
     const struct page_place place = place_of(s, i);
-    status = page_download(&place);
+    status = page_copy(&place);
   }
   if (status != OSCAR_OK) return status;
   s->jobs = (team_counter){0};
@@ -250,25 +252,24 @@ static void free_parts(struct saving *s) {
   mem_free(s->context, s->forms);
 }
 
-static oscar_status save(const oscar_sequence *sequence, const oscar_snapshot_contents *contents, const char *name,
-                         oscar_snapshot_write *write, void *user) {
-  struct saving s = {.context = sequence->cache->geometry.context,
-                     .sequence = sequence,
-                     .contents = contents,
-                     .name = name,
-                     .write = write,
-                     .user = user};
-  oscar_status status = describe(&s);
-  if (status == OSCAR_OK) status = make_workers(&s);
-  if (status == OSCAR_OK) status = write_all(&s);
-  free_parts(&s);
+static oscar_status save(struct saving *s) {
+  oscar_status status = describe(s);
+  if (status == OSCAR_OK) status = make_workers(s);
+  if (status == OSCAR_OK) status = write_all(s);
+  free_parts(s);
   return status;
 }
 
 oscar_status oscar_sequence_save_to(const oscar_sequence *sequence, const oscar_snapshot_contents *contents,
                                     oscar_snapshot_write *write, void *user) {
+  struct saving s = {.context = sequence->cache->geometry.context,
+                     .sequence = sequence,
+                     .contents = contents,
+                     .name = "the snapshot",
+                     .write = write,
+                     .user = user};
   const oscar_status status = check_arguments(sequence, contents);
-  return status == OSCAR_OK ? save(sequence, contents, "the snapshot", write, user) : status;
+  return status == OSCAR_OK ? save(&s) : status;
 }
 
 bool snapshot_write_file(void *user, uint64_t offset, const void *data, size_t bytes) {
@@ -282,14 +283,112 @@ bool snapshot_write_file(void *user, uint64_t offset, const void *data, size_t b
   return true;
 }
 
-oscar_status oscar_sequence_save(const oscar_sequence *sequence, const oscar_snapshot_contents *contents, const char *path) {
-  oscar_context *context = sequence->cache->geometry.context;
+static oscar_status save_file(struct saving s, const char *path) {
   struct file_writer writer;
-  oscar_status status = check_arguments(sequence, contents);
-  if (status == OSCAR_OK) status = file_writer_open(context, path, &writer);
+  oscar_status status = file_writer_open(s.context, path, &writer);
   if (status != OSCAR_OK) return status;
-  status = save(sequence, contents, path, snapshot_write_file, &writer);
-  if (status == OSCAR_OK) return file_writer_commit(context, &writer);
-  file_writer_abort(context, &writer);
+  s.name = path;
+  s.write = snapshot_write_file;
+  s.user = &writer;
+  status = save(&s);
+  if (status == OSCAR_OK) return file_writer_commit(s.context, &writer);
+  file_writer_abort(s.context, &writer);
   return status;
+}
+
+oscar_status oscar_sequence_save(const oscar_sequence *sequence, const oscar_snapshot_contents *contents, const char *path) {
+  const struct saving s = {.context = sequence->cache->geometry.context, .sequence = sequence, .contents = contents};
+  const oscar_status status = check_arguments(sequence, contents);
+  return status == OSCAR_OK ? save_file(s, path) : status;
+}
+
+/* ---- for later ---- */
+
+/* One block of memory holds all: this, a sequence that is in no list and whose table tells forms alone, where its pages are, its
+ * contents, the pages. What is read of the cache besides, geometry, codecs and forms of layers, never changes. */
+struct oscar_capture {
+  oscar_context *context;
+  size_t bytes;
+  oscar_snapshot_contents contents;
+  uint8_t **pages; /* [sequence->pages] */
+  oscar_sequence *sequence;
+};
+
+#define APART 64 /* bytes, that every part and page begins at a multiple of */
+
+static size_t text_room(const char *text) { return round_up(text ? strlen(text) + 1 : 0, APART); }
+
+size_t oscar_sequence_capture_bytes(const oscar_sequence *q, const oscar_snapshot_contents *c) {
+  size_t bytes = round_up(sizeof(struct oscar_capture), APART) + round_up(sizeof *q, APART) + text_room(c->model) +
+                 round_up((size_t)c->n_ids * sizeof *c->ids, APART) + round_up(c->text_bytes, APART) +
+                 round_up((size_t)q->pages * sizeof(uint8_t *), APART) + round_up((size_t)q->pages * sizeof *q->table, APART);
+  for (int64_t i = 0; i < q->pages; i++) bytes += page_copy_bytes(q->cache, q->table[i].exact == NO_PAGE);
+  return bytes;
+}
+
+size_t oscar_capture_bytes(const oscar_capture *capture) { return capture->bytes; }
+
+static void *take_room(uint8_t **at, size_t bytes) {
+  void *taken = *at;
+  *at += round_up(bytes, APART);
+  return taken;
+}
+
+static const void *take_copy(uint8_t **at, const void *from, size_t bytes) {
+  return bytes ? memcpy(take_room(at, bytes), from, bytes) : NULL;
+}
+
+/* Everything but the pages, which begin at *at then. */
+static void copy_contents(oscar_capture *capture, const oscar_sequence *q, const oscar_snapshot_contents *c, uint8_t **at) {
+  const size_t table = (size_t)q->pages * sizeof *q->table;
+  capture->sequence = take_room(at, sizeof *q);
+  *capture->sequence = (oscar_sequence){.cache = q->cache,
+                                        .length = q->length,
+                                        .cold_tokens = q->cold_tokens,
+                                        .refilled_from = q->refilled_from,
+                                        .pages = q->pages};
+  capture->sequence->table = take_room(at, table);
+  if (table) memcpy(capture->sequence->table, q->table, table);
+  capture->pages = take_room(at, (size_t)q->pages * sizeof *capture->pages);
+  capture->contents = (oscar_snapshot_contents){.model = take_copy(at, c->model, c->model ? strlen(c->model) + 1 : 0),
+                                                .ids = take_copy(at, c->ids, (size_t)c->n_ids * sizeof *c->ids),
+                                                .n_ids = c->n_ids,
+                                                .text = take_copy(at, c->text, c->text_bytes),
+                                                .text_bytes = c->text_bytes};
+}
+
+oscar_status oscar_sequence_capture(const oscar_sequence *sequence, const oscar_snapshot_contents *contents,
+                                    oscar_capture **made) {
+  oscar_context *context = sequence->cache->geometry.context;
+  *made = NULL;
+  oscar_status status = check_arguments(sequence, contents);
+  if (status != OSCAR_OK) return status;
+  const size_t bytes = oscar_sequence_capture_bytes(sequence, contents);
+  uint8_t *at = mem_alloc(context, bytes, 1);
+  if (!at) return OSCAR_NO_MEMORY;
+  oscar_capture *capture = take_room(&at, sizeof *capture);
+  *capture = (oscar_capture){.context = context, .bytes = bytes};
+  copy_contents(capture, sequence, contents, &at);
+  for (int64_t i = 0; i < sequence->pages && status == OSCAR_OK; i++) {
+    const struct page_entry *entry = &sequence->table[i];
+    const bool coded = entry->exact == NO_PAGE;
+    const struct page_place place = {sequence->cache, coded, coded ? entry->coded : entry->exact, at};
+    capture->pages[i] = take_room(&at, page_copy_bytes(sequence->cache, coded));
+    status = page_copy(&place);
+  }
+  if (status == OSCAR_OK)
+    *made = capture;
+  else
+    oscar_capture_free(capture);
+  return status;
+}
+
+oscar_status oscar_capture_save(const oscar_capture *capture, oscar_context *context, const char *path) {
+  const struct saving s = {
+      .context = context, .sequence = capture->sequence, .copies = capture->pages, .contents = &capture->contents};
+  return save_file(s, path);
+}
+
+void oscar_capture_free(oscar_capture *capture) {
+  if (capture) mem_free(capture->context, capture);
 }

@@ -4,12 +4,13 @@
  * The whole conversation is encoded for every turn and the session is synced to it: what the cache already holds stays. Ctrl-C
  * ends an answer and keeps what was said; at the prompt it clears the line. Ctrl-D leaves.
  */
+#include "cli/bias.h"
 #include "cli/generate.h"
-#include "engine/json_text.h"
 #include "cli/models.h"
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/sessions.h"
+#include "engine/json_text.h"
 
 #include <errno.h>
 #include <histedit.h>
@@ -314,12 +315,16 @@ static void converse(struct conversation *c) {
 }
 
 static oscar_status hold_conversation(struct conversation *c, const struct chat_arguments *arguments,
-                                      const struct sampler_options *sampling, const char *question, const char *saved, bool json,
-                                      enum stop_reason *stop) {
+                                      const struct sampling_arguments *sampling, const char *question, const char *saved,
+                                      bool json, enum stop_reason *stop) {
   struct engine *engine = c->engine;
-  oscar_status status =
-      chat_template_choose(engine->context, model_file(engine->model), arguments->template_name, &c->chat_template);
-  if (status == OSCAR_OK) status = session_create(engine, sampling, &c->session);
+  struct sampler_options sampler = sampling->options;
+  struct token_bias *bias;
+  oscar_status status = bias_read(engine->context, sampling->logit_bias, model_tokenizer(engine->model), &bias, &sampler.n_bias);
+  sampler.bias = bias;
+  if (status == OSCAR_OK)
+    status = chat_template_choose(engine->context, model_file(engine->model), arguments->template_name, &c->chat_template);
+  if (status == OSCAR_OK) status = session_create(engine, &sampler, &c->session);
   const bool goes_on = saved && session_exists(saved);
   if (status == OSCAR_OK && goes_on && arguments->system)
     note("the session keeps the system message that it was saved with; --system is for new ones");
@@ -341,23 +346,28 @@ static oscar_status hold_conversation(struct conversation *c, const struct chat_
   json_decref(c->about);
   free(c->messages);
   session_free(c->session);
+  free(bias);
   return status;
 }
 
 int command_chat(int argc, char **argv) {
   struct engine_options options;
-  struct sampler_options sampling;
+  struct sampling_arguments sampling = {0};
   struct text_arguments text = {.tokens = 1024};
   struct chat_arguments chat = {.template_name = "auto"};
   struct output_arguments output = {0};
   struct session_arguments kept = {0};
   struct speculation_arguments speculation;
   engine_options_default(&options);
-  sampler_options_default(&sampling);
-  const struct option_group groups[] = {
-      model_group(&options), text_group(&text),         {"Chat", chat_options, (int)ARRAY_LENGTH(chat_options), &chat},
-      cache_group(&options), sampling_group(&sampling), speculation_group(&speculation),
-      session_group(&kept),  output_group(&output)};
+  sampler_options_default(&sampling.options);
+  const struct option_group groups[] = {model_group(&options),
+                                        text_group(&text),
+                                        {"Chat", chat_options, (int)ARRAY_LENGTH(chat_options), &chat},
+                                        cache_group(&options),
+                                        biased_sampling_group(&sampling),
+                                        speculation_group(&speculation),
+                                        session_group(&kept),
+                                        output_group(&output)};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
   if (text.prompt && text.file) return wrong_use("chat: give the question with -p TEXT or -f FILE, not both");

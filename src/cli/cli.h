@@ -58,6 +58,9 @@ bool interrupt_requested(void);
 /* Between these a second signal waits: a file that is being written is finished, and nothing of it left lying about. */
 void interrupt_hold(void);
 void interrupt_release(void);
+/* From here on SIGHUP only sets a mark; hangup_taken tells of it once. */
+void hangup_watch(void);
+bool hangup_taken(void);
 /* A conversation goes on after an interrupted answer. */
 void interrupt_clear(void);
 

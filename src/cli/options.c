@@ -64,7 +64,13 @@ static const struct option_spec sampling_options[] = {
     {"penalty-window", 0, OPTION_INT, SAMPLER(penalty_window), "N",
      .help = "how many tokens before count for these penalties, the prompt's too; -1: all", -1, 1 << 30},
     {"seed", 's', OPTION_UINT64, SAMPLER(seed), "N", .help = "the same seed gives the same text"},
+    /* not of a sampler_options alone: */
+    {"logit-bias", 0, OPTION_TEXT, offsetof(struct sampling_arguments, logit_bias), "LIST",
+     .help = "TOKEN=BIAS, by commas: added to the logits of tokens, each a number or a text in quotes that is one token "
+             "(\"42=5,' Paris'=-100\"); -100 forbids it",
+     .default_text = "none"},
 };
+_Static_assert(offsetof(struct sampling_arguments, options) == 0, "one table serves both groups");
 
 static const char *speculation_name(int i) {
   static const char *const names[] = {"lookup", "draft", "off"};
@@ -114,7 +120,11 @@ struct option_group window_group(struct engine_options *options) {
 }
 
 struct option_group sampling_group(struct sampler_options *options) {
-  return (struct option_group){"Sampling", sampling_options, (int)ARRAY_LENGTH(sampling_options), options};
+  return (struct option_group){"Sampling", sampling_options, (int)ARRAY_LENGTH(sampling_options) - 1, options};
+}
+
+struct option_group biased_sampling_group(struct sampling_arguments *arguments) {
+  return (struct option_group){"Sampling", sampling_options, (int)ARRAY_LENGTH(sampling_options), arguments};
 }
 
 struct option_group speculation_group(struct speculation_arguments *arguments) {

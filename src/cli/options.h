@@ -15,6 +15,13 @@ struct option_group window_group(struct engine_options *options);
 /* --temp, --top-k, --top-p, --min-p, --repeat-penalty, --presence-penalty, --frequency-penalty, --penalty-window, --seed */
 struct option_group sampling_group(struct sampler_options *options);
 
+struct sampling_arguments {
+  struct sampler_options options;
+  const char *logit_bias; /* for bias_read (cli/bias.h); NULL: none */
+};
+/* The same, and --logit-bias */
+struct option_group biased_sampling_group(struct sampling_arguments *arguments);
+
 struct speculation_arguments {
   const char *how, *draft_model; /* NULL: not given; draft_model as -m, see speculation_resolve */
   int guesses;                   /* 0: not given */

@@ -1,4 +1,5 @@
 /* run.c - `oscar run`: continues a raw text. */
+#include "cli/bias.h"
 #include "cli/generate.h"
 #include "cli/models.h"
 #include "cli/options.h"
@@ -61,12 +62,17 @@ static oscar_status feed(const struct completion *c, const int32_t *ids, int cou
   return status;
 }
 
-static oscar_status complete(struct completion *c, const struct sampler_options *sampling, enum stop_reason *stop) {
+static oscar_status complete(struct completion *c, const struct sampling_arguments *sampling, enum stop_reason *stop) {
   struct generation generation = {0};
+  struct sampler_options sampler = sampling->options;
+  struct token_bias *bias;
   int32_t *ids = NULL;
   int count = 0;
-  oscar_status status = c->text ? prompt_ids(c->engine, c->text, c->bytes, &ids, &count) : OSCAR_OK;
-  if (status == OSCAR_OK) status = session_create(c->engine, sampling, &c->session);
+  oscar_status status =
+      bias_read(c->engine->context, sampling->logit_bias, model_tokenizer(c->engine->model), &bias, &sampler.n_bias);
+  sampler.bias = bias;
+  if (status == OSCAR_OK && c->text) status = prompt_ids(c->engine, c->text, c->bytes, &ids, &count);
+  if (status == OSCAR_OK) status = session_create(c->engine, &sampler, &c->session);
   if (status == OSCAR_OK && c->saved && session_exists(c->saved)) status = take_up(c, ids, count);
   const bool ready = status == OSCAR_OK;
   if (status == OSCAR_OK) status = feed(c, ids, count);
@@ -91,6 +97,7 @@ static oscar_status complete(struct completion *c, const struct sampler_options 
   generation_free(&generation);
   session_free(c->session);
   mem_free(c->engine->context, ids);
+  free(bias);
   return status;
 }
 
@@ -113,17 +120,18 @@ static int load_form(const struct form_arguments *form, struct grammar **grammar
 
 int command_run(int argc, char **argv) {
   struct engine_options options;
-  struct sampler_options sampling;
+  struct sampling_arguments sampling = {0};
   struct text_arguments text = {.tokens = 256};
   struct output_arguments output = {0};
   struct session_arguments kept = {0};
   struct speculation_arguments speculation;
   struct form_arguments form = {0};
   engine_options_default(&options);
-  sampler_options_default(&sampling);
-  const struct option_group groups[] = {model_group(&options),     text_group(&text),    cache_group(&options),
-                                        sampling_group(&sampling), form_group(&form),    speculation_group(&speculation),
-                                        session_group(&kept),      output_group(&output)};
+  sampler_options_default(&sampling.options);
+  const struct option_group groups[] = {model_group(&options), text_group(&text),
+                                        cache_group(&options), biased_sampling_group(&sampling),
+                                        form_group(&form),     speculation_group(&speculation),
+                                        session_group(&kept),  output_group(&output)};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
   char path[PATH_MAX], draft_path[PATH_MAX], saved[PATH_MAX];

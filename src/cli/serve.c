@@ -35,7 +35,7 @@ static const struct usage usage = {
 struct serve_arguments {
   struct server_options server;
   struct service_options service;
-  const char *reuse, *folder, *config, *api_key, *api_key_file;
+  const char *reuse, *folder, *config, *api_key, *api_key_file, *access_log;
   struct speculation_arguments speculation;
   /* what the options point to */
   int32_t visible[8];
@@ -50,6 +50,11 @@ static const char *reuse_name(int i) {
 
 static const char *template_choice(int i) {
   static const char *const names[] = {"auto", "chatml", "llama3", "gemma", "mistral"};
+  return (size_t)i < ARRAY_LENGTH(names) ? names[i] : NULL;
+}
+
+static const char *access_log_name(int i) {
+  static const char *const names[] = {[ACCESS_LOG_OFF] = "off", [ACCESS_LOG_TEXT] = "text", [ACCESS_LOG_JSON] = "json"};
   return (size_t)i < ARRAY_LENGTH(names) ? names[i] : NULL;
 }
 
@@ -68,7 +73,8 @@ static const struct option_spec address_options[] = {
      .help = "keys that may ask, by commas; other users of this machine can see "
              "them, which they cannot with --api-key-file",
      .default_text = "everybody may ask"},
-    {"api-key-file", 0, OPTION_TEXT, SERVE(api_key_file), "FILE", .help = "keys that may ask, one a line",
+    {"api-key-file", 0, OPTION_TEXT, SERVE(api_key_file), "FILE",
+     .help = "keys that may ask, one a line, with a name before it for the access log if there are two words",
      .default_text = "none"},
     {"cors", 0, OPTION_TEXT, SERVER(cors), "ORIGINS",
      .help = "origins whose pages may ask, by commas, such as https://example.org; '*': all",
@@ -93,6 +99,13 @@ static const struct option_spec service_options[] = {
      .default_text = "no limit"},
     {"dir", 0, OPTION_TEXT, SERVE(folder), "DIR", .help = "the folder of sessions; 'none': they end with the server",
      .default_text = "sessions in the user's data folder, as of 'oscar session'"},
+};
+
+static const struct option_spec log_options[] = {
+    {"access-log", 0, OPTION_TEXT, SERVE(access_log), "FORM", .help = "a line for each request: off, text or json",
+     .choice = access_log_name},
+    {"access-log-file", 0, OPTION_TEXT, SERVER(access_log_file), "FILE",
+     .help = "where lines are added; SIGHUP opens the file again, after it was renamed", .default_text = "standard error"},
 };
 
 static const struct option_spec limit_options[] = {
@@ -185,10 +198,26 @@ static int join_arguments(int argc, char **argv, struct arguments *a) {
 /* ---- API keys ---- */
 
 struct keys {
-  char *text; /* cut into keys */
-  const char **list;
+  char *text;                 /* cut into keys */
+  const char **list, **names; /* [count]; a name may be NULL */
   int count;
 };
+
+/* The name of a key is what comes before it, apart by spaces. */
+static int name_key(struct keys *keys, char *word) {
+  char *key = word + strcspn(word, " \t");
+  keys->names[keys->count] = NULL;
+  keys->list[keys->count++] = word;
+  if (!*key) return EXIT_DONE;
+  *key++ = '\0';
+  key += strspn(key, " \t");
+  if (!session_name_is_valid(word) || strpbrk(key, " \t"))
+    return wrong_use("serve: line %d of the API keys is neither KEY nor NAME KEY, with a name of " SESSION_NAME_RULE,
+                     keys->count);
+  keys->names[keys->count - 1] = word;
+  keys->list[keys->count - 1] = key;
+  return EXIT_DONE;
+}
 
 /* The words of a text, by line ends (a file) or commas; spaces around them and empty ones do not count. */
 static int cut_keys(struct keys *keys, char *text, const char *between) {
@@ -199,7 +228,10 @@ static int cut_keys(struct keys *keys, char *text, const char *between) {
     const char **larger = realloc((void *)keys->list, ((size_t)keys->count + 1) * sizeof *larger);
     if (!larger) return failed("out of memory");
     keys->list = larger;
-    keys->list[keys->count++] = word;
+    if (!(larger = realloc((void *)keys->names, ((size_t)keys->count + 1) * sizeof *larger))) return failed("out of memory");
+    keys->names = larger;
+    const int code = name_key(keys, word);
+    if (code != EXIT_DONE) return code;
   }
   return EXIT_DONE;
 }
@@ -277,9 +309,12 @@ static void print_choices(const struct serving *s) {
 }
 
 /* Until a signal asks for the end; a second one ends the program at once (interrupt.c). */
-static void wait_for_the_end(void) {
+static void wait_for_the_end(struct server *server) {
   const struct timespec pause = {.tv_nsec = 100000000};
-  while (!interrupt_requested()) nanosleep(&pause, NULL);
+  while (!interrupt_requested()) {
+    if (hangup_taken()) server_reopen_log(server);
+    nanosleep(&pause, NULL);
+  }
 }
 
 static oscar_status serve(struct serving *s, char *error, size_t room) {
@@ -299,7 +334,7 @@ static oscar_status serve(struct serving *s, char *error, size_t room) {
   status = server_create(&a->server, s->service, &s->server, error, room);
   if (status == OSCAR_OK) {
     print_choices(s);
-    wait_for_the_end();
+    wait_for_the_end(s->server);
     fprintf(stderr, "stopping: sessions are saved and answers end\n");
   }
   server_free(s->server);
@@ -311,6 +346,7 @@ static int open_and_serve(struct serve_arguments *arguments, const struct engine
   struct engine_options options = *given;
   interrupt_watch();
   signal(SIGPIPE, SIG_IGN);
+  if (arguments->server.access_log_file) hangup_watch();
   struct progress_line line;
   progress_begin(&line);
   options.progress = &line.progress;
@@ -339,7 +375,7 @@ static int choose_speculation(struct serve_arguments *a, struct engine_options *
 
 static int parse_and_serve(int argc, char **argv) {
   struct engine_options options;
-  struct serve_arguments serve_options = {.reuse = "refill"};
+  struct serve_arguments serve_options = {.reuse = "refill", .access_log = "off"};
   engine_options_default(&options);
   server_options_default(&serve_options.server);
   service_options_default(&serve_options.service);
@@ -350,6 +386,7 @@ static int parse_and_serve(int argc, char **argv) {
       speculation_group(&serve_options.speculation),
       cache_group(&options),
       sampling_group(&serve_options.server.sampling),
+      {"Log", log_options, (int)ARRAY_LENGTH(log_options), &serve_options},
       {"Limits", limit_options, (int)ARRAY_LENGTH(limit_options), &serve_options}};
   int first, code;
   if (!args_parse(&usage, groups, (int)ARRAY_LENGTH(groups), argc, argv, &first, &code)) return code;
@@ -359,12 +396,18 @@ static int parse_and_serve(int argc, char **argv) {
   if ((code = choose_speculation(&serve_options, &options, draft_path, sizeof draft_path)) != EXIT_DONE) return code;
   for (int i = 0; reuse_name(i); i++)
     if (strcmp(reuse_name(i), serve_options.reuse) == 0) serve_options.service.reuse = (oscar_prefix_reuse)i;
+  for (int i = 0; access_log_name(i); i++)
+    if (strcmp(access_log_name(i), serve_options.access_log) == 0) serve_options.server.access_log = (enum access_log_form)i;
+  if (serve_options.server.access_log_file && serve_options.server.access_log == ACCESS_LOG_OFF)
+    return wrong_use("serve: --access-log-file wants --access-log text or json");
   struct keys keys = {0};
   code = read_keys(&serve_options, &keys);
   serve_options.server.api_keys = keys.list;
+  serve_options.server.api_key_names = keys.names;
   serve_options.server.n_api_keys = keys.count;
   if (code == EXIT_DONE) code = open_and_serve(&serve_options, &options);
   free((void *)keys.list);
+  free((void *)keys.names);
   free(keys.text);
   return code;
 }

@@ -142,7 +142,7 @@ static void format_date(int64_t seconds, char text[32]) {
 }
 
 static int is_session_file(const struct dirent *entry) {
-  char name[SESSION_NAME_BYTES + 1];
+  char name[SESSION_NAME_ROOM];
   return session_name_of_file(entry->d_name, name);
 }
 

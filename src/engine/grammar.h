@@ -21,7 +21,8 @@ oscar_status grammar_parse(const char *text, size_t bytes, struct grammar **gram
 /* schema: a JSON text; JSON Schema as OpenAI's structured outputs and json_object need it: type, properties, required,
  * additionalProperties, items, prefixItems, minItems, maxItems, enum, const, anyOf, oneOf, allOf of objects, $ref into $defs,
  * pattern (regular expressions without look-around), format (date, time, date-time, uuid, ipv4, hostname, email), minLength,
- * maxLength, minimum and maximum of integers. Other keywords that restrict are UNSUPPORTED and named; annotations are ignored. */
+ * maxLength, minimum and maximum of integers; oneOf where its schemas can be seen to exclude each other. What restricts and is
+ * not followed is UNSUPPORTED and named; annotations are ignored. */
 oscar_status grammar_of_schema(const char *schema, size_t bytes, struct grammar **grammar, char *error, size_t error_bytes);
 /* One of several forms, each some parts after each other: for calls of tools, whose arguments are JSON between fixed words. */
 struct grammar_part {

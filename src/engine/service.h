@@ -4,7 +4,7 @@
  * One thread, the service's own, runs the model; every other may submit, cancel and ask at any time. A step of the model takes
  * one token (or a few candidates, when it speculates) of every sequence that generates, and one chunk of one prompt: nobody's
  * answer waits longer than a chunk for somebody's prompt. Users take turns: of those who wait, the one who has had the fewest
- * tokens so far is next.
+ * tokens so far is next; and a short prompt does not wait for a long one, whoever's they are.
  *
  * What has been processed is not processed again: prompts and answers go into the prefix tree (oscar/prefix.h), finished
  * sequences are parked there, and a prompt begins where the tree's knowledge of it ends. A session (below) keeps its sequence by
@@ -124,7 +124,10 @@ struct service;
 /* The engine is the service's alone from here on and is closed by the caller after service_free. Sessions of the folder are
  * found. Errors: INVALID_ARGUMENT, NO_SPACE, NO_MEMORY, IO, and those of opening a draft model. */
 oscar_status service_create(struct engine *engine, const struct service_options *options, struct service **service);
-/* Stops: requests that run or wait finish as CANCELLED; then sessions are saved to the folder. */
+/* Requests that run or wait have finished as CANCELLED when it returns, and new ones are refused; what is asked of sessions is
+ * still done. */
+void service_drain(struct service *service);
+/* Stops: the same; then sessions are saved to the folder. */
 void service_stop(struct service *service);
 void service_free(struct service *service); /* stops, too */
 
@@ -146,7 +149,7 @@ void service_cancel(struct service *service, uint64_t id);
 
 enum session_tier { TIER_DEVICE, TIER_HOST, TIER_DISK, TIER_RUNNING };
 struct session_entry {
-  char name[72];
+  char name[SESSION_NAME_ROOM];
   enum session_tier tier;
   bool on_disk; /* its file is as new as the session is */
   int64_t tokens, exact_pages, coded_pages;

@@ -13,7 +13,7 @@ bool session_name_is_valid(const char *name) {
   return n >= 1 && n <= SESSION_NAME_BYTES;
 }
 
-bool session_name_of_file(const char *file, char name[SESSION_NAME_BYTES + 1]) {
+bool session_name_of_file(const char *file, char name[SESSION_NAME_ROOM]) {
   const size_t end = strlen(SESSION_FILE_SUFFIX), bytes = strlen(file);
   if (bytes <= end || bytes - end > SESSION_NAME_BYTES || strcmp(file + bytes - end, SESSION_FILE_SUFFIX) != 0) return false;
   memcpy(name, file, bytes - end);

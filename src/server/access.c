@@ -11,9 +11,22 @@
 bool access_open(struct server *server) {
   const int n = server->options.n_api_keys;
   server->keys = calloc((size_t)n + 1, sizeof *server->keys);
-  for (int i = 0; server->keys && i < n; i++)
+  server->key_names = calloc((size_t)n + 1, sizeof *server->key_names);
+  if (!server->keys || !server->key_names) return false;
+  for (int i = 0; i < n; i++) {
+    const char *name = server->options.api_key_names ? server->options.api_key_names[i] : NULL;
     SHA256((const unsigned char *)server->options.api_keys[i], strlen(server->options.api_keys[i]), server->keys[i]);
-  return server->keys;
+    if (name)
+      snprintf(server->key_names[i], sizeof server->key_names[i], "%s", name);
+    else
+      snprintf(server->key_names[i], sizeof server->key_names[i], "key-%d", i + 1);
+  }
+  return true;
+}
+
+void access_close(struct server *server) {
+  free(server->keys);
+  free(server->key_names);
 }
 
 static const char *header(const struct exchange *ex, const char *name) {

@@ -4,6 +4,8 @@
  */
 #include "server/state.h"
 
+#include <netdb.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -145,11 +147,18 @@ static struct MHD_Response *make_response(struct exchange *ex) {
   return response;
 }
 
+/* Of what is sent as a whole; a stream counts what is taken of it. */
+static size_t body_bytes(const struct exchange *ex) {
+  const struct reply *r = &ex->reply;
+  return r->stream || strcmp(ex->method, "HEAD") == 0 ? 0 : r->constant ? r->constant_bytes : r->body.bytes;
+}
+
 static enum MHD_Result send_reply(struct exchange *ex) {
   pthread_mutex_lock(&ex->lock);
   ex->stage = STAGE_SENDING;
   pthread_mutex_unlock(&ex->lock);
   metrics_count(ex->server, ex->route, ex->reply.status);
+  ex->body_sent = body_bytes(ex);
   struct MHD_Response *response = make_response(ex);
   if (!response) return MHD_NO;
   bool good = add_headers(ex, response);
@@ -218,6 +227,21 @@ static enum MHD_Result body_is_complete(struct exchange *ex) {
   return MHD_YES;
 }
 
+/* For the access log. */
+static void note_request(struct exchange *ex, const char *path, const char *method) {
+  const union MHD_ConnectionInfo *info = MHD_get_connection_info(ex->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+  const struct sockaddr *address = info ? info->client_addr : NULL;
+  struct timespec now;
+  const bool inet = address && (address->sa_family == AF_INET || address->sa_family == AF_INET6);
+  const socklen_t bytes = inet && address->sa_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+  if (!inet || getnameinfo(address, bytes, ex->client, sizeof ex->client, NULL, 0, NI_NUMERICHOST) != 0)
+    snprintf(ex->client, sizeof ex->client, "unix");
+  clock_gettime(CLOCK_REALTIME, &now);
+  ex->arrived_at_ns = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+  snprintf(ex->method, sizeof ex->method, "%s", method);
+  ex->path = strndup(path, 1024);
+}
+
 enum MHD_Result connection_request(void *user, struct MHD_Connection *connection, const char *url, const char *method,
                                    const char *version, const char *upload, size_t *bytes, void **state) {
   (void)version;
@@ -225,6 +249,7 @@ enum MHD_Result connection_request(void *user, struct MHD_Connection *connection
   if (!ex) {
     ex = *state = exchange_create(user, connection);
     if (!ex) return MHD_NO;
+    note_request(ex, url, method);
     return check_head(ex, url, method) ? MHD_YES : send_reply(ex);
   }
   if (*bytes) return take_body(ex, upload, bytes);
@@ -252,6 +277,6 @@ void connection_completed(void *user, struct MHD_Connection *connection, void **
   if (ex->next) ex->next->previous = ex->previous;
   pthread_cond_broadcast(&server->quiet);
   pthread_mutex_unlock(&server->lock);
-  exchange_abandon(ex); /* an answer that is whole already is not disturbed */
+  exchange_close(ex);
   exchange_release(ex);
 }

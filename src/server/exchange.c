@@ -8,6 +8,7 @@
 #include "server/state.h"
 
 #include "engine/json_text.h"
+#include "server/access_log.h"
 #include "server/inquiry.h"
 
 #include <stdlib.h>
@@ -20,7 +21,7 @@ struct exchange *exchange_create(struct server *server, struct MHD_Connection *c
   ex->server = server;
   ex->connection = connection;
   ex->key = -1;
-  ex->arrived_ns = ex->active_ns = time_ns();
+  ex->arrived_ns = ex->ended_ns = ex->active_ns = time_ns();
   atomic_init(&ex->references, 1);
   pthread_mutex_init(&ex->lock, NULL);
   pthread_mutex_lock(&server->lock);
@@ -38,6 +39,7 @@ void exchange_hold(struct exchange *ex) { atomic_fetch_add(&ex->references, 1); 
 void exchange_release(struct exchange *ex) {
   if (atomic_fetch_sub(&ex->references, 1) > 1) return;
   struct server *server = ex->server;
+  access_log_note(server->log, ex);
   queued_events_free(ex);
   inquiry_free(ex->inquiry);
   atomic_fetch_sub(&server->body_bytes, ex->body.room);
@@ -45,6 +47,7 @@ void exchange_release(struct exchange *ex) {
   buffer_free(&ex->reply.body);
   buffer_free(&ex->out);
   free(ex->origin_text);
+  free(ex->path);
   pthread_mutex_destroy(&ex->lock);
   free(ex);
   pthread_mutex_lock(&server->lock);
@@ -162,6 +165,21 @@ void exchange_abandon(struct exchange *ex) {
   if (request) service_cancel(ex->server->service, request);
 }
 
+bool exchange_is_left(struct exchange *ex) {
+  if (!ex->closed || !ex->service_done || ex->finishing || ex->incomplete) return false;
+  return ex->finishing = inquiry_has_more_to_do(ex->inquiry);
+}
+
+void exchange_close(struct exchange *ex) {
+  exchange_abandon(ex); /* an answer that is whole already is not disturbed */
+  pthread_mutex_lock(&ex->lock);
+  ex->closed = true;
+  ex->ended_ns = time_ns();
+  const bool left = exchange_is_left(ex);
+  pthread_mutex_unlock(&ex->lock);
+  if (left) work_push(ex);
+}
+
 /* ---- the body of a stream ---- */
 
 enum progress_made { SOMETHING, NOTHING, THE_END, BROKEN };
@@ -175,7 +193,12 @@ static enum progress_made write_more(struct exchange *ex) {
   pthread_mutex_unlock(&ex->lock);
   if (gone) return BROKEN;
   if (ex->stream_ended) return THE_END;
-  if (!g->done && inquiry_take(ex, &ex->out) && inquiry_has_more_to_do(g)) work_push(ex);
+  if (!g->done && inquiry_take(ex, &ex->out) && inquiry_has_more_to_do(g)) {
+    pthread_mutex_lock(&ex->lock);
+    ex->finishing = true;
+    pthread_mutex_unlock(&ex->lock);
+    work_push(ex);
+  }
   if (g->done && (finished || !inquiry_has_more_to_do(g))) {
     inquiry_end(g, &ex->out);
     ex->stream_ended = true;
@@ -207,6 +230,7 @@ ssize_t exchange_read(void *user, uint64_t position, char *to, size_t most) {
   const size_t n = ex->out.bytes - ex->sent < most ? ex->out.bytes - ex->sent : most;
   memcpy(to, ex->out.data + ex->sent, n);
   ex->sent += n;
+  ex->body_sent += n;
   pthread_mutex_lock(&ex->lock);
   ex->active_ns = time_ns();
   pthread_mutex_unlock(&ex->lock);

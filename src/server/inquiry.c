@@ -163,9 +163,12 @@ void exchange_observe(void *user, const struct request_event *event) {
   struct queued_event *copy = copy_event(event);
   pthread_mutex_lock(&ex->lock);
   const size_t before = ex->queued_bytes, limit = ex->server->options.stream_bytes;
-  if (done) ex->service_done = true;
-  if (!copy) ex->gone = true; /* an answer with a gap is none */
-  if (copy && !ex->gone) {
+  if (done) {
+    ex->service_done = true;
+    if ((ex->has_usage = event->usage)) ex->usage = *event->usage;
+  }
+  if (!copy) ex->gone = ex->incomplete = true; /* an answer with a gap is none */
+  if (copy && (!ex->gone || inquiry_has_more_to_do(ex->inquiry))) {
     if (ex->last_event)
       ex->last_event->next = copy;
     else
@@ -179,11 +182,12 @@ void exchange_observe(void *user, const struct request_event *event) {
     ex->suspended = false;
     MHD_resume_connection(ex->connection);
   }
-  const bool whole = done && !ex->gone && !ex->inquiry->stream;
+  const bool whole = done && !ex->gone && !ex->inquiry->stream, left = exchange_is_left(ex);
+  if (whole) ex->finishing = true;
   pthread_mutex_unlock(&ex->lock);
   free(copy);
   if (full) watch_wake(ex->server);
-  if (whole) work_push(ex);
+  if (whole || left) work_push(ex);
   if (done) exchange_release(ex);
 }
 
@@ -377,6 +381,7 @@ void inquiry_submit(struct exchange *ex, struct inquiry *g, const struct fronten
   }
   if (g->stream) ex->reply = (struct reply){.status = 200, .type = "text/event-stream", .stream = true};
   ex->submitted = true;
+  ex->submitted_ns = time_ns();
   exchange_hold(ex); /* the service's */
   uint64_t id;
   if (service_submit(g->server->service, &g->options, &id, &error) != OSCAR_OK) {
@@ -425,11 +430,15 @@ void inquiry_begin(struct exchange *ex, struct buffer *out) { ex->inquiry->form-
 
 bool inquiry_has_more_to_do(const struct inquiry *g) { return g->session != NULL; }
 
+/* Of an answer that was cancelled, what there is of it is kept; it may be nothing. */
+static bool has_said_something(const struct choice *c) { return c->text.bytes || c->reasoning.bytes || c->calls; }
+
 void inquiry_finish(struct inquiry *g) {
-  if (!g->session) return;
-  char *text = session_text(g);
+  if (!g->session || (g->cancelled && !has_said_something(&g->choices[0]))) return;
   struct service_error error;
-  /* A session that was deleted meanwhile keeps nothing. */
+  /* A session that was deleted meanwhile keeps nothing, and one that another request has taken up what that said. */
+  if (!session_holds(g->server, g->session, g->session_messages)) return;
+  char *text = session_text(g);
   if (text) service_session_annotate(g->server->service, g->session, text, &error);
   free(text);
 }

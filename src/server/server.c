@@ -1,5 +1,5 @@
 /* server.c - starting to listen and stopping in order. */
-#include "server/state.h"
+#include "server/access_log.h"
 
 #include "server/response_store.h"
 
@@ -158,6 +158,7 @@ oscar_status server_create(const struct server_options *options, struct service 
   pthread_cond_init(&server->quiet, NULL);
   server->responses = response_store_create(options->stored_responses, options->stored_bytes);
   oscar_status status = server->responses && access_open(server) && watch_open(server) ? OSCAR_OK : OSCAR_NO_MEMORY;
+  if (status == OSCAR_OK) status = access_log_open(options, &server->log, error, error_bytes);
   if (status == OSCAR_OK) status = open_frontends(server, error, error_bytes);
   if (status == OSCAR_OK)
     status = options->unix_socket ? open_unix(server, error, error_bytes) : open_inet(server, error, error_bytes);
@@ -174,6 +175,7 @@ oscar_status server_create(const struct server_options *options, struct service 
 
 const char *server_address(const struct server *server) { return server->address; }
 int server_port(const struct server *server) { return server->port; }
+void server_reopen_log(struct server *server) { access_log_reopen(server->log); }
 
 /* ---- stopping ---- */
 
@@ -211,13 +213,14 @@ static void abandon_all(struct server *server) {
 void server_stop(struct server *server) {
   if (server->stopped) return;
   server->stopped = true;
+  const bool started = server->daemon != NULL;
   atomic_store(&server->stopping, true);
-  if (server->daemon) {
+  if (started) {
     const int listening = MHD_quiesce_daemon(server->daemon);
     if (listening >= 0) close(listening);
     server->socket = -1;
     if (server->options.unix_socket) unlink(server->options.unix_socket);
-    service_stop(server->service);
+    service_drain(server->service); /* and sessions keep what there is of answers */
     pthread_mutex_lock(&server->lock);
     wait_quiet(server, time_ns() + (int64_t)server->options.stop_s * 1000000000);
     pthread_mutex_unlock(&server->lock);
@@ -232,6 +235,7 @@ void server_stop(struct server *server) {
   if (server->wake >= 0) watch_wake(server);
   for (int i = 0; i < server->n_threads; i++) pthread_join(server->threads[i], NULL);
   server->n_threads = 0;
+  if (started) service_stop(server->service);
 }
 
 void server_free(struct server *server) {
@@ -246,7 +250,8 @@ void server_free(struct server *server) {
   for (int i = 0; server->frontends && i < server->options.workers; i++) frontend_close(&server->frontends[i]);
   free(server->frontends);
   free(server->threads);
-  free(server->keys);
+  access_close(server);
+  access_log_close(server->log);
   response_store_free(server->responses);
   pthread_cond_destroy(&server->work);
   pthread_cond_destroy(&server->quiet);

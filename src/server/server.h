@@ -15,13 +15,19 @@
 #include "engine/sampler.h"
 #include "engine/service.h"
 
+enum access_log_form { ACCESS_LOG_OFF, ACCESS_LOG_TEXT, ACCESS_LOG_JSON };
+
 struct server_options {
   const char *host;            /* default "127.0.0.1" */
   int port;                    /* default 8080; 0: any free one */
   const char *unix_socket;     /* a path instead of host and port; NULL: none */
   const char *const *api_keys; /* [n_api_keys]; none: everybody may ask */
+  const char *const
+      *api_key_names; /* [n_api_keys] what the access log calls them; NULL, and NULL among them: key-1, key-2, ... */
   int n_api_keys;
-  const char *cors; /* origins, by commas, whose pages may ask; "*": all; NULL: only our own page */
+  enum access_log_form access_log; /* a line for each request; default off */
+  const char *access_log_file;     /* it is added to; NULL: standard error */
+  const char *cors;                /* origins, by commas, whose pages may ask; "*": all; NULL: only our own page */
 
   const char *model_path;          /* GGUF, for tokenizer and chat template */
   const char *chat_template;       /* "auto" or a name */
@@ -54,6 +60,8 @@ oscar_status server_create(const struct server_options *options, struct service 
 /* "http://127.0.0.1:8080" or "unix:/path" */
 const char *server_address(const struct server *server);
 int server_port(const struct server *server); /* 0: a Unix socket */
+/* Lines of the access log go to the file that has the name now: after it was renamed, a new one. */
+void server_reopen_log(struct server *server);
 /* No new connections, new requests are refused (503), the service is stopped, running answers end as cancelled. */
 void server_stop(struct server *server);
 void server_free(struct server *server); /* stops, too */

@@ -182,6 +182,17 @@ void session_title(struct server *server, const char *name, const json_t *messag
   if (!*title) begin_of(first_words(messages), title, room);
 }
 
+bool session_holds(struct server *server, const char *name, const json_t *messages) {
+  struct session_entry entry = {0};
+  struct service_error error = {0};
+  if (service_session_find(server->service, name, &entry, &error) != OSCAR_OK) return false;
+  json_t *text = about(&entry);
+  const bool same = json_equal(json_object_get(text, "messages"), messages);
+  json_decref(text);
+  free(entry.text);
+  return same;
+}
+
 /* ---- endpoints ---- */
 
 void sessions_list(struct exchange *ex, struct frontend *frontend) {

@@ -73,13 +73,24 @@ struct exchange {
   struct buffer body;
   bool too_large;
   int64_t arrived_ns;
+  /* for the access log */
+  char client[64], method[16]; /* an address, "unix" */
+  char *path;                  /* without what follows '?'; NULL: memory was out */
+  int64_t arrived_at_ns;       /* since 1970 */
+  int64_t submitted_ns, ended_ns;
+  size_t body_sent;
+  struct request_usage usage; /* if has_usage; the service's thread's until EVENT_DONE */
+  bool has_usage;
   /* shared; under lock */
   pthread_mutex_t lock;
   enum stage stage;
   bool suspended;
   bool gone;         /* nobody reads the answer any more */
+  bool closed;       /* and there is no connection */
+  bool incomplete;   /* an event could not be kept */
   bool ping;         /* a sign of life is due */
-  bool finished;     /* a worker has done what comes after the answer (sessions) */
+  bool finishing;    /* a worker does what comes after the answer (sessions), */
+  bool finished;     /* or has done it */
   bool service_done; /* no event follows */
   uint64_t request;  /* the service's; 0: none */
   struct queued_event *first_event, *last_event;
@@ -101,7 +112,7 @@ struct answered {
 enum { MOST_ANSWERED = 512 };
 
 struct pending_session {
-  char name[72], title[256];
+  char name[SESSION_NAME_ROOM], title[256];
   int64_t created_at;
 };
 enum { MOST_PENDING = 256 };
@@ -119,8 +130,10 @@ struct server {
   pthread_t *threads;         /* [options.workers + 1], the last watches */
   int n_threads;
   unsigned char (*keys)[32]; /* digests, [options.n_api_keys] */
-  int watch, wake;           /* epoll, eventfd */
-  atomic_bool stopping;      /* new requests are refused */
+  char (*key_names)[SESSION_NAME_ROOM];
+  struct access_log *log; /* or NULL */
+  int watch, wake;        /* epoll, eventfd */
+  atomic_bool stopping;   /* new requests are refused */
   bool stopped;
   atomic_size_t body_bytes; /* that all requests hold */
   struct response_store *responses;
@@ -152,6 +165,10 @@ bool refuse_service(struct refusal *refusal, const struct service_error *error);
 void exchange_ready(struct exchange *exchange);
 /* Nobody reads any more: its request is cancelled. Not from the service's thread. */
 void exchange_abandon(struct exchange *exchange);
+/* There is no connection any more: what its session keeps of the answer is seen to when the service is done with it. */
+void exchange_close(struct exchange *exchange);
+/* Under the lock: a worker has to finish what nobody reads any more. True once. */
+bool exchange_is_left(struct exchange *exchange);
 /* For MHD's reader of a streamed body. */
 ssize_t exchange_read(void *user, uint64_t position, char *to, size_t most);
 /* The service's thread. */
@@ -179,6 +196,7 @@ void connection_completed(void *user, struct MHD_Connection *connection, void **
 
 /* ---- access.c: who may ask ---- */
 bool access_open(struct server *server);
+void access_close(struct server *server);
 /* What Authorization or x-api-key say; false: a refusal. */
 bool access_key(struct exchange *exchange, struct refusal *refusal);
 /* Host and Origin: ours, one that is allowed, or none; false: a refusal. */
@@ -221,5 +239,7 @@ uint64_t random_seed(void);
 /* sessions.c: the title of a session, for the text that is kept with it: as it was, else the one it was announced with, else the
  * beginning of what the user said first. */
 void session_title(struct server *server, const char *name, const json_t *messages, char *title, size_t room);
+/* Whether what it keeps is these messages: no other request has taken it up since. */
+bool session_holds(struct server *server, const char *name, const json_t *messages);
 
 #endif

@@ -29,8 +29,17 @@ static struct exchange *next(struct server *server) {
   return ex;
 }
 
-/* A stream waits for what comes after its last word, an answer that does not stream for its whole text. */
+/* A stream waits for what comes after its last word, an answer that does not stream for its whole text. Of one that nobody reads
+ * any more the rest of the events is still there. */
 static void after_the_answer(struct exchange *ex) {
+  pthread_mutex_lock(&ex->lock);
+  const bool closed = ex->closed;
+  pthread_mutex_unlock(&ex->lock);
+  if (closed) {
+    inquiry_take(ex, NULL);
+    inquiry_finish(ex->inquiry);
+    return;
+  }
   if (!ex->inquiry->stream) {
     inquiry_take(ex, NULL);
     inquiry_finish(ex->inquiry);

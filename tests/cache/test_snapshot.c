@@ -401,6 +401,17 @@ static oscar_status save_once(const oscar_sequence *s, const int32_t *ids) {
   return oscar_sequence_save(s, &contents, path);
 }
 
+static oscar_status capture_once(const oscar_sequence *s, oscar_capture **capture) {
+  enum { N = 701 };
+  int32_t ids[N];
+  for (int i = 0; i < N; i++) ids[i] = 7 * i;
+  const oscar_snapshot_contents contents = {
+      .model = "a model", .ids = ids, .n_ids = oscar_sequence_length(s) + 1, .text = "a text", .text_bytes = 6};
+  const oscar_status status = oscar_sequence_capture(s, &contents, capture);
+  if (status == OSCAR_OK) assert_int_equal(oscar_capture_bytes(*capture), oscar_sequence_capture_bytes(s, &contents));
+  return status;
+}
+
 static void no_allocation_may_fail_unnoticed(void **state) {
   (void)state;
   struct failing_alloc f;
@@ -412,6 +423,9 @@ static void no_allocation_may_fail_unnoticed(void **state) {
   const int32_t ids[500] = {0};
   sweep_allocations(c, &f, save_once(t->sequence, ids));
   assert_int_equal(files_in_folder(), 1); /* and no temporary one */
+  oscar_capture *capture;
+  sweep_allocations(c, &f, capture_once(t->sequence, &capture));
+  oscar_capture_free(capture);
   oscar_sequence *r;
   sweep_allocations(c, &f, restore(c, w.cache, NULL, &r));
   require_same_pages(c, t->sequence, r);
@@ -456,6 +470,64 @@ static void *save_again_and_again(void *arg) {
   bool all = true;
   for (int i = 0; i < 30; i++) all = all && save_once(t->sequence, ids) == OSCAR_OK;
   return all ? arg : NULL;
+}
+
+/* A copy is written by another thread with a context of its own, when its sequence has gone on, or gone. */
+struct late {
+  oscar_context *context;
+  oscar_capture *capture;
+  oscar_status status;
+};
+
+static void *write_late(void *arg) {
+  struct late *late = arg;
+  late->status = oscar_capture_save(late->capture, late->context, path);
+  return NULL;
+}
+
+static void write_on_another_thread(struct late *late) {
+  pthread_t thread;
+  late->context = test_context(OSCAR_ISA_AUTO, 1);
+  assert_int_equal(pthread_create(&thread, NULL, write_late, late), 0);
+  assert_int_equal(pthread_join(thread, NULL), 0);
+  assert_ok(late->context, late->status);
+  oscar_context_free(late->context);
+  oscar_capture_free(late->capture);
+}
+
+static void a_copy_can_be_written_later(void **state) {
+  (void)state;
+  const int lengths[] = {0, 1, 64, 100, 450, 700};
+  for (size_t g = 0; g < ARRAY_LENGTH(geometries); g++)
+    for (size_t i = 0; i < ARRAY_LENGTH(lengths) && geometries[g].crumbs[0] >= 0; i++) {
+      struct world a, b;
+      struct late late;
+      size_t bytes, later;
+      open_world(&a, &geometries[g], 2);
+      open_world(&b, &geometries[g], 1);
+      struct twin *t = a.twins[0] = twin_create(&a);
+      if (lengths[i]) assert_true(twin_feed(&a, t, lengths[i]));
+      save(a.context, t->sequence);
+      uint8_t *whole = read_file(&bytes);
+      assert_ok(a.context, capture_once(t->sequence, &late.capture));
+      assert_true(twin_feed(&a, t, 300));
+      twin_free(t);
+      a.twins[0] = twin_create(&a);
+      assert_true(twin_feed(&a, a.twins[0], 500)); /* where its pages were */
+      write_on_another_thread(&late);
+      uint8_t *written = read_file(&later);
+      assert_int_equal(later, bytes);
+      const size_t header = sizeof(struct snapshot_header); /* with the time */
+      assert_memory_equal(written + header, whole + header, bytes - header);
+      oscar_sequence *s;
+      assert_ok(b.context, restore(b.context, b.cache, "a model", &s));
+      assert_int_equal(oscar_sequence_length(s), lengths[i]);
+      oscar_sequence_free(s);
+      free(whole);
+      free(written);
+      close_world(&a);
+      close_world(&b);
+    }
 }
 
 static void of_two_writers_one_wins(void **state) {
@@ -611,6 +683,7 @@ int main(void) {
       cmocka_unit_test(no_allocation_may_fail_unnoticed),
       cmocka_unit_test(a_full_disk_leaves_the_old_file),
       cmocka_unit_test(memory_holds_what_files_do),
+      cmocka_unit_test(a_copy_can_be_written_later),
       cmocka_unit_test(of_two_writers_one_wins),
   };
   return cmocka_run_group_tests(tests, make_folder, remove_folder);

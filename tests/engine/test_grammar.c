@@ -451,6 +451,7 @@ static void long_counts_allow_what_they_say(void **state) {
       "root ::= part \".\" part?\npart ::= ([a-c]{3,50} \",\"){20,40} \"c\"",
       "root ::= (\"a\"?){50} \"b\" | [a-b]{30} \"c\"{90}",
       "root ::= ([ab]{17} [bc]{0,20}){1,2} (\"ab\" | \"b\"){19,} \"c\"",
+      "root ::= \"[\" ([ab] | \"c\" [ab])* \"]\" part{2} \"c\"\npart ::= (\"a\" [bc] | \"b\"){45} \",\"",
   };
   static const char *const more[] = {"abababababab", "bbbbbbbbbbbb", "cccccccccccc", "b\"", "c]", ",", ".c"};
   struct test_vocabulary *v = vocabulary_make("abc\"],.", 250, more, (int)ARRAY_LENGTH(more), 8);

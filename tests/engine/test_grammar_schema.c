@@ -311,6 +311,159 @@ static void what_fits_is_taken(void **state) {
   vocabulary_free_all(v);
 }
 
+/* ---- oneOf ---- */
+
+/* Alternatives of which any two may stand together; their shared parts are at #/$defs. */
+static const char *const alternatives[] = {
+    "true",
+    "false",
+    "{\"type\":\"null\"}",
+    "{\"type\":\"boolean\"}",
+    "{\"type\":\"integer\"}",
+    "{\"type\":\"integer\",\"minimum\":5}",
+    "{\"type\":\"integer\",\"exclusiveMaximum\":5}",
+    "{\"type\":\"integer\",\"maximum\":5}",
+    "{\"type\":\"number\"}",
+    "{\"minimum\":3,\"maximum\":4}",
+    "{\"type\":\"string\",\"maxLength\":2}",
+    "{\"type\":\"string\",\"minLength\":3,\"maxLength\":5}",
+    "{\"minLength\":1,\"maxLength\":3}",
+    "{\"type\":[\"string\",\"null\"]}",
+    "{\"const\":\"a\"}",
+    "{\"const\":\"abc\"}",
+    "{\"const\":4}",
+    "{\"const\":4.0}",
+    "{\"const\":{\"a\":1}}",
+    "{\"enum\":[\"b\",\"abcd\",7,null]}",
+    "{\"type\":\"string\",\"enum\":[\"b\",7]}",
+    "{\"type\":\"array\",\"items\":{\"const\":1},\"maxItems\":1}",
+    "{\"type\":\"array\",\"items\":{\"const\":1},\"minItems\":2,\"maxItems\":3}",
+    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"}}}",
+    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"}},\"required\":[\"a\"]}",
+    "{\"type\":\"object\",\"properties\":{\"b\":{\"type\":\"integer\"}},\"required\":[\"b\"]}",
+    "{\"properties\":{\"b\":{\"type\":\"integer\"}},\"required\":[\"b\"]}",
+    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"const\":2}},\"required\":[\"a\"]}",
+    "{\"type\":\"object\",\"properties\":{\"a\":{\"const\":1}},\"required\":[\"a\"],\"additionalProperties\":{\"type\":\"null\"}"
+    "}",
+    "{\"type\":\"object\",\"required\":[\"b\"],\"additionalProperties\":{\"const\":2}}",
+    "{\"type\":\"object\",\"additionalProperties\":false}",
+    "{\"$ref\":\"#/$defs/cat\"}",
+    "{\"$ref\":\"#/$defs/dog\"}",
+    "{\"$ref\":\"#/$defs/cat\",\"required\":[\"b\"]}",
+    "{\"allOf\":[{\"$ref\":\"#/$defs/dog\"},{\"properties\":{\"b\":{\"const\":1}}}]}",
+    "{\"anyOf\":[{\"$ref\":\"#/$defs/cat\"},{\"type\":\"null\"}]}",
+    "{\"anyOf\":[{\"$ref\":\"#/$defs/dog\"},{\"const\":\"dog\"}]}",
+    "{\"oneOf\":[{\"type\":\"null\"},{\"type\":\"boolean\"}]}",
+    "{\"type\":\"object\",\"properties\":{\"a\":{\"$ref\":\"#/$defs/cat\"}},\"required\":[\"a\"]}",
+    "{\"type\":\"object\",\"properties\":{\"a\":{\"$ref\":\"#/$defs/dog\"}},\"required\":[\"a\"]}",
+};
+static const char kinds[] = "\"$defs\":{\"cat\":{\"type\":\"object\",\"properties\":{\"kind\":{\"const\":\"cat\"},\"b\":{"
+                            "\"type\":\"integer\"}},\"required\":["
+                            "\"kind\"]},\"dog\":{\"type\":\"object\",\"properties\":{\"kind\":{\"enum\":[\"dog\",\"wolf\"]},"
+                            "\"b\":{\"type\":\"integer\"}},"
+                            "\"required\":[\"kind\"]}}";
+
+/* Whatever two are put together: answers fit exactly one, or the grammar is refused. */
+static void answers_fit_exactly_one(void **state) {
+  (void)state;
+  struct test_vocabulary *v = json_vocabulary();
+  uint64_t random = 8;
+  int taken = 0, refused = 0, judged = 0;
+  for (size_t i = 0; i < ARRAY_LENGTH(alternatives); i++)
+    for (size_t k = i; k < ARRAY_LENGTH(alternatives); k++) {
+      char schema[2048], error[512];
+      static char text[16384];
+      struct grammar *g;
+      snprintf(schema, sizeof schema, "{\"oneOf\":[%s,%s],%s}", alternatives[i], alternatives[k], kinds);
+      const oscar_status status = grammar_of_schema(schema, strlen(schema), &g, error, sizeof error);
+      if (status != OSCAR_OK) {
+        /* FORMAT: nothing fits at all, such as false and false */
+        if (status != OSCAR_UNSUPPORTED && status != OSCAR_FORMAT) fail_msg("%s: %s", schema, error);
+        refused++;
+        continue;
+      }
+      taken++;
+      json_t *whole = json_loads(schema, 0, NULL);
+      assert_non_null(whole);
+      for (int round = 0; round < 12; round++) {
+        const size_t n = random_answer(g, v, &random, text, sizeof text);
+        if (n == 0) continue;
+        json_t *value = json_loadb(text, n, JSON_DECODE_ANY, NULL);
+        if (!valid(whole, whole, value)) fail_msg("%s\n%.*s", schema, (int)n, text);
+        json_decref(value);
+        judged++;
+      }
+      json_decref(whole);
+      grammar_free(g);
+    }
+  printf("  %d pairs taken, %d refused, %d answers judged\n", taken, refused, judged);
+  assert_true(taken > 300 && refused > 100 && judged > 2000);
+  vocabulary_free_all(v);
+}
+
+static void what_tells_alternatives_apart_is_seen(void **state) {
+  (void)state;
+  static const struct {
+    const char *one, *other;
+    bool apart;
+  } cases[] = {
+      {"{\"type\":\"string\"}", "{\"type\":\"null\"}", true},
+      {"{\"type\":\"string\"}", "{\"type\":[\"integer\",\"array\"]}", true},
+      {"{\"type\":\"integer\"}", "{\"type\":\"number\"}", false},
+      {"{\"type\":\"string\"}", "{\"format\":\"date\"}", false},
+      {"{\"type\":\"string\"}", "{\"properties\":{\"a\":true}}", false}, /* without a type a string is valid, too */
+      {"{\"const\":\"a\"}", "{\"const\":\"b\"}", true},
+      {"{\"const\":\"a\"}", "{\"enum\":[\"b\",\"c\"]}", true},
+      {"{\"const\":\"a\"}", "{\"enum\":[\"b\",\"a\"]}", false},
+      {"{\"const\":1}", "{\"const\":1.0}", false},
+      {"{\"const\":[1]}", "{\"const\":[1.0]}", false},
+      {"{\"const\":\"auto\"}", "{\"type\":\"string\"}", false},
+      {"{\"const\":\"auto\"}", "{\"type\":\"string\",\"maxLength\":3}", true},
+      {"{\"enum\":[1,2]}", "{\"type\":\"integer\",\"minimum\":3}", true},
+      {"{\"type\":\"integer\",\"maximum\":4}", "{\"type\":\"integer\",\"minimum\":5}", true},
+      {"{\"type\":\"integer\",\"maximum\":5}", "{\"type\":\"integer\",\"minimum\":5}", false},
+      {"{\"type\":\"integer\",\"exclusiveMaximum\":5}", "{\"type\":\"integer\",\"minimum\":5}", true},
+      {"{\"type\":\"integer\",\"maximum\":5}", "{\"type\":\"integer\",\"exclusiveMinimum\":5}", true},
+      {"{\"type\":\"string\",\"maxLength\":3}", "{\"type\":\"string\",\"minLength\":4}", true},
+      {"{\"type\":\"array\",\"maxItems\":1}", "{\"type\":\"array\",\"minItems\":2}", true},
+      {"{\"type\":\"array\",\"maxItems\":2}", "{\"type\":\"array\",\"minItems\":2}", false},
+      {"{\"$ref\":\"#/$defs/cat\"}", "{\"$ref\":\"#/$defs/dog\"}", true},
+      {"{\"$ref\":\"#/$defs/cat\"}", "{\"$ref\":\"#/$defs/cat\"}", false},
+      {"{\"type\":\"object\",\"properties\":{\"kind\":{\"const\":\"cat\"}}}", "{\"$ref\":\"#/$defs/dog\"}",
+       false}, /* it may be left out */
+      {"{\"type\":\"object\",\"properties\":{\"a\":true},\"required\":[\"a\"]}",
+       "{\"type\":\"object\",\"properties\":{\"b\":true},\"required\":[\"b\"]}", true}, /* neither writes the other's */
+      {"{\"type\":\"object\",\"required\":[\"a\"]}", "{\"type\":\"object\",\"required\":[\"b\"]}", false},
+      {"{\"type\":\"object\",\"required\":[\"a\"]}", "{\"type\":\"object\",\"additionalProperties\":false}", true},
+      {"{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"integer\"}]}", "{\"type\":[\"null\",\"boolean\"]}", true},
+      {"{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"null\"}]}", "{\"type\":[\"null\",\"boolean\"]}", false},
+      {"true", "{\"type\":\"string\"}", false},
+      {"false", "{\"type\":\"string\"}", true},
+  };
+  for (size_t i = 0; i < ARRAY_LENGTH(cases); i++)
+    for (int turned = 0; turned < 2; turned++) {
+      char schema[1024], error[512] = "";
+      struct grammar *g = NULL;
+      snprintf(schema, sizeof schema, "{\"oneOf\":[%s,%s],%s}", turned ? cases[i].other : cases[i].one,
+               turned ? cases[i].one : cases[i].other, kinds);
+      const oscar_status status = grammar_of_schema(schema, strlen(schema), &g, error, sizeof error);
+      if ((status == OSCAR_OK) != cases[i].apart) fail_msg("%s: %s", schema, error);
+      if (status != OSCAR_OK && !strstr(error, "schema at #: \"oneOf\": what fits alternative ")) fail_msg("%s", error);
+      grammar_free(g);
+    }
+  /* Keywords beside it hold for each: here they tell what is written. Many constants are a matter of moments. */
+  static const char beside[] =
+      "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"}},\"oneOf\":[{\"properties\":{\"k\":{"
+      "\"const\":1}},\"required\":[\"k\"]},{\"properties\":{\"k\":{\"const\":2}},\"required\":[\"k\"]}]}";
+  grammar_free(grammar_for(beside));
+  char *many = malloc(1 << 16);
+  size_t n = (size_t)sprintf(many, "{\"oneOf\":[");
+  for (int i = 0; i < 300; i++) n += (size_t)sprintf(many + n, "%s{\"const\":\"v%d\",\"title\":\"x\"}", i ? "," : "", i);
+  sprintf(many + n, "]}");
+  grammar_free(grammar_for(many));
+  free(many);
+}
+
 static void integer_ranges_are_exact(void **state) {
   (void)state;
   struct test_vocabulary *v = json_vocabulary();
@@ -566,6 +719,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(random_answers_are_valid),
       cmocka_unit_test(what_fits_is_taken),
+      cmocka_unit_test(answers_fit_exactly_one),
+      cmocka_unit_test(what_tells_alternatives_apart_is_seen),
       cmocka_unit_test(integer_ranges_are_exact),
       cmocka_unit_test(patterns_match_what_pcre_matches),
       cmocka_unit_test(wrong_schemas_are_refused_with_their_place),

@@ -395,6 +395,151 @@ static void users_take_turns(void **state) {
   rig_close(&r);
 }
 
+/* ---- short prompts and long ones ---- */
+
+enum { LONG_PROMPT = 2000, SHORT_PROMPT = 50, SHORT_PROMPTS = 40 };
+
+static struct rig_options options_for_long_prompts(void) {
+  struct rig_options o = rig_options(model.path);
+  o.context = 2048;
+  o.chunk = 64;
+  return o;
+}
+
+/* The service computes this many prompts. */
+static void wait_prefilling(struct service *s, int prompts) {
+  struct service_stats stats;
+  do {
+    usleep(500);
+    service_stats_get(s, &stats);
+  } while (stats.prefilling < prompts);
+}
+
+static int answered(struct client *c) {
+  pthread_mutex_lock(&c->lock);
+  const int n = c->answers[0].n;
+  pthread_mutex_unlock(&c->lock);
+  return n;
+}
+
+static void a_short_prompt_does_not_wait_for_a_long_one(void **state) {
+  (void)state;
+  static int32_t long_ids[LONG_PROMPT], ids[SHORT_PROMPT];
+  struct client slow, quick, alone[2];
+  const struct rig_options o = options_for_long_prompts();
+  some_ids(1, LONG_PROMPT, long_ids);
+  some_ids(2, SHORT_PROMPT, ids);
+  struct request_options of_long = client_options(long_ids, LONG_PROMPT, 8), of_short = client_options(ids, SHORT_PROMPT, 8);
+  for (int i = 0; i < 2; i++) {
+    struct rig r;
+    rig_open(&r, &o);
+    client_submit(r.service, &alone[i], i ? of_short : of_long);
+    client_wait(&alone[i]);
+    rig_close(&r);
+  }
+  for (int users = 1; users <= 2; users++) {
+    struct rig r;
+    rig_open(&r, &o);
+    of_long.user = "a";
+    of_short.user = users == 1 ? "a" : "b";
+    client_submit(r.service, &slow, of_long);
+    wait_prefilling(r.service, 1);
+    client_submit(r.service, &quick, of_short);
+    client_wait_tokens(&quick, 1);
+    assert_int_equal(answered(&slow), 0);
+    client_wait(&quick);
+    client_wait(&slow);
+    assert_memory_equal(quick.answers[0].ids, alone[1].answers[0].ids, 8 * sizeof(int32_t));
+    assert_memory_equal(slow.answers[0].ids, alone[0].answers[0].ids, 8 * sizeof(int32_t));
+    client_clear(&quick);
+    client_clear(&slow);
+    rig_close(&r);
+  }
+  for (int i = 0; i < 2; i++) client_clear(&alone[i]);
+}
+
+/* What its session holds is no work, also where there is no tree to ask. */
+static void the_next_turn_of_a_session_is_short(void **state) {
+  (void)state;
+  enum { TURN = 1500, MORE = 20 };
+  static int32_t long_ids[LONG_PROMPT], ids[TURN + MORE];
+  struct client slow, quick;
+  struct rig r;
+  struct rig_options o = options_for_long_prompts();
+  o.service.reuse = OSCAR_PREFIX_OFF;
+  rig_open(&r, &o);
+  some_ids(1, LONG_PROMPT, long_ids);
+  some_ids(2, TURN + MORE, ids);
+  struct request_options of_session = client_options(ids, TURN, 1);
+  of_session.session = "chat";
+  client_submit(r.service, &quick, of_session);
+  client_wait(&quick);
+  client_clear(&quick);
+  client_submit(r.service, &slow, client_options(long_ids, LONG_PROMPT, 1));
+  wait_prefilling(r.service, 1);
+  of_session.n = TURN + MORE;
+  client_submit(r.service, &quick, of_session);
+  client_wait(&quick);
+  assert_int_equal(answered(&slow), 0);
+  assert_true(quick.usage.computed <= MORE + 1);
+  client_wait(&slow);
+  client_clear(&quick);
+  client_clear(&slow);
+  rig_close(&r);
+}
+
+/* However many come. */
+static void a_long_prompt_does_not_wait_for_short_ones(void **state) {
+  (void)state;
+  enum { EACH = 300, LONGER = 1800 };
+  static int32_t long_ids[LONGER], ids[SHORT_PROMPTS][EACH];
+  struct client slow, quick[SHORT_PROMPTS];
+  struct rig r;
+  int done = 0;
+  const struct rig_options o = options_for_long_prompts();
+  rig_open(&r, &o);
+  some_ids(1, LONGER, long_ids);
+  client_submit(r.service, &slow, client_options(long_ids, LONGER, 1));
+  wait_prefilling(r.service, 1);
+  for (int i = 0; i < SHORT_PROMPTS; i++) {
+    some_ids(10 + (uint64_t)i, EACH, ids[i]);
+    client_submit(r.service, &quick[i], client_options(ids[i], EACH, 1));
+  }
+  client_wait(&slow);
+  for (int i = 0; i < SHORT_PROMPTS; i++) done += answered(&quick[i]) > 0;
+  printf("  %d of %d short prompts are done before the long one\n", done, SHORT_PROMPTS);
+  assert_true(done >= 2 && done <= LONGER / EACH + 2);
+  for (int i = 0; i < SHORT_PROMPTS; i++) client_wait(&quick[i]);
+  for (int i = 0; i < SHORT_PROMPTS; i++) client_clear(&quick[i]);
+  client_clear(&slow);
+  rig_close(&r);
+}
+
+/* One that begins as the prompt that is computed waits until that is as far, and no longer. */
+static void what_is_computed_already_is_waited_for(void **state) {
+  (void)state;
+  enum { SHARED = 800, OWN = 20 };
+  static int32_t long_ids[LONG_PROMPT], ids[SHARED + OWN];
+  struct client slow, quick;
+  struct rig r;
+  const struct rig_options o = options_for_long_prompts();
+  rig_open(&r, &o);
+  some_ids(1, LONG_PROMPT, long_ids);
+  memcpy(ids, long_ids, SHARED * sizeof *ids);
+  some_ids(2, OWN, ids + SHARED);
+  client_submit(r.service, &slow, client_options(long_ids, LONG_PROMPT, 1));
+  wait_prefilling(r.service, 1);
+  client_submit(r.service, &quick, client_options(ids, SHARED + OWN, 1));
+  client_wait(&quick);
+  assert_int_equal(answered(&slow), 0);
+  printf("  %lld tokens computed of %d\n", (long long)quick.usage.computed, SHARED + OWN);
+  assert_true(quick.usage.computed < (SHARED + OWN) * 2 / 3);
+  client_wait(&slow);
+  client_clear(&quick);
+  client_clear(&slow);
+  rig_close(&r);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(text_goes_out_in_whole_characters),
@@ -408,6 +553,10 @@ int main(void) {
       cmocka_unit_test(stopping_cancels_what_is_left),
       cmocka_unit_test(a_shared_beginning_is_computed_once),
       cmocka_unit_test(users_take_turns),
+      cmocka_unit_test(a_short_prompt_does_not_wait_for_a_long_one),
+      cmocka_unit_test(the_next_turn_of_a_session_is_short),
+      cmocka_unit_test(a_long_prompt_does_not_wait_for_short_ones),
+      cmocka_unit_test(what_is_computed_already_is_waited_for),
   };
   return cmocka_run_group_tests(tests, make_model, free_model);
 }

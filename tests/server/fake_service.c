@@ -146,7 +146,7 @@ int64_t fake_service_cancelled(struct service *s) {
   return cancelled;
 }
 
-void service_stop(struct service *s) {
+void service_drain(struct service *s) {
   pthread_mutex_lock(&s->lock);
   s->stopping = true;
   for (struct job *j = s->jobs; j; j = j->next) j->cancelled = true;
@@ -154,6 +154,8 @@ void service_stop(struct service *s) {
   while (s->running) pthread_cond_wait(&s->changed, &s->lock);
   pthread_mutex_unlock(&s->lock);
 }
+
+void service_stop(struct service *s) { service_drain(s); }
 
 void service_free(struct service *s) {
   if (!s) return;

@@ -5,8 +5,8 @@ test_crash.py PROGRAM MODEL [--kills 8]
 
 Killed in the middle of writing, again and again: every session whose save had been answered is whole, no half file is taken for one,
 and what was being written is gone after the next start. A full disk: an error that says so, the session goes on from memory and is
-saved once there is room. SIGTERM during an answer: the session is in its file with what was said. Exit status 77 (skipped) where
-there is no model.
+saved once there is room. SIGTERM during an answer: the session is in its file with what was said. SIGHUP: the access log is opened
+again. Exit status 77 (skipped) where there is no model.
 """
 import argparse
 import asyncio
@@ -47,8 +47,8 @@ class Room:
         self.folder = os.path.join(folder, "sessions")
         self.log = os.path.join(folder, "log")
 
-    def serve(self, limits=None):
-        return Server(self.program, ["-m", self.model, "-c", "2048", "--dir", self.folder], self.log, limits)
+    def serve(self, limits=None, more=()):
+        return Server(self.program, ["-m", self.model, "-c", "2048", "--dir", self.folder, *more], self.log, limits)
 
     def files(self):
         return sorted(os.listdir(self.folder)) if os.path.isdir(self.folder) else []
@@ -188,12 +188,23 @@ async def stop_during_an_answer(server, room):
 def stop_and_go_on(room):
     server = room.serve()
     asyncio.run(stop_during_an_answer(server, room))
-    server = room.serve()
+    access = room.log + ".access"
+    server = room.serve(more=("--access-log", "json", "--access-log-file", access))
     found = ask(server.port, "GET", "/v1/sessions/stopped").json()
+    os.rename(access, access + ".1")
+    server.process.send_signal(signal.SIGHUP)
+    while not os.path.exists(access):
+        time.sleep(0.02)
     check("the session is found again", found["tier"] == "disk" and found["tokens"] > 20, found)
+    roles = [m["role"] for m in found["messages"]]
+    check("with what there was of the answer", roles == ["user", "assistant"] and len(found["messages"][1]["content"]) > 20, found)
     answer = ask(server.port, "POST", "/v1/chat/completions", chat("stopped", [user("Count for as long as you can.")], max_tokens=2))
     check("and goes on", answer.status == 200 and answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0, answer.body)
     check("the server stops", server.stop() == 0)
+    with open(access, encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    check("the access log after SIGHUP has the request", [line["status"] for line in lines] == [200], lines)
+    check("and its numbers", lines[0]["generated_tokens"] == 2 and lines[0]["cached_tokens"] > 0 and 0 < lines[0]["first_token_ms"] <= lines[0]["total_ms"], lines)
     print("stopped during an answer:", json.dumps({k: found[k] for k in ("tier", "tokens", "bytes")}))
 
 

@@ -372,6 +372,203 @@ static void vanishing(void **state) {
   fixture_stop(&f);
 }
 
+/* What the session keeps last: {"role", "content"}; NULL: no answer. */
+static json_t *last_kept(const struct fixture *f, const char *name) {
+  struct session_entry entry = {0};
+  struct service_error error;
+  if (service_session_find(f->service, name, &entry, &error) != OSCAR_OK) return NULL;
+  json_t *text = json_loads(entry.text, 0, NULL), *messages = json_object_get(text, "messages");
+  json_t *last = json_incref(json_array_get(messages, json_array_size(messages) - 1));
+  json_decref(text);
+  free(entry.text);
+  if (strcmp(text_at(last, "role"), "assistant") == 0) return last;
+  json_decref(last);
+  return NULL;
+}
+
+static bool has_kept(const struct fixture *f, const char *name, const char *begin) {
+  json_t *last = last_kept(f, name);
+  const bool has = last && strncmp(text_at(last, "content"), begin, strlen(begin)) == 0;
+  json_decref(last);
+  return has;
+}
+
+/* A client that leaves has had enough of the answer: its session keeps what there is of it. So it does when the server stops. */
+static void sessions_keep_what_there_is(void **state) {
+  (void)state;
+  struct fixture f;
+  fixture_options(&f);
+  f.options.stop_s = 2;
+  fixture_start(&f);
+  static const char *const bodies[] = {
+      "{\"session\":\"a\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"!slow 1000 20\"}]}",
+      "{\"session\":\"b\",\"messages\":[{\"role\":\"user\",\"content\":\"!slow 1000 20\"}]}",
+      "{\"session\":\"c\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"!wait\"}]}"};
+  static const char *const names[] = {"a", "b", "c"};
+  for (int i = 0; i < 3; i++) {
+    int fd = client_connect(&f);
+    post(fd, CHAT, bodies[i]);
+    wait_for(fake_service_running(f.service) == 1);
+    if (i == 0) free(client_read(fd, "word"));
+    if (i == 1) usleep(200000);
+    close(fd);
+    wait_for(fake_service_running(f.service) == 0);
+    if (i < 2) wait_for(has_kept(&f, names[i], "word "));
+  }
+  usleep(50000);
+  assert_false(has_kept(&f, "c", "")); /* nothing was said: there is no answer */
+  /* A request that has taken the session up since says what it holds. */
+  int old = client_connect(&f);
+  post(old, CHAT, bodies[0]);
+  free(client_read(old, "word"));
+  json_decref(
+      ask_json(&f, "POST", CHAT, "{\"session\":\"a\",\"messages\":[{\"role\":\"user\",\"content\":\"something else\"}]}", 200));
+  close(old);
+  wait_for(fake_service_running(f.service) == 0);
+  usleep(50000);
+  assert_true(has_kept(&f, "a", "something else"));
+  int fd = client_connect(&f);
+  post(fd, CHAT, bodies[0]);
+  free(client_read(fd, "word"));
+  server_stop(f.server);
+  close(fd);
+  assert_true(has_kept(&f, "a", "word "));
+  fixture_stop(&f);
+}
+
+/* ---- the access log ---- */
+
+/* Its lines, once there are so many. */
+static char *log_of(const char *path, int lines) {
+  static char text[1 << 16];
+  int n = 0;
+  for (int tries = 0; tries < 1000; tries++) {
+    FILE *f = fopen(path, "rb");
+    const size_t bytes = f ? fread(text, 1, sizeof text - 1, f) : 0;
+    if (f) fclose(f);
+    text[bytes] = '\0';
+    n = 0;
+    for (const char *c = text; *c; c++) n += *c == '\n';
+    if (n >= lines) break;
+    usleep(10000);
+  }
+  assert_int_equal(n, lines);
+  return text;
+}
+
+static void each_request_has_a_line(void **state) {
+  (void)state;
+  struct fixture f;
+  char path[] = "/tmp/oscar-access-XXXXXX", older[64], date[64], client[64], rest[512];
+  const char *const keys[] = {"secret-one", "secret-two"}, *const names[] = {"alice", NULL};
+  close(mkstemp(path));
+  snprintf(older, sizeof older, "%s.1", path);
+  fixture_options(&f);
+  f.options.api_keys = keys;
+  f.options.api_key_names = names;
+  f.options.n_api_keys = 2;
+  f.options.access_log = ACCESS_LOG_TEXT;
+  f.options.access_log_file = path;
+  fixture_start(&f);
+  struct answer a = ask(&f, "GET", "/v1/models?secret=query", "Authorization: Bearer secret-two\r\n", NULL);
+  char want[600];
+  snprintf(want, sizeof want, "key-2 GET /v1/models 200 %zu - - - - ", strlen(a.body));
+  answer_free(&a);
+  char *log = log_of(path, 1);
+  assert_int_equal(sscanf(log, "%63s %63s %511[^\n]", date, client, rest), 3);
+  assert_string_equal(client, "127.0.0.1");
+  int year, month, day, hour, minute, second, ms;
+  assert_int_equal(sscanf(date, "%4d-%2d-%2dT%2d:%2d:%2d.%3dZ", &year, &month, &day, &hour, &minute, &second, &ms), 7);
+  assert_true(strlen(date) == 24 && year >= 2024);
+  assert_memory_equal(rest, want, strlen(want));
+  /* the answer's numbers, of a stream and of a whole one; nothing of what was said or of keys */
+  static const char *const bodies[] = {SAYS("!long 3"), STREAM("!long 3")};
+  for (int i = 0; i < 2; i++) {
+    a = ask(&f, "POST", CHAT, "Authorization: Bearer secret-one\r\n", bodies[i]);
+    assert_int_equal(a.status, 200);
+    log = log_of(path, 2 + i);
+    size_t bytes;
+    int prompt, cached, generated;
+    double total;
+    log[strlen(log) - 1] = '\0';
+    log = strrchr(log, '\n') + 1;
+    assert_int_equal(
+        sscanf(log, "%*s 127.0.0.1 alice POST " CHAT " 200 %zu %d %d %d - %lf", &bytes, &prompt, &cached, &generated, &total), 5);
+    assert_int_equal(bytes, strlen(a.body));
+    assert_true(prompt > 10 && cached == 0 && generated == 3 && total > 0 && total < 10000);
+    answer_free(&a);
+  }
+  /* refusals, a path that would break the line, a client that leaves */
+  a = ask(&f, "GET", "/v1/models", NULL, NULL);
+  answer_free(&a);
+  a = ask(&f, "GET", "/a%20b%0ac%25", "Authorization: Bearer secret-one\r\n", NULL);
+  answer_free(&a);
+  int fd = client_connect(&f);
+  client_send(fd, "POST " CHAT " HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret-one\r\n"
+                  "Content-Type: application/json\r\nContent-Length: 51\r\n\r\n" SAYS("!wait") "         ");
+  wait_for(fake_service_running(f.service) == 1);
+  close(fd);
+  log = log_of(path, 6);
+  assert_non_null(strstr(log, " 127.0.0.1 - GET /v1/models 401 "));
+  assert_non_null(strstr(log, " - GET /a%20b%0Ac%25 404 "));
+  assert_non_null(strstr(log, " alice POST " CHAT " - - "));
+  assert_true(!strstr(log, "secret") && !strstr(log, "!long") && !strstr(log, "word"));
+  /* rotated: what comes then is in a file of the old name */
+  assert_int_equal(rename(path, older), 0);
+  server_reopen_log(f.server);
+  wait_for(access(path, F_OK) == 0);
+  a = ask(&f, "GET", "/health", NULL, NULL);
+  answer_free(&a);
+  assert_non_null(strstr(log_of(path, 1), " - GET /health 200 16 - - - - "));
+  log_of(older, 6);
+  fixture_stop(&f);
+  unlink(path);
+  unlink(older);
+}
+
+static void lines_can_be_json(void **state) {
+  (void)state;
+  struct fixture f;
+  char path[] = "/tmp/oscar-access-XXXXXX";
+  close(mkstemp(path));
+  fixture_options(&f);
+  f.options.access_log = ACCESS_LOG_JSON;
+  f.options.access_log_file = path;
+  fixture_start(&f);
+  struct answer a = ask(&f, "POST", CHAT, NULL, SAYS("some words"));
+  answer_free(&a);
+  log_of(path, 1); /* a line is there when its exchange is over, not when its client is */
+  a = ask(&f, "HEAD", "/a%22b%ff", NULL, NULL);
+  answer_free(&a);
+  char *log = log_of(path, 2), *end = strchr(log, '\n');
+  json_t *line = json_loadb(log, (size_t)(end - log), 0, NULL);
+  assert_text_at(line, "client", "127.0.0.1");
+  assert_text_at(line, "method", "POST");
+  assert_text_at(line, "path", CHAT);
+  assert_number_at(line, "status", 200);
+  assert_number_at(line, "generated_tokens", 2);
+  assert_number_at(line, "cached_tokens", 0);
+  assert_true(json_is_null(at(line, "user")) && json_is_null(at(line, "first_token_ms")));
+  assert_true(json_number_value(at(line, "total_ms")) >= 0 && json_integer_value(at(line, "prompt_tokens")) > 2);
+  assert_int_equal(json_object_size(line), 12);
+  json_decref(line);
+  line = json_loads(end + 1, 0, NULL);
+  assert_text_at(line, "path", "/a\"b\xEF\xBF\xBD");
+  assert_number_at(line, "status", 404);
+  assert_number_at(line, "bytes", 0);
+  assert_true(json_is_null(at(line, "prompt_tokens")));
+  json_decref(line);
+  fixture_stop(&f);
+  unlink(path);
+  /* a file that cannot be */
+  char error[512];
+  f.options.access_log_file = "/nonexistent/folder/log";
+  f.service = fake_service_create(f.options.model_path);
+  assert_int_equal(server_create(&f.options, f.service, &f.server, error, sizeof error), OSCAR_IO);
+  assert_non_null(strstr(error, "/nonexistent/folder/log: the access log cannot be opened"));
+  service_free(f.service);
+}
+
 /* A client that stops reading does not stop others, and loses its answer when what waits for it is too much. */
 static void not_reading(void **state) {
   (void)state;
@@ -501,6 +698,9 @@ int main(void) {
       cmocka_unit_test(idle_and_heads),
       cmocka_unit_test(answers_in_time),
       cmocka_unit_test(vanishing),
+      cmocka_unit_test(sessions_keep_what_there_is),
+      cmocka_unit_test(each_request_has_a_line),
+      cmocka_unit_test(lines_can_be_json),
       cmocka_unit_test(not_reading),
       cmocka_unit_test(pings),
       cmocka_unit_test(many_streams),

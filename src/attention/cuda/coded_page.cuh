@@ -53,7 +53,8 @@ struct arguments {
   int turning_pairs, fast; /* of decode_layer; curved_pairs */
   int head_bytes, value_offset;
   int page_bytes, slot_bytes; /* what is copied of a coded page for one head; of a slot of a ring */
-  bool coded;
+  int angle_bytes;            /* of rope.turns for a page, where they are copied */
+  bool coded, map_is_here;    /* map_is_here: a KV head's map of values is copied to shared memory */
   float scale;
 };
 
@@ -68,6 +69,8 @@ struct page_gains {
   __half *values;     /* [tile][q][tokens 2q, 2q + 1 | 8 + 2q, 8 + 2q + 1][class][2]; those of the latter over 16 */
   const float *table; /* 2^((i - 8)/4) */
 };
+/* Log gains of keys come times this. */
+constexpr float KEY_GAIN_UNIT = 64;
 
 __host__ __device__ inline int gains_bytes(const page_forms &a) { return a.key_form == OSCAR_ROW_SCALE_ZERO ? 1792 : 1536; }
 __device__ inline page_gains page_gains_of(uint8_t *memory, const float *table) {
@@ -96,19 +99,23 @@ __device__ __forceinline__ void expand_key_gains(const page_forms &a, const page
   }
 }
 
-/* The same of log gains in four groups. */
-__device__ __forceinline__ void expand_key_log_gains(const page_gains &to, const uint8_t *meta, int lane) {
-  const uint32_t words = *(const uint32_t *)(meta + 4 * lane); /* of both tokens */
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    float4 gains;
-    gains.x = *(const float *)((const uint8_t *)to.table + (16 * i >= 2 ? words >> (16 * i - 2) & 60 : words << 2 & 60));
-    gains.y = *(const float *)((const uint8_t *)to.table + (words >> (16 * i + 2) & 60));
-    gains.z = *(const float *)((const uint8_t *)to.table + (words >> (16 * i + 6) & 60));
-    gains.w = *(const float *)((const uint8_t *)to.table + (words >> (16 * i + 10) & 60));
-    *(float4 *)(to.keys + 4 * (2 * lane + i)) = gains;
+/* The same of log gains in four groups, times KEY_GAIN_UNIT, of tokens lane and lane + 32: 2^(4 + n/4) of every nibble n. Its
+ * place in a float of [4, 8) is bits 19 to 22. */
+struct key_log_gains {
+  uint32_t words[2];
+  __device__ __forceinline__ void load(const uint8_t *meta, int lane) {
+    words[0] = ((const uint16_t *)meta)[lane], words[1] = ((const uint16_t *)meta)[lane + 32];
   }
-}
+  __device__ __forceinline__ static float gain(uint32_t shifted) {
+    return exp2_fast(__uint_as_float((shifted & 0x00780000u) | 0x40800000u));
+  }
+  __device__ __forceinline__ void store(const page_gains &to, int lane) const {
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      *(float4 *)(to.keys + 4 * (lane + 32 * i)) =
+          make_float4(gain(words[i] << 19), gain(words[i] << 15), gain(words[i] << 11), gain(words[i] << 7));
+  }
+};
 
 /* Gains of values times 2^-exponent, where the exponent grows with the largest gain seen. */
 __device__ inline void expand_value_gains(const page_forms &a, const page_gains &to, const uint16_t *meta, int &exponent,
@@ -150,9 +157,8 @@ __device__ __forceinline__ void scale_value_gains(const uint16_t *meta, int &exp
   }
 }
 
-/* The same of log gains in four groups, which need no exponent. */
-__device__ __forceinline__ void expand_value_log_gains(const page_gains &to, const uint8_t *meta, int lane) {
-  const uint32_t words = *(const uint32_t *)(meta + 4 * lane);
+/* The same of log gains in four groups, which need no exponent. words: of tokens 2 lane and 2 lane + 1. */
+__device__ __forceinline__ void expand_value_log_gains(const page_gains &to, uint32_t words, int lane) {
   const int upper = lane / 4 % 2;
   const uint2 a = log_gains_fp16(words, 4 * upper), b = log_gains_fp16(words >> 16, 4 * upper); /* classes 0, 1 and 2, 3 */
   *(uint4 *)((uint8_t *)to.values + ((lane / 8 * 4 + lane % 4) * 2 + upper) * 16) = make_uint4(
@@ -241,13 +247,11 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
 /* What a lane's rows need to make scores of sums (struct row_constants). */
 template <int NT> struct score_scales { float unit[NT][GAIN_CLASSES], high[NT][GAIN_CLASSES], low[NT][GAIN_CLASSES]; };
 
-/* Scores of 16 tokens: token g in s[.][0], token g + 8 in s[.][1]. `gains`: [64] fp16 of ONE_GAIN, else [64][class] floats. */
-template <int FORM, int KEY_BLOCKS, int NT>
-__device__ __forceinline__ void score_tile(int blocks, const uint32_t *words, int tile,
-                                           const query_operands<KEY_BLOCKS, NT> &operands, const int (&whole)[4],
-                                           const score_scales<NT> &scales, const void *page_gains, int lane, float (&s)[NT][2]) {
-  int sums[NT][GAIN_CLASSES][4];
-  sum_keys<KEY_BLOCKS, NT>(blocks, words, tile, operands, whole, lane, sums);
+/* Scores of 16 tokens from these sums: token g in s[.][0], token g + 8 in s[.][1]. `gains`: [64] fp16 of ONE_GAIN, else
+ * [64][class] floats. */
+template <int FORM, int NT>
+__device__ __forceinline__ void scale_sums(const int (&sums)[NT][GAIN_CLASSES][4], int tile, const score_scales<NT> &scales,
+                                           const void *page_gains, int lane, float (&s)[NT][2]) {
   float gains[2][GAIN_CLASSES];
   if (FORM == ONE_GAIN) {
     const __half *of = (const __half *)page_gains + tile * 16 + lane / 4;
@@ -324,71 +328,81 @@ template <int NT> __device__ __forceinline__ void add_curves(const float (&sums)
  * to the score of a token at x from the centre is the first times cos(x w) plus the second times sin(x w).
  */
 
-/* Which pairs a lane has of each step, 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, as operand B wants them, and their angles on the page
- * that comes next. STEPS 0: as many as there are, looked up when they are needed. */
+/* Which pairs a lane has of each step, 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, as operand B wants them: where their angles are among
+ * those of a page. STEPS 0: as many as there are, looked up when they are needed. */
 template <int STEPS> struct lane_pairs {
-  uint32_t numbers[STEPS ? STEPS : 1][2]; /* two each */
-  float2 angles[STEPS ? STEPS : 1][4];
-  const uint32_t *all; /* the head's, of this lane */
+  int places[STEPS ? STEPS : 1][4]; /* in bytes */
+  const uint32_t *all;              /* two pairs each: the head's, of this lane */
 
+  __device__ __forceinline__ static void look_up(const uint32_t *of_step, int *to) {
+    const uint32_t low = __ldg(of_step), high = __ldg(of_step + 4);
+    to[0] = (int)(low & 0xFFFF) * 8, to[1] = (int)(low >> 16) * 8, to[2] = (int)(high & 0xFFFF) * 8,
+    to[3] = (int)(high >> 16) * 8;
+  }
   __device__ __forceinline__ void start(const arguments &a, int head, int lane) {
     all = (const uint32_t *)(a.pairs + head * a.turning_pairs) + lane % 4;
 #pragma unroll
-    for (int k = 0; k < STEPS; k++)
-#pragma unroll
-      for (int i = 0; i < 2; i++) numbers[k][i] = __ldg(all + 8 * k + 4 * i);
+    for (int k = 0; k < STEPS; k++) look_up(all + 8 * k, places[k]);
   }
-  __device__ __forceinline__ static void load_two(const float2 *of_page, uint32_t two, float2 *to) {
-    to[0] = __ldg(of_page + (two & 0xFFFF)), to[1] = __ldg(of_page + (two >> 16));
-  }
-  __device__ __forceinline__ void load(const struct decode_rope &rope, int page) {
-    const float2 *of_page = (const float2 *)rope.turns + (size_t)page * rope.pairs;
+  __device__ __forceinline__ void get(const uint8_t *angles, int k, float2 (&to)[4]) const {
+    int found[4];
+    if (!STEPS) look_up(all + 8 * k, found);
 #pragma unroll
-    for (int k = 0; k < STEPS; k++) {
-      load_two(of_page, numbers[k][0], angles[k]);
-      load_two(of_page, numbers[k][1], angles[k] + 2);
-    }
-  }
-  __device__ __forceinline__ void get(const struct decode_rope &rope, int page, int k, float2 (&to)[4]) const {
-    if (STEPS) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) to[i] = angles[STEPS ? k : 0][i];
-    } else {
-      const float2 *of_page = (const float2 *)rope.turns + (size_t)page * rope.pairs;
-      load_two(of_page, __ldg(all + 8 * k), to);
-      load_two(of_page, __ldg(all + 8 * k + 4), to + 2);
-    }
+    for (int i = 0; i < 4; i++) to[i] = *(const float2 *)(angles + (STEPS ? places[STEPS ? k : 0][i] : found[i]));
   }
 };
 
-__device__ __forceinline__ uint32_t number_or_rest(float low, float high, bool rest) {
-  const uint32_t number = pack_half2(low, high);
-  return rest ? rest_half2(low, high, number) : number;
-}
-
-/* Adds what the mean has to the scores of a page. curves, amplitudes: of the head. */
+/*
+ * A product has eight columns, and all are numbers: of 8 rows, or where there are but 4, of these for two pages at once. What
+ * fp16 lost of them has a product of its own, as what it lost of the curves has.
+ *
+ * turned [page or rows from 4 on][tile of 16 tokens][token g, g + 8]: what the mean has in scores. curves, amplitudes: of the
+ * head; angles: of the lane's page (of column lane / 4, page or rows are lane / 4 % 2).
+ */
 template <int STEPS, int NT>
-__device__ __forceinline__ void score_pairs(const arguments &a, const uint8_t *curves, const float2 *amplitudes,
-                                            const lane_pairs<STEPS> &pairs, int page, int lane, float (&s)[4][NT][2]) {
+__device__ __forceinline__ void turn_pairs(const arguments &a, const uint8_t *curves, const float2 *amplitudes,
+                                           const lane_pairs<STEPS> &pairs, const uint8_t *angles, int lane,
+                                           float (&turned)[2][4][2]) {
   const int steps = STEPS ? STEPS : a.turning_pairs / CURVE_STEP, g = lane / 4, q = lane % 4;
-  float sums[2][2][NT][4] = {};
+  const float2 *mine = amplitudes + (g / 2 + (NT == 2 ? g % 2 * 4 : 0)) * steps * CURVE_STEP + 2 * q;
+  float sums[2][2][4] = {}; /* [even, odd][tile from the centre on] */
 #pragma unroll
   for (int k = 0; k < steps; k++) {
     float2 turn[4];
-    uint4 weights[NT];
-    pairs.get(a.rope, page, k, turn);
+    pairs.get(angles, k, turn);
+    const float4 x = *(const float4 *)(mine + k * CURVE_STEP), y = *(const float4 *)(mine + k * CURVE_STEP + 8);
+    const float even[4] = {x.x * turn[0].x + x.y * turn[0].y, x.z * turn[1].x + x.w * turn[1].y,
+                           y.x * turn[2].x + y.y * turn[2].y, y.z * turn[3].x + y.w * turn[3].y};
+    const float odd[4] = {x.y * turn[0].x - x.x * turn[0].y, x.w * turn[1].x - x.z * turn[1].y, y.y * turn[2].x - y.x * turn[2].y,
+                          y.w * turn[3].x - y.z * turn[3].y};
+    uint32_t number[2][2], lost[2][2]; /* [even, odd][pairs 2 q and 2 q + 1, 2 q + 8 and 2 q + 9] */
 #pragma unroll
-    for (int n = 0; n < NT; n++) {
-      const float4 *of_row = (const float4 *)(amplitudes + ((n * 4 + g / 2) * steps + k) * CURVE_STEP + 2 * q);
-      const float4 x = of_row[0], y = of_row[4];
-      weights[n].x = number_or_rest(x.x * turn[0].x + x.y * turn[0].y, x.z * turn[1].x + x.w * turn[1].y, g % 2);
-      weights[n].y = number_or_rest(y.x * turn[2].x + y.y * turn[2].y, y.z * turn[3].x + y.w * turn[3].y, g % 2);
-      weights[n].z = number_or_rest(x.y * turn[0].x - x.x * turn[0].y, x.w * turn[1].x - x.z * turn[1].y, g % 2);
-      weights[n].w = number_or_rest(y.y * turn[2].x - y.x * turn[2].y, y.w * turn[3].x - y.z * turn[3].y, g % 2);
+    for (int i = 0; i < 2; i++) {
+      number[0][i] = pack_half2(even[2 * i], even[2 * i + 1]), number[1][i] = pack_half2(odd[2 * i], odd[2 * i + 1]);
+      lost[0][i] = rest_half2(even[2 * i], even[2 * i + 1], number[0][i]);
+      lost[1][i] = rest_half2(odd[2 * i], odd[2 * i + 1], number[1][i]);
     }
-    multiply_curves<NT>(curves + k * CURVE_STEP_BYTES, weights, lane, sums);
+#pragma unroll
+    for (int o = 0; o < 2; o++)
+#pragma unroll
+      for (int tile = 0; tile < 2; tile++) {
+        const uint4 *of_tile = (const uint4 *)(curves + k * CURVE_STEP_BYTES + (o * 2 + tile) * 1024) + lane;
+        const uint4 value = of_tile[0], rest = of_tile[32];
+        mma_fp16(sums[o][tile], value.x, value.y, value.z, value.w, number[o][0], number[o][1]);
+        mma_fp16(sums[o][tile], value.x, value.y, value.z, value.w, lost[o][0], lost[o][1]);
+        mma_fp16(sums[o][tile], rest.x, rest.y, rest.z, rest.w, number[o][0], number[o][1]);
+      }
   }
-  add_curves<NT>(sums, s);
+#pragma unroll
+  for (int tile = 0; tile < 2; tile++)
+#pragma unroll
+    for (int u = 0; u < 2; u++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const float even = sums[0][tile][2 * i + u], odd = sums[1][tile][2 * i + u];
+        turned[u][2 + tile][i] = even + odd;
+        turned[u][1 - tile][1 - i] = __shfl_xor_sync(~0u, even - odd, 28); /* rows g and 15 - g are as far from the centre */
+      }
 }
 
 /* ---- the turning mean: by waves ---- */
@@ -480,18 +494,20 @@ __device__ inline void make_weights(const struct decode_rope &rope, int pairs, c
 }
 
 /* The new maxima of the rows, and what all sums have to be multiplied with; false: nothing changes. The same in the whole warp.
- */
-template <int NT> __device__ inline bool raise_maxima(const float (&largest)[NT], softmax<NT> &state, float (&factor)[NT]) {
+ * Scores may exceed a maximum by up to `slack` before it is raised. */
+template <int NT>
+__device__ inline bool raise_maxima(const float (&largest)[NT], float slack, softmax<NT> &state, float (&factor)[NT]) {
   bool above = false;
+#pragma unroll
+  for (int n = 0; n < NT; n++) above = above || largest[n] > state.m[n] + slack;
+  if (!__any_sync(~0u, above)) return false;
   float top[NT];
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     top[n] = largest[n];
 #pragma unroll
     for (int step = 4; step < 32; step *= 2) top[n] = fmaxf(top[n], __shfl_xor_sync(~0u, top[n], step));
-    above = above || top[n] > state.m[n];
   }
-  if (!__any_sync(~0u, above)) return false;
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     const float m = fmaxf(state.m[n], top[n]);
@@ -502,13 +518,21 @@ template <int NT> __device__ inline bool raise_maxima(const float (&largest)[NT]
   return true;
 }
 
+/* What multiplies probabilities in the sums of gains of FOUR_LOG_GAINS, in the form of page_gains.values: lanes of rows 4 to 7
+ * sum the probabilities themselves. */
+constexpr int ONES_BYTES = 512;
+__device__ inline void store_ones(uint8_t *to) {
+  for (int i = threadIdx.x; i < ONES_BYTES / 4; i += blockDim.x) ((uint32_t *)to)[i] = i / 4 % 2 ? 0x2C002C00 : 0x3C003C00;
+}
+
 /* acc [block]: rows g and g + 8 of a block of crumbs, in units of 2^-24 and 2^-22. middle: the sum of probabilities times gains
- * of class g, g < 4, tokens of even groups of 8 in [0] and [1], a sixteenth of the others in [2] and [3]; ANY_FORM: all in the
- * first two. `gains`: of ONE_GAIN the page's own, which are multiplied by `factors`. */
+ * of class g, g < 4, tokens of even groups of 8 in [0] and [1], a sixteenth of the others in [2] and [3], and the sum of
+ * probabilities likewise for g = 4; ANY_FORM: all in the first two, and no sum of probabilities. `gains`: of ONE_GAIN the page's
+ * own, which are multiplied by `factors`; of_row: of FOUR_LOG_GAINS, what a lane's row of these sums multiplies. */
 template <int FORM, int BLOCKS, bool ANY, int NT>
 __device__ inline void sum_values(const page_forms &a, const uint32_t *words, const void *page_gains,
-                                  const uint32_t (&factors)[2], const uint32_t (&p)[4][2], int lane, float (&acc)[BLOCKS][4],
-                                  float (&middle)[4]) {
+                                  const uint32_t (&factors)[2], const uint32_t *of_row, const uint32_t (&p)[4][2], int lane,
+                                  float (&acc)[BLOCKS][4], float (&middle)[4]) {
   const int g = lane / 4, q = lane % 4, blocks = ANY ? a.value_crumbs / 16 : BLOCKS;
   constexpr uint32_t ONES = 0x3C003C00, SIXTEENS = 0x4C004C00;
   uint2 w[ANY ? 1 : BLOCKS];
@@ -535,8 +559,7 @@ __device__ inline void sum_values(const page_forms &a, const uint32_t *words, co
       weighted[2][0] = multiply_half2(p[tile][0], one.z), weighted[2][1] = multiply_half2(p[tile][1], two.z);
       weighted[3][0] = multiply_half2(p[tile][0], one.w), weighted[3][1] = multiply_half2(p[tile][1], two.w);
       if (FORM == FOUR_LOG_GAINS) { /* gains are the operand A: row c of class c, row c + 8 for tokens from 8 on */
-        const uint32_t *of_class = (const uint32_t *)gains + g % GAIN_CLASSES;
-        mma_fp16(middle, of_class[0], 0, 0, of_class[4], p[tile][0], p[tile][1]);
+        mma_fp16(middle, of_row[tile * 32], 0, 0, of_row[tile * 32 + 4], p[tile][0], p[tile][1]);
       } else {
 #pragma unroll
         for (int c = 0; c < GAIN_CLASSES; c++)

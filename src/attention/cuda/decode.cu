@@ -31,6 +31,7 @@ usual usual_of(const variant &v, const struct decode_layer *layer, int window) {
   if (window || keys.crumbs != 16 * v.blocks || values.crumbs != 16 * v.blocks || !has_usual_gains(*layer)) return NONE_DOES;
   const int form = keys.form == OSCAR_ROW_LOG_GAINS ? decode::FOUR_LOG_GAINS : decode::ONE_GAIN;
   const decode::how_it_turns turns = turns_of(layer);
+  if (turns == decode::BY_PAIRS && layer->rope->pairs != v.head_dim / 2) return NONE_DOES;
   const int steps = turns == decode::BY_WAVES ? layer->rope->steps : layer->turning_pairs / CURVE_STEP;
   for (int kind = 0; kind < decode::USUAL_KINDS; kind++)
     if (decode::USUAL_TURNS[kind] == turns && decode::USUAL_STEPS[kind] == steps) return {form, kind};
@@ -42,14 +43,24 @@ struct choice {
   decode::block_shape shape;
 };
 
-choice choose(const variant &v, const struct decode_layer *layer, int window, int row_tiles) {
-  const usual u = usual_of(v, layer, window);
-  if (u.form >= 0)
-    return {v.usual[u.form][u.kind][row_tiles - 1],
-            decode::block_shape_of(v.blocks, row_tiles, decode::USUAL_TURNS[u.kind], decode::USUAL_STEPS[u.kind], false)};
+/* The compute capability that a kernel was compiled for, which has its shape of blocks: the device's may be a later one. */
+int capability_of(const struct oscar_cuda *cuda, const void *kernel) {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess ? attributes.ptxVersion : cuda->info.capability;
+}
+
+choice choose(const struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer, int row_tiles) {
+  const variant &v = *variant_of(shape->head_dim);
+  const usual u = usual_of(v, layer, shape->window);
+  if (u.form >= 0) {
+    const void *kernel = v.usual[u.form][u.kind][row_tiles - 1];
+    return {kernel, decode::block_shape_of(v.blocks, row_tiles, decode::USUAL_TURNS[u.kind], decode::USUAL_STEPS[u.kind], false,
+                                           capability_of(cuda, kernel))};
+  }
   const bool usual_values = layer->values.crumbs == 16 * v.blocks;
-  return {usual_values ? v.any_keys[row_tiles - 1] : v.any[row_tiles - 1],
-          decode::block_shape_of(usual_values ? v.blocks : decode::MOST_VALUE_BLOCKS, row_tiles, decode::STAYS, 0, true)};
+  const void *kernel = usual_values ? v.any_keys[row_tiles - 1] : v.any[row_tiles - 1];
+  return {kernel, decode::block_shape_of(usual_values ? v.blocks : decode::MOST_VALUE_BLOCKS, row_tiles, decode::STAYS, 0, true,
+                                         capability_of(cuda, kernel))};
 }
 
 decode::arguments arguments_of(const struct oscar_cuda *cuda, const struct decode_shape *shape,
@@ -68,12 +79,13 @@ decode::arguments arguments_of(const struct oscar_cuda *cuda, const struct decod
   a.value_rows = layer->values.rows;
   a.coded = layer->values.crumbs > 0;
   a.page_bytes = a.coded ? layer->head_bytes : 0;
+  a.turns = turns_of(layer);
+  if (layer->rope) a.rope = *layer->rope;
+  a.angle_bytes = a.turns == decode::BY_PAIRS ? a.rope.pairs * 8 : 0;
   const int tile_bytes = EXACT_TOKENS * a.head_dim * 2;
   a.slot_bytes = a.page_bytes > tile_bytes ? a.page_bytes : tile_bytes;
   a.forms = {layer->keys.crumbs,   layer->keys.groups,   layer->keys.form,
              layer->values.crumbs, layer->values.groups, layer->values.form};
-  a.turns = turns_of(layer);
-  if (layer->rope) a.rope = *layer->rope;
   a.pairs = layer->pairs;
   a.curves = (const uint8_t *)layer->curves;
   a.turning_pairs = layer->turning_pairs;
@@ -116,7 +128,7 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
                      layer->keys.groups, layer->values.groups);
   const decode::arguments a = arguments_of(cuda, shape, layer);
   for (int row_tiles = 1; row_tiles <= 2; row_tiles++) {
-    const int bytes = decode::shared_layout_of(a, choose(*v, layer, shape->window, row_tiles).shape, row_tiles).bytes;
+    const int bytes = decode::shared_layout_of(a, choose(cuda, shape, layer, row_tiles).shape, row_tiles).bytes;
     if ((size_t)bytes <= cuda->shared_bytes)
       *rows = 4 * row_tiles;
     else if (row_tiles == 1)
@@ -135,7 +147,7 @@ int decode_most_blocks(const struct oscar_cuda *cuda) { return cuda->info.multip
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                         const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out) {
   const int row_tiles = plan->rows > 4 ? 2 : 1;
-  const choice chosen = choose(*variant_of(shape->head_dim), layer, shape->window, row_tiles);
+  const choice chosen = choose(cuda, shape, layer, row_tiles);
   decode::arguments a = arguments_of(cuda, shape, layer);
   a.tiles = plan->tiles;
   a.pages = plan->pages;
@@ -147,7 +159,12 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
   a.parts = space->parts;
   a.arrived = space->arrived;
   a.out = out;
-  const int bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
+  a.map_is_here = a.coded;
+  int bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
+  if ((size_t)bytes > cuda->shared_bytes) {
+    a.map_is_here = false;
+    bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
+  }
   oscar_status status = cuda_result(cuda, cudaFuncSetAttribute(chosen.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                                     "asking for shared memory");
   if (status != OSCAR_OK) return status;

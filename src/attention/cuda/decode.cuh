@@ -15,18 +15,27 @@
 
 namespace decode {
 
-/* Warps of a block, stages of their rings, blocks of a multiprocessor: as much as registers and shared memory allow. */
+/* Warps of a block, blocks of a multiprocessor: as much as registers and shared memory allow. */
 struct block_shape {
-  int warps, stages, blocks;
+  int warps, blocks;
 };
+/* Where a multiprocessor has 100 KB of shared memory instead of 160 or more. */
+__host__ __device__ constexpr bool has_little_memory(int capability) {
+  return capability == 86 || capability == 89 || capability >= 120;
+}
 /* turns, steps: of a mean that turns; any: kernels for any form */
 __host__ __device__ constexpr struct block_shape block_shape_of(int value_blocks, int row_tiles, how_it_turns turns, int steps,
-                                                                bool any) {
-  if (value_blocks > 16) return {4, 2, 1};
-  if (value_blocks > 8) return {turns != STAYS || any ? 4 : 6, 2, 1};
-  if (any) return {row_tiles == 2 ? 6 : 8, 2, 1};
-  if (row_tiles == 2) return {turns == BY_WAVES && steps > 1 ? 6 : 8, 2, 1};
-  return {value_blocks > 6 ? 8 : 12, 2, 1};
+                                                                bool any, int capability) {
+  int warps = value_blocks > 6 ? 8 : 12;
+  if (value_blocks > 16)
+    warps = 4;
+  else if (value_blocks > 8)
+    warps = turns != STAYS || any ? 4 : 6;
+  else if (any)
+    warps = row_tiles == 2 ? 6 : 8;
+  else if (row_tiles == 2)
+    warps = turns == BY_WAVES && steps > 1 ? 6 : 8;
+  return {has_little_memory(capability) ? warps * 5 / 8 : warps, 1};
 }
 
 /* What is known when a kernel is compiled. */
@@ -38,12 +47,16 @@ struct traits {
   static constexpr bool ANY_VALUES = ANY_VALUES_; /* any number of blocks of values, up to VALUE_BLOCKS */
   static constexpr how_it_turns TURNS = TURNS_;   /* the mean; ANY: in whatever way */
   static constexpr int STEPS = STEPS_;            /* of its curves; ANY: as many as there are */
-  static constexpr struct block_shape SHAPE = block_shape_of(VALUE_BLOCKS_, NT_, TURNS_, STEPS_, ANY);
+#ifdef __CUDA_ARCH__
+  static constexpr struct block_shape SHAPE = block_shape_of(VALUE_BLOCKS_, NT_, TURNS_, STEPS_, ANY, __CUDA_ARCH__ / 10);
+#else
+  static constexpr struct block_shape SHAPE = {1, 1}; /* the host asks for that of its device */
+#endif
   /* of pages, where not ANY */
   static constexpr int GROUPS = FORM == FOUR_LOG_GAINS ? GAIN_CLASSES : 1;
   static constexpr int ROW_FORM = FORM == FOUR_LOG_GAINS ? OSCAR_ROW_LOG_GAINS : OSCAR_ROW_GAIN;
   static constexpr int KEY_BYTES = 256 * KEY_BLOCKS + 128, VALUE_BYTES = 256 * VALUE_BLOCKS + 128;
-  static constexpr int WARPS = SHAPE.warps, STAGES = SHAPE.stages, BLOCKS = SHAPE.blocks;
+  static constexpr int WARPS = SHAPE.warps, BLOCKS = SHAPE.blocks;
 };
 
 /* The item that has a unit of the line. */
@@ -65,7 +78,7 @@ struct warp_work {
 /* Shared memory of a block, in bytes from its start. A warp has `of_warp` bytes from `warps` on for weights of curves (of a mean
  * that turns) and the gains of a page, and in their place its sums, when it is done with an item. */
 struct shared_layout {
-  int barriers, works, log_gains, prepared, curves, warps, of_warp, gains_of_warp, block, bytes;
+  int angles, barriers, queues, works, log_gains, ones, prepared, curves, map, warps, of_warp, gains_of_warp, block, bytes;
 };
 __host__ __device__ inline prepared_layout prepared_of(const arguments &a, int row_tiles) {
   return prepared_layout_of(a.forms.key_crumbs / 16, a.turning_pairs, a.fast, row_tiles);
@@ -74,15 +87,22 @@ __host__ __device__ inline int curve_bytes(const arguments &a) {
   return (a.turns == BY_WAVES ? a.rope.steps : a.turns == BY_PAIRS ? a.turning_pairs / CURVE_STEP : 0) * CURVE_STEP_BYTES;
 }
 
+/* What the map multiplies: sums of codes, of gains, of probabilities. */
+__host__ __device__ inline int value_inputs(const page_forms &forms) { return forms.value_crumbs + forms.value_groups + 1; }
+__host__ __device__ inline int map_bytes(const arguments &a) { return value_inputs(a.forms) * a.head_dim * 4; }
+
 __host__ __device__ inline struct shared_layout shared_layout_of(const arguments &a, struct block_shape shape, int row_tiles) {
   struct shared_layout s;
   const int warps = shape.warps;
-  int at = warps * shape.stages * a.slot_bytes;
-  s.barriers = at, at += 8 * (warps * shape.stages + 2); /* two for the block */
+  int at = warps * STAGES * a.slot_bytes;
+  s.angles = at, at += warps * angles_bytes(a);
+  s.barriers = at, at += 8 * (warps * STAGES + 3); /* three for the block: queries, curves, the map of values */
+  s.queues = at, at += 8;
   s.works = at, at += warps * (int)sizeof(struct warp_work);
   at = (at + 63) / 64 * 64;
   s.log_gains = at, at += 64;
   at = (at + 127) / 128 * 128;
+  s.ones = at, at += ONES_BYTES;
   s.prepared = at, at += a.coded ? prepared_of(a, row_tiles).bytes : 0;
   at = (at + 127) / 128 * 128;
   s.curves = at, at += curve_bytes(a);
@@ -91,23 +111,28 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   const int sums = warp_sums_bytes(a.head_dim, a.forms.value_crumbs, row_tiles),
             reading = s.gains_of_warp + (a.coded ? gains_bytes(a.forms) : 0);
   s.of_warp = ((sums > reading ? sums : reading) + 15) / 16 * 16;
-  /* and in the place of all of them a factor for every row of every part of an item */
-  const int all = warps * s.of_warp, factors = (shape.blocks * a.multiprocessors + 1) * row_tiles * 4 * 4;
-  s.block = at += ((all > factors ? all : factors) + 15) / 16 * 16;
-  s.bytes = at + block_sums_of(a.head_dim, a.forms.value_crumbs, warps, row_tiles).bytes;
+  const int all = warps * s.of_warp, merging = merge_bytes(a.head_dim, shape.blocks * a.multiprocessors + 1, row_tiles);
+  s.block = at += ((all > merging ? all : merging) + 15) / 16 * 16;
+  at += block_sums_of(a.head_dim, a.forms.value_crumbs, warps, row_tiles).bytes;
+  s.map = at = (at + 127) / 128 * 128;
+  s.bytes = at + (a.map_is_here ? map_bytes(a) : 0);
   return s;
 }
 
-/* Coded pages of one warp: all that are left of `c`. */
+/* The coded pages of `c` that the warp gets. */
 template <class T>
 __device__ inline void read_coded(const arguments &a, const struct decode_tile &tile, const reading &c, asking &asked,
                                   const reading &after, uint8_t *memory, const shared_layout &layout, ring &ring) {
   constexpr int NT = T::NT, BLOCKS = T::VALUE_BLOCKS;
   constexpr bool ANY = T::ANY;
   constexpr int STEPS = ANY ? 0 : T::STEPS;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, mine = c.coded;
+  /* tiles whose products are begun before gains are made, as registers allow */
+  constexpr int EARLY_TILES = T::FORM != FOUR_LOG_GAINS ? 0 : NT == 1 ? 2 : T::TURNS == STAYS ? 1 : 0;
+  /* so that probabilities times gains of up to 2^1.75 stay fp16 numbers */
+  constexpr float SLACK = T::FORM == FOUR_LOG_GAINS ? 2 : 0;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   uint8_t *own = memory + layout.warps + warp * layout.of_warp;
-  if (mine == 0) {
+  if (!page_is_next(ring, c.item)) { /* nor has it pages of its own */
     store_no_states<NT>(sums_of_warp<NT>(a.head_dim, a.forms.value_crumbs, own).code_states, lane);
     return;
   }
@@ -124,6 +149,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   query_operands<T::KEY_BLOCKS, NT> operands;
   operands.load((const uint32_t *)queries, lane);
   const int whole[4] = {WHOLE_BITS, WHOLE_BITS, WHOLE_BITS, WHOLE_BITS};
+  constexpr float UNIT = T::FORM == FOUR_LOG_GAINS ? 1 / KEY_GAIN_UNIT : 1;
   score_scales<NT> scales;
   float mean[NT], zero[NT];
   softmax<NT> state;
@@ -132,7 +158,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
     const struct row_constants &row = constants[n * 4 + q];
 #pragma unroll
     for (int p = 0; p < GAIN_CLASSES; p++)
-      scales.unit[n][p] = row.unit[p], scales.high[n][p] = row.high_offset[p], scales.low[n][p] = row.low_offset[p];
+      scales.unit[n][p] = row.unit[p] * UNIT, scales.high[n][p] = row.high_offset[p] * UNIT,
+      scales.low[n][p] = row.low_offset[p] * UNIT;
     mean[n] = row.mean, zero[n] = row.zero;
     state.m[n] = NONE, state.l[n] = 0;
   }
@@ -143,123 +170,165 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   uint32_t *weights = (uint32_t *)own;
   const int64_t oldest = ANY && a.window ? tile.position + tile.first_row / a.group - a.window + 1 : 0; /* that any row sees */
 
-  int number = waves ? pages[min(g, mine - 1)].number : 0, following = 0;
+  const uint32_t *of_row =
+      (const uint32_t *)(g < GAIN_CLASSES ? (const uint8_t *)gains.values : memory + layout.ones) + q * 8 + g % GAIN_CLASSES;
+  int number = waves ? pages[min(g, c.coded - 1)].number : 0;
   lane_pairs<STEPS> pairs;
-  if (turns == BY_PAIRS) { /* angles are looked up a page ahead, and its number another */
-    number = pages[0].number, following = pages[min(1, mine - 1)].number;
-    pairs.start(a, c.head, lane);
-    pairs.load(a.rope, number);
-  }
+  if (turns == BY_PAIRS) pairs.start(a, c.head, lane);
+  const int content = content_of(c.item, NO_TILE);
+  float turned[2][4][2]; /* of this page, and of the next if `knows_next` */
+  bool knows_next = false;
+  int i = 0;
+  bool had_own;
 #pragma unroll 1
-  for (int i = 0; i < mine; i++) {
-    if (waves && i % WAVE_PAGES == 0) {
+  do {
+#pragma unroll 1
+    do { /* as long as the warp has pages of its own to ask for */
+      if (waves && i % WAVE_PAGES == 0) {
+        __syncwarp();
+        make_weights<STEPS, NT>(a.rope, a.turning_pairs, amplitudes, mixing, number, weights, lane);
+        number = pages[min(i + WAVE_PAGES + g, c.coded - 1)].number;
+        __syncwarp();
+      }
+      const uint8_t *page = wait_for_slot(a, ring);
+      const int value_offset = ANY ? a.value_offset : 256 * T::KEY_BLOCKS + 128;
+      const uint16_t *value_meta = (const uint16_t *)(page + value_offset + (ANY ? 16 * forms.value_crumbs : 256 * BLOCKS));
+      const int before = exponent;
+      const void *key_gains = gains.keys, *value_gains = gains.values;
+      uint32_t factors[2] = {0, 0};
+      int sums[EARLY_TILES ? EARLY_TILES : 1][NT][GAIN_CLASSES][4];
+      if (T::FORM == FOUR_LOG_GAINS) { /* made while the first products are under way */
+        key_log_gains of_keys;
+        of_keys.load(page + 256 * T::KEY_BLOCKS, lane);
+        const uint32_t of_values = ((const uint32_t *)value_meta)[lane];
+#pragma unroll
+        for (int t = 0; t < EARLY_TILES; t++)
+          sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[t]);
+        of_keys.store(gains, lane);
+        expand_value_log_gains(gains, of_values, lane);
+      } else if (T::FORM == ONE_GAIN) {
+        key_gains = page + 256 * T::KEY_BLOCKS, value_gains = value_meta;
+        scale_value_gains(value_meta, exponent, factors, lane);
+      } else {
+        expand_key_gains(forms, gains, page, lane);
+        expand_value_gains(forms, gains, value_meta, exponent, lane);
+      }
       __syncwarp();
-      make_weights<STEPS, NT>(a.rope, a.turning_pairs, amplitudes, mixing, number, weights, lane);
-      number = pages[min(i + WAVE_PAGES + g, mine - 1)].number;
-      __syncwarp();
-    }
-    const uint8_t *page = wait_for_slot<T::STAGES>(a, ring);
-    const int value_offset = ANY ? a.value_offset : 256 * T::KEY_BLOCKS + 128;
-    const uint16_t *value_meta = (const uint16_t *)(page + value_offset + (ANY ? 16 * forms.value_crumbs : 256 * BLOCKS));
-    const int before = exponent;
-    const void *key_gains = gains.keys, *value_gains = gains.values;
-    uint32_t factors[2] = {0, 0};
-    if (T::FORM == FOUR_LOG_GAINS) {
-      expand_key_log_gains(gains, page + 256 * T::KEY_BLOCKS, lane);
-      expand_value_log_gains(gains, (const uint8_t *)value_meta, lane);
-    } else if (T::FORM == ONE_GAIN) {
-      key_gains = page + 256 * T::KEY_BLOCKS, value_gains = value_meta;
-      scale_value_gains(value_meta, exponent, factors, lane);
-    } else {
-      expand_key_gains(forms, gains, page, lane);
-      expand_value_gains(forms, gains, value_meta, exponent, lane);
-    }
-    __syncwarp();
-    if (T::FORM != FOUR_LOG_GAINS && exponent != before) {
-      const float factor = ldexpf(1, max(before - exponent, -126));
+      if (T::FORM != FOUR_LOG_GAINS && exponent != before) {
+        const float factor = ldexpf(1, max(before - exponent, -126));
 #pragma unroll
-      for (int b = 0; b < BLOCKS; b++)
+        for (int b = 0; b < BLOCKS; b++)
 #pragma unroll
-        for (int j = 0; j < 4; j++) acc[b][j] *= factor;
+          for (int j = 0; j < 4; j++) acc[b][j] *= factor;
 #pragma unroll
-      for (int j = 0; j < 4; j++) middle[j] *= factor;
-    }
+        for (int j = 0; j < 4; j++) middle[j] *= factor;
+      }
 
-    float s[4][NT][2], largest[NT];
+      float s[4][NT][2], largest[NT];
 #pragma unroll
-    for (int t = 0; t < 4; t++)
+      for (int t = 0; t < 4; t++)
 #pragma unroll
-      for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
-    if (turns == BY_PAIRS) {
-      score_pairs<STEPS, NT>(a, curves, amplitudes, pairs, number, lane, s);
-      number = following, following = pages[min(i + 2, mine - 1)].number;
-      pairs.load(a.rope, number);
-    }
-    if (waves) score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
+        for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
+      if (turns == BY_PAIRS) {
+        const bool own_page = i < c.coded;
+        const int first = own_page ? place_of_angles(ring.own_before + i) : OWN_ANGLES + ring.take_slot;
+        if (NT == 2 || !knows_next) {
+          knows_next = NT == 1 && i + 1 < c.coded;
+          wait_for_angles(ring);
+          const int other = knows_next ? place_of_angles(ring.own_before + i + 1) : first;
+          turn_pairs<STEPS, NT>(a, curves, amplitudes, pairs, angles_at(a, ring, g % 2 && NT == 1 ? other : first), lane, turned);
 #pragma unroll
-    for (int t = 0; t < 4; t++) {
-      score_tile<T::FORM, T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, scales, key_gains, lane, s[t]);
-      if (ANY && forms.key_form == OSCAR_ROW_SCALE_ZERO)
+          for (int t = 0; t < 4; t++)
 #pragma unroll
-        for (int n = 0; n < NT; n++)
+            for (int n = 0; n < NT; n++)
 #pragma unroll
-          for (int j = 0; j < 2; j++) s[t][n][j] -= gains.key_zeros[t * 16 + g + 8 * j] * zero[n];
-    }
-    if (ANY && a.window) {
-      const int64_t first = (int64_t)pages[i].number * 64;
-      if (first < oldest + tile.rows)
+              for (int j = 0; j < 2; j++) s[t][n][j] += turned[n][t][j];
+        } else {
+          knows_next = false;
 #pragma unroll
-        for (int t = 0; t < 4; t++)
+          for (int t = 0; t < 4; t++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) s[t][0][j] += turned[1][t][j];
+        }
+      }
+      if (waves)
+        score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
+#pragma unroll
+      for (int t = 0; t < 4; t++) {
+        if (t >= EARLY_TILES) sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[0]);
+        scale_sums<T::FORM, NT>(sums[t < EARLY_TILES ? t : 0], t, scales, key_gains, lane, s[t]);
+        if (ANY && forms.key_form == OSCAR_ROW_SCALE_ZERO)
 #pragma unroll
           for (int n = 0; n < NT; n++)
 #pragma unroll
-            for (int j = 0; j < 2; j++) {
-              const int64_t seen = tile.position + (tile.first_row + n * 4 + q) / a.group;
-              if (first + t * 16 + g + 8 * j <= seen - a.window) s[t][n][j] = NONE;
-            }
-    }
+            for (int j = 0; j < 2; j++) s[t][n][j] -= gains.key_zeros[t * 16 + g + 8 * j] * zero[n];
+      }
+      if (ANY && a.window) {
+        const int64_t first = (int64_t)pages[i].number * 64;
+        if (first < oldest + tile.rows)
+#pragma unroll
+          for (int t = 0; t < 4; t++)
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+#pragma unroll
+              for (int j = 0; j < 2; j++) {
+                const int64_t seen = tile.position + (tile.first_row + n * 4 + q) / a.group;
+                if (first + t * 16 + g + 8 * j <= seen - a.window) s[t][n][j] = NONE;
+              }
+      }
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        largest[n] = NONE;
+#pragma unroll
+        for (int t = 0; t < 4; t++) largest[n] = fmaxf(largest[n], fmaxf(s[t][n][0], s[t][n][1]));
+      }
+      float factor[NT];
+      if (raise_maxima<NT>(largest, SLACK, state, factor)) {
+        const float other = factor[NT - 1];
+#pragma unroll
+        for (int b = 0; b < BLOCKS; b++) acc[b][0] *= factor[0], acc[b][1] *= other, acc[b][2] *= factor[0], acc[b][3] *= other;
+        middle[0] *= factor[0], middle[1] *= other, middle[2] *= factor[0], middle[3] *= other;
+#pragma unroll
+        for (int n = 0; n < NT; n++) zeros[n] *= factor[n];
+      }
+      uint32_t p[4][2];
+      float shift[NT]; /* without a maximum all is masked, and exp2(-inf - 0) is 0 */
+#pragma unroll
+      for (int n = 0; n < NT; n++) shift[n] = !ANY || state.m[n] > NONE ? PROBABILITY_SHIFT - state.m[n] : 0;
+#pragma unroll
+      for (int t = 0; t < 4; t++)
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+          float x[2] = {0, 0};
+#pragma unroll
+          for (int n = 0; n < NT; n++) {
+            x[n] = exp2_fast(s[t][n][j] + shift[n]);
+            if (T::FORM != FOUR_LOG_GAINS) state.l[n] += x[n];
+          }
+          if (ANY && forms.value_form == OSCAR_ROW_SCALE_ZERO) {
+            const int token = t * 16 + g + 8 * j;
+            const float sz =
+                __half2float(__ushort_as_half(value_meta[token])) * __half2float(__ushort_as_half(value_meta[64 + token]));
+#pragma unroll
+            for (int n = 0; n < NT; n++) zeros[n] = fmaf(x[n], sz, zeros[n]);
+          }
+          p[t][j] = transpose_8x8(pack_half2(x[0], x[1]));
+        }
+      sum_values<T::FORM, BLOCKS, T::ANY_VALUES, NT>(forms, (const uint32_t *)(page + value_offset), value_gains, factors, of_row,
+                                                     p, lane, acc, middle);
+      leave_slot(ring);
+      i++;
+      had_own = ask_for_own_page(a, ring, asked, lane);
+    } while (had_own && ring.content == content);
+    if (!had_own) fill_ring(a, ring, asked, after, true, lane);
+  } while (ring.content == content);
+  ring.own_before += c.coded;
+  if (T::FORM == FOUR_LOG_GAINS) { /* sums of probabilities are those of row 4 */
 #pragma unroll
     for (int n = 0; n < NT; n++) {
-      largest[n] = NONE;
-#pragma unroll
-      for (int t = 0; t < 4; t++) largest[n] = fmaxf(largest[n], fmaxf(s[t][n][0], s[t][n][1]));
+      const float l = __shfl_sync(~0u, middle[n] + 16 * middle[2 + n], 16 + q);
+      state.l[n] = g == 0 ? l : 0;
     }
-    float factor[NT];
-    if (raise_maxima<NT>(largest, state, factor)) {
-      const float other = factor[NT - 1];
-#pragma unroll
-      for (int b = 0; b < BLOCKS; b++) acc[b][0] *= factor[0], acc[b][1] *= other, acc[b][2] *= factor[0], acc[b][3] *= other;
-      middle[0] *= factor[0], middle[1] *= other, middle[2] *= factor[0], middle[3] *= other;
-#pragma unroll
-      for (int n = 0; n < NT; n++) zeros[n] *= factor[n];
-    }
-    uint32_t p[4][2];
-    float shift[NT]; /* without a maximum all is masked, and exp2(-inf - 0) is 0 */
-#pragma unroll
-    for (int n = 0; n < NT; n++) shift[n] = !ANY || state.m[n] > NONE ? PROBABILITY_SHIFT - state.m[n] : 0;
-#pragma unroll
-    for (int t = 0; t < 4; t++)
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        float x[2] = {0, 0};
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-          x[n] = exp2_fast(s[t][n][j] + shift[n]);
-          state.l[n] += x[n];
-        }
-        if (ANY && forms.value_form == OSCAR_ROW_SCALE_ZERO) {
-          const int token = t * 16 + g + 8 * j;
-          const float sz =
-              __half2float(__ushort_as_half(value_meta[token])) * __half2float(__ushort_as_half(value_meta[64 + token]));
-#pragma unroll
-          for (int n = 0; n < NT; n++) zeros[n] = fmaf(x[n], sz, zeros[n]);
-        }
-        p[t][j] = transpose_8x8(pack_half2(x[0], x[1]));
-      }
-    sum_values<T::FORM, BLOCKS, T::ANY_VALUES, NT>(forms, (const uint32_t *)(page + value_offset), value_gains, factors, p, lane,
-                                                   acc, middle);
-    leave_slot<T::STAGES>(ring);
-    fill_ring<T::STAGES>(a, ring, asked, after, true, lane);
   }
   const warp_sums sums = sums_of_warp<NT>(a.head_dim, forms.value_crumbs, own);
   store_states<NT>(state, sums.code_states, lane, PROBABILITY_SHIFT);
@@ -329,29 +398,28 @@ __device__ inline void find_work(const arguments &a, const line_item &item, int 
   /* a tile is the block's that has its first unit */
   const int exact_first = min((max(first - coded, 0) + EXACT_WEIGHT - 1) / EXACT_WEIGHT, w.tile.exact_tiles);
   const int exact_count = min((max(last - coded, 0) + EXACT_WEIGHT - 1) / EXACT_WEIGHT, w.tile.exact_tiles) - exact_first;
-  /* Both kinds in equal shares; warps that have one tile more are mostly not those that have one page more. */
-  const int exact_from = exact_count - exact_count * (WARPS - warp) / WARPS,
-            exact_to = exact_count - exact_count * (WARPS - warp - 1) / WARPS,
-            coded_from = begin_of_block(warp, coded_count, WARPS), coded_to = begin_of_block(warp + 1, coded_count, WARPS);
+  /* a warp knows what is in front of it where weights of curves are made for several pages together, or windows end */
+  const int queued = a.turns == BY_WAVES || a.window ? 0 : min(QUEUED_PAGES, coded_count / 2), own = coded_count - queued;
+  const int own_from = begin_of_block(warp, own, WARPS), own_to = begin_of_block(warp + 1, own, WARPS);
   works->items[number % 2] = w;
   works->readings[number % 2] = {number,
                                  item.head,
-                                 w.tile.coded_first + coded_first + coded_from,
-                                 coded_to - coded_from,
+                                 w.tile.coded_first + coded_first + own_from,
+                                 own_to - own_from,
+                                 w.tile.coded_first + coded_first + own,
+                                 queued,
                                  w.tile.exact_first,
-                                 exact_first + exact_from,
-                                 exact_to - exact_from};
+                                 exact_first,
+                                 exact_count};
   __syncwarp();
 }
 
 __device__ inline const float *map_of(const arguments &a, int head) {
   return a.value_map + (size_t)head * a.value_rows * a.head_dim;
 }
-/* What the map multiplies: sums of codes, of gains, of probabilities. */
-__device__ inline int value_inputs(const page_forms &forms) { return forms.value_crumbs + forms.value_groups + 1; }
-
 /* What becomes of the item, of which blocks of the launch have parts. */
-__device__ inline item_output output_of(const arguments &a, const item_work &work, int total_units, int blocks) {
+__device__ inline item_output output_of(const arguments &a, const item_work &work, const float *map_here, int total_units,
+                                        int blocks) {
   const int index = work.item.tile * a.kv_heads + work.item.head, begin = work.item.begin;
   const int first = block_of_unit(begin, total_units, blocks),
             last = block_of_unit(begin + work.tile.units - 1, total_units, blocks);
@@ -361,7 +429,8 @@ __device__ inline item_output output_of(const arguments &a, const item_work &wor
           a.group,
           work.item.head,
           a.out,
-          map_of(a, work.item.head),
+          a.map_is_here ? map_here : map_of(a, work.item.head),
+          a.map_is_here,
           work.coded ? value_inputs(a.forms) : 0,
           last - first + 1,
           a.parts + (size_t)(index + blockIdx.x) * floats,
@@ -373,6 +442,7 @@ __device__ inline item_output output_of(const arguments &a, const item_work &wor
  * whose mean turns are for nothing else. */
 template <class T> __device__ __forceinline__ arguments known_arguments(const arguments &given) {
   arguments a = given;
+  if constexpr (!T::ANY && T::TURNS != BY_PAIRS) a.angle_bytes = 0;
   if constexpr (!T::ANY && T::TURNS != STAYS) {
     a.coded = true;
     a.turns = T::TURNS;
@@ -382,7 +452,7 @@ template <class T> __device__ __forceinline__ arguments known_arguments(const ar
     a.value_offset = T::KEY_BYTES;
     a.head_bytes = a.page_bytes = T::KEY_BYTES + T::VALUE_BYTES;
     a.slot_bytes = max(T::KEY_BYTES + T::VALUE_BYTES, EXACT_TOKENS * T::D * 2);
-    if (T::TURNS == BY_PAIRS) a.turning_pairs = a.fast = T::STEPS * CURVE_STEP;
+    if (T::TURNS == BY_PAIRS) a.turning_pairs = a.fast = T::STEPS * CURVE_STEP, a.angle_bytes = T::D / 2 * 8;
     if (T::TURNS == BY_WAVES) a.rope.steps = T::STEPS;
   }
   return a;
@@ -390,7 +460,7 @@ template <class T> __device__ __forceinline__ arguments known_arguments(const ar
 
 template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) kernel(const __grid_constant__ arguments given) {
   const arguments a = known_arguments<T>(given);
-  constexpr int WARPS = T::WARPS, NT = T::NT, STAGES = T::STAGES;
+  constexpr int WARPS = T::WARPS, NT = T::NT;
   extern __shared__ __align__(128) uint8_t memory[];
   start_kernel_after();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -398,12 +468,25 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   const int blocks = working_blocks(total_units, a.blocks);
   const shared_layout layout = shared_layout_of(a, T::SHAPE, NT);
   uint64_t *barriers = (uint64_t *)(memory + layout.barriers), *block_barrier = barriers + WARPS * STAGES;
-  ring ring = {memory + warp * STAGES * a.slot_bytes, barriers + warp * STAGES, 0, 0, 0, 0};
-  uint32_t parity = 0; /* of the block's barriers */
+  int *queues = (int *)(memory + layout.queues);
+  ring ring = {memory + warp * STAGES * a.slot_bytes,
+               barriers + warp * STAGES,
+               memory + layout.angles + warp * angles_bytes(a),
+               queues,
+               0,
+               0,
+               EMPTY,
+               EMPTY,
+               0,
+               0};
+  uint32_t parity = 0, map_parity = 0; /* of the block's barriers */
   if (lane == 0)
 #pragma unroll
     for (int i = 0; i < STAGES; i++) copies_init(ring.barriers + i);
-  if (threadIdx.x == 0) copies_init(block_barrier), copies_init(block_barrier + 1);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 3; i++) copies_init(block_barrier + i);
+    queues[0] = queues[1] = 0;
+  }
   copies_visible();
   __syncthreads();
   if ((int)blockIdx.x >= blocks) return; /* before a copy begins that nobody would wait for */
@@ -412,10 +495,11 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
             end = begin_of_block((int)blockIdx.x + 1, total_units, blocks);
   warp_work *works = (warp_work *)(memory + layout.works) + warp;
   find_work<WARPS>(a, item_of(a, unit, probe, lane), unit, end, 0, warp, works);
-  asking asked;
-  ask_for(a, asked, works->readings[0], lane);
+  asking asked = {};
+  ask_for(a, ring, asked, works->readings[0], lane);
   /* the kernel before may write exact pages, but not coded ones */
-  fill_ring<STAGES>(a, ring, asked, works->readings[0], false, lane);
+  fill_ring(a, ring, asked, works->readings[0], false, lane);
+  store_ones(memory + layout.ones);
   if (threadIdx.x < 16) ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
   if (a.turns == BY_WAVES) {
     end_block_copy(block_barrier, parity);
@@ -432,8 +516,9 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
       if (a.turns == BY_PAIRS)
         begin_block_copy(memory + layout.curves, a.curves + (size_t)work.item.head * curve_bytes(a), curve_bytes(a),
                          block_barrier + 1);
+      if (a.map_is_here) begin_block_copy(memory + layout.map, map_of(a, work.item.head), map_bytes(a), block_barrier + 2);
     }
-    fill_ring<STAGES>(a, ring, asked, mine, true, lane);
+    fill_ring(a, ring, asked, mine, true, lane);
     const bool more = work.stop < end;
     if (more) {
       const bool same = work.item.head + 1 < a.kv_heads;
@@ -448,14 +533,20 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
       if (a.turns == BY_PAIRS) end_block_copy(block_barrier + 1, parity);
       parity ^= 1;
       read_coded<T>(a, work.tile, mine, asked, after, memory, layout, ring);
-      hand_to_copies(); /* the next item's queries are copied over what has been read here */
     } else {
       store_no_states<NT>(sums.code_states, lane);
     }
     read_exact<T>(a, work.tile, mine, asked, after, ring, sums);
-    finish_item<T::D, NT, WARPS>(output_of(a, work, total_units, blocks), a.forms.value_crumbs, a.forms.value_groups,
-                                 memory + layout.warps, layout.of_warp, memory + layout.block);
+    if (work.coded && a.map_is_here) {
+      end_block_copy(block_barrier + 2, map_parity);
+      map_parity ^= 1;
+    }
+    finish_item<T::D, NT, WARPS>(output_of(a, work, (const float *)(memory + layout.map), total_units, blocks),
+                                 a.forms.value_crumbs, a.forms.value_groups, memory + layout.warps, layout.of_warp,
+                                 memory + layout.block);
     if (!more) break;
+    hand_to_copies(); /* the next item's queries and map are copied over what has been read here */
+    if (threadIdx.x == 0) queues[number % 2] = 0;
     __syncthreads();
   }
 }

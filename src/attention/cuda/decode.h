@@ -29,7 +29,7 @@ extern "C" {
 #define DECODE_ROWS  8
 #define EXACT_TOKENS 16
 #define EXACT_WEIGHT 2
-#define ITEM_WEIGHT  8
+#define ITEM_WEIGHT  32
 #define GAIN_CLASSES 4
 /* Curves of a mean that turns come in steps, as many as a matrix product takes. Where so few pairs turn, two steps, it is faster
  * to let each have curves of its own. */

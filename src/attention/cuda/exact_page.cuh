@@ -9,15 +9,15 @@
 
 namespace decode {
 
-/* The exact tiles of `r`, 16 tokens each. Scores and sums as for codes, with BF16 operands: a lane's 16 bytes are eight channels
- * of a token, in whatever order of inputs both operands agree on. Queries and probabilities come as two BF16 numbers each, in
- * neighbouring columns. */
+/* The exact tiles of `r` that the warp gets, 16 tokens each. Scores and sums as for codes, with BF16 operands: a lane's 16 bytes
+ * are eight channels of a token, in whatever order of inputs both operands agree on. Queries and probabilities come as two BF16
+ * numbers each, in neighbouring columns. */
 template <class T>
 __device__ inline void read_exact(const arguments &a, const struct decode_tile &tile, const reading &r, asking &asked,
                                   const reading &after, ring &ring, const warp_sums &sums) {
-  constexpr int D = T::D, NT = T::NT, STAGES = T::STAGES, STEPS = D / 32, CHUNKS = (D + 63) / 64;
+  constexpr int D = T::D, NT = T::NT, STEPS = D / 32, CHUNKS = (D + 63) / 64;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  if (r.exact == 0) {
+  if (next_tile(ring, r.item) == NO_TILE) {
     store_no_states<NT>(sums.exact_states, lane);
     return;
   }
@@ -47,10 +47,10 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
         operand[n][j][i] = packed;
       }
   }
-  for (int i = r.exact_from; i < r.exact_from + r.exact; i++) {
+  for (int i; (i = next_tile(ring, r.item)) != NO_TILE;) {
     const int64_t position = (int64_t)a.pages[r.exact_list + i / 4].number * 64 + i % 4 * 16;
     float s[NT][4] = {};
-    const uint16_t *keys = (const uint16_t *)wait_for_slot<STAGES>(a, ring);
+    const uint16_t *keys = (const uint16_t *)wait_for_slot(a, ring);
 #pragma unroll
     for (int j = 0; j < STEPS; j++) {
       const uint4 low = *(const uint4 *)(keys + g * D + 32 * j + 8 * q),
@@ -61,8 +61,8 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
         mma_bf16(s[n], low.z, high.z, low.w, high.w, operand[n][j][2], operand[n][j][3]);
       }
     }
-    leave_slot<STAGES>(ring);
-    fill_ring<STAGES>(a, ring, asked, after, true, lane);
+    leave_slot(ring);
+    fill_slot(a, ring, asked, after, lane);
     float score[NT][2], largest[NT], factor[NT];
 #pragma unroll
     for (int n = 0; n < NT; n++)
@@ -74,7 +74,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
       }
 #pragma unroll
     for (int n = 0; n < NT; n++) largest[n] = fmaxf(score[n][0], score[n][1]);
-    if (raise_maxima<NT>(largest, state, factor)) {
+    if (raise_maxima<NT>(largest, 0, state, factor)) {
 #pragma unroll
       for (int n = 0; n < NT; n++)
 #pragma unroll
@@ -92,7 +92,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
         const uint32_t rounded = pack_bf162(x, 0);
         p[n][j] = transpose_8x8(pack_bf162(x, x - low_bf16(rounded)));
       }
-    const uint16_t *values = (const uint16_t *)wait_for_slot<STAGES>(a, ring);
+    const uint16_t *values = (const uint16_t *)wait_for_slot(a, ring);
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
       uint4 v[4];
@@ -110,8 +110,8 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
           mma_bf16(acc[n][chunk * 4 + b], __byte_perm(v0[b], v1[b], 0x5410), __byte_perm(v0[b], v1[b], 0x7632),
                    __byte_perm(v2[b], v3[b], 0x5410), __byte_perm(v2[b], v3[b], 0x7632), p[n][0], p[n][1]);
     }
-    leave_slot<STAGES>(ring);
-    fill_ring<STAGES>(a, ring, asked, after, true, lane);
+    leave_slot(ring);
+    fill_slot(a, ring, asked, after, lane);
   }
   store_states<NT>(state, sums.exact_states, lane, 0);
 #pragma unroll

@@ -67,12 +67,6 @@ __device__ __forceinline__ uint32_t permute_bytes(uint32_t x, uint32_t y, uint32
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(z) : "r"(x), "r"(y), "r"(select));
   return z;
 }
-/* Brings memory closer to the chip: bytes a multiple of 16. By one thread. */
-__device__ __forceinline__ void prefetch_bulk(const void *from, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#endif
-}
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -103,19 +97,40 @@ __device__ __forceinline__ uint32_t rest_half2(float low, float high, uint32_t r
   return pack_half2(low - r.x, high - r.y);
 }
 
+/* Adds one to a count that begins again after `last`, and returns what it was. What the block had written before its last barrier
+ * is there for whoever sees the count, and the other way round. */
+__device__ __forceinline__ uint32_t arrive_and_see(uint32_t *count, uint32_t last) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(count), "r"(last) : "memory");
+  return before;
+}
+
 /* ---- copies from global to shared memory that run beside the warp ---- */
 
 __device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
+/* A few bytes, by all lanes of a warp; they are waited for by groups, as many as copies_begun was called. */
+__device__ __forceinline__ void copy_beside(uint8_t *to, const uint8_t *from, int bytes, int lane) {
+  for (int i = lane * 16; i < bytes; i += 512)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to + i)), "l"(from + i) : "memory");
+}
+__device__ __forceinline__ void copies_begun() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/* All groups but the last PENDING ones are there for the warp. */
+template <int PENDING> __device__ __forceinline__ void groups_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+  __syncwarp();
+}
+
 #if __CUDA_ARCH__ >= 900
+constexpr bool PAGES_IN_GROUPS = false; /* whether copies of pages are in those groups, too */
 /* The copy engine writes and counts bytes at a barrier. */
 __device__ __forceinline__ void copies_init(uint64_t *barrier) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
 }
 __device__ __forceinline__ void copies_visible() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-/* By one warp, all lanes; bytes a multiple of 16. */
-__device__ __forceinline__ void copy_page(void *to, const void *from, int bytes, uint64_t *barrier, int lane) {
-  if (lane == 0) {
+/* Asked by one warp, all lanes, for what lane `of` has. bytes: a multiple of 16. */
+__device__ __forceinline__ void copy_of_lane(void *to, const void *from, int bytes, uint64_t *barrier, int of, int lane) {
+  if (lane == of) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
@@ -123,12 +138,11 @@ __device__ __forceinline__ void copy_page(void *to, const void *from, int bytes,
         : "memory");
   }
 }
-__device__ __forceinline__ void copy_none() {}
 /* Memory that was written or read by ordinary instructions is handed to the copy engine. */
 __device__ __forceinline__ void hand_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 /* By the whole block: begun, and waited for. */
 __device__ __forceinline__ void begin_block_copy(void *to, const void *from, int bytes, uint64_t *barrier) {
-  if (threadIdx.x < 32) copy_page(to, from, bytes, barrier, (int)threadIdx.x);
+  if (threadIdx.x < 32) copy_of_lane(to, from, bytes, barrier, 0, (int)threadIdx.x);
 }
 __device__ __forceinline__ void end_block_copy(uint64_t *barrier, uint32_t parity);
 template <int PENDING> __device__ __forceinline__ void copy_wait(uint64_t *barrier, uint32_t parity) {
@@ -143,6 +157,7 @@ template <int PENDING> __device__ __forceinline__ void copy_wait(uint64_t *barri
 }
 __device__ __forceinline__ void end_block_copy(uint64_t *barrier, uint32_t parity) { copy_wait<0>(barrier, parity); }
 #else
+constexpr bool PAGES_IN_GROUPS = true;
 __device__ __forceinline__ void copies_init(uint64_t *) {}
 __device__ __forceinline__ void hand_to_copies() {}
 __device__ __forceinline__ void begin_block_copy(void *to, const void *from, int bytes, uint64_t *) {
@@ -151,18 +166,10 @@ __device__ __forceinline__ void begin_block_copy(void *to, const void *from, int
 }
 __device__ __forceinline__ void end_block_copy(uint64_t *, uint32_t) { __syncthreads(); }
 __device__ __forceinline__ void copies_visible() {}
-__device__ __forceinline__ void copy_page(void *to, const void *from, int bytes, uint64_t *, int lane) {
-  for (int i = lane * 16; i < bytes; i += 512)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address((char *)to + i)), "l"((const char *)from + i)
-                 : "memory");
-  asm volatile("cp.async.commit_group;" ::: "memory");
+__device__ __forceinline__ void copy_of_lane(uint8_t *to, const uint8_t *from, int bytes, uint64_t *, int of, int lane) {
+  copy_beside(to, (const uint8_t *)__shfl_sync(~0u, (unsigned long long)from, of), bytes, lane);
 }
-/* A group without copies, so that waiting can count groups. */
-__device__ __forceinline__ void copy_none() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int PENDING> __device__ __forceinline__ void copy_wait(uint64_t *, uint32_t) {
-  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-  __syncwarp();
-}
+template <int PENDING> __device__ __forceinline__ void copy_wait(uint64_t *, uint32_t) { groups_wait<PENDING>(); }
 #endif
 
 #endif

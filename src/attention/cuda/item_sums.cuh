@@ -69,6 +69,7 @@ struct item_output {
   int kv_heads, group, head;
   float *out;
   const float *map;   /* of the KV head: [inputs][head_dim] */
+  bool map_is_here;   /* in shared memory */
   int inputs;         /* 0: nothing is coded */
   int count;          /* of the blocks that have something of the item */
   float *part;        /* this block's */
@@ -90,7 +91,30 @@ template <int D, int WARPS> __device__ __forceinline__ map_part<D> load_map(cons
   return part;
 }
 
-/* The product of `inputs` with the map, a warp every WARPS-th of them, into sums of the warp [4 NT][D]. */
+template <int NT> __device__ __forceinline__ void add_input(float4 (&sums)[4 * NT], const float *input, const float4 &map) {
+#pragma unroll
+  for (int n = 0; n < NT; n++) {
+    const float4 x = *(const float4 *)(input + 4 * n);
+    add_scaled(sums[4 * n], x.x, map), add_scaled(sums[4 * n + 1], x.y, map);
+    add_scaled(sums[4 * n + 2], x.z, map), add_scaled(sums[4 * n + 3], x.w, map);
+  }
+}
+
+/* The product of `inputs` with a map in shared memory, a warp every WARPS-th of them, into sums of the warp [4 NT][D]. */
+template <int D, int NT, int WARPS>
+__device__ inline void multiply_map_here(const item_output &o, const float *inputs, float *to) {
+  const int warp = threadIdx.x / 32;
+#pragma unroll 1
+  for (int column = threadIdx.x % 32 * 4; column < D; column += 128) {
+    float4 sums[4 * NT] = {};
+#pragma unroll 4
+    for (int i = warp; i < o.inputs; i += WARPS)
+      add_input<NT>(sums, inputs + i * 4 * NT, *(const float4 *)(o.map + i * D + column));
+#pragma unroll
+    for (int row = 0; row < 4 * NT; row++) *(float4 *)(to + row * D + column) = sums[row];
+  }
+}
+/* The same where it is not, of which `map` is there. */
 template <int D, int NT, int WARPS>
 __device__ inline void multiply_map(const item_output &o, map_part<D> &map, const float *inputs, float *to) {
   constexpr int TOGETHER = map_part<D>::TOGETHER;
@@ -104,12 +128,7 @@ __device__ inline void multiply_map(const item_output &o, map_part<D> &map, cons
 #pragma unroll
       for (int k = 0; k < TOGETHER; k++) {
         if (first + k * WARPS >= o.inputs) break;
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-          const float4 x = *(const float4 *)(inputs + (first + k * WARPS) * 4 * NT + 4 * n);
-          add_scaled(sums[4 * n], x.x, map.at[k]), add_scaled(sums[4 * n + 1], x.y, map.at[k]);
-          add_scaled(sums[4 * n + 2], x.z, map.at[k]), add_scaled(sums[4 * n + 3], x.w, map.at[k]);
-        }
+        add_input<NT>(sums, inputs + (first + k * WARPS) * 4 * NT, map.at[k]);
       }
     }
 #pragma unroll
@@ -117,50 +136,76 @@ __device__ inline void multiply_map(const item_output &o, map_part<D> &map, cons
   }
 }
 
-/* All parts of an item into its output. `factors`: room for [parts][rows], `totals` for [rows]. */
-template <int D, int WARPS> __device__ inline void merge_parts(const item_output &o, float *factors, float *totals) {
-  constexpr int TOGETHER = 11;
+/* Room for merge_parts in the place of all warps' sums: a state (m, l), later a factor, of every row of every part, and sums. */
+__host__ __device__ inline int merge_bytes(int head_dim, int parts, int row_tiles) {
+  return 4 * row_tiles * (parts * 8 + head_dim * 4);
+}
+
+/* All parts of an item into its output. The threads of a block take the elements of the output, and where there are twice as many
+ * or more, shares of the parts, of which the first adds up the others' sums. `totals`: room for [rows]. */
+template <int D, int WARPS> __device__ inline void merge_parts(const item_output &o, uint8_t *room, float *totals) {
+  constexpr int TOGETHER = 9, THREADS = WARPS * 32;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = o.tile.rows, elements = rows * (D / 4);
+  const int shares = elements * 2 <= THREADS ? 2 : 1, share = shares == 1 ? 0 : (int)threadIdx.x / elements;
+  const int first = o.count * share / shares, end = o.count * (share + 1) / shares;
   const size_t floats = part_floats(D);
-  const auto load = [&](int element, int first, float4(&x)[TOGETHER]) {
+  float4 *sums = (float4 *)room;
+  float2 *states = (float2 *)(sums + elements); /* [parts][rows] */
+  const auto load = [&](int element, int from, float4(&x)[TOGETHER]) {
     const float *at = o.parts + 2 * DECODE_ROWS + element * 4;
 #pragma unroll
-    for (int k = 0; k < TOGETHER; k++) x[k] = __ldcg((const float4 *)(at + (size_t)min(first + k, o.count - 1) * floats));
+    for (int k = 0; k < TOGETHER; k++) x[k] = __ldcg((const float4 *)(at + (size_t)min(from + k, o.count - 1) * floats));
   };
   float4 x[TOGETHER];
-  load(min((int)threadIdx.x, elements - 1), 0, x); /* beside the maxima */
+  const int mine = (int)threadIdx.x - share * elements; /* the first element */
+  load(min(mine, elements - 1), first, x);              /* beside the maxima */
 #pragma unroll 1
   for (int row = warp; row < rows; row += WARPS) {
     float m = NONE, l = 0;
 #pragma unroll 1
-    for (int i = lane; i < o.count; i += 32) m = fmaxf(m, __ldcg(o.parts + i * floats + 2 * row));
+    for (int i = lane; i < o.count; i += 32) {
+      const float2 state = __ldcg((const float2 *)(o.parts + i * floats) + row);
+      states[i * rows + row] = state;
+      m = fmaxf(m, state.x);
+    }
     m = largest_of_warp(m);
 #pragma unroll 1
     for (int i = lane; i < o.count; i += 32) {
-      const float2 from = __ldcg((const float2 *)(o.parts + i * floats) + row);
-      const float factor = from.x > NONE ? exp2_fast(from.x - m) : 0;
-      factors[i * rows + row] = factor;
-      l += factor * from.y;
+      const float2 state = states[i * rows + row];
+      const float factor = state.x > NONE ? exp2_fast(state.x - m) : 0;
+      states[i * rows + row].x = factor;
+      l += factor * state.y;
     }
     l = sum_of_warp(l);
     if (lane == 0) totals[row] = l;
   }
   __syncthreads();
-#pragma unroll 1
-  for (int element = threadIdx.x; element < elements; element += WARPS * 32) {
+  const auto write = [&](int element, const float4 &sum) {
     const int row = element / (D / 4), column = element % (D / 4) * 4;
-    float4 sum = {};
-#pragma unroll 1
-    for (int first = 0; first < o.count; first += TOGETHER) {
-      if (first > 0 || element >= WARPS * 32) load(element, first, x);
-#pragma unroll
-      for (int k = 0; k < TOGETHER; k++)
-        if (first + k < o.count) add_scaled(sum, factors[(first + k) * rows + row], x[k]);
-    }
     const float scale = 1 / totals[row];
     *(float4 *)(o.out + row_offset(o.tile, row, o.kv_heads, o.group, o.head, D) + column) =
         make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale);
+  };
+  float4 sum;
+#pragma unroll 1
+  for (int element = mine; element < elements && share < shares; element += THREADS) {
+    const int row = element / (D / 4);
+    sum = make_float4(0, 0, 0, 0);
+#pragma unroll 1
+    for (int from = first; from < end; from += TOGETHER) {
+      if (from > first || element != mine) load(element, from, x);
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++)
+        if (from + k < end) add_scaled(sum, states[(from + k) * rows + row].x, x[k]);
+    }
+    if (shares == 1) write(element, sum);
   }
+  if (shares == 1) return;
+  if (share == 1) sums[mine] = sum;
+  __syncthreads();
+  if (share > 0) return;
+  add_scaled(sum, 1, sums[mine]);
+  write(mine, sum);
 }
 
 /* What all warps have of an item goes where it belongs. By the whole block, after the warps have stored their sums, each in
@@ -174,7 +219,7 @@ __device__ inline void finish_item(const item_output &o, int crumbs, int groups,
   float *factors = (float *)(block + layout.factors);
   float2 *totals = (float2 *)(block + layout.totals);
   map_part<D> map;
-  if (o.inputs) map = load_map<D, WARPS>(o, warp, min(lane * 4, D - 4));
+  if (o.inputs && !o.map_is_here) map = load_map<D, WARPS>(o, warp, min(lane * 4, D - 4));
   __syncthreads();
 #pragma unroll 1
   for (int row = warp; row < rows; row += WARPS) {
@@ -198,10 +243,10 @@ __device__ inline void finish_item(const item_output &o, int crumbs, int groups,
 #pragma unroll
     for (int w = 0; w < WARPS; w++) {
       const float factor = factors[((coded ? 0 : WARPS) + w) * ROWS + row];
-      if (factor == 0) continue; /* a warp that saw nothing has left anything */
       const warp_sums from = sums_of_warp<NT>(D, crumbs, warps + w * bytes);
-      add_scaled(sum, factor,
-                 *(const float4 *)(coded ? from.codes + row * codes_width(crumbs) + column : from.exact + row * D + column));
+      float4 x = *(const float4 *)(coded ? from.codes + row * codes_width(crumbs) + column : from.exact + row * D + column);
+      if (factor == 0) x = make_float4(0, 0, 0, 0); /* a warp that saw nothing has left anything */
+      add_scaled(sum, factor, x);
     }
     if (!coded) {
       *(float4 *)(exact + row * D + column) = sum;
@@ -214,7 +259,11 @@ __device__ inline void finish_item(const item_output &o, int crumbs, int groups,
   }
   __syncthreads();
   if (o.inputs) {
-    multiply_map<D, NT, WARPS>(o, map, inputs, (float *)(warps + warp * bytes));
+    float *to = (float *)(warps + warp * bytes);
+    if (o.map_is_here)
+      multiply_map_here<D, NT, WARPS>(o, inputs, to);
+    else
+      multiply_map<D, NT, WARPS>(o, map, inputs, to);
     __syncthreads();
   }
 #pragma unroll 1
@@ -237,14 +286,10 @@ __device__ inline void finish_item(const item_output &o, int crumbs, int groups,
   if (threadIdx.x < rows) __stcg((float2 *)o.part + threadIdx.x, totals[threadIdx.x]);
   __syncthreads();
   uint32_t *last = (uint32_t *)(block + layout.last);
-  if (threadIdx.x == 0) {
-    __threadfence();
-    *last = atomicInc(o.arrived, (uint32_t)o.count - 1); /* 0 again after the last */
-    __threadfence();
-  }
+  if (threadIdx.x == 0) *last = arrive_and_see(o.arrived, (uint32_t)o.count - 1); /* 0 again after the last */
   __syncthreads();
   if (*last != (uint32_t)o.count - 1) return;
-  merge_parts<D, WARPS>(o, (float *)warps, (float *)totals);
+  merge_parts<D, WARPS>(o, warps, (float *)totals);
 }
 
 } // namespace decode

@@ -341,9 +341,8 @@ static int32_t common_frame(const struct automaton *a, int32_t x, int32_t y) {
   return x;
 }
 
-/* The instruction, or its like in the last copy of a stretch that no token can get to the end of. */
-static int32_t shift(const struct automaton *a, int32_t at) {
-  const struct grammar *g = a->grammar;
+/* That the instruction is in; NULL: none. */
+static const struct stretch *stretch_at(const struct grammar *g, int32_t at) {
   int low = 0, high = g->n_stretches;
   while (low < high) {
     const int middle = (low + high) / 2;
@@ -352,10 +351,16 @@ static int32_t shift(const struct automaton *a, int32_t at) {
     else
       high = middle;
   }
-  if (low == 0) return at;
-  const struct stretch *s = &g->stretches[low - 1];
+  const struct stretch *s = low > 0 ? &g->stretches[low - 1] : NULL;
+  return s && (at - s->first) / s->stride < s->copies ? s : NULL;
+}
+
+/* The instruction, or its like in the last copy of a stretch that no token can get to the end of. */
+static int32_t shift(const struct automaton *a, int32_t at) {
+  const struct stretch *s = stretch_at(a->grammar, at);
+  if (!s) return at;
   const int32_t copy = (at - s->first) / s->stride, enough = a->table->most_bytes;
-  return copy < s->copies && copy > enough ? at - (copy - enough) * s->stride : at;
+  return copy > enough ? at - (copy - enough) * s->stride : at;
 }
 
 /* The same frame on `onto` instead of `on`. */
@@ -374,6 +379,9 @@ static int32_t compute_cut(struct automaton *a, int32_t situation) {
   const struct situation s = a->m.situations[situation];
   int32_t common = s.n_places ? a->m.places[s.first_place].frame : ROOT;
   for (int32_t i = 1; i < s.n_places; i++) common = common_frame(a, common, a->m.places[s.first_place + (size_t)i].frame);
+  /* Inside of one of many copies, what leaves it is another copy: that is no matter of what is below. */
+  while (common != ROOT && common != BOTTOM && stretch_at(a->grammar, a->m.frames[common].return_to))
+    common = a->m.frames[common].below;
   const bool lowest = common == ROOT || common == BOTTOM;
   if (!room_for((void **)&a->found, &a->found_room, (size_t)s.n_places, sizeof *a->found)) return fail(a, OSCAR_NO_MEMORY);
   for (int32_t i = 0; i < s.n_places; i++) {

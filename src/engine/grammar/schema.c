@@ -8,40 +8,16 @@
  *
  * allOf, and what stands beside $ref or anyOf, is merged into one schema first.
  */
-#include "engine/grammar/grammar_impl.h"
+#include "engine/grammar/schema_impl.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum {
-  OBJECT = 1,
-  ARRAY = 2,
-  STRING = 4,
-  INTEGER = 8,
-  NUMBER = 16,
-  BOOLEAN = 32,
-  NULLS = 64,
-  ANY_TYPE = 127 - INTEGER, /* NUMBER has the integers */
   MOST_REFERENCES = 4096,
-  MOST_WORK = 1 << 18, /* keywords looked at, merged ones again */
   MOST_KEY_BYTES = 256 /* of properties that additional ones must not repeat */
-};
-
-struct schema {
-  struct builder *b;
-  struct json_rules *rules;
-  json_t *root, *made; /* merged schemas, kept to the end */
-  char path[160];      /* JSON pointer of what is at work, as far as it fits */
-  size_t path_length;
-  int depth, work;
-  struct reference {
-    const json_t *target;
-    int32_t rule;
-  } * references;
-  size_t n_references, reference_room;
 };
 
 static int32_t expression_of(struct schema *s, json_t *schema);
@@ -162,8 +138,7 @@ static bool check_keywords(struct schema *s, json_t *schema) {
   return good(s);
 }
 
-/* How many keywords restrict. */
-static int count_restrictions(json_t *schema) {
+int schema_count_restrictions(json_t *schema) {
   int n = 0;
   const char *keyword;
   json_t *value;
@@ -197,7 +172,7 @@ static int type_named(const char *name) {
   return 0;
 }
 
-static int types_listed(struct schema *s, json_t *type) {
+int schema_types_listed(struct schema *s, json_t *type) {
   int types = type_named(json_string_value(type));
   size_t i;
   json_t *name;
@@ -212,8 +187,7 @@ static int types_listed(struct schema *s, json_t *type) {
   return types & NUMBER ? types & ~INTEGER : types;
 }
 
-/* What the schema says, or what its keywords are about. */
-static int types_of(struct schema *s, json_t *schema) {
+int schema_types_of(struct schema *s, json_t *schema) {
   static const struct {
     const char *keyword;
     int types;
@@ -223,14 +197,14 @@ static int types_of(struct schema *s, json_t *schema) {
                {"minLength", STRING},  {"maxLength", STRING},         {"minimum", INTEGER},
                {"maximum", INTEGER},   {"exclusiveMinimum", INTEGER}, {"exclusiveMaximum", INTEGER}};
   json_t *type = json_object_get(schema, "type");
-  if (type) return types_listed(s, type);
+  if (type) return schema_types_listed(s, type);
   int types = 0;
   for (size_t i = 0; i < ARRAY_LENGTH(about); i++)
     if (json_object_get(schema, about[i].keyword)) types |= about[i].types;
   return types ? types : ANY_TYPE;
 }
 
-static bool has_type(json_t *value, int types) {
+bool schema_has_type(json_t *value, int types) {
   switch (json_typeof(value)) {
   case JSON_OBJECT:
     return types & OBJECT;
@@ -300,15 +274,16 @@ static int32_t enumeration(struct schema *s, json_t *schema) {
          *type = json_object_get(schema, "type");
   const char *keyword = values ? "enum" : "const";
   if (values && !json_is_array(values)) return REFUSE(s, OSCAR_FORMAT, "\"%s\" has to be a list of values", keyword);
-  if (count_restrictions(schema) > 1 + (type != NULL) + (values && only))
+  if (schema_count_restrictions(schema) > 1 + (type != NULL) + (values && only))
     return REFUSE(s, OSCAR_UNSUPPORTED, "\"%s\" beside keywords other than \"type\" is not supported", keyword);
-  const int types = type ? types_listed(s, type) : ANY_TYPE;
+  const int types = type ? schema_types_listed(s, type) : ANY_TYPE;
   struct expr_list ways = {0};
   size_t i;
   json_t *value;
-  if (!values && has_type(only, types)) expr_list_add(s->b, &ways, constant(s, only));
+  if (!values && schema_has_type(only, types)) expr_list_add(s->b, &ways, constant(s, only));
   json_array_foreach(values, i, value) {
-    if (good(s) && has_type(value, types) && (!only || json_equal(value, only))) expr_list_add(s->b, &ways, constant(s, value));
+    if (good(s) && schema_has_type(value, types) && (!only || json_equal(value, only)))
+      expr_list_add(s->b, &ways, constant(s, value));
   }
   return expr_list_choice(s->b, &ways);
 }
@@ -619,7 +594,7 @@ static const char *pointer_step(const char *at, char *name, size_t room) {
   return at;
 }
 
-static json_t *resolve(struct schema *s, json_t *reference) {
+json_t *schema_resolve(struct schema *s, json_t *reference) {
   const char *text = json_string_value(reference);
   if (!text || text[0] != '#' || (text[1] && text[1] != '/')) {
     REFUSE(s, OSCAR_UNSUPPORTED, "$ref %.100s: only references into the schema itself (#/$defs/...) are supported",
@@ -638,7 +613,7 @@ static json_t *resolve(struct schema *s, json_t *reference) {
 
 /* One rule for each target, so that references may go in circles. */
 static int32_t reference(struct schema *s, json_t *schema) {
-  json_t *target = resolve(s, json_object_get(schema, "$ref"));
+  json_t *target = schema_resolve(s, json_object_get(schema, "$ref"));
   if (!target) return 0;
   for (size_t i = 0; i < s->n_references; i++)
     if (s->references[i].target == target) return expr_call(s->b, s->references[i].rule);
@@ -656,7 +631,7 @@ static int32_t reference(struct schema *s, json_t *schema) {
 
 static json_t *intersect_types(struct schema *s, json_t *a, json_t *b) {
   static const char *const names[] = {"object", "array", "string", "integer", "number", "boolean", "null"};
-  int x = types_listed(s, a), y = types_listed(s, b);
+  int x = schema_types_listed(s, a), y = schema_types_listed(s, b);
   if (x & NUMBER) x |= INTEGER;
   if (y & NUMBER) y |= INTEGER;
   const int both = x & y;
@@ -756,7 +731,7 @@ static json_t *without(struct schema *s, json_t *schema, const char *keyword) {
 
 /* A reference with keywords beside it: the target with them. */
 static int32_t reference_and_more(struct schema *s, json_t *schema) {
-  json_t *target = resolve(s, json_object_get(schema, "$ref")), *rest = target ? without(s, schema, "$ref") : NULL;
+  json_t *target = schema_resolve(s, json_object_get(schema, "$ref")), *rest = target ? without(s, schema, "$ref") : NULL;
   json_t *both = rest ? merge(s, rest, target) : NULL;
   return both ? expression_of(s, both) : 0;
 }
@@ -766,36 +741,70 @@ static int32_t all_of(struct schema *s, json_t *schema) {
   if (!json_is_array(list)) return REFUSE(s, OSCAR_FORMAT, "\"%s\" has to be a list of schemas", "allOf");
   size_t i;
   json_array_foreach(list, i, part) {
-    json_t *target = json_object_get(part, "$ref") ? resolve(s, json_object_get(part, "$ref")) : NULL;
+    json_t *target = json_object_get(part, "$ref") ? schema_resolve(s, json_object_get(part, "$ref")) : NULL;
     if (good(s) && target) part = merge(s, without(s, part, "$ref"), target);
     if (good(s) && both) both = merge(s, both, part);
   }
   return good(s) && both ? expression_of(s, both) : 0;
 }
 
-static int32_t any_of(struct schema *s, json_t *schema, const char *keyword) {
-  json_t *list = json_object_get(schema, keyword), *rest = without(s, schema, keyword), *part;
-  if (!json_is_array(list)) return REFUSE(s, OSCAR_FORMAT, "\"%s\" has to be a list of schemas", keyword);
-  if (!rest) return 0;
-  const bool alone = count_restrictions(rest) == 0;
-  struct expr_list ways = {0};
+/* Whether an answer could fit two of the alternatives of oneOf. One that is written for any of them fits that one; that it fits
+ * no other has to be seen. */
+static bool check_exclusive(struct schema *s, json_t *ways) {
+  for (size_t i = 0; i < json_array_size(ways); i++)
+    for (size_t k = 0; k < json_array_size(ways) && good(s); k++)
+      if (i != k && !schema_excludes(s, json_array_get(ways, i), json_array_get(ways, k)) && good(s))
+        REFUSE(
+            s, OSCAR_UNSUPPORTED,
+            "\"oneOf\": what fits alternative %zu may fit %zu, too; what tells them apart is another type, a required property "
+            "with another \"const\" or \"enum\", other bounds, or required properties that the others do not have; if it does "
+            "not "
+            "matter, write \"anyOf\"",
+            i, k);
+  return good(s);
+}
+
+/* The alternatives, each with the keywords beside them; kept to the end. */
+static json_t *alternatives(struct schema *s, json_t *schema, const char *keyword) {
+  json_t *list = json_object_get(schema, keyword), *rest = without(s, schema, keyword), *part, *ways = json_array();
+  if (!rest || !ways || json_array_append_new(s->made, ways) != 0) {
+    no_memory(s);
+    return NULL;
+  }
+  const bool alone = schema_count_restrictions(rest) == 0;
   size_t i;
   json_array_foreach(list, i, part) {
     char name[24];
     snprintf(name, sizeof name, "%zu", i);
     const size_t before = enter(s, keyword, name);
     json_t *both = alone ? part : merge(s, rest, part);
-    if (good(s)) expr_list_add(s->b, &ways, expression_of(s, both));
+    if (good(s) && json_array_append(ways, both) != 0) no_memory(s);
     leave(s, before);
   }
-  return expr_list_choice(s->b, &ways);
+  return good(s) ? ways : NULL;
+}
+
+static int32_t any_of(struct schema *s, json_t *schema, const char *keyword) {
+  json_t *way;
+  size_t i;
+  if (!json_is_array(json_object_get(schema, keyword)))
+    return REFUSE(s, OSCAR_FORMAT, "\"%s\" has to be a list of schemas", keyword);
+  json_t *ways = alternatives(s, schema, keyword);
+  struct expr_list written = {0};
+  json_array_foreach(ways, i, way) {
+    char name[24];
+    snprintf(name, sizeof name, "%zu", i);
+    if (good(s)) expr_list_add(s->b, &written, expression_at(s, keyword, name, way));
+  }
+  if (good(s) && strcmp(keyword, "oneOf") == 0) check_exclusive(s, ways);
+  return expr_list_choice(s->b, &written);
 }
 
 /* ---- a schema ---- */
 
 static int32_t typed(struct schema *s, json_t *schema) {
-  const int types = types_of(s, schema);
-  if (types == ANY_TYPE && count_restrictions(schema) == 0) return any_value(s->b, s->rules);
+  const int types = schema_types_of(s, schema);
+  if (types == ANY_TYPE && schema_count_restrictions(schema) == 0) return any_value(s->b, s->rules);
   struct expr_list ways = {0};
   if (types & OBJECT) expr_list_add(s->b, &ways, object_of(s, schema));
   if (types & ARRAY) expr_list_add(s->b, &ways, array_of(s, schema));
@@ -810,7 +819,7 @@ static int32_t typed(struct schema *s, json_t *schema) {
 
 static int32_t dispatch(struct schema *s, json_t *schema) {
   json_t *ref = json_object_get(schema, "$ref");
-  if (ref) return count_restrictions(schema) == 1 ? reference(s, schema) : reference_and_more(s, schema);
+  if (ref) return schema_count_restrictions(schema) == 1 ? reference(s, schema) : reference_and_more(s, schema);
   if (json_object_get(schema, "allOf")) return all_of(s, schema);
   if (json_object_get(schema, "anyOf")) return any_of(s, schema, "anyOf");
   if (json_object_get(schema, "oneOf")) return any_of(s, schema, "oneOf");

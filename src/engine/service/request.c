@@ -109,6 +109,7 @@ static struct request *copy_request(const struct service *s, const struct reques
   r->observer = o->observer;
   r->observer_user = o->observer_user;
   r->submitted_ns = time_ns();
+  r->work = -1;
   const int64_t room = s->context_tokens - o->n;
   r->max_tokens = o->max_tokens > 0 && o->max_tokens < room ? o->max_tokens : room;
   if (copy_lists(o, r) && copy_text(o->user, &r->user_name) && copy_text(o->session, &r->session_name) &&
@@ -123,7 +124,7 @@ static oscar_status enqueue(struct service *s, struct request *r, uint64_t *id, 
   struct shared *shared = &s->shared;
   oscar_status status = OSCAR_OK;
   pthread_mutex_lock(&shared->lock);
-  if (shared->stopping) {
+  if (shared->draining || shared->stopping) {
     status = refuse(error, OSCAR_CANCELLED, "the service has stopped");
   } else if (shared->waiting >= s->options.max_waiting) {
     status = refuse(error, OSCAR_NO_SPACE, "%d requests wait already; no more are taken", shared->waiting);
@@ -366,6 +367,7 @@ static oscar_status make_answer(struct service *s, struct request *r, int choice
                        .choice = choice,
                        .state = ANSWER_WAITS,
                        .age = ++s->last_age,
+                       .chunk = s->chunk,
                        .n = r->n,
                        .room = r->n + 64,
                        .certain = INT64_MAX};
@@ -436,8 +438,56 @@ static size_t bytes_wanted(const struct service *s, const int32_t *ids, int64_t 
   return shared < bytes ? bytes - shared : 0;
 }
 
-/* Those that were preempted come first, the oldest first of them. One prompt is computed at a time: the next one may begin
- * alike, and then finds it done. */
+/* ---- whose prompt ---- */
+
+static bool anybody(const struct service *s, struct request *r) {
+  (void)s, (void)r;
+  return true;
+}
+
+static int64_t work_of(const struct service *s, struct request *r) {
+  oscar_prefix_match match;
+  if (r->work >= 0) return r->work;
+  int64_t known = session_knows(s, r);
+  if (s->tree && oscar_prefix_match_get(s->tree, r->ids, r->n - 1, s->options.reuse, &match) == OSCAR_OK &&
+      match.reused_tokens > known)
+    known = match.reused_tokens;
+  return r->work = r->n - known;
+}
+
+/* Tokens that the request has in common with a prompt that is computed, and that are not there yet. */
+static int64_t soon_known(const struct request *r, const struct answer *a) {
+  int64_t same = 0;
+  while (same < r->n && same < a->n && r->ids[same] == a->ids[same]) same++;
+  return same - oscar_sequence_length(a->sequence);
+}
+
+/* Beside prompts that are computed only one begins that has no more than half of what the shortest of them has left; so they are
+ * few, and who waits for it waits little. One that would be spared half of its work by waiting waits. */
+static bool may_overtake(const struct service *s, struct request *r) {
+  const int64_t work = work_of(s, r);
+  if (2 * work > answer_left(answer_nearly_fed(s))) return false;
+  for (int i = 0; i < s->n_admitted; i++) {
+    const struct answer *a = s->admitted[i];
+    if (a->state == ANSWER_FEEDS && 2 * soon_known(r, a) > work) return false;
+  }
+  return true;
+}
+
+/* Bytes that prompts which are computed will take beside what they have. */
+static size_t bytes_promised(const struct service *s) {
+  size_t bytes = 0;
+  for (int i = 0; i < s->n_admitted; i++) {
+    const struct answer *a = s->admitted[i];
+    if (a->state != ANSWER_FEEDS) continue;
+    const size_t whole = room_for_tokens(s, a->n), has = oscar_sequence_bytes(a->sequence);
+    if (whole > has) bytes += whole - has;
+  }
+  return bytes;
+}
+
+/* Those that were preempted come first, the oldest first of them. Else one prompt is computed at a time, since the next one may
+ * begin alike, and then finds it done; but a short one does not wait for a long one (step.c: they take turns). */
 void requests_admit(struct service *s) {
   for (struct answer *a; (a = oldest(s, ANSWER_AWAY));) {
     const bool must_feed = !a->kept.bytes;
@@ -448,10 +498,11 @@ void requests_admit(struct service *s) {
     if (status == OSCAR_NO_SPACE && anything_runs(s)) return;
     if (status != OSCAR_OK) answer_finish(s, a, FINISH_ERROR, NULL, status);
   }
-  while (!oldest(s, ANSWER_FEEDS)) {
-    struct request **next = users_next(s);
+  for (;;) {
+    struct request **next = users_next(s, oldest(s, ANSWER_FEEDS) ? may_overtake : anybody);
     if (!next || s->n_admitted + (*next)->choices > s->options.max_running) return;
-    if (anything_runs(s) && !room_is_there(s, bytes_wanted(s, (*next)->ids, (*next)->n))) return;
+    const size_t bytes = bytes_wanted(s, (*next)->ids, (*next)->n) + bytes_promised(s);
+    if (anything_runs(s) && !room_is_there(s, bytes)) return;
     const int before = s->n_admitted;
     const struct request *first = *next;
     admit(s, next);

@@ -55,17 +55,39 @@ void service_cancel(struct service *s, uint64_t id) {
 
 /* ---- the service's thread ---- */
 
-static void run_commands(struct service *s, struct command *list) {
+void command_answer(struct service *s, struct command *c, oscar_status status) {
   struct shared *shared = &s->shared;
-  for (struct command *c = list, *next; c; c = next) {
-    next = c->next; /* it is gone once its owner wakes */
-    c->status = c->run(s, c);
-    error_note(s, c->status, c->error);
-    stats_publish(s); /* who asked for it finds it counted */
-    pthread_mutex_lock(&shared->lock);
-    c->done = true;
-    pthread_cond_broadcast(&shared->answered);
-    pthread_mutex_unlock(&shared->lock);
+  c->status = status;
+  error_note(s, status, c->error);
+  stats_publish(s); /* who asked for it finds it counted */
+  pthread_mutex_lock(&shared->lock);
+  c->done = true;
+  pthread_cond_broadcast(&shared->answered);
+  pthread_mutex_unlock(&shared->lock);
+}
+
+/* Those that were put off first: commands keep their order. */
+static void run_commands(struct service *s, struct command *list) {
+  struct command **at = &s->put_off;
+  while (*at) at = &(*at)->next;
+  *at = list;
+  for (at = &s->put_off; *at;) {
+    struct command *c = *at;
+    c->state = COMMAND_RUNS;
+    const oscar_status status = c->run(s, c);
+    if (c->state == COMMAND_PUT_OFF) {
+      at = &c->next;
+      continue;
+    }
+    *at = c->next; /* it is gone once its owner wakes */
+    if (c->state == COMMAND_RUNS) command_answer(s, c, status);
+  }
+}
+
+static void finish_commands(struct service *s) {
+  while (s->put_off || writer_is_busy(s)) {
+    writer_wait(s);
+    run_commands(s, NULL);
   }
 }
 
@@ -73,7 +95,8 @@ static void run_commands(struct service *s, struct command *list) {
 static bool take_work(struct service *s, bool wait) {
   struct shared *shared = &s->shared;
   pthread_mutex_lock(&shared->lock);
-  while (wait && !shared->stopping && !shared->inbox && !shared->commands) pthread_cond_wait(&shared->work, &shared->lock);
+  while (wait && !shared->stopping && !shared->inbox && !shared->commands && !writer_has_written(s))
+    pthread_cond_wait(&shared->work, &shared->lock);
   struct request *inbox = shared->inbox;
   struct command *commands = shared->commands;
   const bool goes_on = !shared->stopping;
@@ -83,6 +106,7 @@ static bool take_work(struct service *s, bool wait) {
   shared->commands_end = &shared->commands;
   pthread_mutex_unlock(&shared->lock);
   requests_take(s, inbox);
+  writer_take(s);
   run_commands(s, commands);
   return goes_on;
 }
@@ -96,6 +120,7 @@ static void *serve(void *arg) {
     stats_publish(s);
   }
   requests_cancel_all(s);
+  finish_commands(s);
   sessions_save_all(s);
   stats_publish(s);
   return NULL;
@@ -223,6 +248,21 @@ oscar_status service_create(struct engine *engine, const struct service_options 
   }
   *service = s;
   return OSCAR_OK;
+}
+
+static oscar_status cancel_all(struct service *s, struct command *command) {
+  (void)command;
+  requests_cancel_all(s);
+  return OSCAR_OK;
+}
+
+void service_drain(struct service *s) {
+  struct service_error error;
+  struct command command = {.run = cancel_all, .error = &error};
+  pthread_mutex_lock(&s->shared.lock);
+  s->shared.draining = true;
+  pthread_mutex_unlock(&s->shared.lock);
+  (void)service_command(s, &command); /* which a service that has stopped refuses */
 }
 
 void service_stop(struct service *s) {

@@ -8,8 +8,9 @@
  *   step.c      what a step of the model is made of, and what comes of it
  *   guess.c     guesses of what comes next (engine/speculate.h)
  *   room.c      the budget: what goes when it is exhausted, and how it comes back
- *   sessions.c  sequences with a name
+ *   sessions.c  sequences with a name; session_commands.c: what other threads ask of them
  *   tiers.c     where they are: device, host memory, files
+ *   writer.c    their files, written by another thread
  *   stats.c     numbers
  *
  * Threads. Everything is the service's thread's alone but for what `lock` protects (struct shared) and the `cancelled` of
@@ -57,6 +58,7 @@ struct answer {
   int choice;
   enum answer_state state;
   uint64_t age; /* admitted later: greater */
+  int chunk;    /* tokens of its prompt's next piece beside running answers */
   oscar_sequence *sequence;
   struct kept_pages kept;
   int32_t *ids; /* [n] */
@@ -96,6 +98,7 @@ struct request {
   _Atomic bool cancelled;
   int32_t *ids; /* [n] */
   int n, choices, n_stops, logprobs;
+  int64_t work; /* tokens of the prompt that would have to be computed, when that was first asked; -1: it was not yet */
   int64_t max_tokens;
   struct sampler_options sampling;
   struct token_bias *bias;
@@ -123,13 +126,14 @@ struct command {
   void *out;
   oscar_status status;
   struct service_error *error;
+  enum { COMMAND_RUNS, COMMAND_PUT_OFF, COMMAND_HANDED_ON } state; /* set by run: try again; somebody else answers it */
   bool done;
 };
 
 struct shared { /* under the lock */
   pthread_mutex_t lock;
   pthread_cond_t work, answered;
-  bool stopping, ended;
+  bool draining, stopping, ended;
   struct request *inbox, **inbox_end;
   struct request *live;
   struct command *commands, **commands_end;
@@ -161,10 +165,11 @@ struct service {
 
   struct request *waiting;
   struct user *users;
+  struct command *put_off;  /* until the writer of sessions is done */
   struct answer **admitted; /* [max_running]; room for as many requests' answers */
   int n_admitted;
   uint64_t last_age;
-  int chunk;     /* of prompt tokens beside running answers, now */
+  int chunk;     /* that prompts begin with beside running answers */
   float *logits; /* [logit_rows][vocab] */
   int logit_rows;
   struct step *step;
@@ -179,6 +184,8 @@ struct service {
 void error_note(const struct service *s, oscar_status status, struct service_error *error);
 /* Hands a command to the service's thread and waits for it. */
 oscar_status service_command(struct service *s, struct command *command);
+/* By the service's thread: its caller goes on, and the command is gone. */
+void command_answer(struct service *s, struct command *command, oscar_status status);
 
 /* ---- request.c ---- */
 void requests_take(struct service *s, struct request *inbox); /* from other threads */
@@ -224,8 +231,8 @@ void text_drop(struct text_buffer *text, size_t n);
 oscar_status user_find(struct service *s, const char *name, struct user **user);
 void user_release(struct user *user);
 void user_serve(struct user *user, int64_t tokens);
-/* The request whose turn it is, in the list of those that wait; NULL if none could begin. */
-struct request **users_next(struct service *s);
+/* The request whose turn it is, in the list of those that wait and may begin now; NULL if none could. */
+struct request **users_next(struct service *s, bool (*may_begin)(const struct service *s, struct request *r));
 void users_free(struct service *s);
 
 /* ---- step.c ---- */
@@ -233,6 +240,10 @@ oscar_status step_create(struct service *s);
 void step_free(struct service *s);
 /* false: there was nothing to do. */
 bool step_run(struct service *s);
+/* Tokens that are known and not computed, of an answer that feeds. */
+int64_t answer_left(const struct answer *a);
+/* Of those that feed: the one with the least left; NULL: none does. */
+struct answer *answer_nearly_fed(const struct service *s);
 
 /* ---- room.c ---- */
 /* Frees something, best as much as the cache last lacked; false: nothing is left that could go without stopping an answer. */

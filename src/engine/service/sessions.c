@@ -1,5 +1,5 @@
 /*
- * sessions.c - sequences with a name: found, lent to requests, kept after them; what other threads ask of them.
+ * sessions.c - sequences with a name: found, lent to requests, kept after them.
  *
  * A session is one request's at a time. Its sequence then belongs to the answer, and comes back as long as what the answer made
  * of it. A session whose pages have gone for want of room still has its tokens: they are a prompt like any other.
@@ -23,17 +23,17 @@ static struct session *find(const struct service *s, const char *name) {
   return NULL;
 }
 
-static void touch(struct service *s, struct session *x) {
+void session_touch(struct service *s, struct session *x) {
   x->used = ++s->sessions->clock;
   x->used_at = (int64_t)time(NULL);
 }
 
-static struct session *add(struct service *s, const char *name) {
+struct session *session_add(struct service *s, const char *name) {
   struct session *x = mem_zalloc(s->context, 1, sizeof *x);
   if (!x) return NULL;
   snprintf(x->name, sizeof x->name, "%s", name);
   x->created_at = (int64_t)time(NULL);
-  touch(s, x);
+  session_touch(s, x);
   x->next = s->sessions->first;
   s->sessions->first = x;
   return x;
@@ -51,6 +51,7 @@ void session_remove(struct service *s, struct session *x) {
   while (*at != x) at = &(*at)->next;
   *at = x->next;
   if (x->request) x->request->session = NULL; /* it goes on without */
+  if (x->writing) writer_wait(s);
   drop_pages(s, x);
   s->sessions->disk_bytes -= x->file_bytes;
   mem_free(s->context, x->ids);
@@ -58,12 +59,17 @@ void session_remove(struct service *s, struct session *x) {
   mem_free(s->context, x);
 }
 
-static oscar_status set_text(struct service *s, struct session *x, const char *text) {
+static void note_change(struct session *x) {
+  x->on_disk = x->failed = x->over_limit = false;
+  x->version++;
+}
+
+oscar_status session_set_text(struct service *s, struct session *x, const char *text) {
   char *copy = mem_strdup(s->context, text);
   if (!copy) return OSCAR_NO_MEMORY;
   mem_free(s->context, x->text);
   x->text = copy;
-  x->on_disk = x->failed = x->over_limit = false;
+  note_change(x);
   return OSCAR_OK;
 }
 
@@ -87,13 +93,13 @@ static const char *mismatch(const struct service *s, const oscar_snapshot_info *
 }
 
 static oscar_status enter(struct service *s, const char *name, const oscar_snapshot_info *info) {
-  struct session *x = add(s, name);
+  struct session *x = session_add(s, name);
   if (!x) return OSCAR_NO_MEMORY;
   x->n = info->n_ids;
   x->tokens = info->tokens;
   x->created_at = x->used_at = info->saved_at;
   x->used = 0;
-  if (info->text_bytes && set_text(s, x, info->text) != OSCAR_OK) return OSCAR_NO_MEMORY;
+  if (info->text_bytes && session_set_text(s, x, info->text) != OSCAR_OK) return OSCAR_NO_MEMORY;
   x->file_bytes = info->file_bytes;
   x->on_disk = true;
   s->sessions->disk_bytes += info->file_bytes;
@@ -122,9 +128,7 @@ static oscar_status find_file(struct service *s, const char *name) {
   return OSCAR_OK;
 }
 
-/* A session by name, one that another program has put into the folder since included; NULL: there is none. What is there and
- * cannot be used is an error: it must not be overwritten. */
-static oscar_status look_for(struct service *s, const char *name, struct session **x) {
+oscar_status session_look_for(struct service *s, const char *name, struct session **x) {
   char path[PATH_MAX];
   *x = find(s, name);
   if (*x || !s->folder || !session_name_is_valid(name)) return OSCAR_OK;
@@ -154,7 +158,7 @@ static oscar_status order_found(struct service *s) {
 }
 
 static oscar_status find_files(struct service *s) {
-  char name[SESSION_NAME_BYTES + 1];
+  char name[SESSION_NAME_ROOM];
   oscar_status status = OSCAR_OK;
   DIR *folder = opendir(s->folder);
   if (!folder && errno == ENOENT) return OSCAR_OK;
@@ -171,11 +175,13 @@ oscar_status sessions_create(struct service *s) {
   if (!s->sessions) return OSCAR_NO_MEMORY;
   if (!s->folder) return OSCAR_OK;
   file_remove_abandoned(s->context, s->folder, SESSION_FILE_SUFFIX);
-  return find_files(s);
+  const oscar_status status = find_files(s);
+  return status == OSCAR_OK ? writer_create(s) : status;
 }
 
 void sessions_free(struct service *s) {
   if (!s->sessions) return;
+  writer_free(s);
   while (s->sessions->first) session_remove(s, s->sessions->first);
   mem_free(s->context, s->sessions);
 }
@@ -187,29 +193,38 @@ static bool is_unsaved(const struct session *x) {
 bool sessions_tidy(struct service *s) {
   for (struct session *x = s->folder ? s->sessions->first : NULL; x; x = x->next) {
     if (!is_unsaved(x)) continue;
-    if (session_write(s, x) != OSCAR_OK)
-      log_line(s->context, OSCAR_LOG_WARNING, "session %s is not in a file: %s", x->name, oscar_last_error(s->context));
+    if (writer_is_busy(s)) return false; /* it goes on when that is written */
+    if (writer_begin(s, x, NULL) != OSCAR_OK && session_write(s, x) != OSCAR_OK) session_tell_failure(s, x);
     return true;
   }
   return false;
 }
 
-void sessions_save_all(struct service *s) {
-  for (struct session *x = s->sessions->first; x; x = x->next) x->failed = false;
-  while (sessions_tidy(s)) {}
+static struct session *first_unsaved(const struct service *s) {
+  struct session *x = s->sessions->first;
+  while (x && !is_unsaved(x)) x = x->next;
+  return x;
 }
 
-static enum session_tier tier_of(const struct session *x) {
+/* Each that cannot be written is then one that has failed. */
+void sessions_save_all(struct service *s) {
+  if (!s->folder) return;
+  for (struct session *x = s->sessions->first; x; x = x->next) x->failed = false;
+  for (struct session *x; (x = first_unsaved(s));)
+    if (session_write(s, x) != OSCAR_OK) session_tell_failure(s, x);
+}
+
+enum session_tier session_tier_of(const struct session *x) {
   return x->request ? TIER_RUNNING : x->sequence ? TIER_DEVICE : x->kept.bytes || !x->file_bytes ? TIER_HOST : TIER_DISK;
 }
 
 void sessions_count(const struct service *s, struct service_stats *stats) {
   int count[TIER_RUNNING + 1] = {0};
-  for (const struct session *x = s->sessions->first; x; x = x->next) count[tier_of(x)]++;
+  for (const struct session *x = s->sessions->first; x; x = x->next) count[session_tier_of(x)]++;
   stats->sessions_device = count[TIER_DEVICE] + count[TIER_RUNNING];
   stats->sessions_host = count[TIER_HOST];
   stats->sessions_disk = count[TIER_DISK];
-  stats->host_bytes = s->sessions->host_bytes;
+  stats->host_bytes = s->sessions->host_bytes + s->sessions->written_bytes;
   stats->disk_bytes = s->sessions->disk_bytes;
 }
 
@@ -225,6 +240,13 @@ static int64_t common_tokens(const struct session *x, const int32_t *ids, int64_
   int64_t same = 0;
   while (x->ids && same < n && same < x->n && same < x->tokens && ids[same] == x->ids[same]) same++;
   return same;
+}
+
+int64_t session_knows(const struct service *s, const struct request *r) {
+  const struct session *x = r->session_name ? find(s, r->session_name) : NULL;
+  if (!x) return 0;
+  if (x->ids) return common_tokens(x, r->ids, r->n - 1);
+  return x->tokens < r->n ? x->tokens : 0; /* the file's tokens are not read for this */
 }
 
 /* Bytes of tokens that are compared with others: what is left of the newest. */
@@ -321,13 +343,13 @@ static oscar_status lend(struct service *s, struct session *x, struct answer *a,
 oscar_status session_begin(struct service *s, struct request *r, struct answer *a, int64_t *reused, int64_t *refilled) {
   if (!r->session_name) return OSCAR_OK;
   struct session *x;
-  oscar_status status = look_for(s, r->session_name, &x);
+  oscar_status status = session_look_for(s, r->session_name, &x);
   if (status != OSCAR_OK) return status;
-  if (!x && !(x = add(s, r->session_name))) return OSCAR_NO_MEMORY;
+  if (!x && !(x = session_add(s, r->session_name))) return OSCAR_NO_MEMORY;
   x->request = r;
   r->session = x;
-  touch(s, x);
-  status = r->session_text ? set_text(s, x, r->session_text) : OSCAR_OK;
+  session_touch(s, x);
+  status = r->session_text ? session_set_text(s, x, r->session_text) : OSCAR_OK;
   if (status == OSCAR_OK) status = lend(s, x, a, reused, refilled);
   if (status == OSCAR_FORMAT || status == OSCAR_IO || status == OSCAR_MISMATCH) { /* a file that was damaged meanwhile */
     log_line(s->context, OSCAR_LOG_WARNING, "session %s begins anew: %s", x->name, oscar_last_error(s->context));
@@ -354,8 +376,8 @@ bool session_keep(struct service *s, struct answer *a) {
   a->ids = NULL;
   a->sequence = NULL;
   a->kept = (struct kept_pages){0};
-  x->on_disk = x->failed = x->over_limit = false;
-  touch(s, x);
+  note_change(x);
+  session_touch(s, x);
   return true;
 }
 
@@ -364,249 +386,6 @@ void session_end(struct service *s, struct request *r) {
   r->session = NULL;
   if (!x) return;
   x->request = NULL;
-  touch(s, x);
+  session_touch(s, x);
   if (!x->ids && !x->file_bytes) session_remove(s, x); /* it was made for nothing */
-}
-
-/* ---- for other threads ---- */
-
-static oscar_status find_named(struct service *s, const char *name, struct session **x) {
-  const oscar_status status = look_for(s, name, x);
-  if (status == OSCAR_OK && !*x) return set_error(s->context, OSCAR_INVALID_ARGUMENT, "there is no session '%.80s'", name);
-  return status == OSCAR_OK || status == OSCAR_NO_MEMORY ? status : OSCAR_INVALID_ARGUMENT;
-}
-
-static oscar_status find_unused(struct service *s, const char *name, struct session **x) {
-  const oscar_status status = find_named(s, name, x);
-  if (status != OSCAR_OK || !(*x)->request) return status;
-  return set_error(s->context, OSCAR_INVALID_ARGUMENT, "session %s is in use: wait until its request is finished", name);
-}
-
-static oscar_status check_new_name(struct service *s, const char *name) {
-  if (!session_name_is_valid(name))
-    return set_error(s->context, OSCAR_INVALID_ARGUMENT, "'%.80s' is no name of a session: " SESSION_NAME_RULE, name);
-  struct session *x;
-  const oscar_status status = look_for(s, name, &x);
-  if (status != OSCAR_OK || !x) return status;
-  return set_error(s->context, OSCAR_INVALID_ARGUMENT, "there is a session %s already", name);
-}
-
-static oscar_status describe(struct service *s, const struct session *x, struct session_entry *entry) {
-  const oscar_cache_options *c = &s->cache_options;
-  const struct answer *a = x->request && x->request->answers ? &x->request->answers[0] : NULL;
-  const oscar_sequence *sequence = a ? a->sequence : x->sequence;
-  const int64_t tokens = sequence ? oscar_sequence_length(sequence) : x->tokens, pages = (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS;
-  int64_t exact = c->sink_pages + c->recent_pages + 1;
-  if (!c->codecs || exact > pages) exact = pages;
-  *entry = (struct session_entry){.tier = tier_of(x),
-                                  .on_disk = x->on_disk,
-                                  .tokens = sequence || x->tokens ? tokens : 0,
-                                  .exact_pages = exact,
-                                  .coded_pages = pages - exact,
-                                  .device_bytes = sequence ? oscar_sequence_bytes(sequence) : 0,
-                                  .host_bytes = x->kept.n,
-                                  .disk_bytes = x->file_bytes,
-                                  .created_at = x->created_at,
-                                  .used_at = x->used_at};
-  memcpy(entry->name, x->name, sizeof entry->name);
-  entry->text = strdup(x->text ? x->text : "");
-  return entry->text ? OSCAR_OK : set_error(s->context, OSCAR_NO_MEMORY, "out of memory for the text of session %s", x->name);
-}
-
-struct session_list {
-  struct session_entry *entries;
-  int count;
-};
-
-static int newest_first(const void *a, const void *b) {
-  const struct session_entry *x = a, *y = b;
-  if (x->used_at != y->used_at) return x->used_at > y->used_at ? -1 : 1;
-  return strcmp(x->name, y->name);
-}
-
-static oscar_status list_command(struct service *s, struct command *command) {
-  struct session_list *list = command->out;
-  size_t n = 0;
-  for (struct session *x = s->sessions->first; x; x = x->next) n++;
-  list->entries = calloc(n + 1, sizeof *list->entries);
-  if (!list->entries) return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for a list of %zu sessions", n);
-  for (struct session *x = s->sessions->first; x; x = x->next) {
-    const oscar_status status = describe(s, x, &list->entries[list->count]);
-    if (status != OSCAR_OK) return status;
-    list->count++;
-  }
-  qsort(list->entries, n, sizeof *list->entries, newest_first);
-  return OSCAR_OK;
-}
-
-oscar_status service_sessions(struct service *s, struct session_entry **entries, int *count, struct service_error *error) {
-  struct session_list list = {0};
-  struct command command = {.run = list_command, .out = &list, .error = error};
-  const oscar_status status = service_command(s, &command);
-  if (status != OSCAR_OK) {
-    service_sessions_free(list.entries, list.count);
-    list = (struct session_list){0};
-  }
-  *entries = list.entries;
-  *count = list.count;
-  return status;
-}
-
-void service_sessions_free(struct session_entry *entries, int count) {
-  for (int i = 0; i < count; i++) free(entries[i].text);
-  free(entries);
-}
-
-static oscar_status find_command(struct service *s, struct command *command) {
-  struct session *x;
-  const oscar_status status = find_named(s, command->name, &x);
-  return status == OSCAR_OK ? describe(s, x, command->out) : status;
-}
-
-oscar_status service_session_find(struct service *s, const char *name, struct session_entry *entry, struct service_error *error) {
-  struct command command = {.run = find_command, .name = name, .out = entry, .error = error};
-  *entry = (struct session_entry){0};
-  return service_command(s, &command);
-}
-
-struct token_list {
-  int32_t *ids;
-  int n;
-};
-
-static oscar_status tokens_command(struct service *s, struct command *command) {
-  struct token_list *list = command->out;
-  struct session *x;
-  oscar_status status = find_named(s, command->name, &x);
-  if (status == OSCAR_OK) status = session_get_ids(s, x);
-  if (status != OSCAR_OK) return status;
-  const struct answer *a = x->request && x->request->answers ? &x->request->answers[0] : NULL;
-  const int32_t *ids = a && a->ids ? a->ids : x->ids;
-  list->n = (int)(a && a->ids ? a->n : x->n);
-  list->ids = malloc((size_t)list->n * sizeof *list->ids + 1);
-  if (!list->ids) return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for %d tokens", list->n);
-  if (list->n) memcpy(list->ids, ids, (size_t)list->n * sizeof *list->ids);
-  return OSCAR_OK;
-}
-
-oscar_status service_session_tokens(struct service *s, const char *name, int32_t **ids, int *n, struct service_error *error) {
-  struct token_list list = {0};
-  struct command command = {.run = tokens_command, .name = name, .out = &list, .error = error};
-  const oscar_status status = service_command(s, &command);
-  *ids = list.ids;
-  *n = list.n;
-  return status;
-}
-
-static oscar_status save_command(struct service *s, struct command *command) {
-  char path[PATH_MAX];
-  struct session *x;
-  oscar_status status = session_file_path(s, command->name, path);
-  if (status == OSCAR_OK) status = find_unused(s, command->name, &x);
-  return status == OSCAR_OK && !x->on_disk ? session_write(s, x) : status;
-}
-
-oscar_status service_session_save(struct service *s, const char *name, struct service_error *error) {
-  struct command command = {.run = save_command, .name = name, .error = error};
-  return service_command(s, &command);
-}
-
-/* Onto the device, for somebody who asks for it now: answers under way give way, too. */
-static oscar_status bring_now(struct service *s, struct session *x) {
-  oscar_status status;
-  do status = session_bring(s, x);
-  while (status == OSCAR_NO_SPACE && youngest_preempt(s, 1));
-  return status;
-}
-
-static oscar_status load_command(struct service *s, struct command *command) {
-  struct session *x;
-  const oscar_status status = find_named(s, command->name, &x);
-  if (status != OSCAR_OK || x->request) return status;
-  touch(s, x);
-  return bring_now(s, x);
-}
-
-oscar_status service_session_load(struct service *s, const char *name, struct service_error *error) {
-  struct command command = {.run = load_command, .name = name, .error = error};
-  return service_command(s, &command);
-}
-
-/* On the device, where the copy shares pages. */
-static oscar_status fork_command(struct service *s, struct command *command) {
-  struct session *x, *copy;
-  oscar_sequence *sequence = NULL;
-  oscar_status status = find_unused(s, command->name, &x);
-  if (status == OSCAR_OK) status = check_new_name(s, command->other);
-  if (status == OSCAR_OK) status = session_get_ids(s, x);
-  if (status == OSCAR_OK) status = bring_now(s, x);
-  if (status != OSCAR_OK) return status;
-  x->busy = true;
-  do status = x->sequence ? oscar_sequence_fork(x->sequence, &sequence) : OSCAR_OK;
-  while (status == OSCAR_NO_SPACE && (room_make(s) || youngest_preempt(s, 1)));
-  x->busy = false;
-  if (status != OSCAR_OK) return status;
-  copy = add(s, command->other);
-  int32_t *ids = copy ? mem_alloc(s->context, (size_t)x->n, sizeof *ids) : NULL;
-  if (!ids || (x->text && set_text(s, copy, x->text) != OSCAR_OK)) {
-    if (sequence) oscar_sequence_free(sequence);
-    mem_free(s->context, ids);
-    if (copy) session_remove(s, copy);
-    return OSCAR_NO_MEMORY;
-  }
-  if (x->n) memcpy(ids, x->ids, (size_t)x->n * sizeof *ids);
-  copy->ids = ids;
-  copy->n = x->n;
-  copy->tokens = x->tokens;
-  copy->sequence = sequence;
-  return OSCAR_OK;
-}
-
-oscar_status service_session_fork(struct service *s, const char *name, const char *copy, struct service_error *error) {
-  struct command command = {.run = fork_command, .name = name, .other = copy, .error = error};
-  return service_command(s, &command);
-}
-
-static oscar_status rename_command(struct service *s, struct command *command) {
-  char from[PATH_MAX], to[PATH_MAX];
-  struct session *x;
-  oscar_status status = find_named(s, command->name, &x);
-  if (status == OSCAR_OK) status = check_new_name(s, command->other);
-  if (status == OSCAR_OK && x->file_bytes) status = session_file_path(s, x->name, from);
-  if (status == OSCAR_OK && x->file_bytes) status = session_file_path(s, command->other, to);
-  if (status != OSCAR_OK) return status;
-  if (x->file_bytes && rename(from, to) != 0)
-    return set_error(s->context, OSCAR_IO, "%s: cannot be renamed to %s: %s", from, to, strerror(errno));
-  snprintf(x->name, sizeof x->name, "%s", command->other);
-  return OSCAR_OK;
-}
-
-oscar_status service_session_rename(struct service *s, const char *name, const char *to, struct service_error *error) {
-  struct command command = {.run = rename_command, .name = name, .other = to, .error = error};
-  return service_command(s, &command);
-}
-
-static oscar_status annotate_command(struct service *s, struct command *command) {
-  struct session *x;
-  const oscar_status status = find_named(s, command->name, &x);
-  return status == OSCAR_OK ? set_text(s, x, command->other) : status;
-}
-
-oscar_status service_session_annotate(struct service *s, const char *name, const char *text, struct service_error *error) {
-  struct command command = {.run = annotate_command, .name = name, .other = text, .error = error};
-  return service_command(s, &command);
-}
-
-static oscar_status delete_command(struct service *s, struct command *command) {
-  struct session *x;
-  const oscar_status status = find_named(s, command->name, &x);
-  if (status != OSCAR_OK) return status;
-  session_delete_file(s, x);
-  session_remove(s, x);
-  return OSCAR_OK;
-}
-
-oscar_status service_session_delete(struct service *s, const char *name, struct service_error *error) {
-  struct command command = {.run = delete_command, .name = name, .error = error};
-  return service_command(s, &command);
 }

@@ -13,12 +13,20 @@ oscar_status sessions_create(struct service *s);
 void sessions_free(struct service *s);
 /* Some of what can wait until nothing else is to be done; false: there was nothing. */
 bool sessions_tidy(struct service *s);
-void sessions_save_all(struct service *s);
+void sessions_save_all(struct service *s); /* at the end, on this thread */
+
+/* ---- writer.c ---- */
+bool writer_is_busy(const struct service *s);
+bool writer_has_written(const struct service *s); /* under the lock */
+void writer_take(struct service *s);              /* back what has been written, if anything has */
+void writer_wait(struct service *s);              /* until it is not busy */
 void sessions_count(const struct service *s, struct service_stats *stats);
 
 /* ---- for requests ---- */
 /* Another request has the session that this one names. */
 bool session_is_busy(const struct service *s, const struct request *r);
+/* Tokens of the prompt that its session has pages for, as far as that can be told now. */
+int64_t session_knows(const struct service *s, const struct request *r);
 /* The answer gets the sequence of the session that the request names, cut to what it has in common with the prompt; none where
  * the tree knows more, or there is no session. The session is the request's until session_end. Errors: NO_SPACE, NO_MEMORY. */
 oscar_status session_begin(struct service *s, struct request *r, struct answer *a, int64_t *reused, int64_t *refilled);

@@ -1,5 +1,8 @@
 /*
- * step.c - a step: the next token of every answer that decodes, and a piece of the oldest prompt that is not computed.
+ * step.c - a step: the next token of every answer that decodes, and a piece of a prompt that is not computed.
+ *
+ * Of several prompts the oldest and the one with the least left take turns: so a short one is soon done, and a long one gets half
+ * of what there is, however many short ones come after it.
  *
  * Alone, a prompt is cut into pieces of the engine's chunk. Beside running answers pieces are smaller, so that nobody's answer
  * stalls for long: their size follows the time that steps have taken. Tokens of prompts and generated ones round as such
@@ -40,6 +43,8 @@ oscar_status step_create(struct service *s) {
   step->sampling = step->of ? mem_zalloc(s->context, most, sizeof *step->sampling) : NULL;
   step->next = step->sampling ? mem_zalloc(s->context, most, sizeof *step->next) : NULL;
   if (!step->next) return OSCAR_NO_MEMORY;
+  /* A GPU is so fast beside a prompt that it begins with the engine's chunk. */
+  if (s->options.chunk == 0 && s->engine->backend->ops->host_memory && s->chunk > FIRST_CHUNK) s->chunk = FIRST_CHUNK;
   return OSCAR_OK;
 }
 
@@ -83,17 +88,22 @@ static bool anybody_decodes(const struct service *s) {
   return false;
 }
 
-/* A GPU is so fast beside a prompt that it begins with the engine's chunk. */
-static void begin_chunk(struct service *s) {
-  if (s->options.chunk == 0 && s->engine->backend->ops->host_memory && s->chunk > FIRST_CHUNK) s->chunk = FIRST_CHUNK;
+int64_t answer_left(const struct answer *a) { return a->n - oscar_sequence_length(a->sequence); }
+
+struct answer *answer_nearly_fed(const struct service *s) {
+  struct answer *found = NULL;
+  for (int i = 0; i < s->n_admitted; i++) {
+    struct answer *a = s->admitted[i];
+    if (a->state == ANSWER_FEEDS && (!found || answer_left(a) < answer_left(found))) found = a;
+  }
+  return found;
 }
 
 static void add_feeding(struct service *s, struct step *step) {
   struct answer *a = oldest_that_feeds(s);
   if (!a) return;
-  if (a->age != step->fed) begin_chunk(s);
-  step->fed = a->age;
-  int64_t most = anybody_decodes(s) ? s->chunk : s->engine->options.chunk;
+  if (a->age == step->fed) a = answer_nearly_fed(s);
+  int64_t most = anybody_decodes(s) ? a->chunk : s->engine->options.chunk;
   if (most > s->engine->options.chunk - step->tokens) most = s->engine->options.chunk - step->tokens;
   if (step->most_fed && most > step->most_fed) most = step->most_fed;
   if (most < 1) return;
@@ -156,6 +166,7 @@ static oscar_status forward(struct service *s, bool drawn) {
 static void note_fed(struct service *s, const struct step *step) {
   struct answer *a = step->of[step->feeding];
   user_serve(a->request->user, step->jobs[step->feeding].n);
+  s->step->fed = a->age;
   answer_insert(s, a);
 }
 
@@ -225,11 +236,12 @@ static bool make_way(struct service *s) {
   return true;
 }
 
-/* By what a step with a piece of `fed` tokens has taken. */
-static void adapt_chunk(struct service *s, int64_t ns, int fed) {
+/* By what a step with a piece of `fed` tokens has taken. On a GPU the next prompt begins where this one is. */
+static void adapt_chunk(struct service *s, struct answer *a, int64_t ns, int fed) {
   if (s->options.chunk) return;
-  if (ns < SHORT_STEP_NS && fed >= s->chunk - PAGE_TOKENS && 2 * s->chunk <= s->engine->options.chunk) s->chunk *= 2;
-  for (; ns > LONG_STEP_NS && s->chunk >= 2 * LEAST_CHUNK; ns /= 2) s->chunk /= 2;
+  if (ns < SHORT_STEP_NS && fed >= a->chunk - PAGE_TOKENS && 2 * a->chunk <= s->engine->options.chunk) a->chunk *= 2;
+  for (; ns > LONG_STEP_NS && a->chunk >= 2 * LEAST_CHUNK; ns /= 2) a->chunk /= 2;
+  if (!s->engine->backend->ops->host_memory) s->chunk = a->chunk;
 }
 
 /* Of steps that decode only: each reads all that its sequences hold. A GPU tells the time of the step as a whole. */
@@ -262,7 +274,7 @@ static bool run(struct service *s, bool drawn) {
   s->stats.steps++;
   histogram_note(&s->stats.step, ns);
   if (step->feeding < 0) note_attention(s, step, ns);
-  if (step->feeding > 0) adapt_chunk(s, ns, step->jobs[step->feeding].n);
+  if (step->feeding > 0) adapt_chunk(s, step->of[step->feeding], ns, step->jobs[step->feeding].n);
   for (int i = 0; i < step->count; i++) finish_job(s, step, i, drawn);
   return true;
 }

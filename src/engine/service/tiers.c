@@ -90,7 +90,7 @@ static struct session *oldest(const struct service *s, bool (*has)(const struct 
   return found;
 }
 
-static bool has_file(const struct session *x) { return x->file_bytes > 0; }
+static bool has_file(const struct session *x) { return x->file_bytes > 0 && !x->writing; }
 static bool has_sequence(const struct session *x) { return x->sequence != NULL; }
 static bool has_kept(const struct session *x) { return x->kept.bytes != NULL; }
 
@@ -109,25 +109,27 @@ static void keep_disk_limit(struct service *s, struct session *written) {
 
 static size_t text_bytes(const struct session *x) { return x->text ? strlen(x->text) : 0; }
 
-static void note_file(struct service *s, struct session *x, size_t bytes) {
-  s->sessions->disk_bytes += bytes - x->file_bytes; /* wraps when it shrinks, and comes out right */
-  x->file_bytes = bytes;
-  x->on_disk = true;
-  x->failed = false;
+oscar_snapshot_contents session_contents(const struct service *s, const struct session *x) {
+  return (oscar_snapshot_contents){
+      .model = model_fingerprint(s->engine->model), .ids = x->ids, .n_ids = x->n, .text = x->text, .text_bytes = text_bytes(x)};
 }
 
 static oscar_status save_sequence(struct service *s, const struct session *x, const oscar_sequence *sequence, const char *path) {
-  const oscar_snapshot_contents contents = {
-      .model = model_fingerprint(s->engine->model), .ids = x->ids, .n_ids = x->n, .text = x->text, .text_bytes = text_bytes(x)};
+  const oscar_snapshot_contents contents = session_contents(s, x);
   return oscar_sequence_save(sequence, &contents, path);
+}
+
+oscar_status session_empty_sequence(struct service *s, oscar_sequence **sequence) {
+  oscar_status status;
+  do status = oscar_sequence_create(s->engine->cache, sequence);
+  while (room_after(s, status));
+  return status;
 }
 
 /* A session without pages: its tokens, none of which has been run. */
 static oscar_status write_tokens(struct service *s, const struct session *x, const char *path) {
   oscar_sequence *empty;
-  oscar_status status;
-  do status = oscar_sequence_create(s->engine->cache, &empty);
-  while (room_after(s, status));
+  oscar_status status = session_empty_sequence(s, &empty);
   if (status != OSCAR_OK) return status;
   status = save_sequence(s, x, empty, path);
   oscar_sequence_free(empty);
@@ -153,28 +155,42 @@ static oscar_status write_file(struct service *s, const struct session *x, const
   return status;
 }
 
+/* The file is there; the session may have changed since it was handed to the writer. */
+static oscar_status note_file(struct service *s, struct session *x, uint64_t version, size_t bytes) {
+  s->sessions->disk_bytes += bytes - x->file_bytes; /* wraps when it shrinks, and comes out right */
+  x->file_bytes = bytes;
+  x->on_disk = x->version == version;
+  keep_disk_limit(s, x);
+  if (s->options.disk_bytes == 0 || s->sessions->disk_bytes <= s->options.disk_bytes) return OSCAR_OK;
+  if (x->sequence || x->kept.bytes || x->request) session_delete_file(s, x);
+  return set_error(s->context, OSCAR_NO_SPACE, "session %s has a file of %zu bytes; all together may have %zu", x->name, bytes,
+                   s->options.disk_bytes);
+}
+
+oscar_status session_written(struct service *s, struct session *x, uint64_t version, oscar_status status, size_t bytes) {
+  if (status == OSCAR_OK) status = note_file(s, x, version, bytes);
+  if (x->version == version) x->failed = status != OSCAR_OK;
+  return status;
+}
+
+void session_tell_failure(const struct service *s, const struct session *x) {
+  log_line(s->context, OSCAR_LOG_WARNING, "session %s is not in a file: %s", x->name, oscar_last_error(s->context));
+}
+
 oscar_status session_write(struct service *s, struct session *x) {
   char path[PATH_MAX];
   oscar_snapshot *written;
+  size_t bytes = 0;
+  if (x->writing) writer_wait(s); /* of two writers of one file the later one's would stay */
+  if (x->on_disk) return OSCAR_OK;
   oscar_status status = session_file_path(s, x->name, path);
-  if (status == OSCAR_OK && !x->ids && !x->kept.bytes && !x->file_bytes)
-    return set_error(s->context, OSCAR_INVALID_ARGUMENT, "session %s holds nothing that could be saved", x->name);
   if (status == OSCAR_OK) status = file_make_folders(s->context, s->folder);
   if (status == OSCAR_OK) status = write_file(s, x, path);
-  if (status == OSCAR_OK) status = oscar_snapshot_open(s->context, path, &written);
-  if (status != OSCAR_OK) {
-    x->failed = true;
-    return status;
+  if (status == OSCAR_OK && (status = oscar_snapshot_open(s->context, path, &written)) == OSCAR_OK) {
+    bytes = oscar_snapshot_describe(written)->file_bytes;
+    oscar_snapshot_close(written);
   }
-  note_file(s, x, oscar_snapshot_describe(written)->file_bytes);
-  oscar_snapshot_close(written);
-  keep_disk_limit(s, x);
-  if (s->options.disk_bytes == 0 || s->sessions->disk_bytes <= s->options.disk_bytes) return OSCAR_OK;
-  status = set_error(s->context, OSCAR_NO_SPACE, "session %s has a file of %zu bytes; all together may have %zu", x->name,
-                     x->file_bytes, s->options.disk_bytes);
-  if (x->sequence || x->kept.bytes) session_delete_file(s, x);
-  x->failed = true;
-  return status;
+  return session_written(s, x, x->version, status, bytes);
 }
 
 /* ---- from tier to tier ---- */
@@ -204,7 +220,7 @@ static bool leave_host(struct service *s, struct session *x) {
   return true;
 }
 
-static size_t host_bytes(const struct service *s) { return s->kept_bytes + s->sessions->host_bytes; }
+static size_t host_bytes(const struct service *s) { return s->kept_bytes + s->sessions->host_bytes + s->sessions->written_bytes; }
 
 bool sessions_host_room(struct service *s, size_t bytes) {
   if (bytes > s->options.host_bytes) return false;
@@ -213,6 +229,15 @@ bool sessions_host_room(struct service *s, size_t bytes) {
     if (!x || !leave_host(s, x)) return false;
   }
   return true;
+}
+
+static bool has_kept_and_file(const struct session *x) { return has_kept(x) && x->on_disk; }
+
+bool sessions_copy_room(struct service *s, size_t bytes) {
+  struct session *x;
+  if (bytes > s->options.host_bytes) return false;
+  while (host_bytes(s) > s->options.host_bytes - bytes && (x = oldest(s, has_kept_and_file))) leave_host(s, x);
+  return host_bytes(s) <= s->options.host_bytes - bytes;
 }
 
 static void free_sequence(struct session *x) {

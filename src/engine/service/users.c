@@ -59,12 +59,12 @@ oscar_status user_find(struct service *s, const char *name, struct user **user) 
 void user_release(struct user *user) { user->requests--; }
 
 /* Those that wait are in the order in which they came. */
-struct request **users_next(struct service *s) {
+struct request **users_next(struct service *s, bool (*may_begin)(const struct service *s, struct request *r)) {
   struct request **best = NULL;
   const int64_t now = time_ns();
   for (struct user *u = s->users; u; u = u->next) decay(u, now);
   for (struct request **at = &s->waiting; *at; at = &(*at)->next)
-    if (!session_is_busy(s, *at) && (!best || (*at)->user->served < (*best)->user->served)) best = at;
+    if (!session_is_busy(s, *at) && (!best || (*at)->user->served < (*best)->user->served) && may_begin(s, *at)) best = at;
   return best;
 }
 
