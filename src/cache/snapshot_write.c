@@ -283,7 +283,8 @@ bool snapshot_write_file(void *user, uint64_t offset, const void *data, size_t b
   return true;
 }
 
-static oscar_status save_file(struct saving s, const char *path) {
+static oscar_status save_file(const struct saving *given, const char *path) {
+  struct saving s = *given;
   struct file_writer writer;
   oscar_status status = file_writer_open(s.context, path, &writer);
   if (status != OSCAR_OK) return status;
@@ -299,7 +300,7 @@ static oscar_status save_file(struct saving s, const char *path) {
 oscar_status oscar_sequence_save(const oscar_sequence *sequence, const oscar_snapshot_contents *contents, const char *path) {
   const struct saving s = {.context = sequence->cache->geometry.context, .sequence = sequence, .contents = contents};
   const oscar_status status = check_arguments(sequence, contents);
-  return status == OSCAR_OK ? save_file(s, path) : status;
+  return status == OSCAR_OK ? save_file(&s, path) : status;
 }
 
 /* ---- for later ---- */
@@ -404,7 +405,7 @@ oscar_status oscar_sequence_capture(const oscar_sequence *sequence, const oscar_
 oscar_status oscar_capture_save(const oscar_capture *capture, oscar_context *context, const char *path) {
   const struct saving s = {
       .context = context, .sequence = capture->sequence, .copies = capture->pages, .contents = &capture->contents};
-  return save_file(s, path);
+  return save_file(&s, path);
 }
 
 void oscar_capture_free(oscar_capture *capture) {
