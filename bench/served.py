@@ -5,6 +5,7 @@ served.py turns   PROGRAM MODEL      first token of the second turn after a firs
 served.py shared  PROGRAM MODEL      pages of 32 sessions that begin with the same 4000 tokens
 served.py edited  PROGRAM MODEL      tokens computed after 50 were taken from the middle of 8000
 served.py session PROGRAM MODEL      a session of 8000 tokens to its file and back
+served.py behind  PROGRAM MODEL      first token of a prompt of 50 tokens that comes 0.2 s after one of 8000, of the same user and of another
 served.py streams PROGRAM MODEL [LLAMA_SERVER]
                                      16 streams at once, 1000 tokens in, 256 out; the other server in turns with ours
 
@@ -169,6 +170,27 @@ def session(options):
     print(f"save {statistics.median(saves) * 1e3:.1f} ms, load {statistics.median(loads) * 1e3:.1f} ms")
 
 
+async def run_behind(port, long, short, user):
+    async def one(ids, who, wait):
+        await asyncio.sleep(wait)
+        begun = time.monotonic()
+        body = {"prompt": ids, "max_tokens": 1, "temperature": 0, "ignore_eos": True, "stream": True, "user": who}
+        answer = await request(port, "POST", "/v1/completions", body)
+        return answer.times[0] - begun
+
+    return await asyncio.gather(one(long, "a", 0), one(short, user, 0.2))
+
+
+def behind(options):
+    with Served(options, "-c", "8192") as s:
+        ids = corpus(s.port)
+        for begin, user in ((100, "a"), (200, "b")):
+            times = [asyncio.run(run_behind(s.port, *pieces(ids, 8000, 1, seed), *pieces(ids, 50, 1, seed + 50), user))
+                     for seed in range(begin, begin + options.repeats)]
+            long, short = (statistics.median(t) for t in zip(*times))
+            print(f"{'the same user' if user == 'a' else 'another user'}: first token of 50 tokens after {short:.2f} s, of 8000 after {long:.1f} s")
+
+
 async def run_streams(port, prompts, answer_tokens):
     """(tokens a second of all, seconds to the first token of each, the longest wait between tokens)."""
     begun = time.monotonic()
@@ -231,7 +253,7 @@ def streams(options):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["turns", "shared", "edited", "session", "streams"])
+    p.add_argument("what", choices=["turns", "shared", "edited", "session", "behind", "streams"])
     p.add_argument("program")
     p.add_argument("model")
     p.add_argument("llama_server", nargs="?")
@@ -241,7 +263,7 @@ def main():
     p.add_argument("--answer", type=int, default=256)
     options = p.parse_args()
     print(f"load {os.getloadavg()[0]:.1f}")
-    {"turns": turns, "shared": shared, "edited": edited, "session": session, "streams": streams}[options.what](options)
+    {"turns": turns, "shared": shared, "edited": edited, "session": session, "behind": behind, "streams": streams}[options.what](options)
     print(f"load {os.getloadavg()[0]:.1f}")
 
 
