@@ -34,7 +34,8 @@ def arguments():
     p.add_argument("--prompts", type=int, default=8, help="different ones")
     p.add_argument("--longest", type=int, default=600, help="tokens of a prompt")
     p.add_argument("--answer", type=int, default=24, help="most tokens of an answer")
-    p.add_argument("--long-answer", type=int, default=260, help="tokens of a few answers to short prompts, which outgrow the room that they began in")
+    p.add_argument("--long", type=int, default=3, help="how many of the prompts have long answers, which outgrow the room that they began in")
+    p.add_argument("--long-answer", type=int, default=260, help="their tokens")
     p.add_argument("--kv-memory", default="24M")
     p.add_argument("--host-memory", default="8M")
     p.add_argument("--context", type=int, default=2048)
@@ -61,9 +62,9 @@ class Plan:
         for i in range(4):
             at = self.random.randrange(len(corpus) - 100)
             self.bodies.append(self.body(beginning + corpus[at : at + 30 + 20 * i], options))
-        for i in range(3):
+        for i in range(options.long):
             at = self.random.randrange(len(corpus) - 100)
-            self.bodies.append({"prompt": corpus[at : at + 20 + i], "max_tokens": options.long_answer - 10 * i, "temperature": 0, "ignore_eos": True})
+            self.bodies.append({"prompt": corpus[at : at + 20 + i], "max_tokens": options.long_answer - 10 * (i % 3), "temperature": 0, "ignore_eos": True})
         self.talks = [self.talk(i) for i in range(4)]
         self.answers = []
         self.said = []
