@@ -137,6 +137,7 @@ class Load:
         self.options = options
         self.random = random.Random(options.seed + 1)
         self.count = collections.Counter()
+        self.compared = 0  # answers, each the same as alone
         self.failures = []
         self.names = 0
         self.rss = []
@@ -147,6 +148,7 @@ class Load:
     def check(self, got, i):
         if got != self.plan.answers[i]:
             raise Failure(f"prompt {i} of {len(self.plan.bodies[i]['prompt'])} tokens: {got!r}, alone {self.plan.answers[i]!r}")
+        self.compared += 1
 
     async def complete(self):
         i = self.random.randrange(len(self.plan.bodies))
@@ -178,6 +180,7 @@ class Load:
         said = await hold_talk(self.port, self.plan.talks[i], f"talk.{self.names}", self.between)
         if said != self.plan.said[i]:
             raise Failure(f"talk {i}: {said!r}, alone {self.plan.said[i]!r}")
+        self.compared += len(said)
 
     async def between(self, name):
         """A session waits for its user; meanwhile it may be written or brought back, as somebody likes."""
@@ -292,7 +295,7 @@ def main():
         status = server.stop() if server.process.poll() is None else server.process.returncode
         if status != 0:
             load.failures.append(f"the server ended with status {status}: {server.text()[-2000:]}")
-        print(f"{seconds:.0f} s, {options.connections} connections: {dict(load.count)}")
+        print(f"{seconds:.0f} s, {options.connections} connections: {dict(load.count)}; {load.compared} answers were compared")
         if load.failures:
             sys.exit(f"{len(load.failures)} failures, the first: {load.failures[0]}")
 
