@@ -70,6 +70,7 @@ class Served:
 
     def restart(self):
         self.server = Server(self.program, self.options, self.folder.name + "/log")
+        self.process = self.server.process
         self.port = self.server.port
 
     def __enter__(self):
@@ -139,15 +140,27 @@ def shared(options):
 
 
 def edited(options):
-    with Served(options, "--prefix-reuse", "refill", "-c", "8192") as s:
-        ids = corpus(s.port)
-        for i, prompt in enumerate(pieces(ids, 8000, options.repeats, 31)):
-            whole = first_token(s.port, prompt)
-            answer, _ = complete(s.port, prompt[:4000] + prompt[4050:], 1)
-            n, known = cached(answer)
-            changed = first_token(s.port, prompt[:4000] + prompt[4100:])
-            print(f"  {n} tokens, {known} cached: {n - known} computed, {n - known - (n - 4000)} more than follow the edit; first token {whole:.2f} s before the edit, "
-                  f"after another one {changed:.2f} s")
+    """50 tokens are taken out at the beginning of a page (4096) and inside one (4000)."""
+    for at in (4096, 4000):
+        more, wholes, changes = [], [], []
+        with Served(options, "--prefix-reuse", "refill", "-c", "8192") as s:
+            ids = corpus(s.port)
+            for prompt in pieces(ids, 8000, options.repeats, 31):
+                short = prompt[:at] + prompt[at + 50 :]
+                same = next(i for i, (a, b) in enumerate(zip(prompt, short)) if a != b)  # the edit, or later by chance
+                wholes.append(first_token(s.port, prompt))
+                before = refilled(s.port)
+                answer, begun = complete(s.port, short, 1)
+                changes.append(time.monotonic() - begun)
+                n, known = cached(answer)
+                more.append(same - known)
+                print(f"  {n} tokens, the first {same} as before, {known} cached: {n - known} computed, {more[-1]} of them before the edit ({refilled(s.port) - before:.0f} refilled); "
+                      f"{wholes[-1]:.2f} s before the edit, {changes[-1]:.2f} s after it")
+        print(f"50 tokens out at {at}: {statistics.median(more)} computed beside those that follow; {statistics.median(wholes):.2f} s, then {statistics.median(changes):.2f} s")
+
+
+def refilled(port):
+    return metrics(port)['prompt_tokens_total{source="refilled"}']
 
 
 def session(options):
@@ -208,6 +221,13 @@ async def run_streams(port, prompts, answer_tokens):
     return len(prompts) * answer_tokens / (end - begun), [t[0] - begun for t in times], max(gaps)
 
 
+def cpu_seconds(server):
+    """Of the program, in user and system: what says something on a machine that others use, too."""
+    with open(f"/proc/{server.process.pid}/stat", encoding="ascii") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Llama:
     def __init__(self, options, count):
         with open(os.devnull, "wb") as nowhere:
@@ -240,11 +260,12 @@ def streams(options):
         for name, make in makers.items():
             with make() as server:
                 asyncio.run(run_streams(server.port, pieces(ids, 100, 2, 50), 8))  # warm
+                before = cpu_seconds(server)
                 rate, first, gap = asyncio.run(run_streams(server.port, pieces(ids, options.prompt, options.streams, 100 + i), options.answer))
                 rates[name].append(rate)
                 firsts[name] += first
                 print(f"  {name}: {rate:.1f} tokens/s, first token after {statistics.median(first):.2f} s (median) {max(first):.2f} s (most), longest wait {gap:.2f} s; "
-                      f"load {os.getloadavg()[0]:.1f}", flush=True)
+                      f"{cpu_seconds(server) - before:.0f} s of CPU, load {os.getloadavg()[0]:.1f}", flush=True)
     for name, rate in rates.items():
         print(f"{name}: {statistics.median(rate):.1f} tokens/s, first token {statistics.median(firsts[name]):.2f} s, mean {statistics.mean(firsts[name]):.2f} s")
     if options.llama_server:
