@@ -1,5 +1,6 @@
 # CUDA is used when a compiler is there (AUTO), required (ON) or left out (OFF); what was decided is printed. The CUDA runtime is
 # linked statically, so a program that was built with CUDA runs on machines without a GPU or a driver too.
+option(OSCAR_CUDA_QUICK "Only see whether the kernels compile: for one architecture, as good as without optimization" OFF)
 set(OSCAR_HAVE_CUDA OFF)
 if(NOT OSCAR_CUDA STREQUAL "OFF")
   include(CheckLanguage)
@@ -8,6 +9,9 @@ if(NOT OSCAR_CUDA STREQUAL "OFF")
     set(OSCAR_HAVE_CUDA ON)
     if(NOT CMAKE_CUDA_ARCHITECTURES AND DEFINED ENV{CUDAARCHS})
       set(CMAKE_CUDA_ARCHITECTURES $ENV{CUDAARCHS})
+    endif()
+    if(OSCAR_CUDA_QUICK AND NOT CMAKE_CUDA_ARCHITECTURES)
+      set(CMAKE_CUDA_ARCHITECTURES 90a-real)
     endif()
     # Without a choice: the GPUs that are here, else machine code for compute capabilities 8.x and 9.0 and what drivers translate for
     # later ones.
@@ -34,6 +38,14 @@ if(NOT OSCAR_CUDA STREQUAL "OFF")
     enable_language(CUDA)
     find_package(CUDAToolkit REQUIRED)
     message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION}, for ${CMAKE_CUDA_ARCHITECTURES}")
+    if(OSCAR_CUDA_QUICK)
+      include(CheckCompilerFlag)
+      check_compiler_flag(CUDA -Ofc=max OSCAR_CUDA_FAST_COMPILE) # older compilers lack it
+      if(OSCAR_CUDA_FAST_COMPILE)
+        add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-Ofc=max>")
+      endif()
+      message(STATUS "CUDA: kernels are compiled quickly and run slowly (OSCAR_CUDA_QUICK=ON); this build is for tests only")
+    endif()
   elseif(OSCAR_CUDA STREQUAL "ON")
     message(FATAL_ERROR "OSCAR_CUDA=ON but no CUDA compiler was found. Put nvcc on PATH or set CMAKE_CUDA_COMPILER.")
   else()

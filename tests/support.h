@@ -66,6 +66,11 @@ static inline const char *test_model(const char *name) {
  * more, with an argument such as "logits_larger". */
 static inline bool test_larger(int argc, char **argv) { return argc > 1 && strstr(argv[1], "_larger"); }
 
+/* Whether tests may take their time (`./test long`): then they leave out nothing. Every day they run what fails when the code is
+ * wrong, but not at each size and in each combination. */
+static inline bool test_at_length(void) { return getenv("OSCAR_TEST_LONG") != NULL; }
+static inline int rounds(int every_day, int at_length) { return test_at_length() ? at_length : every_day; }
+
 /* A file of the optional reference material beside the checkout, or NULL with a printed reason. */
 static inline const char *test_reference(const char *name) {
   static char path[4096];

@@ -472,7 +472,8 @@ static void what_is_evicted_for_a_shortfall_is_enough(void **state) {
 static void a_budget_that_ends_anywhere_is_survived(void **state) {
   (void)state;
   const struct geometry g = {"budget", 1, 1, 16, 1, 2, {1, 1}, 0, false};
-  for (uint64_t round = 0; round < 120; round++) {
+  const uint64_t stride = (uint64_t)rounds(3, 1); /* coprime to the four lengths that take turns */
+  for (uint64_t round = 0; round < 120; round += stride) {
     struct texts x;
     uint64_t random = round + 1000;
     texts_open(&x, test_context(OSCAR_ISA_AUTO, 1), &g, 64 + 64 * (int64_t)(round / 4), 1, 1 + 33 * (int)(round % 4), 2);
@@ -583,7 +584,8 @@ static void random_operations_agree_with_the_list_of_strings(void **state) {
   (void)state;
   for (size_t i = 0; i < ARRAY_LENGTH(geometries); i++) /* what takes time is the reference encoder */
     for (int tight = 0; tight < 4; tight++)
-      random_operations(&geometries[i], tight, geometries[i].head_dim < 64 ? 1000 : 200, i * 4 + (uint64_t)tight + 100);
+      random_operations(&geometries[i], tight, geometries[i].head_dim < 64 ? rounds(400, 1000) : rounds(100, 200),
+                        i * 4 + (uint64_t)tight + 100);
 }
 
 /* The smallest pages, for as many operations as that allows. */
@@ -591,7 +593,7 @@ static void so_do_many_more_on_small_pages(void **state) {
   (void)state;
   for (int recent = 1; recent <= 4; recent++) {
     const struct geometry g = {"small", 1, 1, 16, recent % 2, recent, {1, 1}, 0, true};
-    for (int tight = 0; tight < 4; tight++) random_operations(&g, tight, 3000, (uint64_t)(recent * 4 + tight));
+    for (int tight = 0; tight < 4; tight++) random_operations(&g, tight, rounds(1000, 3000), (uint64_t)(recent * 4 + tight));
   }
 }
 

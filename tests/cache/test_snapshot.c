@@ -105,7 +105,7 @@ static void a_sequence_comes_back(void **state) {
 static void so_do_forks_and_rewound_sequences(void **state) {
   (void)state;
   uint64_t seed = 5;
-  for (int round = 0; round < 60; round++) {
+  for (int round = 0; round < rounds(20, 60); round++) {
     const struct geometry *g = &geometries[round % (int)ARRAY_LENGTH(geometries)];
     if (g->crumbs[0] < 0) continue;
     struct world a, b;

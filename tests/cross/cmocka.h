@@ -1,6 +1,7 @@
 /*
  * tests/cross/cmocka.h - the few of cmocka's macros that the tests of kernels use, for processors that no cmocka is installed
- * for. A failed check ends the program. Where the environment variable ONLY is set, the tests that it names are run alone.
+ * for. A failed check ends the program. Where the environment variable ONLY is set, the tests that it names are run alone,
+ * and those that EXCEPT names are left out.
  */
 #ifndef OSCAR_CROSS_CMOCKA_H
 #define OSCAR_CROSS_CMOCKA_H
@@ -48,11 +49,11 @@ struct CMUnitTest {
 #define cmocka_run_group_tests(tests, setup, teardown) run_tests(tests, sizeof(tests) / sizeof((tests)[0]), setup)
 static inline int run_tests(const struct CMUnitTest *tests, size_t count, int (*setup)(void **state)) {
   void *state = NULL;
-  const char *only = getenv("ONLY");
+  const char *only = getenv("ONLY"), *except = getenv("EXCEPT");
   size_t passed = 0;
   if (setup && setup(&state) != 0) return 1;
   for (size_t i = 0; i < count; i++) {
-    if (only && !strstr(only, tests[i].name)) continue;
+    if ((only && !strstr(only, tests[i].name)) || (except && strstr(except, tests[i].name))) continue;
     printf("%s\n", tests[i].name);
     tests[i].run(&state);
     passed++;

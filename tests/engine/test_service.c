@@ -18,7 +18,7 @@ static int free_model(void **state) {
 
 /* ---- many requests ---- */
 
-enum { MANY = 24, LONGEST = 700 };
+enum { MANY = 24, EVERY_DAY = 12, LONGEST = 700 };
 
 struct work {
   int32_t ids[LONGEST];
@@ -92,36 +92,37 @@ static void answers_together_are_those_of_each_alone(void **state) {
   static struct work work[MANY];
   struct client alone[MANY];
   struct service_stats stats;
+  const int many = rounds(EVERY_DAY, MANY);
   make_work(work);
   struct rig_options options = rig_options(model.path);
-  run_alone(&options, work, MANY, alone);
-  run_together(&options, work, MANY, alone, 0, "in order", &stats);
-  assert_int_equal(stats.requests, MANY);
+  run_alone(&options, work, many, alone);
+  run_together(&options, work, many, alone, 0, "in order", &stats);
+  assert_int_equal(stats.requests, many);
   assert_true(stats.reused_exact > 0);
-  run_together(&options, work, MANY, alone, 1, "shuffled", &stats);
+  run_together(&options, work, many, alone, 1, "shuffled", &stats);
   options.threads = 1;
   options.chunk = 50;
   options.service.max_running = 3;
-  run_together(&options, work, MANY, alone, 2, "another chunk", &stats);
+  run_together(&options, work, many, alone, 2, "another chunk", &stats);
   options = rig_options(model.path);
   options.budget_tokens = 800;
-  run_together(&options, work, MANY, alone, 3, "little room", &stats);
+  run_together(&options, work, many, alone, 3, "little room", &stats);
   assert_true(stats.evicted_leaves > 0);
   options.service.host_bytes = 0;
-  run_together(&options, work, MANY, alone, 4, "no room elsewhere", &stats);
+  run_together(&options, work, many, alone, 4, "no room elsewhere", &stats);
   options.service.speculation = SPECULATION_LOOKUP;
-  run_together(&options, work, MANY, alone, 7, "with guesses", &stats);
+  run_together(&options, work, many, alone, 7, "with guesses", &stats);
   assert_true(stats.accepted > 0);
   options.service.speculation = SPECULATION_OFF;
   options.service.reuse = OSCAR_PREFIX_OFF;
-  run_together(&options, work, MANY, alone, 5, "nothing reused", &stats);
+  run_together(&options, work, many, alone, 5, "nothing reused", &stats);
   assert_int_equal(stats.reused_exact, 0);
   options.kv = "bf16";
   options.service.reuse = OSCAR_PREFIX_EXACT;
-  for (int i = 0; i < MANY; i++) client_clear(&alone[i]);
-  run_alone(&options, work, MANY, alone);
-  run_together(&options, work, MANY, alone, 6, "bf16", &stats);
-  for (int i = 0; i < MANY; i++) client_clear(&alone[i]);
+  for (int i = 0; i < many; i++) client_clear(&alone[i]);
+  run_alone(&options, work, many, alone);
+  run_together(&options, work, many, alone, 6, "bf16", &stats);
+  for (int i = 0; i < many; i++) client_clear(&alone[i]);
 }
 
 /* Short prompts with long answers: they all begin, and then they need more than there is. */
@@ -130,7 +131,7 @@ static void preempted_answers_come_back(void **state) {
   static struct work work[MANY];
   struct client alone[MANY];
   struct service_stats stats;
-  const int count = 8;
+  const int count = rounds(5, 8);
   for (int i = 0; i < count; i++) {
     const int n = 5 + 13 * i;
     some_ids(500 + (uint64_t)i, n, work[i].ids);

@@ -209,7 +209,7 @@ static const struct sampler_options samplings[] = {
 static void compare(const char *path, struct setting setting, int guesses, const char *draft, bool disturbed) {
   static int32_t want[CONTEXT], got[CONTEXT];
   const int n_prompt = setting.long_prompt ? LONG_PROMPT : PROMPT;
-  for (size_t i = 0; i < ARRAY_LENGTH(samplings); i += setting.long_prompt ? 1 : 2) {
+  for (size_t i = 0; i < ARRAY_LENGTH(samplings); i += setting.long_prompt ? (size_t)rounds(2, 1) : 2) {
     struct engine e;
     struct session_timings plain, guessed;
     setting.guesses = 0;

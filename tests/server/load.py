@@ -23,19 +23,20 @@ import time
 from serving import Server, metrics, request, skip_without, spoken
 
 BEGINNING = 320  # tokens that some prompts share
+LONG = "OSCAR_TEST_LONG" in os.environ  # ./test long: a minute, and what each prompt costs alone
 
 
 def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("program")
     p.add_argument("model")
-    p.add_argument("--seconds", type=float, default=5)
+    p.add_argument("--seconds", type=float, default=60 if LONG else 5)
     p.add_argument("--connections", type=int, default=12)
-    p.add_argument("--prompts", type=int, default=8, help="different ones")
-    p.add_argument("--longest", type=int, default=600, help="tokens of a prompt")
+    p.add_argument("--prompts", type=int, default=8 if LONG else 5, help="different ones")
+    p.add_argument("--longest", type=int, default=600 if LONG else 400, help="tokens of a prompt")
     p.add_argument("--answer", type=int, default=24, help="most tokens of an answer")
     p.add_argument("--long", type=int, default=3, help="how many of the prompts have long answers, which outgrow the room that they began in")
-    p.add_argument("--long-answer", type=int, default=260, help="their tokens")
+    p.add_argument("--long-answer", type=int, default=260 if LONG else 140, help="their tokens")
     p.add_argument("--kv-memory", default="24M")
     p.add_argument("--host-memory", default="8M")
     p.add_argument("--context", type=int, default=2048)
