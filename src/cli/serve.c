@@ -396,6 +396,7 @@ static int parse_and_serve(int argc, char **argv) {
   if ((code = choose_speculation(&serve_options, &options, draft_path, sizeof draft_path)) != EXIT_DONE) return code;
   for (int i = 0; reuse_name(i); i++)
     if (strcmp(reuse_name(i), serve_options.reuse) == 0) serve_options.service.reuse = (oscar_prefix_reuse)i;
+  options.knows_prefixes = serve_options.service.reuse != OSCAR_PREFIX_OFF;
   for (int i = 0; access_log_name(i); i++)
     if (strcmp(access_log_name(i), serve_options.access_log) == 0) serve_options.server.access_log = (enum access_log_form)i;
   if (serve_options.server.access_log_file && serve_options.server.access_log == ACCESS_LOG_OFF)

@@ -56,7 +56,9 @@ static oscar_status open_cache(struct engine *e) {
   oscar_cache_options cache;
   oscar_status status = engine_cache_options(e->context, e->model, o, e->codecs, &cache);
   if (status != OSCAR_OK) return status;
-  if (o->kv_memory_bytes == 0) o->kv_memory_bytes = oscar_cache_bytes_for(&cache, o->context, 1, o->chunk);
+  if (o->kv_memory_bytes == 0)
+    o->kv_memory_bytes =
+        oscar_cache_bytes_for(&cache, o->context, 1, o->chunk) + (o->knows_prefixes ? oscar_prefix_bytes_for(o->context, 1) : 0);
   cache.budget_bytes = o->kv_memory_bytes;
   return oscar_cache_create(e->context, &cache, &e->cache);
 }

@@ -12,6 +12,7 @@
 #include "engine/grammar.h"
 #include "engine/sampler.h"
 #include "model/model.h"
+#include <oscar/prefix.h>
 #include <oscar/snapshot.h>
 
 /* ---- KV types ---- */
@@ -100,6 +101,7 @@ struct engine_options {
   int sink_tokens, recent_tokens; /* multiples of 64; -1: default (64, 256) */
   int64_t context;                /* tokens; 0: the model's trained context */
   size_t kv_memory_bytes;         /* 0: what `context` tokens of one sequence need */
+  bool knows_prefixes;            /* with that, and a prefix tree that knows them */
   int chunk;                      /* prompt chunk; 0: engine_chunk's choice */
   int threads;                    /* 0: one per core, or per CPU of `cpus` */
   struct cpu_list cpus;           /* that threads are pinned to; empty: none */

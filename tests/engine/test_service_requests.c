@@ -458,6 +458,32 @@ static void a_short_prompt_does_not_wait_for_a_long_one(void **state) {
   for (int i = 0; i < 2; i++) client_clear(&alone[i]);
 }
 
+/* Prompts are taken up to a length, and the one of that length is answered: beside its pages there is what the tree knows of it.
+ */
+static void the_longest_prompt_that_is_taken_is_answered(void **state) {
+  (void)state;
+  static int32_t ids[1000];
+  some_ids(4, 1000, ids);
+  struct rig r;
+  struct client c;
+  struct rig_options o = rig_options(model.path);
+  o.kv = "bf16";
+  o.service.reuse = OSCAR_PREFIX_EXACT;
+  o.budget_tokens = 900;
+  rig_open(&r, &o);
+  struct service_error error;
+  int n = 1000;
+  while (client_try(r.service, &c, client_options(ids, n, 0), &error) != OSCAR_OK) {
+    client_clear(&c);
+    assert_true(--n > 500);
+  }
+  client_wait(&c);
+  assert_int_equal(c.answers[0].reason, FINISH_LENGTH);
+  assert_true(c.answers[0].n >= 1);
+  client_clear(&c);
+  rig_close(&r);
+}
+
 /* Where there is room for the long one alone, in the end: the short one has gone by then. */
 static void a_short_prompt_does_not_wait_for_room(void **state) {
   (void)state;
@@ -579,6 +605,7 @@ int main(void) {
       cmocka_unit_test(a_shared_beginning_is_computed_once),
       cmocka_unit_test(users_take_turns),
       cmocka_unit_test(a_short_prompt_does_not_wait_for_a_long_one),
+      cmocka_unit_test(the_longest_prompt_that_is_taken_is_answered),
       cmocka_unit_test(a_short_prompt_does_not_wait_for_room),
       cmocka_unit_test(the_next_turn_of_a_session_is_short),
       cmocka_unit_test(a_long_prompt_does_not_wait_for_short_ones),

@@ -11,7 +11,8 @@
 #include <string.h>
 
 size_t room_for_tokens(const struct service *s, int64_t tokens) {
-  return oscar_cache_bytes_for(&s->cache_options, tokens, 1, s->engine->options.chunk);
+  const size_t pages = oscar_cache_bytes_for(&s->cache_options, tokens, 1, s->engine->options.chunk);
+  return pages && s->options.reuse != OSCAR_PREFIX_OFF ? pages + oscar_prefix_bytes_for(tokens, 1) : pages;
 }
 
 bool room_make(struct service *s) {
