@@ -1,7 +1,8 @@
 /*
  * bench/cuda_prefill.c - attention of prompts on a GPU: many queries of one sequence over what is cached and themselves.
  *
- *   bench_cuda_prefill [--query-heads N] [--kv-heads N] [--head-dim N] [--case NAME] [--csv FILE] [--way prefill|decode]
+ *   bench_cuda_prefill [--query-heads N] [--kv-heads N] [--head-dim N] [--case NAME] [--form NAME] [--csv FILE]
+ *                      [--way prefill|decode]
  *
  * A cache of one layer is filled with random rows, so coded pages are made as in use; then the queries of the last tokens are run
  * again and again. TFLOPS count 4 head_dim operations for every pair of a query and a position that it sees, as is usual,
@@ -21,7 +22,7 @@
 
 struct options {
   int query_heads, kv_heads, head_dim;
-  const char *only, *csv;
+  const char *only, *form, *csv; /* only: a case; form: of the cache; NULL: all */
   enum attention_way way;
 };
 
@@ -157,6 +158,8 @@ static bool parse(int argc, char **argv, struct options *o) {
       o->head_dim = number_of(value);
     else if (!strcmp(name, "--case"))
       o->only = value;
+    else if (!strcmp(name, "--form"))
+      o->form = value;
     else if (!strcmp(name, "--csv"))
       o->csv = value;
     else if (!strcmp(name, "--way"))
@@ -171,8 +174,8 @@ static bool parse(int argc, char **argv, struct options *o) {
 int main(int argc, char **argv) {
   struct options o = {.query_heads = 32, .kv_heads = 8, .head_dim = 128};
   if (!parse(argc, argv, &o)) {
-    fprintf(stderr, "usage: bench_cuda_prefill [--query-heads N] [--kv-heads N] [--head-dim N] [--case NAME] [--csv FILE] "
-                    "[--way prefill|decode]\n");
+    fprintf(stderr, "usage: bench_cuda_prefill [--query-heads N] [--kv-heads N] [--head-dim N] [--case NAME] [--form NAME] "
+                    "[--csv FILE] [--way prefill|decode]\n");
     return 2;
   }
   if (oscar_context_create(NULL, &context) != OSCAR_OK) return 1;
@@ -186,6 +189,7 @@ int main(int argc, char **argv) {
   for (size_t which = 0; which < ARRAY_LENGTH(cases); which++) {
     if (o.only && strcmp(o.only, cases[which].name) != 0) continue;
     for (size_t form = 0; form < ARRAY_LENGTH(forms); form++) {
+      if (o.form && strcmp(o.form, forms[form].name) != 0) continue;
       const double time = measure(&o, (int)which, (int)form);
       const double queries = cases[which].queries, before = cases[which].tokens - queries;
       const double pairs = queries * before + queries * (queries + 1) / 2;

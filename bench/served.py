@@ -5,6 +5,7 @@ served.py turns   PROGRAM MODEL      first token of the second turn after a firs
 served.py shared  PROGRAM MODEL      pages of 32 sessions that begin with the same 4000 tokens
 served.py edited  PROGRAM MODEL      tokens computed after 50 were taken from the middle of 8000
 served.py session PROGRAM MODEL      a session of 8000 tokens to its file and back
+served.py behind  PROGRAM MODEL      first token of a prompt of 50 tokens that comes 0.2 s after one of 8000, of the same user and of another
 served.py streams PROGRAM MODEL [LLAMA_SERVER]
                                      16 streams at once, 1000 tokens in, 256 out; the other server in turns with ours
 
@@ -69,6 +70,7 @@ class Served:
 
     def restart(self):
         self.server = Server(self.program, self.options, self.folder.name + "/log")
+        self.process = self.server.process
         self.port = self.server.port
 
     def __enter__(self):
@@ -138,15 +140,27 @@ def shared(options):
 
 
 def edited(options):
-    with Served(options, "--prefix-reuse", "refill", "-c", "8192") as s:
-        ids = corpus(s.port)
-        for i, prompt in enumerate(pieces(ids, 8000, options.repeats, 31)):
-            whole = first_token(s.port, prompt)
-            answer, _ = complete(s.port, prompt[:4000] + prompt[4050:], 1)
-            n, known = cached(answer)
-            changed = first_token(s.port, prompt[:4000] + prompt[4100:])
-            print(f"  {n} tokens, {known} cached: {n - known} computed, {n - known - (n - 4000)} more than follow the edit; first token {whole:.2f} s before the edit, "
-                  f"after another one {changed:.2f} s")
+    """50 tokens are taken out at the beginning of a page (4096) and inside one (4000)."""
+    for at in (4096, 4000):
+        more, wholes, changes = [], [], []
+        with Served(options, "--prefix-reuse", "refill", "-c", "8192") as s:
+            ids = corpus(s.port)
+            for prompt in pieces(ids, 8000, options.repeats, 31):
+                short = prompt[:at] + prompt[at + 50 :]
+                same = next(i for i, (a, b) in enumerate(zip(prompt, short)) if a != b)  # the edit, or later by chance
+                wholes.append(first_token(s.port, prompt))
+                before = refilled(s.port)
+                answer, begun = complete(s.port, short, 1)
+                changes.append(time.monotonic() - begun)
+                n, known = cached(answer)
+                more.append(same - known)
+                print(f"  {n} tokens, the first {same} as before, {known} cached: {n - known} computed, {more[-1]} of them before the edit ({refilled(s.port) - before:.0f} refilled); "
+                      f"{wholes[-1]:.2f} s before the edit, {changes[-1]:.2f} s after it")
+        print(f"50 tokens out at {at}: {statistics.median(more)} computed beside those that follow; {statistics.median(wholes):.2f} s, then {statistics.median(changes):.2f} s")
+
+
+def refilled(port):
+    return metrics(port)['prompt_tokens_total{source="refilled"}']
 
 
 def session(options):
@@ -169,6 +183,27 @@ def session(options):
     print(f"save {statistics.median(saves) * 1e3:.1f} ms, load {statistics.median(loads) * 1e3:.1f} ms")
 
 
+async def run_behind(port, long, short, user):
+    async def one(ids, who, wait):
+        await asyncio.sleep(wait)
+        begun = time.monotonic()
+        body = {"prompt": ids, "max_tokens": 1, "temperature": 0, "ignore_eos": True, "stream": True, "user": who}
+        answer = await request(port, "POST", "/v1/completions", body)
+        return answer.times[0] - begun
+
+    return await asyncio.gather(one(long, "a", 0), one(short, user, 0.2))
+
+
+def behind(options):
+    with Served(options, "-c", "8192") as s:
+        ids = corpus(s.port)
+        for begin, user in ((100, "a"), (200, "b")):
+            times = [asyncio.run(run_behind(s.port, *pieces(ids, 8000, 1, seed), *pieces(ids, 50, 1, seed + 50), user))
+                     for seed in range(begin, begin + options.repeats)]
+            long, short = (statistics.median(t) for t in zip(*times))
+            print(f"{'the same user' if user == 'a' else 'another user'}: first token of 50 tokens after {short:.2f} s, of 8000 after {long:.1f} s")
+
+
 async def run_streams(port, prompts, answer_tokens):
     """(tokens a second of all, seconds to the first token of each, the longest wait between tokens)."""
     begun = time.monotonic()
@@ -184,6 +219,13 @@ async def run_streams(port, prompts, answer_tokens):
     end = max(t[-1] for t in times)
     gaps = [b - a for t in times for a, b in zip(t, t[1:])]
     return len(prompts) * answer_tokens / (end - begun), [t[0] - begun for t in times], max(gaps)
+
+
+def cpu_seconds(server):
+    """Of the program, in user and system: what says something on a machine that others use, too."""
+    with open(f"/proc/{server.process.pid}/stat", encoding="ascii") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Llama:
@@ -218,11 +260,12 @@ def streams(options):
         for name, make in makers.items():
             with make() as server:
                 asyncio.run(run_streams(server.port, pieces(ids, 100, 2, 50), 8))  # warm
+                before = cpu_seconds(server)
                 rate, first, gap = asyncio.run(run_streams(server.port, pieces(ids, options.prompt, options.streams, 100 + i), options.answer))
                 rates[name].append(rate)
                 firsts[name] += first
                 print(f"  {name}: {rate:.1f} tokens/s, first token after {statistics.median(first):.2f} s (median) {max(first):.2f} s (most), longest wait {gap:.2f} s; "
-                      f"load {os.getloadavg()[0]:.1f}", flush=True)
+                      f"{cpu_seconds(server) - before:.0f} s of CPU, load {os.getloadavg()[0]:.1f}", flush=True)
     for name, rate in rates.items():
         print(f"{name}: {statistics.median(rate):.1f} tokens/s, first token {statistics.median(firsts[name]):.2f} s, mean {statistics.mean(firsts[name]):.2f} s")
     if options.llama_server:
@@ -231,7 +274,7 @@ def streams(options):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["turns", "shared", "edited", "session", "streams"])
+    p.add_argument("what", choices=["turns", "shared", "edited", "session", "behind", "streams"])
     p.add_argument("program")
     p.add_argument("model")
     p.add_argument("llama_server", nargs="?")
@@ -241,7 +284,7 @@ def main():
     p.add_argument("--answer", type=int, default=256)
     options = p.parse_args()
     print(f"load {os.getloadavg()[0]:.1f}")
-    {"turns": turns, "shared": shared, "edited": edited, "session": session, "streams": streams}[options.what](options)
+    {"turns": turns, "shared": shared, "edited": edited, "session": session, "behind": behind, "streams": streams}[options.what](options)
     print(f"load {os.getloadavg()[0]:.1f}")
 
 

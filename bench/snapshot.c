@@ -4,7 +4,8 @@
  *   bench_snapshot MODEL.gguf [--kv TYPE] [--tokens N] [--repeats N] [--dir DIR]
  *
  * The text that ships with the program is read by the model, N tokens of it. Then, in turn: the sequence is saved; the bytes of
- * that file are written to another, synced and renamed; the sequence is restored; the file is read. Milliseconds (median, least),
+ * that file are written to another, synced and renamed; the sequence is restored; the file is read; the sequence is copied, for a
+ * file that another thread writes. Milliseconds (median, least),
  * MB/s (of 10^6 bytes of the file). Files are in the page cache when they are read. DIR: default $TMPDIR or /tmp.
  */
 #include "base/file.h"
@@ -49,7 +50,7 @@ static void read_plain(const char *path, uint8_t *data, size_t bytes) {
 
 static void measure(struct engine *engine, const oscar_sequence *sequence, const int32_t *ids, const char *dir, int repeats) {
   char saved[4096], plain[4096];
-  double times[4][MOST];
+  double times[5][MOST];
   snprintf(saved, sizeof saved, "%s/bench_snapshot.%ld", dir, (long)getpid());
   snprintf(plain, sizeof plain, "%s/bench_snapshot_plain.%ld", dir, (long)getpid());
   const oscar_snapshot_contents contents = {
@@ -82,10 +83,15 @@ static void measure(struct engine *engine, const oscar_sequence *sequence, const
     begun = time_ns();
     read_plain(plain, data, bytes);
     times[3][r] = (double)(time_ns() - begun) / 1e6;
+    oscar_capture *capture;
+    begun = time_ns();
+    check(oscar_sequence_capture(sequence, &contents, &capture));
+    times[4][r] = (double)(time_ns() - begun) / 1e6;
+    oscar_capture_free(capture);
   }
-  static const char *const names[] = {"save", "plain write", "restore", "plain read"};
+  static const char *const names[] = {"save", "plain write", "restore", "plain read", "copy"};
   printf("what,bytes,ms,least_ms,mb_per_s\n");
-  for (int i = 0; i < 4; i++) print_times(names[i], times[i], repeats, bytes);
+  for (int i = 0; i < 5; i++) print_times(names[i], times[i], repeats, bytes);
   free(data);
   unlink(saved);
   unlink(plain);

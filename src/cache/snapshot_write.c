@@ -283,7 +283,8 @@ bool snapshot_write_file(void *user, uint64_t offset, const void *data, size_t b
   return true;
 }
 
-static oscar_status save_file(struct saving s, const char *path) {
+static oscar_status save_file(const struct saving *given, const char *path) {
+  struct saving s = *given;
   struct file_writer writer;
   oscar_status status = file_writer_open(s.context, path, &writer);
   if (status != OSCAR_OK) return status;
@@ -299,7 +300,7 @@ static oscar_status save_file(struct saving s, const char *path) {
 oscar_status oscar_sequence_save(const oscar_sequence *sequence, const oscar_snapshot_contents *contents, const char *path) {
   const struct saving s = {.context = sequence->cache->geometry.context, .sequence = sequence, .contents = contents};
   const oscar_status status = check_arguments(sequence, contents);
-  return status == OSCAR_OK ? save_file(s, path) : status;
+  return status == OSCAR_OK ? save_file(&s, path) : status;
 }
 
 /* ---- for later ---- */
@@ -357,36 +358,54 @@ static void copy_contents(oscar_capture *capture, const oscar_sequence *q, const
                                                 .text_bytes = c->text_bytes};
 }
 
+struct copying {
+  const oscar_sequence *from;
+  oscar_capture *to;
+  oscar_status status;
+};
+
+static void copy_pages(void *arg, int64_t first, int64_t end) {
+  struct copying *c = arg;
+  for (int64_t i = first; i < end && c->status == OSCAR_OK; i++) {
+    const struct page_entry *entry = &c->from->table[i];
+    const bool coded = entry->exact == NO_PAGE;
+    const struct page_place place = {c->from->cache, coded, coded ? entry->coded : entry->exact, c->to->pages[i]};
+    const oscar_status status = page_copy(&place);
+    if (status != OSCAR_OK) c->status = status; /* of a GPU's alone, which has one thread here */
+  }
+}
+
 oscar_status oscar_sequence_capture(const oscar_sequence *sequence, const oscar_snapshot_contents *contents,
                                     oscar_capture **made) {
   oscar_context *context = sequence->cache->geometry.context;
   *made = NULL;
-  oscar_status status = check_arguments(sequence, contents);
+  const oscar_status status = check_arguments(sequence, contents);
   if (status != OSCAR_OK) return status;
   const size_t bytes = oscar_sequence_capture_bytes(sequence, contents);
   uint8_t *at = mem_alloc(context, bytes, 1);
   if (!at) return OSCAR_NO_MEMORY;
+  mem_advise_large_pages(at, bytes); /* taking small ones would take longer than the copying */
   oscar_capture *capture = take_room(&at, sizeof *capture);
   *capture = (oscar_capture){.context = context, .bytes = bytes};
   copy_contents(capture, sequence, contents, &at);
-  for (int64_t i = 0; i < sequence->pages && status == OSCAR_OK; i++) {
-    const struct page_entry *entry = &sequence->table[i];
-    const bool coded = entry->exact == NO_PAGE;
-    const struct page_place place = {sequence->cache, coded, coded ? entry->coded : entry->exact, at};
-    capture->pages[i] = take_room(&at, page_copy_bytes(sequence->cache, coded));
-    status = page_copy(&place);
-  }
-  if (status == OSCAR_OK)
+  for (int64_t i = 0; i < sequence->pages; i++)
+    capture->pages[i] = take_room(&at, page_copy_bytes(sequence->cache, sequence->table[i].exact == NO_PAGE));
+  struct copying copying = {sequence, capture, OSCAR_OK};
+  if (sequence->cache->store)
+    copy_pages(&copying, 0, sequence->pages);
+  else
+    team_split(context, context->options.threads, sequence->pages, copy_pages, &copying);
+  if (copying.status == OSCAR_OK)
     *made = capture;
   else
     oscar_capture_free(capture);
-  return status;
+  return copying.status;
 }
 
 oscar_status oscar_capture_save(const oscar_capture *capture, oscar_context *context, const char *path) {
   const struct saving s = {
       .context = context, .sequence = capture->sequence, .copies = capture->pages, .contents = &capture->contents};
-  return save_file(s, path);
+  return save_file(&s, path);
 }
 
 void oscar_capture_free(oscar_capture *capture) {

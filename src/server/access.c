@@ -1,6 +1,7 @@
 /* access.c - API keys and origins. Keys are compared as digests, all of them, in constant time. */
 #include "server/state.h"
 
+#include <arpa/inet.h>
 #include <openssl/crypto.h>
 #include <openssl/sha.h>
 #include <stdio.h>
@@ -64,8 +65,11 @@ static void host_name(const char *host, char *name, size_t room) {
   snprintf(name, room, "%.*s", (int)strcspn(host + bracket, bracket ? "]" : ":"), host + bracket);
 }
 
+/* "127.0.0.1.example.org" begins like one. */
 static bool is_loopback(const char *name) {
-  return strcasecmp(name, "localhost") == 0 || strncmp(name, "127.", 4) == 0 || strcmp(name, "::1") == 0;
+  struct in_addr address;
+  return strcasecmp(name, "localhost") == 0 || strcmp(name, "::1") == 0 ||
+         (inet_aton(name, &address) && ntohl(address.s_addr) >> 24 == 127);
 }
 
 /* A server that answers everybody on this machine must not answer the pages of a site that has given itself this machine's

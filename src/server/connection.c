@@ -188,31 +188,39 @@ static bool check_head(struct exchange *ex, const char *path, const char *method
   return good;
 }
 
-/* A body that became too large while it came is read to its end, without keeping it, so that the client hears why; one that does
- * not end then loses its connection. */
+/* Clients write a whole request before they read, and one whose connection breaks in between does not hear why it was refused:
+ * the body is read to its end first, without keeping it. Not for those who ask before they send it, and not without bound. */
+static bool refusal_waits(const struct exchange *ex) {
+  const char *length = header(ex, "Content-Length");
+  if (header(ex, "Expect")) return false;
+  if (!length) return header(ex, "Transfer-Encoding");
+  return strlen(length) <= 18 && strtoull(length, NULL, 10) <= 2 * ex->server->options.body_bytes;
+}
+
+/* A body that becomes too large while it comes is refused like one that said so; one that does not end then loses its connection.
+ */
 static enum MHD_Result take_body(struct exchange *ex, const char *upload, size_t *bytes) {
   struct server *server = ex->server;
   const size_t limit = server->options.body_bytes, room = ex->body.room;
-  if (!ex->too_large && ex->body.bytes + *bytes <= limit) {
+  if (!ex->refused && ex->body.bytes + *bytes <= limit) {
     buffer_add(&ex->body, upload, *bytes);
     const size_t all = atomic_fetch_add(&server->body_bytes, ex->body.room - room) + ex->body.room - room;
     *bytes = 0;
     return ex->body.failed || all > 8 * limit ? MHD_NO : MHD_YES;
   }
-  ex->too_large = true;
-  ex->sent += *bytes;
+  if (!ex->refused) {
+    struct refusal refusal = {0};
+    refuse(&refusal, 413, "too_large", NULL, "the body has more than %zu bytes", limit);
+    reply_refusal(ex, &refusal);
+    ex->refused = true;
+  }
+  ex->skipped_bytes += *bytes;
   *bytes = 0;
-  return ex->sent > 2 * limit ? MHD_NO : MHD_YES;
+  return ex->skipped_bytes > 2 * limit ? MHD_NO : MHD_YES;
 }
 
 static enum MHD_Result body_is_complete(struct exchange *ex) {
-  if (ex->too_large) {
-    struct refusal refusal = {0};
-    ex->sent = 0;
-    refuse(&refusal, 413, "too_large", NULL, "the body has more than %zu bytes", ex->server->options.body_bytes);
-    reply_refusal(ex, &refusal);
-    return send_reply(ex);
-  }
+  if (ex->refused) return send_reply(ex);
   if (ex->route->open) {
     ex->route->handle(ex, NULL);
     return send_reply(ex);
@@ -250,7 +258,8 @@ enum MHD_Result connection_request(void *user, struct MHD_Connection *connection
     ex = *state = exchange_create(user, connection);
     if (!ex) return MHD_NO;
     note_request(ex, url, method);
-    return check_head(ex, url, method) ? MHD_YES : send_reply(ex);
+    ex->refused = !check_head(ex, url, method);
+    return ex->refused && !refusal_waits(ex) ? send_reply(ex) : MHD_YES;
   }
   if (*bytes) return take_body(ex, upload, bytes);
   pthread_mutex_lock(&ex->lock);

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -55,6 +56,16 @@ static oscar_status listen_on(struct server *server, const struct sockaddr *addr
   return OSCAR_IO;
 }
 
+/* What a server left that was killed: a socket at which nobody listens. */
+static void remove_dead_socket(const struct sockaddr_un *address) {
+  struct stat found;
+  if (lstat(address->sun_path, &found) != 0 || !S_ISSOCK(found.st_mode)) return;
+  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return;
+  if (connect(fd, (const struct sockaddr *)address, sizeof *address) != 0 && errno == ECONNREFUSED) unlink(address->sun_path);
+  close(fd);
+}
+
 static oscar_status open_unix(struct server *server, char *error, size_t room) {
   const char *path = server->options.unix_socket;
   struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -63,6 +74,7 @@ static oscar_status open_unix(struct server *server, char *error, size_t room) {
     return OSCAR_INVALID_ARGUMENT;
   }
   memcpy(address.sun_path, path, strlen(path) + 1);
+  remove_dead_socket(&address);
   if (listen_on(server, (struct sockaddr *)&address, sizeof address, AF_UNIX) != OSCAR_OK) {
     snprintf(error, room, "%s: cannot listen: %s", path, strerror(errno));
     return OSCAR_IO;

@@ -71,7 +71,8 @@ struct exchange {
   const char *origin; /* to be allowed in the answer (CORS), or NULL */
   char *origin_text;
   struct buffer body;
-  bool too_large;
+  bool refused;         /* the reply is there before the body is */
+  size_t skipped_bytes; /* of the body, then */
   int64_t arrived_ns;
   /* for the access log */
   char client[64], method[16]; /* an address, "unix" */

@@ -458,6 +458,31 @@ static void a_short_prompt_does_not_wait_for_a_long_one(void **state) {
   for (int i = 0; i < 2; i++) client_clear(&alone[i]);
 }
 
+/* Where there is room for the long one alone, in the end: the short one has gone by then. */
+static void a_short_prompt_does_not_wait_for_room(void **state) {
+  (void)state;
+  static int32_t long_ids[LONG_PROMPT], ids[SHORT_PROMPT];
+  struct client slow, quick;
+  struct rig r;
+  struct rig_options o = options_for_long_prompts();
+  o.kv = "bf16";
+  o.budget_tokens = LONG_PROMPT + 400; /* what the tree knows takes room, too */
+  rig_open(&r, &o);
+  some_ids(1, LONG_PROMPT, long_ids);
+  some_ids(2, SHORT_PROMPT, ids);
+  client_submit(r.service, &slow, client_options(long_ids, LONG_PROMPT, 8));
+  wait_prefilling(r.service, 1);
+  client_submit(r.service, &quick, client_options(ids, SHORT_PROMPT, 8));
+  client_wait(&quick);
+  assert_int_equal(answered(&slow), 0);
+  client_wait(&slow);
+  assert_int_equal(quick.answers[0].reason, FINISH_LENGTH);
+  assert_int_equal(slow.answers[0].reason, FINISH_LENGTH);
+  client_clear(&quick);
+  client_clear(&slow);
+  rig_close(&r);
+}
+
 /* What its session holds is no work, also where there is no tree to ask. */
 static void the_next_turn_of_a_session_is_short(void **state) {
   (void)state;
@@ -554,6 +579,7 @@ int main(void) {
       cmocka_unit_test(a_shared_beginning_is_computed_once),
       cmocka_unit_test(users_take_turns),
       cmocka_unit_test(a_short_prompt_does_not_wait_for_a_long_one),
+      cmocka_unit_test(a_short_prompt_does_not_wait_for_room),
       cmocka_unit_test(the_next_turn_of_a_session_is_short),
       cmocka_unit_test(a_long_prompt_does_not_wait_for_short_ones),
       cmocka_unit_test(what_is_computed_already_is_waited_for),

@@ -35,7 +35,8 @@ def arguments():
     p.add_argument("--prompts", type=int, default=8 if LONG else 5, help="different ones")
     p.add_argument("--longest", type=int, default=600 if LONG else 400, help="tokens of a prompt")
     p.add_argument("--answer", type=int, default=24, help="most tokens of an answer")
-    p.add_argument("--long-answer", type=int, default=260 if LONG else 140, help="tokens of a few answers to short prompts, which outgrow the room that they began in")
+    p.add_argument("--long", type=int, default=3, help="how many of the prompts have long answers, which outgrow the room that they began in")
+    p.add_argument("--long-answer", type=int, default=260 if LONG else 140, help="their tokens")
     p.add_argument("--kv-memory", default="24M")
     p.add_argument("--host-memory", default="8M")
     p.add_argument("--context", type=int, default=2048)
@@ -62,9 +63,9 @@ class Plan:
         for i in range(4):
             at = self.random.randrange(len(corpus) - 100)
             self.bodies.append(self.body(beginning + corpus[at : at + 30 + 20 * i], options))
-        for i in range(3):
+        for i in range(options.long):
             at = self.random.randrange(len(corpus) - 100)
-            self.bodies.append({"prompt": corpus[at : at + 20 + i], "max_tokens": options.long_answer - 10 * i, "temperature": 0, "ignore_eos": True})
+            self.bodies.append({"prompt": corpus[at : at + 20 + i], "max_tokens": options.long_answer - 10 * (i % 3), "temperature": 0, "ignore_eos": True})
         self.talks = [self.talk(i) for i in range(4)]
         self.answers = []
         self.said = []
@@ -137,6 +138,7 @@ class Load:
         self.options = options
         self.random = random.Random(options.seed + 1)
         self.count = collections.Counter()
+        self.compared = 0  # answers, each the same as alone
         self.failures = []
         self.names = 0
         self.rss = []
@@ -147,6 +149,7 @@ class Load:
     def check(self, got, i):
         if got != self.plan.answers[i]:
             raise Failure(f"prompt {i} of {len(self.plan.bodies[i]['prompt'])} tokens: {got!r}, alone {self.plan.answers[i]!r}")
+        self.compared += 1
 
     async def complete(self):
         i = self.random.randrange(len(self.plan.bodies))
@@ -178,6 +181,7 @@ class Load:
         said = await hold_talk(self.port, self.plan.talks[i], f"talk.{self.names}", self.between)
         if said != self.plan.said[i]:
             raise Failure(f"talk {i}: {said!r}, alone {self.plan.said[i]!r}")
+        self.compared += len(said)
 
     async def between(self, name):
         """A session waits for its user; meanwhile it may be written or brought back, as somebody likes."""
@@ -292,7 +296,7 @@ def main():
         status = server.stop() if server.process.poll() is None else server.process.returncode
         if status != 0:
             load.failures.append(f"the server ended with status {status}: {server.text()[-2000:]}")
-        print(f"{seconds:.0f} s, {options.connections} connections: {dict(load.count)}")
+        print(f"{seconds:.0f} s, {options.connections} connections: {dict(load.count)}; {load.compared} answers were compared")
         if load.failures:
             sys.exit(f"{len(load.failures)} failures, the first: {load.failures[0]}")
 

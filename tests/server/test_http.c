@@ -1,6 +1,8 @@
 /* The HTTP side: who may ask, what is too much, clients that vanish or do not read, many at once, stopping. */
 #include "client.h"
 
+#include <sys/un.h>
+
 #define CHAT         "/v1/chat/completions"
 #define SAYS(text)   "{\"messages\":[{\"role\":\"user\",\"content\":\"" text "\"}]}"
 #define STREAM(text) "{\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"" text "\"}]}"
@@ -92,7 +94,10 @@ static void bodies(void **state) {
        "Content-Length: 2\r\n\r\n{}",
        415},
       {"POST " CHAT
-       " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n",
+       " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 9000\r\n\r\n",
+       413},
+      {"POST " CHAT " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+       "Expect: 100-continue\r\nContent-Length: 5000\r\n\r\n",
        413},
       {"POST " CHAT " HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: -5\r\n\r\n", 400},
       {"POST " CHAT
@@ -140,6 +145,40 @@ static void bodies(void **state) {
   a = ask(&f, "GET", "/health", NULL, NULL);
   assert_int_equal(a.status, 200);
   answer_free(&a);
+  fixture_stop(&f);
+}
+
+/* Whoever writes all of a request before reading hears why it is refused: its connection holds until then. */
+static void refused_after_all_was_written(void **state) {
+  (void)state;
+  enum { BYTES = 12 << 20 };
+  static const struct {
+    const char *head;
+    int status;
+  } refused[] = {{"POST " CHAT " HTTP/1.1\r\nContent-Type: application/json\r\n", 413},
+                 {"POST " CHAT " HTTP/1.1\r\nContent-Type: text/plain\r\n", 413},
+                 {"POST /nowhere HTTP/1.1\r\nContent-Type: application/json\r\n", 404},
+                 {"POST " CHAT " HTTP/1.1\r\nContent-Type: application/json\r\nOrigin: https://evil.example\r\n", 403}};
+  struct fixture f;
+  fixture_options(&f);
+  fixture_start(&f);
+  char *body = malloc(BYTES + 1);
+  assert_non_null(body);
+  memset(body, ' ', BYTES);
+  body[BYTES] = '\0';
+  for (size_t i = 0; i < ARRAY_LENGTH(refused); i++) {
+    char head[256];
+    snprintf(head, sizeof head, "%sHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", refused[i].head, BYTES);
+    int fd = client_connect(&f);
+    client_send(fd, head);
+    client_send(fd, body);
+    assert_int_equal(send(fd, "", 0, MSG_NOSIGNAL), 0);
+    struct answer a = answer_of(client_read(fd, NULL));
+    if (a.status != refused[i].status) fail_msg("%s: %d", refused[i].head, a.status);
+    answer_free(&a);
+    close(fd);
+  }
+  free(body);
   fixture_stop(&f);
 }
 
@@ -258,12 +297,24 @@ static void origins(void **state) {
     answer_free(&a);
   }
   /* a name of somebody's that points here */
-  int fd = client_connect(&f);
-  client_send(fd, "GET /v1/cache HTTP/1.1\r\nHost: evil.example:8080\r\nConnection: close\r\n\r\n");
-  a = answer_of(client_read(fd, NULL));
-  assert_int_equal(a.status, 403);
-  answer_free(&a);
-  close(fd);
+  static const struct {
+    const char *host;
+    int status;
+  } hosts[] = {{"evil.example:8080", 403},
+               {"127.0.0.1.evil.example", 403},
+               {"127.evil.example:8080", 403},
+               {"127.0.0.1:8080", 200},
+               {"[::1]:8080", 200}};
+  for (size_t i = 0; i < ARRAY_LENGTH(hosts); i++) {
+    char request[128];
+    snprintf(request, sizeof request, "GET /v1/cache HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", hosts[i].host);
+    int fd = client_connect(&f);
+    client_send(fd, request);
+    a = answer_of(client_read(fd, NULL));
+    if (a.status != hosts[i].status) fail_msg("%s: %d", hosts[i].host, a.status);
+    answer_free(&a);
+    close(fd);
+  }
   a = ask(&f, "POST", CHAT, "Origin: http://localhost\r\n", SAYS("hi")); /* our own page: "Host: localhost" */
   assert_int_equal(a.status, 200);
   answer_free(&a);
@@ -686,10 +737,46 @@ static void addresses(void **state) {
   fixture_stop(&f);
 }
 
+/* A Unix socket: one that a killed server left is taken over, one that is in use or something else is not. */
+static void unix_sockets(void **state) {
+  (void)state;
+  struct fixture f, second;
+  char error[512], path[] = "/tmp/oscar-socket-XXXXXX";
+  struct server *server;
+  int fd = mkstemp(path);
+  assert_true(fd >= 0);
+  close(fd);
+  fixture_options(&f);
+  f.options.unix_socket = path;
+  f.service = fake_service_create(f.options.model_path);
+  assert_int_equal(server_create(&f.options, f.service, &server, error, sizeof error), OSCAR_IO); /* a file of somebody's */
+  assert_int_equal(access(path, F_OK), 0);
+  unlink(path);
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+  fd = socket(AF_UNIX, SOCK_STREAM, 0);
+  assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
+  close(fd); /* and the socket stays */
+  if (server_create(&f.options, f.service, &f.server, error, sizeof error) != OSCAR_OK) fail_msg("%s", error);
+  second = f;
+  assert_int_equal(server_create(&second.options, f.service, &server, error, sizeof error), OSCAR_IO);
+  assert_non_null(strstr(error, "cannot listen"));
+  fd = socket(AF_UNIX, SOCK_STREAM, 0);
+  assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+  client_send(fd, "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+  struct answer a = answer_of(client_read(fd, NULL));
+  assert_int_equal(a.status, 200);
+  answer_free(&a);
+  close(fd);
+  fixture_stop(&f);
+  assert_int_equal(access(path, F_OK), -1);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(routes),
       cmocka_unit_test(bodies),
+      cmocka_unit_test(refused_after_all_was_written),
       cmocka_unit_test(waits_to_be_told_to_send),
       cmocka_unit_test(keeps_connections),
       cmocka_unit_test(keys),
@@ -706,6 +793,7 @@ int main(void) {
       cmocka_unit_test(many_streams),
       cmocka_unit_test(stopping),
       cmocka_unit_test(addresses),
+      cmocka_unit_test(unix_sockets),
   };
   const int failed = cmocka_run_group_tests(tests, NULL, NULL);
   unlink(fixture_model());

@@ -49,7 +49,8 @@ __device__ inline void consume_tile(const arguments &a, const struct prefill_til
     writes_visible_to_products();
     warpgroup_barrier(1 + group);
     consume<false, score_steps<T::STEPS, T::CRUMBS / 16>>(keys, values, queries, {a.tables.key_columns / 16, a.key_crumbs / 16},
-                                                          a.pages + tile.coded_first, tile.coded_pages, sight, sums, m, l);
+                                                          a.pages + tile.coded_first, tile.coded_pages, sight, a.code_unit, sums,
+                                                          m, l);
     map_sums<D, T::CRUMBS>(a, head, sums, mean, m, l, o);
     warpgroup_barrier(1 + group); /* all have read their last scores */
   }
@@ -58,7 +59,7 @@ __device__ inline void consume_tile(const arguments &a, const struct prefill_til
     writes_visible_to_products();
     warpgroup_barrier(1 + group);
     consume<true, score_steps<D / 16, D / 16>>(keys, values, queries, {D / 16, D / 16}, a.pages + tile.exact_first,
-                                               tile.exact_pages, sight, o, m, l);
+                                               tile.exact_pages, sight, 1, o, m, l);
   }
   store_rows<D>(a, part, head, rows, o, m, l);
 }
@@ -82,6 +83,7 @@ template <class T> __global__ void __launch_bounds__(THREADS, 1) kernel(const __
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
+  if (a.log_gains) make_gain_table(base + layout.gain_table);
   __syncthreads();
   ring keys = {base + layout.keys, barriers, barriers + 8 * MOST_STAGES, a.key_slot_bytes, a.stages, 0, 0};
   ring values = {
@@ -92,10 +94,16 @@ template <class T> __global__ void __launch_bounds__(THREADS, 1) kernel(const __
   } else {
     give_registers<PRODUCER_REGISTERS>();
     if (group == 2) {
-      if (tile.coded_pages > 0) produce_coded_keys<T::STEPS ? T::CRUMBS / 16 : 0>(a, tile, head, keys);
+      if (tile.coded_pages > 0 && a.log_gains)
+        produce_coded_keys<T::STEPS ? T::CRUMBS / 16 : 0, true>(a, tile, head, keys, base + layout.gain_table);
+      else if (tile.coded_pages > 0)
+        produce_coded_keys<T::STEPS ? T::CRUMBS / 16 : 0, false>(a, tile, head, keys, 0);
       if (tile.exact_pages > 0) produce_exact<T::D>(a, tile, head, 0, last, keys);
     } else {
-      if (tile.coded_pages > 0) produce_coded_values<T::CRUMBS / 16>(a, tile, head, values, base + layout.gains);
+      if (tile.coded_pages > 0 && a.log_gains)
+        produce_coded_values<T::CRUMBS / 16, true>(a, tile, head, values, base + layout.gains, base + layout.gain_table);
+      else if (tile.coded_pages > 0)
+        produce_coded_values<T::CRUMBS / 16, false>(a, tile, head, values, base + layout.gains, 0);
       if (tile.exact_pages > 0) produce_exact<T::D>(a, tile, head, 1, last, values);
     }
   }

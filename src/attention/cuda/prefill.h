@@ -53,11 +53,13 @@ struct prefill_tables {
 /* Where a crumb of a key is among the columns: in the order in which threads find crumbs in the words of a page, so that what a
  * thread writes lies together. */
 ON_BOTH static inline int prefill_key_column(int blocks, int crumb) {
+  const int in_word = crumb % 2 * 2 + crumb % 4 / 2; /* low bytes of half words, then high ones */
   const int block = crumb / 16, class_ = class_of_block(blocks, block), i = block - class_begin(blocks, class_);
   const int full = blocks / KEY_CLASSES, over = blocks % KEY_CLASSES;
-  if (i < full / 2 * 2) return i / 2 * 128 + class_ / 2 * 64 + crumb % 16 / 4 * 16 + class_ % 2 * 8 + i % 2 * 4 + crumb % 4;
-  if (i < full) return full / 2 * 128 + class_ * 16 + crumb % 16;
-  return full * 64 + (over == 1 ? 0 : class_ == 1 ? 0 : class_ == 3 ? 16 : 32) + crumb % 16;
+  if (i < full / 2 * 2) return i / 2 * 128 + class_ / 2 * 64 + crumb % 16 / 4 * 16 + class_ % 2 * 8 + i % 2 * 4 + in_word;
+  const int in_block = crumb % 16 / 4 * 4 + in_word;
+  if (i < full) return full / 2 * 128 + class_ * 16 + in_block;
+  return full * 64 + (over == 1 ? 0 : class_ == 1 ? 0 : class_ == 3 ? 16 : 32) + in_block;
 }
 /* Where a token of a coded page is among the columns of scores: words of values have eight tokens that are neighbours there. */
 ON_BOTH static inline int prefill_token_column(int token) {

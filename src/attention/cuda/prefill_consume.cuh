@@ -29,22 +29,21 @@ template <bool EXACT> __device__ __forceinline__ void hide(float (&s)[32], const
     }
 }
 
-/* Scores to probabilities, in place. Returns whether maxima rose: earlier sums are to be multiplied with `factor`. */
-__device__ __forceinline__ bool make_probabilities(float (&s)[32], float (&m)[2], float (&l)[2], float (&factor)[2]) {
+/* Scores, times `unit`, to probabilities, in place. Returns whether maxima rose: earlier sums are to be multiplied with `factor`.
+ * Lanes of a row need its maximum only then. */
+__device__ __forceinline__ bool make_probabilities(float (&s)[32], float unit, float (&m)[2], float (&l)[2], float (&factor)[2]) {
   float largest[2] = {NONE, NONE};
 #pragma unroll
   for (int j = 0; j < 8; j++)
 #pragma unroll
     for (int h = 0; h < 2; h++) largest[h] = fmaxf(largest[h], fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
-#pragma unroll
-  for (int h = 0; h < 2; h++)
-#pragma unroll
-    for (int step = 1; step < 4; step *= 2) largest[h] = fmaxf(largest[h], __shfl_xor_sync(~0u, largest[h], step));
-  const bool rose = __any_sync(~0u, largest[0] > m[0] + LAG || largest[1] > m[1] + LAG);
+  const bool rose = __any_sync(~0u, largest[0] * unit > m[0] + LAG || largest[1] * unit > m[1] + LAG);
   if (rose)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const float raised = fmaxf(m[h], largest[h]);
+#pragma unroll
+      for (int step = 1; step < 4; step *= 2) largest[h] = fmaxf(largest[h], __shfl_xor_sync(~0u, largest[h], step));
+      const float raised = fmaxf(m[h], largest[h] * unit);
       factor[h] = exp2_fast(m[h] - raised);
       m[h] = raised;
       l[h] *= factor[h];
@@ -54,7 +53,8 @@ __device__ __forceinline__ bool make_probabilities(float (&s)[32], float (&m)[2]
   for (int j = 0; j < 8; j++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const float x = exp2_fast(s[4 * j + 2 * h] + shift[h]), y = exp2_fast(s[4 * j + 2 * h + 1] + shift[h]);
+      const float x = exp2_fast(fmaf(s[4 * j + 2 * h], unit, shift[h])),
+                  y = exp2_fast(fmaf(s[4 * j + 2 * h + 1], unit, shift[h]));
       l[h] += x + y;
       s[4 * j + 2 * h] = x, s[4 * j + 2 * h + 1] = y;
     }
@@ -120,7 +120,7 @@ __device__ __forceinline__ void begin_sums(float (&o)[N], const uint32_t (&p)[4]
  * multiplied with its values. */
 template <bool EXACT, class S, int N>
 __device__ __forceinline__ void consume(ring &keys, ring &values, uint32_t queries, step_numbers numbers,
-                                        const struct decode_page *list, int pages, const sight &sight, float (&o)[N],
+                                        const struct decode_page *list, int pages, const sight &sight, float unit, float (&o)[N],
                                         float (&m)[2], float (&l)[2]) {
   constexpr int STEPS = S::STEPS;
   const int lane = threadIdx.x % 32;
@@ -146,7 +146,7 @@ __device__ __forceinline__ void consume(ring &keys, ring &values, uint32_t queri
   keys.release();
   keys.next();
   hide_some(0);
-  if (make_probabilities(s, m, l, factor))
+  if (make_probabilities(s, unit, m, l, factor))
 #pragma unroll
     for (int j = 0; j < N; j++) o[j] *= factor[j / 2 % 2];
   pack_probabilities(s, p);
@@ -161,7 +161,7 @@ __device__ __forceinline__ void consume(ring &keys, ring &values, uint32_t queri
     keys.release();
     keys.next();
     hide_some(page);
-    const bool rose = make_probabilities(s, m, l, factor);
+    const bool rose = make_probabilities(s, unit, m, l, factor);
     products_wait<0>();
     values.release();
     values.next();
@@ -225,7 +225,7 @@ __device__ __forceinline__ void load_queries(const arguments &a, const lane_rows
 template <int D>
 __device__ inline void map_queries(const arguments &a, const lane_rows &rows, int head, uint32_t to, float (&mean)[2]) {
   constexpr int STEPS = D / 16;
-  const int lane = threadIdx.x % 32, tiles = a.tables.key_columns / 8;
+  const int lane = threadIdx.x % 32, tiles = a.tables.key_columns / 8, turning = a.key_crumbs / 8;
   const uint4 *map = (const uint4 *)a.tables.keys + (size_t)head * (tiles + 1) * STEPS * 32 + lane;
   const float scale = a.tables.scales[2 * head];
   uint32_t value[STEPS][4], rest[STEPS][4];
@@ -250,7 +250,7 @@ __device__ inline void map_queries(const arguments &a, const lane_rows &rows, in
       mma_fp16(e, value[k][0], value[k][1], value[k][2], value[k][3], b[k].z, b[k].w);
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) c[i] = (c[i] + (d[i] + e[i])) * scale;
+    for (int i = 0; i < 4; i++) c[i] = (c[i] + (d[i] + e[i])) * (tile >= turning && tile < tiles ? scale / a.code_unit : scale);
     if (tile == tiles) { /* its first column is the mean */
       mean[0] = __shfl_sync(~0u, c[0], lane / 4 * 4);
       mean[1] = __shfl_sync(~0u, c[2], lane / 4 * 4);
@@ -290,7 +290,7 @@ __device__ inline void map_sums(const arguments &a, int head, const float (&sums
   for (int h = 0; h < 2; h++) {
 #pragma unroll
     for (int step = 1; step < 4; step *= 2) l[h] += __shfl_xor_sync(~0u, l[h], step);
-    inverse[h] = l[h] > 0 ? 1 / l[h] : 0;
+    inverse[h] = l[h] > 0 ? a.code_unit / l[h] : 0;
     weight[h] = l[h] > 0 ? exp2_fast(SHIFT) : 0;
     m[h] = l[h] > 0 ? m[h] - SHIFT + __log2f(l[h]) + mean[h] : LEAST;
     l[h] = lane % 4 == 0 ? weight[h] : 0; /* lanes add theirs up in the end */

@@ -20,6 +20,11 @@ constexpr int COLUMN_BYTES = PAGE * 128; /* of 64 columns of keys or queries */
  * the largest fp16 number, and those of 2^-20 are still normal ones. */
 constexpr float SHIFT = 6, LAG = 8, LEAST = -1e30f, NONE = -INFINITY;
 
+/* Log gains 2^(k/4) as operands have them: times LOG_UNIT, and then the next of 1120, 1332, 1584, 1884 times a power of two.
+ * Those are within 1.1e-4 of them, and three halves of them are fp16 numbers too; no others of 11 bits come closer. */
+constexpr float LOG_UNIT = 1.09386f / 1024;
+constexpr int GAIN_TABLE_BYTES = 4 * 16 * 8; /* make_gain_table */
+
 struct arguments {
   const struct prefill_tile *tiles;
   const struct decode_page *pages;
@@ -37,12 +42,12 @@ struct arguments {
   int key_crumbs, value_crumbs, head_bytes, value_offset;
   bool log_gains;
   int stages, key_slot_bytes, value_slot_bytes, query_bytes; /* query_bytes: of a group */
-  float scale;
+  float scale, code_unit; /* scores and sums of coded pages are to be multiplied with code_unit */
 };
 
 /* Shared memory of a block, in bytes from its start. */
 struct shared_layout {
-  int queries, keys, values, gains, barriers, bytes;
+  int queries, keys, values, gains, gain_table, barriers, bytes;
 };
 __host__ __device__ inline shared_layout shared_layout_of(const arguments &a) {
   shared_layout s;
@@ -50,7 +55,8 @@ __host__ __device__ inline shared_layout shared_layout_of(const arguments &a) {
   s.queries = at, at += 2 * a.query_bytes;
   s.keys = at, at += a.stages * a.key_slot_bytes;
   s.values = at, at += a.stages * a.value_slot_bytes;
-  s.gains = at, at += 4 * GAIN_CLASSES * PAGE * 2; /* of a warp each */
+  s.gains = at, at += 4 * 2 * 2 * PAGE * 2; /* of a warp each: of two blocks, factors and offsets */
+  s.gain_table = at, at += GAIN_TABLE_BYTES;
   s.barriers = at, at += 4 * MOST_STAGES * 8;
   s.bytes = at;
   return s;
@@ -94,6 +100,16 @@ __device__ __forceinline__ void store_4(uint32_t address, uint32_t x) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
 
+__device__ __forceinline__ uint4 load_16(uint32_t address) {
+  uint4 x;
+  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(address) : "memory");
+  return x;
+}
+__device__ __forceinline__ uint2 load_8(uint32_t address) {
+  uint2 x;
+  asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
+  return x;
+}
 __device__ __forceinline__ uint32_t load_4(uint32_t address) {
   uint32_t x;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");

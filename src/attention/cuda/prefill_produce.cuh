@@ -12,26 +12,41 @@ namespace prefill {
 __device__ __forceinline__ uint32_t half2_of(const __half2 &x) { return *reinterpret_cast<const uint32_t *>(&x); }
 __device__ __forceinline__ __half2 as_half2(uint32_t x) { return *reinterpret_cast<__half2 *>(&x); }
 
-/* Two fp16 numbers 1 + c / 4, c a crumb, become (c - 3/2) gain; `gain` is four times that. The difference is exact. */
-__device__ __forceinline__ uint32_t times_gain(uint32_t crumbs, uint32_t gain) {
-  return half2_of(__hmul2(__hsub2(as_half2(crumbs), as_half2(0x3D803D80u)), as_half2(gain)));
-}
-constexpr uint32_t ONES = 0x3C3C3C3Cu; /* the high bytes of such numbers without their crumbs */
+/* What crumbs are multiplied with, in both halves: (c - 3/2) gain is what comes out. Log gains: crumbs at bits p and p + 1 of
+ * half words are, as they are, subnormal numbers 2^(p - 24) c; factor is gain LOG_UNIT 2^(24 - p), offset -3/2 gain LOG_UNIT, and
+ * their fused product and sum is exact. Else factor is four times the gain. */
+struct gain {
+  uint32_t factor, offset;
+};
 
-/* Four crumbs in the low two bits of bytes. */
-__device__ __forceinline__ uint2 key_numbers(uint32_t crumbs, uint32_t gain) {
-  const uint32_t high = (crumbs & 0x03030303u) | ONES;
-  return make_uint2(times_gain(__byte_perm(high, 0, 0x1404), gain), times_gain(__byte_perm(high, 0, 0x3424), gain));
+/* For log gains, [p = 0, 2, 4, 6][k + 8] of gains. By the whole block. */
+__device__ inline void make_gain_table(uint32_t table) {
+  if (threadIdx.x >= 64) return;
+  const int k = threadIdx.x % 16 - 8, place = threadIdx.x / 16 * 2;
+  const float gain = ldexpf(k % 2 == 0 ? (k & 2 ? 1584.0f : 1120.0f) : k & 2 ? 1884.0f : 1332.0f, (k >> 2) - 20);
+  const __half2 factor = __float2half2_rn(ldexpf(gain, 24 - place)), offset = __float2half2_rn(-1.5f * gain);
+  store_8(table + threadIdx.x * 8, make_uint2(half2_of(factor), half2_of(offset)));
+}
+/* The gain of a class in the metadata of a row, for crumbs at bits `place`. */
+template <bool LOG> __device__ __forceinline__ gain gain_of(uint32_t table, uint32_t meta, int class_, int place) {
+  if (LOG) {
+    const uint2 x = load_8(table + place * 64 + (class_ ? meta >> (4 * class_ - 3) & 0x78 : meta << 3 & 0x78));
+    return {x.x, x.y};
+  }
+  return {half2_of(__hmul2(as_half2(__byte_perm(meta, 0, 0x1010)), as_half2(0x44004400u))), 0};
 }
 
-/* fp16 gains times four of a row: classes 0 and 1, 2 and 3. */
-__device__ __forceinline__ uint2 gains_of(uint32_t word, bool log_gains) {
-  if (log_gains) return log_gains_fp16(word, -2);
-  const uint32_t gain = half2_of(__hmul2(as_half2(__byte_perm(word, 0, 0x1010)), as_half2(0x44004400u)));
-  return make_uint2(gain, gain);
+/* The crumbs at bits `place` of both half words, place + 8 with `high`. */
+template <bool LOG> __device__ __forceinline__ uint32_t numbers(uint32_t word, int high, int place, const gain &gain) {
+  if (LOG)
+    return half2_of(
+        __hfma2(as_half2((high ? word >> 8 : word) & (0x00030003u << place)), as_half2(gain.factor), as_half2(gain.offset)));
+  const uint32_t moved = high ? word >> place : word << (8 - place); /* 1 + c / 4; the difference is exact */
+  return half2_of(__hmul2(__hsub2(as_half2((moved & 0x03000300u) | 0x3C003C00u), as_half2(0x3D803D80u)), as_half2(gain.factor)));
 }
-__device__ __forceinline__ uint32_t gain_of_class(uint2 gains, int class_) {
-  return __byte_perm(class_ < 2 ? gains.x : gains.y, 0, class_ % 2 ? 0x3232 : 0x1010);
+/* The crumbs at bits `place` of bytes. */
+template <bool LOG> __device__ __forceinline__ uint2 key_numbers(uint32_t word, int place, const gain &gain) {
+  return make_uint2(numbers<LOG>(word, 0, place, gain), numbers<LOG>(word, 1, place, gain));
 }
 
 /* What a thread reads of the keys of a page: tokens 16 tile + g and that + 8, tile and lane its own. */
@@ -49,35 +64,40 @@ __device__ __forceinline__ key_words load_keys(const uint8_t *page, int blocks, 
 }
 
 /* Two blocks of every class: eight crumbs of a token and class lie together. The eight lanes of two tokens meet all banks. */
-__device__ __forceinline__ void store_key_pair(const uint32_t (&row)[2], int pair, uint4 words, const uint2 (&gains)[2]) {
+template <bool LOG>
+__device__ __forceinline__ void store_key_pair(const uint32_t (&row)[2], int pair, uint4 words, uint32_t table,
+                                               const uint32_t (&meta)[2]) {
 #pragma unroll
   for (int high = 0; high < 2; high++)
 #pragma unroll
     for (int class_ = 0; class_ < GAIN_CLASSES; class_++) {
-      const uint32_t gain = gain_of_class(gains[high], class_);
-      const uint2 x = key_numbers((high ? words.y : words.x) >> 2 * class_, gain),
-                  y = key_numbers((high ? words.w : words.z) >> 2 * class_, gain);
+      const gain gain = gain_of<LOG>(table, meta[high], class_, 2 * class_);
+      const uint2 x = key_numbers<LOG>(high ? words.y : words.x, 2 * class_, gain),
+                  y = key_numbers<LOG>(high ? words.w : words.z, 2 * class_, gain);
       store_16((row[high] ^ class_ % 2 * 16) + (2 * pair + class_ / 2) * COLUMN_BYTES, make_uint4(x.x, x.y, y.x, y.y));
     }
 }
-/* Four crumbs of a block of a class. */
-__device__ __forceinline__ void store_key_quarter(uint32_t slot, int column, uint32_t crumbs, uint32_t gain, int row) {
-  store_8(slot + column / 64 * COLUMN_BYTES + swizzled(row, column / 8) + column % 8 * 2, key_numbers(crumbs, gain));
-}
 
 /* The rest of a page's words: quant/device_form.h has their order, prefill_key_column that of columns. */
+template <bool LOG>
 __device__ inline void store_other_keys(uint32_t slot, const uint32_t (&place)[2], const uint32_t *words, int blocks,
-                                        const uint2 (&gains)[2], const int (&row)[2], int tile, int lane) {
+                                        uint32_t table, const uint32_t (&meta)[2], const int (&row)[2], int tile, int lane) {
   const int full = blocks / KEY_CLASSES, over = blocks % KEY_CLASSES, quarter = lane % 4 * 4;
+  /* four crumbs of a block of a class, in the low two bits of bytes */
+  auto store_quarter = [&](int high, int class_, int column, uint32_t crumbs) {
+    const gain gain = gain_of<LOG>(table, meta[high], class_, 0);
+    store_8(slot + column / 64 * COLUMN_BYTES + swizzled(row[high], column / 8) + column % 8 * 2,
+            key_numbers<LOG>(crumbs, 0, gain));
+  };
   for (int pair = 1; pair < full / 2; pair++)
-    store_key_pair(place, pair, __ldg((const uint4 *)(words + pair * 512) + tile * 32 + lane), gains);
+    store_key_pair<LOG>(place, pair, __ldg((const uint4 *)(words + pair * 512) + tile * 32 + lane), table, meta);
   if (full % 2) {
     const uint2 w = __ldg((const uint2 *)(words + full / 2 * 512 + tile / 2 * 128 + lane * 4 + tile % 2 * 2));
 #pragma unroll
     for (int class_ = 0; class_ < GAIN_CLASSES; class_++) {
       const int column = full / 2 * 128 + class_ * 16 + quarter;
-      store_key_quarter(slot, column, w.x >> 2 * class_, gain_of_class(gains[0], class_), row[0]);
-      store_key_quarter(slot, column, w.y >> 2 * class_, gain_of_class(gains[1], class_), row[1]);
+      store_quarter(0, class_, column, w.x >> 2 * class_);
+      store_quarter(1, class_, column, w.y >> 2 * class_);
     }
   }
   if (over >= 2) {
@@ -85,22 +105,23 @@ __device__ inline void store_other_keys(uint32_t slot, const uint32_t (&place)[2
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const int class_ = 2 * i + 1, column = full * 64 + 16 * i + quarter;
-      store_key_quarter(slot, column, w >> 2 * class_, gain_of_class(gains[0], class_), row[0]);
-      store_key_quarter(slot, column, w >> (2 * class_ - 2), gain_of_class(gains[1], class_), row[1]);
+      store_quarter(0, class_, column, w >> 2 * class_);
+      store_quarter(1, class_, column, w >> (2 * class_ - 2));
     }
   }
   if (over % 2) {
     const int class_ = over == 1 ? 3 : 2, column = full * 64 + (over == 1 ? 0 : 32) + quarter;
     const uint32_t w = __ldg(words + full * 256 + (over == 3 ? 128 : 0) + lane * 2 + tile / 2) >> tile % 2 * 4;
-    store_key_quarter(slot, column, w, gain_of_class(gains[0], class_), row[0]);
-    store_key_quarter(slot, column, w >> 2, gain_of_class(gains[1], class_), row[1]);
+    store_quarter(0, class_, column, w);
+    store_quarter(1, class_, column, w >> 2);
   }
 }
 
 /* BLOCKS of 16 crumbs; 0: as many as there are. Inputs of turning pairs lie in memory as they do in a slot, and the copy engine
  * brings them: every thread has a run of them, neighbours those of different warps. */
-template <int BLOCKS>
-__device__ inline void produce_coded_keys(const arguments &a, const struct decode_tile &tile, int head, ring &keys) {
+template <int BLOCKS, bool LOG>
+__device__ inline void produce_coded_keys(const arguments &a, const struct decode_tile &tile, int head, ring &keys,
+                                          uint32_t table) {
   const int warp = threadIdx.x % GROUP_THREADS / 32, lane = threadIdx.x % 32, blocks = BLOCKS ? BLOCKS : a.key_crumbs / 16;
   const int row[2] = {prefill_token_column(warp * 16 + lane / 4), prefill_token_column(warp * 16 + 8 + lane / 4)};
   const int place[2] = {swizzled(row[0], lane % 4 * 2), swizzled(row[1], lane % 4 * 2)};
@@ -120,13 +141,13 @@ __device__ inline void produce_coded_keys(const arguments &a, const struct decod
     const struct decode_page entry_next = list[min(i + 1, tile.coded_pages - 1)];
     const uint8_t *page_next = base + (size_t)entry_next.unit * a.unit_bytes;
     const key_words words_next = load_keys(page_next, blocks, warp, lane);
-    const uint2 gains[2] = {gains_of(words.gains[0], a.log_gains), gains_of(words.gains[1], a.log_gains)};
     keys.wait_empty();
     const uint32_t places[2] = {keys.at() + place[0], keys.at() + place[1]};
     if (threadIdx.x % GROUP_THREADS == 0 && turning > 0) keys.expect(turning * PREFILL_WAVE_BYTES);
     if (run.pairs > 0) keys.copy(run_to, run_from + (size_t)entry.number * a.wave_bytes, run.pairs * PREFILL_WAVE_BYTES);
-    if (blocks >= 8) store_key_pair(places, 0, words.first, gains);
-    if (blocks != 8) store_other_keys(keys.at(), places, (const uint32_t *)page, blocks, gains, row, warp, lane);
+    if (blocks >= 8) store_key_pair<LOG>(places, 0, words.first, table, words.gains);
+    if (blocks != 8)
+      store_other_keys<LOG>(keys.at(), places, (const uint32_t *)page, blocks, table, words.gains, row, warp, lane);
     keys.filled();
     keys.next();
     page = page_next, entry = entry_next, words = words_next;
@@ -146,52 +167,48 @@ template <int BLOCKS> __device__ __forceinline__ value_words<BLOCKS> load_values
   return v;
 }
 
-/* Gains of a page, [class][column of a token], of two tokens from `at` on. */
-__device__ __forceinline__ void store_value_gains(uint32_t at, uint32_t words, bool log_gains) {
-  const uint2 a = gains_of(words & 0xFFFF, log_gains), b = gains_of(words >> 16, log_gains);
-  store_4(at, __byte_perm(a.x, b.x, 0x5410));
-  store_4(at + PAGE * 2, __byte_perm(a.x, b.x, 0x7632));
-  store_4(at + 2 * PAGE * 2, __byte_perm(a.y, b.y, 0x5410));
-  store_4(at + 3 * PAGE * 2, __byte_perm(a.y, b.y, 0x7632));
-}
-
-/* row: where crumb g of a block, tokens of half 0, begin; gains: of the tokens of this lane, class 0. */
-template <int BLOCKS>
-__device__ __forceinline__ void store_values(uint32_t row, uint32_t gains, const value_words<BLOCKS> &v, int warp) {
+/* The gains of a lane's two tokens, [a warp's blocks][factors, offsets][column of a token]: crumbs are at bits 4 (k % 2) of
+ * tokens 8 k to 8 k + 7 when words have been moved for them. */
+template <int BLOCKS, bool LOG>
+__device__ __forceinline__ void store_value_gains(uint32_t at, uint32_t table, uint32_t meta, int warp, int lane) {
 #pragma unroll
   for (int i = 0; i < BLOCKS / 4; i++) {
-    const int block = warp + 4 * i, class_ = block * GAIN_CLASSES / BLOCKS;
+    const int class_ = (warp + 4 * i) * GAIN_CLASSES / BLOCKS, place = lane / 4 % 2 * 4;
+    const gain a = gain_of<LOG>(table, meta & 0xFFFF, class_, place), b = gain_of<LOG>(table, meta >> 16, class_, place);
+    store_4(at + 2 * i * PAGE * 2, __byte_perm(a.factor, b.factor, 0x5410));
+    if (LOG) store_4(at + (2 * i + 1) * PAGE * 2, __byte_perm(a.offset, b.offset, 0x5410));
+  }
+}
+
+/* row: where crumb g of a block, tokens of half 0, begin; gains: of the tokens of this lane, its warp's first block. */
+template <int BLOCKS, bool LOG>
+__device__ __forceinline__ void store_values(uint32_t row, uint32_t gains, const value_words<BLOCKS> &v, int warp) {
+#pragma unroll
+  for (int i = 0; i < BLOCKS / 4; i++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const uint32_t word = half ? v.words[i].y : v.words[i].x;
-      uint4 gain;
-      asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(gain.x), "=r"(gain.y), "=r"(gain.z), "=r"(gain.w)
-                   : "r"(gains + class_ * PAGE * 2 + half * 16)
-                   : "memory");
-      const uint32_t of[4] = {gain.x, gain.y, gain.z, gain.w};
+      const uint4 f = load_16(gains + 2 * i * PAGE * 2 + half * 16);
+      const uint4 o = LOG ? load_16(gains + (2 * i + 1) * PAGE * 2 + half * 16) : f;
+      const gain of[4] = {{f.x, o.x}, {f.y, o.y}, {f.z, o.z}, {f.w, o.w}};
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         uint32_t x[4];
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-          const int at = 4 * k + 2 * j; /* of the lower crumb's two bits; they are to be bits 8 and 9 */
-          const uint32_t crumbs = at <= 8 ? word << (8 - at) : word >> (at - 8);
-          x[k] = times_gain((crumbs & 0x03000300u) | 0x3C003C00u, of[k]);
-        }
-        store_16((row ^ half * 16) + block * 2048 + j * 1024, make_uint4(x[0], x[1], x[2], x[3]));
+        for (int k = 0; k < 4; k++)
+          x[k] = LOG ? numbers<LOG>(word >> 2 * j, k / 2, k % 2 * 4, of[k]) : numbers<LOG>(word, k / 2, k % 2 * 4 + 2 * j, of[k]);
+        store_16((row ^ half * 16) + (warp + 4 * i) * 2048 + j * 1024, make_uint4(x[0], x[1], x[2], x[3]));
       }
     }
-  }
 }
 
-template <int BLOCKS>
+template <int BLOCKS, bool LOG>
 __device__ inline void produce_coded_values(const arguments &a, const struct decode_tile &tile, int head, ring &values,
-                                            uint32_t gains) {
+                                            uint32_t gains, uint32_t table) {
   const int warp = threadIdx.x % GROUP_THREADS / 32, lane = threadIdx.x % 32;
   const uint8_t *base = a.memory + (size_t)head * a.head_bytes + a.value_offset;
   const struct decode_page *list = a.pages + tile.coded_first;
-  const uint32_t row = swizzled(lane / 4, lane % 4 * 2), of_warp = gains + warp * GAIN_CLASSES * PAGE * 2,
+  const uint32_t row = swizzled(lane / 4, lane % 4 * 2), of_warp = gains + warp * 2 * 2 * PAGE * 2,
                  of_lane = of_warp + lane % 4 * 32, of_tokens = of_warp + prefill_token_column(2 * lane) * 2;
   struct decode_page entry = list[0];
   value_words<BLOCKS> words = load_values<BLOCKS>(base + (size_t)entry.unit * a.unit_bytes, warp, lane);
@@ -200,10 +217,10 @@ __device__ inline void produce_coded_values(const arguments &a, const struct dec
     const struct decode_page entry_next = list[min(i + 1, tile.coded_pages - 1)];
     const value_words<BLOCKS> words_next = load_values<BLOCKS>(base + (size_t)entry_next.unit * a.unit_bytes, warp, lane);
     __syncwarp();
-    store_value_gains(of_tokens, words.gains, a.log_gains);
+    store_value_gains<BLOCKS, LOG>(of_tokens, table, words.gains, warp, lane);
     __syncwarp();
     values.wait_empty();
-    store_values<BLOCKS>(values.at() + row, of_lane, words, warp);
+    store_values<BLOCKS, LOG>(values.at() + row, of_lane, words, warp);
     values.filled();
     values.next();
     words = words_next, entry = entry_next;

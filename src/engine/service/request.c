@@ -474,18 +474,6 @@ static bool may_overtake(const struct service *s, struct request *r) {
   return true;
 }
 
-/* Bytes that prompts which are computed will take beside what they have. */
-static size_t bytes_promised(const struct service *s) {
-  size_t bytes = 0;
-  for (int i = 0; i < s->n_admitted; i++) {
-    const struct answer *a = s->admitted[i];
-    if (a->state != ANSWER_FEEDS) continue;
-    const size_t whole = room_for_tokens(s, a->n), has = oscar_sequence_bytes(a->sequence);
-    if (whole > has) bytes += whole - has;
-  }
-  return bytes;
-}
-
 /* Those that were preempted come first, the oldest first of them. Else one prompt is computed at a time, since the next one may
  * begin alike, and then finds it done; but a short one does not wait for a long one (step.c: they take turns). */
 void requests_admit(struct service *s) {
@@ -501,8 +489,7 @@ void requests_admit(struct service *s) {
   for (;;) {
     struct request **next = users_next(s, oldest(s, ANSWER_FEEDS) ? may_overtake : anybody);
     if (!next || s->n_admitted + (*next)->choices > s->options.max_running) return;
-    const size_t bytes = bytes_wanted(s, (*next)->ids, (*next)->n) + bytes_promised(s);
-    if (anything_runs(s) && !room_is_there(s, bytes)) return;
+    if (anything_runs(s) && !room_is_there(s, bytes_wanted(s, (*next)->ids, (*next)->n))) return;
     const int before = s->n_admitted;
     const struct request *first = *next;
     admit(s, next);

@@ -62,6 +62,7 @@ void answer_preempt(struct service *s, struct answer *a) {
   if (!kept) answer_insert(s, a);
   oscar_sequence_free(a->sequence);
   a->sequence = NULL;
+  a->preempted = true;
   a->state = ANSWER_AWAY;
 }
 
@@ -132,7 +133,8 @@ oscar_status answer_return(struct service *s, struct answer *a) {
     status = take_known(s, a->ids, a->n - 1, &a->sequence, &match);
   if (status != OSCAR_OK) return status;
   kept_free(s, &a->kept);
-  s->stats.returned++;
+  s->stats.returned += a->preempted;
+  a->preempted = false;
   a->state = is_complete(a) ? ANSWER_DECODES : ANSWER_FEEDS;
   answer_insert(s, a);
   return OSCAR_OK;

@@ -35,7 +35,7 @@ enum answer_state {
   ANSWER_WAITS,   /* for its request, or for the prompt that another answer of it computes */
   ANSWER_FEEDS,   /* tokens that are known are computed */
   ANSWER_DECODES, /* each step gives the next token */
-  ANSWER_AWAY,    /* preempted: it has no sequence */
+  ANSWER_AWAY,    /* begun, preempted or not: it has no sequence */
   ANSWER_FINISHED
 };
 
@@ -60,6 +60,7 @@ struct answer {
   uint64_t age; /* admitted later: greater */
   int chunk;    /* tokens of its prompt's next piece beside running answers */
   oscar_sequence *sequence;
+  bool preempted;
   struct kept_pages kept;
   int32_t *ids; /* [n] */
   int64_t n, room;
