@@ -78,7 +78,7 @@ struct warp_work {
 /* Shared memory of a block, in bytes from its start. A warp has `of_warp` bytes from `warps` on for weights of curves (of a mean
  * that turns) and the gains of a page, and in their place its sums, when it is done with an item. */
 struct shared_layout {
-  int angles, barriers, queues, works, log_gains, ones, prepared, curves, map, warps, of_warp, gains_of_warp, block, bytes;
+  int angles, barriers, works, log_gains, ones, prepared, curves, map, warps, of_warp, gains_of_warp, block, bytes;
 };
 __host__ __device__ inline prepared_layout prepared_of(const arguments &a, int row_tiles) {
   return prepared_layout_of(a.forms.key_crumbs / 16, a.turning_pairs, a.fast, row_tiles);
@@ -97,7 +97,6 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   int at = warps * STAGES * a.slot_bytes;
   s.angles = at, at += warps * angles_bytes(a);
   s.barriers = at, at += 8 * (warps * STAGES + 3); /* three for the block: queries, curves, the map of values */
-  s.queues = at, at += 8;
   s.works = at, at += warps * (int)sizeof(struct warp_work);
   at = (at + 63) / 64 * 64;
   s.log_gains = at, at += 64;
@@ -119,7 +118,7 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   return s;
 }
 
-/* The coded pages of `c` that the warp gets. */
+/* The coded pages of `c`. */
 template <class T>
 __device__ inline void read_coded(const arguments &a, const struct decode_tile &tile, const reading &c, asking &asked,
                                   const reading &after, uint8_t *memory, const shared_layout &layout, ring &ring) {
@@ -132,7 +131,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   constexpr float SLACK = T::FORM == FOUR_LOG_GAINS ? 2 : 0;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   uint8_t *own = memory + layout.warps + warp * layout.of_warp;
-  if (!page_is_next(ring, c.item)) { /* nor has it pages of its own */
+  if (!page_is_next(ring, c.item)) {
     store_no_states<NT>(sums_of_warp<NT>(a.head_dim, a.forms.value_crumbs, own).code_states, lane);
     return;
   }
@@ -179,11 +178,11 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   float turned[2][4][2]; /* of this page, and of the next if `knows_next` */
   bool knows_next = false;
   int i = 0;
-  bool had_own;
+  bool had_page;
 #pragma unroll 1
   do {
 #pragma unroll 1
-    do { /* as long as the warp has pages of its own to ask for */
+    do { /* as long as there are coded pages to ask for */
       if (waves && i % WAVE_PAGES == 0) {
         __syncwarp();
         make_weights<STEPS, NT>(a.rope, a.turning_pairs, amplitudes, mixing, number, weights, lane);
@@ -230,12 +229,11 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
 #pragma unroll
         for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
       if (turns == BY_PAIRS) {
-        const bool own_page = i < c.coded;
-        const int first = own_page ? place_of_angles(ring.own_before + i) : OWN_ANGLES + ring.take_slot;
+        const int first = place_of_angles(ring.coded_before + i);
         if (NT == 2 || !knows_next) {
           knows_next = NT == 1 && i + 1 < c.coded;
           wait_for_angles(ring);
-          const int other = knows_next ? place_of_angles(ring.own_before + i + 1) : first;
+          const int other = knows_next ? place_of_angles(ring.coded_before + i + 1) : first;
           turn_pairs<STEPS, NT>(a, curves, amplitudes, pairs, angles_at(a, ring, g % 2 && NT == 1 ? other : first), lane, turned);
 #pragma unroll
           for (int t = 0; t < 4; t++)
@@ -318,11 +316,11 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
                                                      p, lane, acc, middle);
       leave_slot(ring);
       i++;
-      had_own = ask_for_own_page(a, ring, asked, lane);
-    } while (had_own && ring.content == content);
-    if (!had_own) fill_ring(a, ring, asked, after, true, lane);
+      had_page = ask_for_coded(a, ring, asked, lane);
+    } while (had_page && ring.content == content);
+    if (!had_page) fill_ring(a, ring, asked, after, true, lane);
   } while (ring.content == content);
-  ring.own_before += c.coded;
+  ring.coded_before += c.coded;
   if (T::FORM == FOUR_LOG_GAINS) { /* sums of probabilities are those of row 4 */
 #pragma unroll
     for (int n = 0; n < NT; n++) {
@@ -398,19 +396,18 @@ __device__ inline void find_work(const arguments &a, const line_item &item, int 
   /* a tile is the block's that has its first unit */
   const int exact_first = min((max(first - coded, 0) + EXACT_WEIGHT - 1) / EXACT_WEIGHT, w.tile.exact_tiles);
   const int exact_count = min((max(last - coded, 0) + EXACT_WEIGHT - 1) / EXACT_WEIGHT, w.tile.exact_tiles) - exact_first;
-  /* a warp knows what is in front of it where weights of curves are made for several pages together, or windows end */
-  const int queued = a.turns == BY_WAVES || a.window ? 0 : min(QUEUED_PAGES, coded_count / 2), own = coded_count - queued;
-  const int own_from = begin_of_block(warp, own, WARPS), own_to = begin_of_block(warp + 1, own, WARPS);
+  /* Both kinds in equal shares; warps that have one tile more are mostly not those that have one page more. */
+  const int exact_from = exact_count - exact_count * (WARPS - warp) / WARPS,
+            exact_to = exact_count - exact_count * (WARPS - warp - 1) / WARPS,
+            coded_from = begin_of_block(warp, coded_count, WARPS), coded_to = begin_of_block(warp + 1, coded_count, WARPS);
   works->items[number % 2] = w;
   works->readings[number % 2] = {number,
                                  item.head,
-                                 w.tile.coded_first + coded_first + own_from,
-                                 own_to - own_from,
-                                 w.tile.coded_first + coded_first + own,
-                                 queued,
+                                 w.tile.coded_first + coded_first + coded_from,
+                                 coded_to - coded_from,
                                  w.tile.exact_first,
-                                 exact_first,
-                                 exact_count};
+                                 exact_first + exact_from,
+                                 exact_to - exact_from};
   __syncwarp();
 }
 
@@ -468,11 +465,9 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   const int blocks = working_blocks(total_units, a.blocks);
   const shared_layout layout = shared_layout_of(a, T::SHAPE, NT);
   uint64_t *barriers = (uint64_t *)(memory + layout.barriers), *block_barrier = barriers + WARPS * STAGES;
-  int *queues = (int *)(memory + layout.queues);
   ring ring = {memory + warp * STAGES * a.slot_bytes,
                barriers + warp * STAGES,
                memory + layout.angles + warp * angles_bytes(a),
-               queues,
                0,
                0,
                EMPTY,
@@ -483,10 +478,8 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   if (lane == 0)
 #pragma unroll
     for (int i = 0; i < STAGES; i++) copies_init(ring.barriers + i);
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0)
     for (int i = 0; i < 3; i++) copies_init(block_barrier + i);
-    queues[0] = queues[1] = 0;
-  }
   copies_visible();
   __syncthreads();
   if ((int)blockIdx.x >= blocks) return; /* before a copy begins that nobody would wait for */
@@ -546,7 +539,6 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
                                  memory + layout.block);
     if (!more) break;
     hand_to_copies(); /* the next item's queries and map are copied over what has been read here */
-    if (threadIdx.x == 0) queues[number % 2] = 0;
     __syncthreads();
   }
 }

@@ -9,7 +9,7 @@
 
 namespace decode {
 
-/* The exact tiles of `r` that the warp gets, 16 tokens each. Scores and sums as for codes, with BF16 operands: a lane's 16 bytes
+/* The exact tiles of `r`, 16 tokens each. Scores and sums as for codes, with BF16 operands: a lane's 16 bytes
  * are eight channels of a token, in whatever order of inputs both operands agree on. Queries and probabilities come as two BF16
  * numbers each, in neighbouring columns. */
 template <class T>
@@ -62,7 +62,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
       }
     }
     leave_slot(ring);
-    fill_slot(a, ring, asked, after, lane);
+    fill_ring(a, ring, asked, after, true, lane);
     float score[NT][2], largest[NT], factor[NT];
 #pragma unroll
     for (int n = 0; n < NT; n++)
@@ -111,7 +111,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
                    __byte_perm(v2[b], v3[b], 0x5410), __byte_perm(v2[b], v3[b], 0x7632), p[n][0], p[n][1]);
     }
     leave_slot(ring);
-    fill_slot(a, ring, asked, after, lane);
+    fill_ring(a, ring, asked, after, true, lane);
   }
   store_states<NT>(state, sums.exact_states, lane, 0);
 #pragma unroll
