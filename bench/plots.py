@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 LAYERS = 36
-FULL, LEAN = "int2, four gains, turning mean", "int2, one gain"
+FULL, LEAN = "int2, four gains, half of the pairs turning", "int2, one gain"
 # name in the file: (label, Okabe and Ito's colour, gnuplot's shape), as in the reports of oscar eval
 SERIES = {
     "FA2 (SDPA)": ("FA2 BF16", "#e69f00", 11),
