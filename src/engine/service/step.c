@@ -19,7 +19,7 @@
  * takes, is not known from the prompt before it. */
 #define LONG_STEP_NS  100000000
 #define SHORT_STEP_NS 45000000
-#define LEAST_CHUNK   16
+#define LEAST_CHUNK   8
 #define FIRST_CHUNK   32
 
 struct step {

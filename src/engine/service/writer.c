@@ -90,7 +90,7 @@ oscar_status writer_create(struct service *s) {
   pthread_cond_init(&w->begin, NULL);
   oscar_context_options options;
   oscar_context_options_default(&options);
-  options.threads = 1;
+  options.threads = s->engine->options.threads;
   if (oscar_context_create(&options, &w->context) != OSCAR_OK)
     return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for the writer of sessions");
   w->started = pthread_create(&w->thread, NULL, write_files, s) == 0;
