@@ -60,7 +60,7 @@ __host__ __device__ inline struct prepared_layout prepared_layout_of(int blocks,
 __host__ __device__ inline int working_blocks(int units, int blocks) { return units < blocks ? units : blocks; }
 /* fp16 2^(k/4) of four 4-bit k + 8, in the order of the nibbles: bytes are looked up by nibbles, as permutation does it. With k +
  * 8 = 4 e + f, the number is 2^(e - 2) 2^(f/4): the low byte depends on f, the high byte on f and e. `less` is subtracted from
- * the exponent, and may be negative. */
+ * the exponent. */
 __device__ __forceinline__ uint2 log_gains_fp16(uint32_t word, int less) {
   /* 2^(f/4) - 1 in 2^-10: 0, 194, 424, 698 */
   constexpr uint32_t LOW = 0xBAA8C200u, HIGH = 0x02010000u;

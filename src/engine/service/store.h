@@ -53,6 +53,8 @@ oscar_snapshot_contents session_contents(const struct service *s, const struct s
 oscar_status session_empty_sequence(struct service *s, oscar_sequence **sequence);
 /* Into its file, on this thread. */
 oscar_status session_write(struct service *s, struct session *session);
+/* Bytes of a file that has just been written, which is opened to see that it can be. */
+oscar_status session_file_look(oscar_context *context, const char *path, size_t *bytes);
 /* What came of writing it as it was at `version`; the error is the context's. Over the limit of files the oldest go, and this one
  * may be among them, with its session. */
 oscar_status session_written(struct service *s, struct session *session, uint64_t version, oscar_status status, size_t bytes);

@@ -177,19 +177,24 @@ void session_tell_failure(const struct service *s, const struct session *x) {
   log_line(s->context, OSCAR_LOG_WARNING, "session %s is not in a file: %s", x->name, oscar_last_error(s->context));
 }
 
+oscar_status session_file_look(oscar_context *context, const char *path, size_t *bytes) {
+  oscar_snapshot *written;
+  const oscar_status status = oscar_snapshot_open(context, path, &written);
+  if (status != OSCAR_OK) return status;
+  *bytes = oscar_snapshot_describe(written)->file_bytes;
+  oscar_snapshot_close(written);
+  return OSCAR_OK;
+}
+
 oscar_status session_write(struct service *s, struct session *x) {
   char path[PATH_MAX];
-  oscar_snapshot *written;
   size_t bytes = 0;
   if (x->writing) writer_wait(s); /* of two writers of one file the later one's would stay */
   if (x->on_disk) return OSCAR_OK;
   oscar_status status = session_file_path(s, x->name, path);
   if (status == OSCAR_OK) status = file_make_folders(s->context, s->folder);
   if (status == OSCAR_OK) status = write_file(s, x, path);
-  if (status == OSCAR_OK && (status = oscar_snapshot_open(s->context, path, &written)) == OSCAR_OK) {
-    bytes = oscar_snapshot_describe(written)->file_bytes;
-    oscar_snapshot_close(written);
-  }
+  if (status == OSCAR_OK) status = session_file_look(s->context, path, &bytes);
   return session_written(s, x, x->version, status, bytes);
 }
 

@@ -52,13 +52,9 @@ static oscar_status copy_snapshot(oscar_context *context, const struct write_job
 }
 
 static void write_file(oscar_context *context, struct write_job *job) {
-  oscar_snapshot *written;
   oscar_status status = file_make_folders(context, job->folder);
   if (status == OSCAR_OK) status = job->pages ? oscar_capture_save(job->pages, context, job->path) : copy_snapshot(context, job);
-  if (status == OSCAR_OK && (status = oscar_snapshot_open(context, job->path, &written)) == OSCAR_OK) {
-    job->file_bytes = oscar_snapshot_describe(written)->file_bytes;
-    oscar_snapshot_close(written);
-  }
+  if (status == OSCAR_OK) status = session_file_look(context, job->path, &job->file_bytes);
   job->error.status = status;
   if (status != OSCAR_OK) snprintf(job->error.text, sizeof job->error.text, "%s", oscar_last_error(context));
 }
