@@ -54,7 +54,9 @@ struct arguments {
   int head_bytes, value_offset;
   int page_bytes, slot_bytes; /* what is copied of a coded page for one head; of a slot of a ring */
   int angle_bytes;            /* of rope.turns for a page, where they are copied */
-  bool coded, map_is_here;    /* map_is_here: a KV head's map of values is copied to shared memory */
+  bool coded;
+  bool map_is_here;  /* a KV head's map of values is copied to shared memory */
+  bool copies_ahead; /* queries and curves of the next item, while one is worked on */
   float scale;
 };
 

@@ -159,11 +159,12 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
   a.parts = space->parts;
   a.arrived = space->arrived;
   a.out = out;
-  a.map_is_here = a.coded;
-  int bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
-  if ((size_t)bytes > cuda->shared_bytes) {
-    a.map_is_here = false;
+  const bool wanted[3][2] = {{a.coded, a.coded}, {a.coded, false}, {false, false}}; /* as much as there is room for */
+  int bytes = 0;
+  for (const auto &each : wanted) {
+    a.map_is_here = each[0], a.copies_ahead = each[1];
     bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
+    if ((size_t)bytes <= cuda->shared_bytes) break;
   }
   oscar_status status = cuda_result(cuda, cudaFuncSetAttribute(chosen.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                                     "asking for shared memory");

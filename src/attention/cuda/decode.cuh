@@ -59,6 +59,14 @@ struct traits {
   static constexpr int WARPS = SHAPE.warps, BLOCKS = SHAPE.blocks;
 };
 
+/* How the line is cut: into equal stretches for so many blocks, but for the end that nothing is on. */
+struct line_cut {
+  int units, blocks;
+};
+__device__ inline line_cut cut_of(int total_units, int blocks) {
+  return {total_units + LATE_WEIGHT, working_blocks(total_units + LATE_WEIGHT, blocks)};
+}
+
 /* The item that has a unit of the line. */
 struct line_item {
   int tile, head, begin; /* begin: its first unit */
@@ -67,18 +75,22 @@ struct line_item {
 struct item_work {
   struct decode_tile tile;
   line_item item;
-  int stop;   /* the unit of the line after it */
-  bool coded; /* whether the block has coded pages */
+  int stop;          /* the unit of the line after it */
+  bool coded, exact; /* whether the block has coded pages, exact tiles */
 };
 /* Of this item and the next, in turn: and what the warp reads of them. */
 struct warp_work {
-  item_work items[2];
+  item_work items[2], first; /* first: of the block, when it has had others since */
   reading readings[2];
 };
+/* Barriers of the block's copies, from shared_layout.block_barriers on: queries, and curves, of items in turn; the map. */
+enum block_copy { QUERIES, CURVES = QUERIES + 2, MAP = CURVES + 2, BLOCK_COPIES };
 /* Shared memory of a block, in bytes from its start. A warp has `of_warp` bytes from `warps` on for weights of curves (of a mean
- * that turns) and the gains of a page, and in their place its sums, when it is done with an item. */
+ * that turns) and the gains of a page, and in their place its sums, when it is done with an item. Queries and curves of the next
+ * item are `next_prepared` and `next_curves` bytes on from those of this one; 0: they come when this one is done with. */
 struct shared_layout {
-  int angles, barriers, works, log_gains, ones, prepared, curves, map, warps, of_warp, gains_of_warp, block, bytes;
+  int angles, barriers, works, log_gains, ones, prepared, next_prepared, curves, next_curves, map, warps, of_warp, gains_of_warp,
+      block, bytes;
 };
 __host__ __device__ inline prepared_layout prepared_of(const arguments &a, int row_tiles) {
   return prepared_layout_of(a.forms.key_crumbs / 16, a.turning_pairs, a.fast, row_tiles);
@@ -96,15 +108,17 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   const int warps = shape.warps;
   int at = warps * STAGES * a.slot_bytes;
   s.angles = at, at += warps * angles_bytes(a);
-  s.barriers = at, at += 8 * (warps * STAGES + 3); /* three for the block: queries, curves, the map of values */
+  s.barriers = at, at += 8 * (warps * STAGES + BLOCK_COPIES);
   s.works = at, at += warps * (int)sizeof(struct warp_work);
   at = (at + 63) / 64 * 64;
   s.log_gains = at, at += 64;
   at = (at + 127) / 128 * 128;
   s.ones = at, at += ONES_BYTES;
-  s.prepared = at, at += a.coded ? prepared_of(a, row_tiles).bytes : 0;
-  at = (at + 127) / 128 * 128;
+  const int prepared = a.coded ? (prepared_of(a, row_tiles).bytes + 127) / 128 * 128 : 0;
+  s.prepared = at, at += prepared;
+  s.next_prepared = a.copies_ahead ? prepared : 0, at += s.next_prepared;
   s.curves = at, at += curve_bytes(a);
+  s.next_curves = a.copies_ahead && a.turns == BY_PAIRS ? curve_bytes(a) : 0, at += s.next_curves;
   s.warps = at;
   s.gains_of_warp = a.turns == BY_WAVES ? WAVE_PAGES * row_tiles * a.rope.steps * 32 * WEIGHT_WORDS * 4 : 0;
   const int sums = warp_sums_bytes(a.head_dim, a.forms.value_crumbs, row_tiles),
@@ -112,16 +126,16 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   s.of_warp = ((sums > reading ? sums : reading) + 15) / 16 * 16;
   const int all = warps * s.of_warp, merging = merge_bytes(a.head_dim, shape.blocks * a.multiprocessors + 1, row_tiles);
   s.block = at += ((all > merging ? all : merging) + 15) / 16 * 16;
-  at += block_sums_of(a.head_dim, a.forms.value_crumbs, warps, row_tiles).bytes;
+  at += block_sums_of(a.head_dim, a.forms.value_crumbs, row_tiles).bytes;
   s.map = at = (at + 127) / 128 * 128;
   s.bytes = at + (a.map_is_here ? map_bytes(a) : 0);
   return s;
 }
 
-/* The coded pages of `c`. */
+/* The coded pages of `c`. place: of the item's queries and curves, 0 or 1. */
 template <class T>
 __device__ inline void read_coded(const arguments &a, const struct decode_tile &tile, const reading &c, asking &asked,
-                                  const reading &after, uint8_t *memory, const shared_layout &layout, ring &ring) {
+                                  const reading &after, uint8_t *memory, const shared_layout &layout, int place, ring &ring) {
   constexpr int NT = T::NT, BLOCKS = T::VALUE_BLOCKS;
   constexpr bool ANY = T::ANY;
   constexpr int STEPS = ANY ? 0 : T::STEPS;
@@ -141,7 +155,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   const bool waves = turns == BY_WAVES;
   const int blocks = ANY ? forms.key_crumbs / 16 : T::KEY_BLOCKS, steps = ANY ? a.rope.steps : STEPS;
   const prepared_layout prepared = prepared_of(a, NT);
-  const uint8_t *queries = memory + layout.prepared;
+  const uint8_t *queries = memory + layout.prepared + place * layout.next_prepared;
   const struct row_constants *constants = (const struct row_constants *)(queries + prepared.constants);
   const float2 *amplitudes = (const float2 *)(queries + prepared.amplitudes);
   const uint4 *mixing = (const uint4 *)(queries + prepared.mixing);
@@ -165,7 +179,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   float acc[BLOCKS][4] = {}, middle[4] = {}, zeros[NT] = {};
   int exponent = T::FORM == FOUR_LOG_GAINS || (ANY && forms.value_form == OSCAR_ROW_LOG_GAINS) ? 0 : -126;
   const page_gains gains = page_gains_of(own + layout.gains_of_warp, (const float *)(memory + layout.log_gains));
-  const uint8_t *curves = memory + layout.curves;
+  const uint8_t *curves = memory + layout.curves + place * layout.next_curves;
   uint32_t *weights = (uint32_t *)own;
   const int64_t oldest = ANY && a.window ? tile.position + tile.first_row / a.group - a.window + 1 : 0; /* that any row sees */
 
@@ -318,7 +332,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       i++;
       had_page = ask_for_coded(a, ring, asked, lane);
     } while (had_page && ring.content == content);
-    if (!had_page) fill_ring(a, ring, asked, after, true, lane);
+    if (!had_page) fill_ring(a, ring, asked, after, lane);
   } while (ring.content == content);
   ring.coded_before += c.coded;
   if (T::FORM == FOUR_LOG_GAINS) { /* sums of probabilities are those of row 4 */
@@ -382,6 +396,14 @@ __device__ inline line_item item_of(const arguments &a, int unit, int probe, int
   return {low, head, begin + head * units};
 }
 
+/* Units of an item in which something begins to be read. What it costs besides comes after them, and nobody has to do it. */
+__device__ inline int reading_units(const struct decode_tile &tile) { return tile.units - ITEM_WEIGHT - (EXACT_WEIGHT - 1); }
+/* The item after one of so many units. */
+__device__ inline line_item item_after(const arguments &a, const line_item &item, int units) {
+  const bool same = item.head + 1 < a.kv_heads;
+  return {same ? item.tile : item.tile + 1, same ? item.head + 1 : 0, item.begin + units};
+}
+
 /* `number`: of the item in the block; `unit` to `end` - 1 of the line are the block's. */
 template <int WARPS>
 __device__ inline void find_work(const arguments &a, const line_item &item, int unit, int end, int number, int warp,
@@ -392,10 +414,11 @@ __device__ inline void find_work(const arguments &a, const line_item &item, int 
   w.stop = min(end, item.begin + w.tile.units);
   const int coded = w.tile.coded_pages, first = unit - item.begin, last = w.stop - item.begin;
   const int coded_first = min(first, coded), coded_count = min(last, coded) - coded_first;
-  w.coded = coded_count > 0;
   /* a tile is the block's that has its first unit */
   const int exact_first = min((max(first - coded, 0) + EXACT_WEIGHT - 1) / EXACT_WEIGHT, w.tile.exact_tiles);
   const int exact_count = min((max(last - coded, 0) + EXACT_WEIGHT - 1) / EXACT_WEIGHT, w.tile.exact_tiles) - exact_first;
+  w.coded = coded_count > 0;
+  w.exact = exact_count > 0;
   /* Both kinds in equal shares; warps that have one tile more are mostly not those that have one page more. */
   const int exact_from = exact_count - exact_count * (WARPS - warp) / WARPS,
             exact_to = exact_count - exact_count * (WARPS - warp - 1) / WARPS,
@@ -415,11 +438,10 @@ __device__ inline const float *map_of(const arguments &a, int head) {
   return a.value_map + (size_t)head * a.value_rows * a.head_dim;
 }
 /* What becomes of the item, of which blocks of the launch have parts. */
-__device__ inline item_output output_of(const arguments &a, const item_work &work, const float *map_here, int total_units,
-                                        int blocks) {
+__device__ inline item_output output_of(const arguments &a, const item_work &work, const float *map_here, const line_cut &cut) {
   const int index = work.item.tile * a.kv_heads + work.item.head, begin = work.item.begin;
-  const int first = block_of_unit(begin, total_units, blocks),
-            last = block_of_unit(begin + work.tile.units - 1, total_units, blocks);
+  const int first = block_of_unit(begin, cut.units, cut.blocks),
+            last = block_of_unit(begin + reading_units(work.tile) - 1, cut.units, cut.blocks);
   const size_t floats = part_floats(a.head_dim);
   return {work.tile,
           a.kv_heads,
@@ -428,6 +450,7 @@ __device__ inline item_output output_of(const arguments &a, const item_work &wor
           a.out,
           a.map_is_here ? map_here : map_of(a, work.item.head),
           a.map_is_here,
+          work.exact,
           work.coded ? value_inputs(a.forms) : 0,
           last - first + 1,
           a.parts + (size_t)(index + blockIdx.x) * floats,
@@ -455,6 +478,33 @@ template <class T> __device__ __forceinline__ arguments known_arguments(const ar
   return a;
 }
 
+/* Copies for items of the block, and which turn each barrier is at: a bit of `parities`. */
+struct block_copies {
+  uint8_t *memory;
+  uint64_t *barriers;
+  uint32_t parities;
+};
+__device__ __forceinline__ void wait_for_copy(block_copies &c, int copy) {
+  end_block_copy(c.barriers + copy, c.parities >> copy & 1);
+  c.parities ^= 1u << copy;
+}
+template <class T>
+__device__ __forceinline__ void begin_queries(const arguments &a, const line_item &item, const shared_layout &layout, int place,
+                                              const block_copies &c) {
+  const int index = item.tile * a.kv_heads + item.head, bytes = prepared_of(a, T::NT).bytes;
+  begin_block_copy(c.memory + layout.prepared + place * layout.next_prepared, a.prepared + (size_t)index * bytes, bytes,
+                   c.barriers + QUERIES + place);
+}
+__device__ __forceinline__ void begin_curves(const arguments &a, int head, const shared_layout &layout, int place,
+                                             const block_copies &c) {
+  if (a.turns == BY_PAIRS)
+    begin_block_copy(c.memory + layout.curves + place * layout.next_curves, a.curves + (size_t)head * curve_bytes(a),
+                     curve_bytes(a), c.barriers + CURVES + place);
+}
+__device__ __forceinline__ void begin_map(const arguments &a, int head, const shared_layout &layout, const block_copies &c) {
+  if (a.map_is_here) begin_block_copy(c.memory + layout.map, map_of(a, head), map_bytes(a), c.barriers + MAP);
+}
+
 template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) kernel(const __grid_constant__ arguments given) {
   const arguments a = known_arguments<T>(given);
   constexpr int WARPS = T::WARPS, NT = T::NT;
@@ -462,9 +512,8 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   start_kernel_after();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int probe = probe_of(a, 0, a.tile_count, lane), total_units = *a.total_units; /* asked for together */
-  const int blocks = working_blocks(total_units, a.blocks);
   const shared_layout layout = shared_layout_of(a, T::SHAPE, NT);
-  uint64_t *barriers = (uint64_t *)(memory + layout.barriers), *block_barrier = barriers + WARPS * STAGES;
+  uint64_t *barriers = (uint64_t *)(memory + layout.barriers);
   ring ring = {memory + warp * STAGES * a.slot_bytes,
                barriers + warp * STAGES,
                memory + layout.angles + warp * angles_bytes(a),
@@ -474,73 +523,97 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
                EMPTY,
                0,
                0};
-  uint32_t parity = 0, map_parity = 0; /* of the block's barriers */
+  block_copies copies = {memory, barriers + WARPS * STAGES, 0};
   if (lane == 0)
 #pragma unroll
     for (int i = 0; i < STAGES; i++) copies_init(ring.barriers + i);
   if (threadIdx.x == 0)
-    for (int i = 0; i < 3; i++) copies_init(block_barrier + i);
+    for (int i = 0; i < BLOCK_COPIES; i++) copies_init(copies.barriers + i);
   copies_visible();
   __syncthreads();
-  if ((int)blockIdx.x >= blocks) return; /* before a copy begins that nobody would wait for */
-  if (a.turns == BY_WAVES) begin_block_copy(memory + layout.curves, a.rope.curve_words, curve_bytes(a), block_barrier);
-  const int unit = begin_of_block((int)blockIdx.x, total_units, blocks),
-            end = begin_of_block((int)blockIdx.x + 1, total_units, blocks);
+  const line_cut cut = cut_of(total_units, a.blocks);
+  int unit = begin_of_block((int)blockIdx.x, cut.units, cut.blocks);
+  const int end = min(begin_of_block((int)blockIdx.x + 1, cut.units, cut.blocks), total_units);
+  if (unit >= end) return; /* before a copy begins that nobody would wait for */
+  line_item item = item_of(a, unit, probe, lane);
+  const struct decode_tile &tile = a.tiles[item.tile];
+  if (unit - item.begin >= reading_units(tile)) { /* all of the item is others' */
+    item = item_after(a, item, tile.units);
+    unit = item.begin;
+    if (unit >= end) return;
+  }
   warp_work *works = (warp_work *)(memory + layout.works) + warp;
-  find_work<WARPS>(a, item_of(a, unit, probe, lane), unit, end, 0, warp, works);
+  find_work<WARPS>(a, item, unit, end, 0, warp, works);
   asking asked = {};
   ask_for(a, ring, asked, works->readings[0], lane);
-  /* the kernel before may write exact pages, but not coded ones */
-  fill_ring(a, ring, asked, works->readings[0], false, lane);
+  /* The kernel before may write exact pages and queries, but nothing that is asked for here. A second page each would come at the
+   * cost of what that kernel still reads. */
+  ask_for_coded(a, ring, asked, lane);
+  if (a.turns == BY_WAVES) begin_block_copy(memory + layout.curves, a.rope.curve_words, curve_bytes(a), copies.barriers + CURVES);
+  if (works->items[0].coded) {
+    begin_curves(a, item.head, layout, 0, copies);
+    begin_map(a, item.head, layout, copies);
+  }
   store_ones(memory + layout.ones);
   if (threadIdx.x < 16) ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
-  if (a.turns == BY_WAVES) {
-    end_block_copy(block_barrier, parity);
-    parity ^= 1;
-  }
-  wait_for_kernel_before(); /* also for mapped queries, and the end of its use of work space */
+  if (a.turns == BY_WAVES) wait_for_copy(copies, CURVES);
+  wait_for_kernel_before(); /* also for the end of its use of work space */
+  if (works->items[0].coded) begin_queries<T>(a, item, layout, 0, copies);
   __syncthreads();
+  uint32_t arrived = 0; /* of the first item: in thread 0, how many came before */
   for (int number = 0;; number++) {
     const item_work &work = works->items[number % 2];
     const reading &mine = works->readings[number % 2];
-    if (work.coded) {
-      const int index = work.item.tile * a.kv_heads + work.item.head, bytes = prepared_of(a, NT).bytes;
-      begin_block_copy(memory + layout.prepared, a.prepared + (size_t)index * bytes, bytes, block_barrier);
-      if (a.turns == BY_PAIRS)
-        begin_block_copy(memory + layout.curves, a.curves + (size_t)work.item.head * curve_bytes(a), curve_bytes(a),
-                         block_barrier + 1);
-      if (a.map_is_here) begin_block_copy(memory + layout.map, map_of(a, work.item.head), map_bytes(a), block_barrier + 2);
-    }
-    fill_ring(a, ring, asked, mine, true, lane);
+    const int place = a.copies_ahead ? number % 2 : 0;
+    fill_ring(a, ring, asked, mine, lane);
     const bool more = work.stop < end;
     if (more) {
-      const bool same = work.item.head + 1 < a.kv_heads;
-      const line_item item = {same ? work.item.tile : work.item.tile + 1, same ? work.item.head + 1 : 0,
-                              work.item.begin + work.tile.units};
-      find_work<WARPS>(a, item, item.begin, end, number + 1, warp, works);
+      const line_item next = item_after(a, work.item, work.tile.units);
+      find_work<WARPS>(a, next, next.begin, end, number + 1, warp, works);
+      const item_work &after = works->items[(number + 1) % 2];
+      if (a.copies_ahead && after.coded) {
+        begin_queries<T>(a, next, layout, place ^ 1, copies);
+        begin_curves(a, next.head, layout, place ^ 1, copies);
+      }
     }
     const reading &after = works->readings[(more ? number + 1 : number) % 2];
     const warp_sums sums = sums_of_warp<NT>(T::D, a.forms.value_crumbs, memory + layout.warps + warp * layout.of_warp);
     if (work.coded) {
-      end_block_copy(block_barrier, parity);
-      if (a.turns == BY_PAIRS) end_block_copy(block_barrier + 1, parity);
-      parity ^= 1;
-      read_coded<T>(a, work.tile, mine, asked, after, memory, layout, ring);
+      wait_for_copy(copies, QUERIES + place);
+      if (a.turns == BY_PAIRS) wait_for_copy(copies, CURVES + place);
+      read_coded<T>(a, work.tile, mine, asked, after, memory, layout, place, ring);
     } else {
       store_no_states<NT>(sums.code_states, lane);
     }
     read_exact<T>(a, work.tile, mine, asked, after, ring, sums);
-    if (work.coded && a.map_is_here) {
-      end_block_copy(block_barrier + 2, map_parity);
-      map_parity ^= 1;
-    }
-    finish_item<T::D, NT, WARPS>(output_of(a, work, (const float *)(memory + layout.map), total_units, blocks),
-                                 a.forms.value_crumbs, a.forms.value_groups, memory + layout.warps, layout.of_warp,
+    if (work.coded && a.map_is_here) wait_for_copy(copies, MAP);
+    const item_output output = output_of(a, work, (const float *)(memory + layout.map), cut);
+    finish_item<T::D, NT, WARPS>(output, a.forms.value_crumbs, a.forms.value_groups, memory + layout.warps, layout.of_warp,
                                  memory + layout.block);
-    if (!more) break;
-    hand_to_copies(); /* the next item's queries and map are copied over what has been read here */
+    hand_to_copies(); /* what comes is copied over what has been read here */
     __syncthreads();
+    if (!more) {
+      if (output.count > 1 && __syncthreads_or(threadIdx.x == 0 && is_last(output, arrive(output))))
+        merge_parts<T::D, WARPS>(output, memory + layout.warps, memory + layout.block);
+      if (number == 0) return;
+      break;
+    }
+    if (number == 0) { /* of the items that are not the last, only the first may be others', too */
+      if (output.count > 1 && threadIdx.x == 0) arrived = arrive(output);
+      works->first = work;
+    }
+    const item_work &coming = works->items[(number + 1) % 2];
+    if (!coming.coded) continue;
+    begin_map(a, coming.item.head, layout, copies);
+    if (a.copies_ahead) continue;
+    begin_queries<T>(a, coming.item, layout, 0, copies);
+    begin_curves(a, coming.item.head, layout, 0, copies);
   }
+  /* Parts of the first item are put together now, when nothing else is left to be read. */
+  __syncwarp();
+  const item_output first = output_of(a, works->first, (const float *)(memory + layout.map), cut);
+  if (first.count > 1 && __syncthreads_or(threadIdx.x == 0 && is_last(first, arrived)))
+    merge_parts<T::D, WARPS>(first, memory + layout.warps, memory + layout.block);
 }
 
 } // namespace decode

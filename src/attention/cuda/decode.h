@@ -30,6 +30,7 @@ extern "C" {
 #define EXACT_TOKENS 16
 #define EXACT_WEIGHT 2
 #define ITEM_WEIGHT  32
+#define LATE_WEIGHT  16 /* units that the last block has less: its multiprocessor was the last to be free */
 #define GAIN_CLASSES 4
 /* Curves of a mean that turns come in steps, as many as a matrix product takes. Where so few pairs turn, two steps, it is faster
  * to let each have curves of its own. */

@@ -56,7 +56,7 @@ __host__ __device__ inline struct prepared_layout prepared_layout_of(int blocks,
   return p;
 }
 
-/* Every block of threads that works has at least one unit of the line. */
+/* Every block of threads that works has at least one unit of the line, or of what is beyond its end. */
 __host__ __device__ inline int working_blocks(int units, int blocks) { return units < blocks ? units : blocks; }
 /* fp16 2^(k/4) of four 4-bit k + 8, in the order of the nibbles: bytes are looked up by nibbles, as permutation does it. With k +
  * 8 = 4 e + f, the number is 2^(e - 2) 2^(f/4): the low byte depends on f, the high byte on f and e. `less` is subtracted from

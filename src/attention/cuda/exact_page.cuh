@@ -9,6 +9,12 @@
 
 namespace decode {
 
+/* Two numbers in BF16, or what BF16 loses of them. */
+__device__ __forceinline__ uint32_t pack_or_rest(float low, float high, bool rest) {
+  const uint32_t packed = pack_bf162(low, high);
+  return rest ? pack_bf162(low - low_bf16(packed), high - high_bf16(packed)) : packed;
+}
+
 /* The exact tiles of `r`, 16 tokens each. Scores and sums as for codes, with BF16 operands: a lane's 16 bytes
  * are eight channels of a token, in whatever order of inputs both operands agree on. Queries and probabilities come as two BF16
  * numbers each, in neighbouring columns. */
@@ -21,6 +27,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
     store_no_states<NT>(sums.exact_states, lane);
     return;
   }
+  int number = exact_page(a, r, r.exact_from)->number; /* of the next tile's page */
   softmax<NT> state;
   float acc[NT][CHUNKS * 4][4] = {};
   int64_t seen[NT]; /* the last position that this lane's row sees */
@@ -40,15 +47,15 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
 #pragma unroll
     for (int j = 0; j < STEPS; j++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const float2 x = *(const float2 *)(mine + 32 * j + 8 * q + 2 * i);
-        uint32_t packed = pack_bf162(x.x * scale, x.y * scale);
-        if (g % 2) packed = pack_bf162(x.x * scale - low_bf16(packed), x.y * scale - high_bf16(packed));
-        operand[n][j][i] = packed;
+      for (int i = 0; i < 4; i += 2) {
+        const float4 x = *(const float4 *)(mine + 32 * j + 8 * q + 2 * i);
+        operand[n][j][i] = pack_or_rest(x.x * scale, x.y * scale, g % 2);
+        operand[n][j][i + 1] = pack_or_rest(x.z * scale, x.w * scale, g % 2);
       }
   }
   for (int i; (i = next_tile(ring, r.item)) != NO_TILE;) {
-    const int64_t position = (int64_t)a.pages[r.exact_list + i / 4].number * 64 + i % 4 * 16;
+    const int64_t position = (int64_t)number * 64 + i % 4 * 16;
+    number = exact_page(a, r, min(i + 1, r.exact_from + r.exact - 1))->number;
     float s[NT][4] = {};
     const uint16_t *keys = (const uint16_t *)wait_for_slot(a, ring);
 #pragma unroll
@@ -62,7 +69,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
       }
     }
     leave_slot(ring);
-    fill_ring(a, ring, asked, after, true, lane);
+    fill_ring(a, ring, asked, after, lane);
     float score[NT][2], largest[NT], factor[NT];
 #pragma unroll
     for (int n = 0; n < NT; n++)
@@ -111,7 +118,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
                    __byte_perm(v2[b], v3[b], 0x5410), __byte_perm(v2[b], v3[b], 0x7632), p[n][0], p[n][1]);
     }
     leave_slot(ring);
-    fill_ring(a, ring, asked, after, true, lane);
+    fill_ring(a, ring, asked, after, lane);
   }
   store_states<NT>(state, sums.exact_states, lane, 0);
 #pragma unroll

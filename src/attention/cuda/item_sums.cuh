@@ -29,19 +29,17 @@ template <int NT> __device__ inline warp_sums sums_of_warp(int head_dim, int cru
 }
 
 /* What the block makes of them, in bytes from its start. inputs [crumbs + groups + 1][4 NT rows]: sums of codes, minus sums of
- * gains, the sum of probabilities; exact [4 NT][head_dim]; factors [kind][warp][4 NT] of sums; totals [4 NT] (m, l). */
+ * gains, the sum of probabilities; exact [4 NT][head_dim]; totals [4 NT]: l. */
 struct block_sums {
-  int inputs, exact, factors, totals, last, bytes;
+  int inputs, exact, totals, bytes;
 };
-__host__ __device__ inline block_sums block_sums_of(int head_dim, int crumbs, int warps, int row_tiles) {
+__host__ __device__ inline block_sums block_sums_of(int head_dim, int crumbs, int row_tiles) {
   block_sums s;
   const int rows = 4 * row_tiles;
   int at = 0;
   s.inputs = at, at += crumbs ? (crumbs + GAIN_CLASSES + 1) * rows * 4 : 0;
   s.exact = at, at += rows * head_dim * 4;
-  s.factors = at, at += 2 * warps * rows * 4;
-  s.totals = at, at += rows * 8;
-  s.last = at, at += 16;
+  s.totals = at, at += rows * 4;
   s.bytes = at;
   return s;
 }
@@ -70,7 +68,8 @@ struct item_output {
   float *out;
   const float *map;   /* of the KV head: [inputs][head_dim] */
   bool map_is_here;   /* in shared memory */
-  int inputs;         /* 0: nothing is coded */
+  bool exact;         /* whether the block has exact tiles */
+  int inputs;         /* 0: it has no coded pages */
   int count;          /* of the blocks that have something of the item */
   float *part;        /* this block's */
   const float *parts; /* the item's first */
@@ -141,9 +140,16 @@ __host__ __device__ inline int merge_bytes(int head_dim, int parts, int row_tile
   return 4 * row_tiles * (parts * 8 + head_dim * 4);
 }
 
+/* Counts the block's part of an item, by one thread after a barrier of the block: how many came before. */
+__device__ __forceinline__ uint32_t arrive(const item_output &o) { return arrive_and_see(o.arrived, (uint32_t)o.count - 1); }
+__device__ __forceinline__ bool is_last(const item_output &o, uint32_t came_before) {
+  return came_before == (uint32_t)o.count - 1;
+}
+
 /* All parts of an item into its output. The threads of a block take the elements of the output, and where there are twice as many
- * or more, shares of the parts, of which the first adds up the others' sums. `totals`: room for [rows]. */
-template <int D, int WARPS> __device__ inline void merge_parts(const item_output &o, uint8_t *room, float *totals) {
+ * or more, shares of the parts, of which the first adds up the others' sums. Over the sums of warps and block. */
+template <int D, int WARPS> __device__ inline void merge_parts(const item_output &o, uint8_t *room, uint8_t *block) {
+  float *totals = (float *)block;
   constexpr int TOGETHER = 9, THREADS = WARPS * 32;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = o.tile.rows, elements = rows * (D / 4);
   const int shares = elements * 2 <= THREADS ? 2 : 1, share = shares == 1 ? 0 : (int)threadIdx.x / elements;
@@ -151,27 +157,33 @@ template <int D, int WARPS> __device__ inline void merge_parts(const item_output
   const size_t floats = part_floats(D);
   float4 *sums = (float4 *)room;
   float2 *states = (float2 *)(sums + elements); /* [parts][rows] */
+  const auto state_of = [&](int part, int row) {
+    return part < o.count ? __ldcg((const float2 *)(o.parts + part * floats) + row) : make_float2(NONE, 0);
+  };
   const auto load = [&](int element, int from, float4(&x)[TOGETHER]) {
     const float *at = o.parts + 2 * DECODE_ROWS + element * 4;
 #pragma unroll
     for (int k = 0; k < TOGETHER; k++) x[k] = __ldcg((const float4 *)(at + (size_t)min(from + k, o.count - 1) * floats));
   };
+  float2 state = state_of(lane, min(warp, rows - 1)); /* asked for before all else: sums need what is made of it */
   float4 x[TOGETHER];
   const int mine = (int)threadIdx.x - share * elements; /* the first element */
-  load(min(mine, elements - 1), first, x);              /* beside the maxima */
+  load(min(mine, elements - 1), first, x);
 #pragma unroll 1
   for (int row = warp; row < rows; row += WARPS) {
-    float m = NONE, l = 0;
+    if (row != warp) state = state_of(lane, row);
+    const float2 of_lane = state;
+    float m = state.x, l = 0;
 #pragma unroll 1
-    for (int i = lane; i < o.count; i += 32) {
-      const float2 state = __ldcg((const float2 *)(o.parts + i * floats) + row);
+    for (int i = lane + 32; i < o.count; i += 32) {
+      state = state_of(i, row);
       states[i * rows + row] = state;
       m = fmaxf(m, state.x);
     }
     m = largest_of_warp(m);
 #pragma unroll 1
     for (int i = lane; i < o.count; i += 32) {
-      const float2 state = states[i * rows + row];
+      state = i == lane ? of_lane : states[i * rows + row];
       const float factor = state.x > NONE ? exp2_fast(state.x - m) : 0;
       states[i * rows + row].x = factor;
       l += factor * state.y;
@@ -208,45 +220,69 @@ template <int D, int WARPS> __device__ inline void merge_parts(const item_output
   write(mine, sum);
 }
 
-/* What all warps have of an item goes where it belongs. By the whole block, after the warps have stored their sums, each in
- * `bytes` from `warps` on; what is there may be written again after the next __syncthreads. */
+/* What all warps' sums of a row are multiplied with, and the sums of probabilities that come of it. */
+template <int WARPS> struct row_states {
+  float codes[WARPS], exact[WARPS]; /* factors */
+  float m, of_codes, l;             /* of_codes: the part of l that coded pages have */
+};
+template <int D, int NT, int WARPS>
+__device__ __forceinline__ row_states<WARPS> states_of_row(bool coded, bool exact, int crumbs, uint8_t *warps, int bytes, int row) {
+  row_states<WARPS> r;
+  float2 states[2][WARPS];
+  r.m = NONE;
+#pragma unroll
+  for (int w = 0; w < WARPS; w++) {
+    const warp_sums from = sums_of_warp<NT>(D, crumbs, warps + w * bytes);
+    states[0][w] = coded ? from.code_states[row] : make_float2(NONE, 0);
+    states[1][w] = exact ? from.exact_states[row] : make_float2(NONE, 0);
+  }
+#pragma unroll
+  for (int w = 0; w < WARPS; w++) r.m = fmaxf(r.m, fmaxf(states[0][w].x, states[1][w].x));
+  float of_exact = 0;
+  r.of_codes = 0;
+#pragma unroll
+  for (int w = 0; w < WARPS; w++) { /* -inf is never subtracted from -inf */
+    r.codes[w] = states[0][w].x > NONE ? exp2_fast(states[0][w].x - r.m) : 0;
+    r.exact[w] = states[1][w].x > NONE ? exp2_fast(states[1][w].x - r.m) : 0;
+    r.of_codes += r.codes[w] * states[0][w].y;
+    of_exact += r.exact[w] * states[1][w].y;
+  }
+  r.l = r.of_codes + of_exact;
+  return r;
+}
+
+/* What all warps have of an item goes where it belongs: to the output, or to the block's part. By the whole block, after the warps
+ * have stored their sums, each in `bytes` from `warps` on; what is there may be written again after the next __syncthreads, when
+ * the part may be counted (arrive). */
 template <int D, int NT, int WARPS>
 __device__ inline void finish_item(const item_output &o, int crumbs, int groups, uint8_t *warps, int bytes, uint8_t *block) {
   constexpr int ROWS = 4 * NT;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = o.tile.rows;
-  const block_sums layout = block_sums_of(D, crumbs, WARPS, NT);
+  const block_sums layout = block_sums_of(D, crumbs, NT);
   float *inputs = (float *)(block + layout.inputs), *exact = (float *)(block + layout.exact);
-  float *factors = (float *)(block + layout.factors);
-  float2 *totals = (float2 *)(block + layout.totals);
+  float *totals = (float *)(block + layout.totals);
   map_part<D> map;
   if (o.inputs && !o.map_is_here) map = load_map<D, WARPS>(o, warp, min(lane * 4, D - 4));
   __syncthreads();
-#pragma unroll 1
-  for (int row = warp; row < rows; row += WARPS) {
-    float2 state = make_float2(NONE, 0);
-    if (lane < 2 * WARPS) {
-      const warp_sums from = sums_of_warp<NT>(D, crumbs, warps + lane % WARPS * bytes);
-      state = (lane < WARPS ? from.code_states : from.exact_states)[row];
-    }
-    const float m = largest_of_warp(state.x), factor = state.x > NONE ? exp2_fast(state.x - m) : 0, l = factor * state.y;
-    if (lane < 2 * WARPS) factors[lane * ROWS + row] = factor;
-    const float of_codes = sum_of_warp(lane < WARPS ? l : 0), all = sum_of_warp(l);
-    if (lane == 0) totals[row] = make_float2(m, all);
-    if (lane == 0 && o.inputs) inputs[(o.inputs - 1) * ROWS + row] = of_codes;
-  }
-  __syncthreads();
-  const int of_codes = o.inputs ? codes_width(crumbs) / 4 : 0, each = of_codes + D / 4;
+  const bool has_exact = o.exact || o.inputs == 0;
+  const int of_codes = o.inputs ? codes_width(crumbs) / 4 : 0, each = of_codes + (has_exact ? D / 4 : 0);
 #pragma unroll 1
   for (int i = threadIdx.x; i < rows * each; i += WARPS * 32) {
     const int row = i / each, at = i % each, coded = at < of_codes, column = (coded ? at : at - of_codes) * 4;
+    const row_states<WARPS> states = states_of_row<D, NT, WARPS>(o.inputs > 0, has_exact, crumbs, warps, bytes, row);
     float4 sum = {};
 #pragma unroll
     for (int w = 0; w < WARPS; w++) {
-      const float factor = factors[((coded ? 0 : WARPS) + w) * ROWS + row];
+      const float factor = coded ? states.codes[w] : states.exact[w];
       const warp_sums from = sums_of_warp<NT>(D, crumbs, warps + w * bytes);
       float4 x = *(const float4 *)(coded ? from.codes + row * codes_width(crumbs) + column : from.exact + row * D + column);
       if (factor == 0) x = make_float4(0, 0, 0, 0); /* a warp that saw nothing has left anything */
       add_scaled(sum, factor, x);
+    }
+    if (at == 0) {
+      totals[row] = states.l;
+      if (o.inputs) inputs[(o.inputs - 1) * ROWS + row] = states.of_codes;
+      if (o.count > 1) __stcg((float2 *)o.part + row, make_float2(states.m, states.l));
     }
     if (!coded) {
       *(float4 *)(exact + row * D + column) = sum;
@@ -269,7 +305,7 @@ __device__ inline void finish_item(const item_output &o, int crumbs, int groups,
 #pragma unroll 1
   for (int i = threadIdx.x; i < rows * (D / 4); i += WARPS * 32) {
     const int row = i / (D / 4), column = i % (D / 4) * 4;
-    float4 sum = *(const float4 *)(exact + row * D + column);
+    float4 sum = has_exact ? *(const float4 *)(exact + row * D + column) : make_float4(0, 0, 0, 0);
     if (o.inputs)
 #pragma unroll
       for (int w = 0; w < WARPS; w++)
@@ -278,18 +314,10 @@ __device__ inline void finish_item(const item_output &o, int crumbs, int groups,
       __stcg((float4 *)(o.part + 2 * DECODE_ROWS + row * D + column), sum);
       continue;
     }
-    const float scale = 1 / totals[row].y;
+    const float scale = 1 / totals[row];
     *(float4 *)(o.out + row_offset(o.tile, row, o.kv_heads, o.group, o.head, D) + column) =
         make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale);
   }
-  if (o.count == 1) return;
-  if (threadIdx.x < rows) __stcg((float2 *)o.part + threadIdx.x, totals[threadIdx.x]);
-  __syncthreads();
-  uint32_t *last = (uint32_t *)(block + layout.last);
-  if (threadIdx.x == 0) *last = arrive_and_see(o.arrived, (uint32_t)o.count - 1); /* 0 again after the last */
-  __syncthreads();
-  if (*last != (uint32_t)o.count - 1) return;
-  merge_parts<D, WARPS>(o, warps, (float *)totals);
 }
 
 } // namespace decode

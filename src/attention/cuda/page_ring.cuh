@@ -58,6 +58,7 @@ struct asking {
   unsigned next;         /* coded page */
   unsigned coded_before; /* of items before */
   int next_side;         /* of exact tiles: keys, then values of each */
+  int exact_unit;        /* of the page of that tile */
   struct page_place here;
   struct decode_page ahead;
 };
@@ -69,10 +70,13 @@ __device__ __forceinline__ void look_ahead(const arguments &a, asking &asked, in
 __device__ __forceinline__ struct page_place place_of(const arguments &a, const asking &asked, const struct decode_page &page) {
   return {a.memory + (size_t)page.unit * a.unit_bytes + (size_t)asked.of.head * a.head_bytes, page.number};
 }
-__device__ inline const uint8_t *exact_tile(const arguments &a, const reading &r, int tile, int side) {
-  const int unit = a.pages[r.exact_list + tile * EXACT_TOKENS / 64].unit;
-  return a.memory + (size_t)unit * a.unit_bytes +
-         ((size_t)(r.head * 2 + side) * 64 + (size_t)(tile * EXACT_TOKENS % 64)) * (size_t)a.head_dim * 2;
+/* The page that has an exact tile of the item. */
+__device__ __forceinline__ const struct decode_page *exact_page(const arguments &a, const reading &r, int tile) {
+  return a.pages + r.exact_list + tile * EXACT_TOKENS / 64;
+}
+__device__ inline const uint8_t *exact_tile(const arguments &a, const asking &asked, int tile, int side) {
+  return a.memory + (size_t)asked.exact_unit * a.unit_bytes +
+         ((size_t)(asked.of.head * 2 + side) * 64 + (size_t)(tile * EXACT_TOKENS % 64)) * (size_t)a.head_dim * 2;
 }
 
 /* After copies were begun into a free slot. */
@@ -94,6 +98,7 @@ __device__ __forceinline__ void ask_for(const arguments &a, const ring &ring, as
   asked.coded_before += asked.of.coded;
   asked.of = of;
   asked.next = 0, asked.next_side = 0;
+  if (of.exact > 0) asked.exact_unit = exact_page(a, of, of.exact_from)->unit;
   if (of.coded == 0) return;
   look_ahead(a, asked, 0, lane);
   asked.here = place_of(a, asked, asked.ahead);
@@ -126,21 +131,20 @@ __device__ __forceinline__ bool ask_for_coded(const arguments &a, ring &ring, as
 __device__ __forceinline__ bool ask_for_exact(const arguments &a, ring &ring, asking &asked, int lane) {
   if (asked.next_side == 2 * asked.of.exact) return false;
   const int tile = asked.of.exact_from + asked.next_side / 2;
-  copy_of_lane(ring.slots + ring.issue_slot * a.slot_bytes, exact_tile(a, asked.of, tile, asked.next_side % 2),
+  copy_of_lane(ring.slots + ring.issue_slot * a.slot_bytes, exact_tile(a, asked, tile, asked.next_side % 2),
                EXACT_TOKENS * a.head_dim * 2, ring.barriers + ring.issue_slot, 0, lane);
   add_slot(a, ring, content_of(asked.of.item, tile));
   asked.next_side++;
+  if (asked.next_side % 2 == 0 && asked.next_side < 2 * asked.of.exact) /* of the next tile, before it is needed */
+    asked.exact_unit = exact_page(a, asked.of, tile + 1)->unit;
   return true;
 }
 
-/* Fills the free slots with what is left to be asked for; after an item, of `after`. By a whole warp. exact: whether exact pages
- * may be read already. */
-__device__ __forceinline__ void fill_ring(const arguments &a, ring &ring, asking &asked, const reading &after, bool exact,
-                                          int lane) {
+/* Fills the free slots with what is left to be asked for; after an item, of `after`. By a whole warp. */
+__device__ __forceinline__ void fill_ring(const arguments &a, ring &ring, asking &asked, const reading &after, int lane) {
 #pragma unroll 1
   while (ring.following == EMPTY) {
     if (ask_for_coded(a, ring, asked, lane)) continue;
-    if (!exact) return;
     if (ask_for_exact(a, ring, asked, lane)) continue;
     if (asked.of.item == after.item) return;
     ask_for(a, ring, asked, after, lane);
