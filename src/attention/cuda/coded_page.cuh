@@ -48,7 +48,7 @@ struct arguments {
   const uint8_t *curves;
   struct page_forms forms;
   const int32_t *total_units;
-  int tile_count, blocks, multiprocessors, kv_heads, group, head_dim, window, value_rows;
+  int tile_count, blocks, kv_heads, group, head_dim, window, value_rows;
   int turns;               /* how_it_turns */
   int turning_pairs, fast; /* of decode_layer; curved_pairs */
   int head_bytes, value_offset;

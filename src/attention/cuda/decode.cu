@@ -66,7 +66,6 @@ choice choose(const struct oscar_cuda *cuda, const struct decode_shape *shape, c
 decode::arguments arguments_of(const struct oscar_cuda *cuda, const struct decode_shape *shape,
                                const struct decode_layer *layer) {
   decode::arguments a = {};
-  a.multiprocessors = cuda->info.multiprocessors;
   a.memory = layer->memory;
   a.unit_bytes = layer->unit_bytes;
   a.kv_heads = shape->kv_heads;

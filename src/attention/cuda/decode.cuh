@@ -80,10 +80,15 @@ struct item_work {
 };
 /* Of this item and the next, in turn: and what the warp reads of them. */
 struct warp_work {
-  item_work items[2], first; /* first: of the block, when it has had others since */
+  item_work items[2];
   reading readings[2];
+  /* Of the block's first item, when it has had others since: whether parts of it are others', too, and how many of them had
+   * arrived before this block's; the latter is known to the first thread. */
+  item_work first;
+  bool shared;
+  uint32_t arrived;
 };
-/* Barriers of the block's copies, from shared_layout.block_barriers on: queries, and curves, of items in turn; the map. */
+/* Barriers of the block's copies, after those of its rings: queries, and curves, of two items in turn; the map. */
 enum block_copy { QUERIES, CURVES = QUERIES + 2, MAP = CURVES + 2, BLOCK_COPIES };
 /* Shared memory of a block, in bytes from its start. A warp has `of_warp` bytes from `warps` on for weights of curves (of a mean
  * that turns) and the gains of a page, and in their place its sums, when it is done with an item. Queries and curves of the next
@@ -124,7 +129,7 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   const int sums = warp_sums_bytes(a.head_dim, a.forms.value_crumbs, row_tiles),
             reading = s.gains_of_warp + (a.coded ? gains_bytes(a.forms) : 0);
   s.of_warp = ((sums > reading ? sums : reading) + 15) / 16 * 16;
-  const int all = warps * s.of_warp, merging = merge_bytes(a.head_dim, shape.blocks * a.multiprocessors + 1, row_tiles);
+  const int all = warps * s.of_warp, merging = merge_bytes(a.head_dim, row_tiles);
   s.block = at += ((all > merging ? all : merging) + 15) / 16 * 16;
   at += block_sums_of(a.head_dim, a.forms.value_crumbs, row_tiles).bytes;
   s.map = at = (at + 127) / 128 * 128;
@@ -404,9 +409,14 @@ __device__ inline line_item item_after(const arguments &a, const line_item &item
   return {same ? item.tile : item.tile + 1, same ? item.head + 1 : 0, item.begin + units};
 }
 
-/* `number`: of the item in the block; `unit` to `end` - 1 of the line are the block's. */
+/* Pages that the first warp has less after an item that is also others': it counts the block's part of that (arrive), which takes
+ * as long. */
+constexpr int ARRIVAL_PAGES = 2;
+
+/* `number`: of the item in the block; `unit` to `end` - 1 of the line are the block's. less: pages that the first warp has less.
+ */
 template <int WARPS>
-__device__ inline void find_work(const arguments &a, const line_item &item, int unit, int end, int number, int warp,
+__device__ inline void find_work(const arguments &a, const line_item &item, int unit, int end, int number, int less, int warp,
                                  warp_work *works) {
   item_work w;
   w.tile = a.tiles[item.tile];
@@ -422,7 +432,8 @@ __device__ inline void find_work(const arguments &a, const line_item &item, int 
   /* Both kinds in equal shares; warps that have one tile more are mostly not those that have one page more. */
   const int exact_from = exact_count - exact_count * (WARPS - warp) / WARPS,
             exact_to = exact_count - exact_count * (WARPS - warp - 1) / WARPS,
-            coded_from = begin_of_block(warp, coded_count, WARPS), coded_to = begin_of_block(warp + 1, coded_count, WARPS);
+            coded_from = max(begin_of_block(warp, coded_count + less, WARPS) - less, 0),
+            coded_to = max(begin_of_block(warp + 1, coded_count + less, WARPS) - less, 0);
   works->items[number % 2] = w;
   works->readings[number % 2] = {number,
                                  item.head,
@@ -543,7 +554,8 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
     if (unit >= end) return;
   }
   warp_work *works = (warp_work *)(memory + layout.works) + warp;
-  find_work<WARPS>(a, item, unit, end, 0, warp, works);
+  find_work<WARPS>(a, item, unit, end, 0, 0, warp, works);
+  works->shared = unit > item.begin; /* if the block has others after it */
   asking asked = {};
   ask_for(a, ring, asked, works->readings[0], lane);
   /* The kernel before may write exact pages and queries, but nothing that is asked for here. A second page each would come at the
@@ -560,7 +572,6 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   wait_for_kernel_before(); /* also for the end of its use of work space */
   if (works->items[0].coded) begin_queries<T>(a, item, layout, 0, copies);
   __syncthreads();
-  uint32_t arrived = 0; /* of the first item: in thread 0, how many came before */
   for (int number = 0;; number++) {
     const item_work &work = works->items[number % 2];
     const reading &mine = works->readings[number % 2];
@@ -569,7 +580,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
     const bool more = work.stop < end;
     if (more) {
       const line_item next = item_after(a, work.item, work.tile.units);
-      find_work<WARPS>(a, next, next.begin, end, number + 1, warp, works);
+      find_work<WARPS>(a, next, next.begin, end, number + 1, number == 0 && works->shared ? ARRIVAL_PAGES : 0, warp, works);
       const item_work &after = works->items[(number + 1) % 2];
       if (a.copies_ahead && after.coded) {
         begin_queries<T>(a, next, layout, place ^ 1, copies);
@@ -594,13 +605,13 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
     __syncthreads();
     if (!more) {
       if (output.count > 1 && __syncthreads_or(threadIdx.x == 0 && is_last(output, arrive(output))))
-        merge_parts<T::D, WARPS>(output, memory + layout.warps, memory + layout.block);
+        merge_parts<T::D, WARPS>(output, memory + layout.warps);
       if (number == 0) return;
       break;
     }
-    if (number == 0) { /* of the items that are not the last, only the first may be others', too */
-      if (output.count > 1 && threadIdx.x == 0) arrived = arrive(output);
+    if (number == 0 && works->shared) { /* of the items that are not the block's last, no other may be */
       works->first = work;
+      if (threadIdx.x == 0) works->arrived = arrive(output);
     }
     const item_work &coming = works->items[(number + 1) % 2];
     if (!coming.coded) continue;
@@ -610,10 +621,10 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
     begin_curves(a, coming.item.head, layout, 0, copies);
   }
   /* Parts of the first item are put together now, when nothing else is left to be read. */
-  __syncwarp();
+  if (!works->shared) return;
   const item_output first = output_of(a, works->first, (const float *)(memory + layout.map), cut);
-  if (first.count > 1 && __syncthreads_or(threadIdx.x == 0 && is_last(first, arrived)))
-    merge_parts<T::D, WARPS>(first, memory + layout.warps, memory + layout.block);
+  if (__syncthreads_or(threadIdx.x == 0 && is_last(first, works->arrived)))
+    merge_parts<T::D, WARPS>(first, memory + layout.warps);
 }
 
 } // namespace decode

@@ -8,8 +8,9 @@
  *
  * The work of a launch is a line of units: tile after tile, KV head after KV head, first coded pages (one unit each), then exact
  * pages in tiles of 16 tokens (EXACT_WEIGHT units each, about what they have in bytes), then ITEM_WEIGHT units that stand for
- * what there is to do besides. Every block of threads takes an equal stretch of the line, whatever tiles it touches. What is read
- * by one block is done then; else the blocks leave sums in memory, and the last one that comes puts them together.
+ * what there is to do besides. Every block of threads takes an equal stretch of the line, whatever tiles it touches, but that the
+ * last one has LATE_WEIGHT units less: its multiprocessor was the last to be free. What is read by one block is done then; else
+ * the blocks leave sums in memory, and the last one that comes puts them together.
  */
 #ifndef OSCAR_ATTENTION_CUDA_DECODE_H
 #define OSCAR_ATTENTION_CUDA_DECODE_H
@@ -29,8 +30,8 @@ extern "C" {
 #define DECODE_ROWS  8
 #define EXACT_TOKENS 16
 #define EXACT_WEIGHT 2
-#define ITEM_WEIGHT  32
-#define LATE_WEIGHT  16 /* units that the last block has less: its multiprocessor was the last to be free */
+#define ITEM_WEIGHT  24
+#define LATE_WEIGHT  8
 #define GAIN_CLASSES 4
 /* Curves of a mean that turns come in steps, as many as a matrix product takes. Where so few pairs turn, two steps, it is faster
  * to let each have curves of its own. */

@@ -50,11 +50,11 @@ __device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
   asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
   return y;
 }
-/* Over the 32 lanes of a warp; every lane gets the result. */
+/* Over the 32 lanes of a warp; every lane gets the result. Not for NaNs: numbers are compared as integers in the same order,
+ * which takes one instruction. */
+__device__ __forceinline__ int in_order(int bits) { return bits >= 0 ? bits : bits ^ 0x7FFFFFFF; }
 __device__ __forceinline__ float largest_of_warp(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
-  return x;
+  return __int_as_float(in_order(__reduce_max_sync(~0u, in_order(__float_as_int(x)))));
 }
 template <typename T> __device__ __forceinline__ T sum_of_warp(T x) {
 #pragma unroll

@@ -102,13 +102,21 @@ template <int NT> __device__ __forceinline__ void add_input(float4 (&sums)[4 * N
 /* The product of `inputs` with a map in shared memory, a warp every WARPS-th of them, into sums of the warp [4 NT][D]. */
 template <int D, int NT, int WARPS>
 __device__ inline void multiply_map_here(const item_output &o, const float *inputs, float *to) {
+  constexpr int TOGETHER = 6;
   const int warp = threadIdx.x / 32;
 #pragma unroll 1
   for (int column = threadIdx.x % 32 * 4; column < D; column += 128) {
     float4 sums[4 * NT] = {};
-#pragma unroll 4
-    for (int i = warp; i < o.inputs; i += WARPS)
-      add_input<NT>(sums, inputs + i * 4 * NT, *(const float4 *)(o.map + i * D + column));
+#pragma unroll 1
+    for (int first = warp; first < o.inputs; first += WARPS * TOGETHER) {
+      float4 map[TOGETHER];
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++)
+        map[k] =
+            first + k * WARPS < o.inputs ? *(const float4 *)(o.map + (first + k * WARPS) * D + column) : make_float4(0, 0, 0, 0);
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++) add_input<NT>(sums, inputs + min(first + k * WARPS, o.inputs - 1) * 4 * NT, map[k]);
+    }
 #pragma unroll
     for (int row = 0; row < 4 * NT; row++) *(float4 *)(to + row * D + column) = sums[row];
   }
@@ -135,10 +143,8 @@ __device__ inline void multiply_map(const item_output &o, map_part<D> &map, cons
   }
 }
 
-/* Room for merge_parts in the place of all warps' sums: a state (m, l), later a factor, of every row of every part, and sums. */
-__host__ __device__ inline int merge_bytes(int head_dim, int parts, int row_tiles) {
-  return 4 * row_tiles * (parts * 8 + head_dim * 4);
-}
+/* Room for merge_parts in the place of all warps' sums: sums, and (m, l), of every four elements of the output. */
+__host__ __device__ inline int merge_bytes(int head_dim, int row_tiles) { return 4 * row_tiles * (head_dim / 4) * (16 + 8); }
 
 /* Counts the block's part of an item, by one thread after a barrier of the block: how many came before. */
 __device__ __forceinline__ uint32_t arrive(const item_output &o) { return arrive_and_see(o.arrived, (uint32_t)o.count - 1); }
@@ -146,114 +152,76 @@ __device__ __forceinline__ bool is_last(const item_output &o, uint32_t came_befo
   return came_before == (uint32_t)o.count - 1;
 }
 
-/* All parts of an item into its output. The threads of a block take the elements of the output, and where there are twice as many
- * or more, shares of the parts, of which the first adds up the others' sums. Over the sums of warps and block. */
-template <int D, int WARPS> __device__ inline void merge_parts(const item_output &o, uint8_t *room, uint8_t *block) {
-  float *totals = (float *)block;
-  constexpr int TOGETHER = 9, THREADS = WARPS * 32;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = o.tile.rows, elements = rows * (D / 4);
-  const int shares = elements * 2 <= THREADS ? 2 : 1, share = shares == 1 ? 0 : (int)threadIdx.x / elements;
-  const int first = o.count * share / shares, end = o.count * (share + 1) / shares;
-  const size_t floats = part_floats(D);
-  float4 *sums = (float4 *)room;
-  float2 *states = (float2 *)(sums + elements); /* [parts][rows] */
-  const auto state_of = [&](int part, int row) {
-    return part < o.count ? __ldcg((const float2 *)(o.parts + part * floats) + row) : make_float2(NONE, 0);
-  };
-  const auto load = [&](int element, int from, float4(&x)[TOGETHER]) {
-    const float *at = o.parts + 2 * DECODE_ROWS + element * 4;
-#pragma unroll
-    for (int k = 0; k < TOGETHER; k++) x[k] = __ldcg((const float4 *)(at + (size_t)min(from + k, o.count - 1) * floats));
-  };
-  float2 state = state_of(lane, min(warp, rows - 1)); /* asked for before all else: sums need what is made of it */
-  float4 x[TOGETHER];
-  const int mine = (int)threadIdx.x - share * elements; /* the first element */
-  load(min(mine, elements - 1), first, x);
-#pragma unroll 1
-  for (int row = warp; row < rows; row += WARPS) {
-    if (row != warp) state = state_of(lane, row);
-    const float2 of_lane = state;
-    float m = state.x, l = 0;
-#pragma unroll 1
-    for (int i = lane + 32; i < o.count; i += 32) {
-      state = state_of(i, row);
-      states[i * rows + row] = state;
-      m = fmaxf(m, state.x);
-    }
-    m = largest_of_warp(m);
-#pragma unroll 1
-    for (int i = lane; i < o.count; i += 32) {
-      state = i == lane ? of_lane : states[i * rows + row];
-      const float factor = state.x > NONE ? exp2_fast(state.x - m) : 0;
-      states[i * rows + row].x = factor;
-      l += factor * state.y;
-    }
-    l = sum_of_warp(l);
-    if (lane == 0) totals[row] = l;
-  }
-  __syncthreads();
-  const auto write = [&](int element, const float4 &sum) {
-    const int row = element / (D / 4), column = element % (D / 4) * 4;
-    const float scale = 1 / totals[row];
-    *(float4 *)(o.out + row_offset(o.tile, row, o.kv_heads, o.group, o.head, D) + column) =
-        make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale);
-  };
-  float4 sum;
-#pragma unroll 1
-  for (int element = mine; element < elements && share < shares; element += THREADS) {
-    const int row = element / (D / 4);
-    sum = make_float4(0, 0, 0, 0);
-#pragma unroll 1
-    for (int from = first; from < end; from += TOGETHER) {
-      if (from > first || element != mine) load(element, from, x);
-#pragma unroll
-      for (int k = 0; k < TOGETHER; k++)
-        if (from + k < end) add_scaled(sum, states[(from + k) * rows + row].x, x[k]);
-    }
-    if (shares == 1) write(element, sum);
-  }
-  if (shares == 1) return;
-  if (share == 1) sums[mine] = sum;
-  __syncthreads();
-  if (share > 0) return;
-  add_scaled(sum, 1, sums[mine]);
-  write(mine, sum);
-}
-
-/* What all warps' sums of a row are multiplied with, and the sums of probabilities that come of it. */
-template <int WARPS> struct row_states {
-  float codes[WARPS], exact[WARPS]; /* factors */
-  float m, of_codes, l;             /* of_codes: the part of l that coded pages have */
+/* Sums of parts, (m, l) of the row and four elements of it. */
+struct parts_sum {
+  float m, l;
+  float4 of;
 };
-template <int D, int NT, int WARPS>
-__device__ __forceinline__ row_states<WARPS> states_of_row(bool coded, bool exact, int crumbs, uint8_t *warps, int bytes, int row) {
-  row_states<WARPS> r;
-  float2 states[2][WARPS];
-  r.m = NONE;
+__device__ __forceinline__ void add_parts(parts_sum &sum, const parts_sum &other) {
+  const float m = fmaxf(sum.m, other.m), mine = sum.m > NONE ? exp2_fast(sum.m - m) : 0,
+              others = other.m > NONE ? exp2_fast(other.m - m) : 0;
+  parts_sum both = {m, mine * sum.l + others * other.l, {0, 0, 0, 0}};
+  add_scaled(both.of, mine, sum.of);
+  add_scaled(both.of, others, other.of);
+  sum = both;
+}
+/* Parts `first` to `end` - 1. Everything is asked for at once, and by every thread, so that none waits for another. */
+template <int D> __device__ __forceinline__ parts_sum sum_parts(const item_output &o, int first, int end, int element) {
+  constexpr int TOGETHER = 9;
+  const size_t floats = part_floats(D);
+  const float *states = o.parts + element / (D / 4) * 2, *sums = o.parts + 2 * DECODE_ROWS + element * 4;
+  parts_sum all = {NONE, 0, {0, 0, 0, 0}};
+#pragma unroll 1
+  for (int from = first; from < end; from += TOGETHER) {
+    float2 state[TOGETHER];
+    float4 x[TOGETHER];
 #pragma unroll
-  for (int w = 0; w < WARPS; w++) {
-    const warp_sums from = sums_of_warp<NT>(D, crumbs, warps + w * bytes);
-    states[0][w] = coded ? from.code_states[row] : make_float2(NONE, 0);
-    states[1][w] = exact ? from.exact_states[row] : make_float2(NONE, 0);
+    for (int k = 0; k < TOGETHER; k++) state[k] = __ldcg((const float2 *)(states + min(from + k, end - 1) * floats));
+#pragma unroll
+    for (int k = 0; k < TOGETHER; k++) x[k] = __ldcg((const float4 *)(sums + min(from + k, end - 1) * floats));
+    parts_sum some = {NONE, 0, {0, 0, 0, 0}};
+#pragma unroll
+    for (int k = 0; k < TOGETHER; k++) some.m = fmaxf(some.m, state[k].x);
+#pragma unroll
+    for (int k = 0; k < TOGETHER; k++) { /* -inf is never subtracted from -inf */
+      const float factor = from + k < end && state[k].x > NONE ? exp2_fast(state[k].x - some.m) : 0;
+      some.l += factor * state[k].y;
+      add_scaled(some.of, factor, x[k]);
+    }
+    add_parts(all, some);
   }
-#pragma unroll
-  for (int w = 0; w < WARPS; w++) r.m = fmaxf(r.m, fmaxf(states[0][w].x, states[1][w].x));
-  float of_exact = 0;
-  r.of_codes = 0;
-#pragma unroll
-  for (int w = 0; w < WARPS; w++) { /* -inf is never subtracted from -inf */
-    r.codes[w] = states[0][w].x > NONE ? exp2_fast(states[0][w].x - r.m) : 0;
-    r.exact[w] = states[1][w].x > NONE ? exp2_fast(states[1][w].x - r.m) : 0;
-    r.of_codes += r.codes[w] * states[0][w].y;
-    of_exact += r.exact[w] * states[1][w].y;
+  return all;
+}
+/* All parts of an item into its output. The threads of a block take the elements of the output, and where there are twice as many
+ * or more, shares of the parts. Over the warps' sums. */
+template <int D, int WARPS> __device__ inline void merge_parts(const item_output &o, uint8_t *room) {
+  constexpr int THREADS = WARPS * 32;
+  const int elements = o.tile.rows * (D / 4), shares = elements * 2 <= THREADS ? 2 : 1;
+  const int share = shares == 1 ? 0 : (int)threadIdx.x / elements, half = o.count * share / shares;
+  float4 *sums = (float4 *)room;
+  float2 *states = (float2 *)(sums + elements);
+#pragma unroll 1
+  for (int first = 0; first < elements; first += THREADS) {
+    const int element = first + (int)threadIdx.x - share * elements;
+    const bool mine = share < shares && element < elements;
+    parts_sum sum;
+    if (mine) sum = sum_parts<D>(o, half, o.count * (share + 1) / shares, element);
+    if (shares == 2) {
+      if (mine && share == 1) sums[element] = sum.of, states[element] = make_float2(sum.m, sum.l);
+      __syncthreads();
+      if (share == 0) add_parts(sum, {states[element].x, states[element].y, sums[element]});
+    }
+    if (!mine || share > 0) continue;
+    const int row = element / (D / 4), column = element % (D / 4) * 4;
+    const float scale = 1 / sum.l;
+    *(float4 *)(o.out + row_offset(o.tile, row, o.kv_heads, o.group, o.head, D) + column) =
+        make_float4(sum.of.x * scale, sum.of.y * scale, sum.of.z * scale, sum.of.w * scale);
   }
-  r.l = r.of_codes + of_exact;
-  return r;
 }
 
-/* What all warps have of an item goes where it belongs: to the output, or to the block's part. By the whole block, after the warps
- * have stored their sums, each in `bytes` from `warps` on; what is there may be written again after the next __syncthreads, when
- * the part may be counted (arrive). */
+/* What all warps have of an item goes where it belongs: to the output, or to the block's part. By the whole block, after the
+ * warps have stored their sums, each in `bytes` from `warps` on; what is there may be written again after the next __syncthreads,
+ * when the part may be counted (arrive). */
 template <int D, int NT, int WARPS>
 __device__ inline void finish_item(const item_output &o, int crumbs, int groups, uint8_t *warps, int bytes, uint8_t *block) {
   constexpr int ROWS = 4 * NT;
@@ -264,34 +232,43 @@ __device__ inline void finish_item(const item_output &o, int crumbs, int groups,
   map_part<D> map;
   if (o.inputs && !o.map_is_here) map = load_map<D, WARPS>(o, warp, min(lane * 4, D - 4));
   __syncthreads();
-  const bool has_exact = o.exact || o.inputs == 0;
-  const int of_codes = o.inputs ? codes_width(crumbs) / 4 : 0, each = of_codes + (has_exact ? D / 4 : 0);
+  const bool has_codes = o.inputs > 0, has_exact = o.exact || !has_codes;
+  /* A warp has a row of the sums of codes, or of exact ones. */
 #pragma unroll 1
-  for (int i = threadIdx.x; i < rows * each; i += WARPS * 32) {
-    const int row = i / each, at = i % each, coded = at < of_codes, column = (coded ? at : at - of_codes) * 4;
-    const row_states<WARPS> states = states_of_row<D, NT, WARPS>(o.inputs > 0, has_exact, crumbs, warps, bytes, row);
-    float4 sum = {};
+  for (int task = warp; task < (has_codes && has_exact ? 2 * rows : rows); task += WARPS) {
+    const bool coded = has_codes && task < rows;
+    const int row = task < rows ? task : task - rows, width = coded ? crumbs : D;
+    const warp_sums from = sums_of_warp<NT>(D, crumbs, warps);
+    float2 state = make_float2(NONE, 0); /* of a lane's warp: codes, then exact ones */
+    if (lane < WARPS ? has_codes : lane < 2 * WARPS && has_exact)
+      state = *(const float2 *)((const uint8_t *)((lane < WARPS ? from.code_states : from.exact_states) + row) +
+                                lane % WARPS * bytes);
+    const float m = largest_of_warp(state.x), of_lane = state.x > NONE ? exp2_fast(state.x - m) : 0, l = of_lane * state.y;
+    float factors[WARPS];
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-      const float factor = coded ? states.codes[w] : states.exact[w];
-      const warp_sums from = sums_of_warp<NT>(D, crumbs, warps + w * bytes);
-      float4 x = *(const float4 *)(coded ? from.codes + row * codes_width(crumbs) + column : from.exact + row * D + column);
-      if (factor == 0) x = make_float4(0, 0, 0, 0); /* a warp that saw nothing has left anything */
-      add_scaled(sum, factor, x);
-    }
-    if (at == 0) {
-      totals[row] = states.l;
-      if (o.inputs) inputs[(o.inputs - 1) * ROWS + row] = states.of_codes;
-      if (o.count > 1) __stcg((float2 *)o.part + row, make_float2(states.m, states.l));
-    }
-    if (!coded) {
-      *(float4 *)(exact + row * D + column) = sum;
-      continue;
-    }
-    const float sign = column < crumbs ? 1 : -1, x[4] = {sum.x, sum.y, sum.z, sum.w};
+    for (int w = 0; w < WARPS; w++) factors[w] = __shfl_sync(~0u, of_lane, coded ? w : WARPS + w);
+    const uint8_t *mine = (const uint8_t *)(coded ? from.codes + row * codes_width(crumbs) : from.exact + row * D);
+    const auto sum_at = [&](int column) {
+      float x[WARPS], sum = 0;
 #pragma unroll
-    for (int k = 0; k < 4; k++)
-      if (column + k < crumbs + groups) inputs[(column + k) * ROWS + row] = sign * x[k];
+      for (int w = 0; w < WARPS; w++) x[w] = *(const float *)(mine + w * bytes + column * 4);
+#pragma unroll
+      for (int w = 0; w < WARPS; w++) /* a warp that saw nothing has left anything */
+        if (factors[w] != 0) sum += factors[w] * x[w];
+      return sum;
+    };
+#pragma unroll 2
+    for (int column = lane; column < width; column += 32) {
+      const float sum = sum_at(column);
+      (coded ? inputs + column * ROWS : exact + row * D + column)[coded ? row : 0] = sum;
+    }
+    if (coded && lane < groups) inputs[(crumbs + lane) * ROWS + row] = -sum_at(crumbs + lane);
+    if (task >= rows) continue;
+    const float of_codes = sum_of_warp(lane < WARPS ? l : 0), all = sum_of_warp(l);
+    if (lane > 0) continue;
+    totals[row] = all;
+    if (has_codes) inputs[(o.inputs - 1) * ROWS + row] = of_codes;
+    if (o.count > 1) __stcg((float2 *)o.part + row, make_float2(m, all));
   }
   __syncthreads();
   if (o.inputs) {
