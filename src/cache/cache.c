@@ -6,7 +6,7 @@
  * one question to cache_has_room, which is pure counting (arena.c says why that is enough).
  */
 #include "cache/cuda/store.h"
-#include "cache/state.h"
+#include "cache/snapshot_format.h"
 #include "cuda/device.h"
 
 #include <string.h>
@@ -149,6 +149,7 @@ oscar_status oscar_cache_create(oscar_context *context, const oscar_cache_option
     oscar_cache_free(c);
     return status;
   }
+  if (options->codecs) snapshot_codecs_fingerprint(options->codecs, c->codecs);
   debug_check(c);
   *cache = c;
   return OSCAR_OK;

@@ -107,16 +107,10 @@ size_t page_staging_bytes(const oscar_cache *c) {
 
 oscar_status page_copy(const struct page_place *place) {
   const oscar_cache *c = place->cache;
-  oscar_status status = OSCAR_OK;
-  for (int layer = 0; layer < c->geometry.layers && status == OSCAR_OK; layer++) {
-    uint8_t *to = side_memory(place, layer, 0, 0);
-    const size_t bytes = layer_bytes(c, layer, place->coded);
-    if (c->store)
-      status = device_store_download(c, layer, place->page, to, bytes);
-    else
-      memcpy(to, page_memory(c, layer, place->page), bytes);
-  }
-  return status;
+  if (c->store) return device_store_download(c, place->page, place->staging, layer_bytes, place->coded);
+  for (int layer = 0; layer < c->geometry.layers; layer++)
+    memcpy(side_memory(place, layer, 0, 0), page_memory(c, layer, place->page), layer_bytes(c, layer, place->coded));
+  return OSCAR_OK;
 }
 
 oscar_status page_upload(const struct page_place *place) {

@@ -236,7 +236,8 @@ struct reading {
   oscar_sequence *sequence; /* NULL: pages are only looked at */
   int workers, slots;
   struct worker *worker;
-  uint8_t **staging; /* [slots], for a GPU */
+  uint8_t *staging; /* [slots][staging_bytes], for a GPU */
+  size_t staging_bytes;
   int64_t first, end;
   team_counter jobs;
   _Atomic int64_t bad; /* the least page that is wrong, or INT64_MAX */
@@ -258,7 +259,7 @@ static struct page_place place_of(const struct reading *r, int64_t p) {
   const struct page_entry *entry = &r->sequence->table[p];
   const bool coded = entry->exact == NO_PAGE;
   return (struct page_place){r->sequence->cache, coded, coded ? entry->coded : entry->exact,
-                             r->staging ? r->staging[p - r->first] : NULL};
+                             r->staging ? r->staging + (size_t)(p - r->first) * r->staging_bytes : NULL};
 }
 
 static void read_pages(void *arg, int member, int members) {
@@ -274,6 +275,7 @@ static void read_pages(void *arg, int member, int members) {
       note_bad(r, p);
     } else if (r->sequence) {
       const struct page_place place = place_of(r, p);
+      if (place.staging && shape.rows < PAGE_TOKENS) memset(place.staging, 0, r->staging_bytes);
       page_join(&s->shape, &place, shape.rows, w->rows, s->record[p], w->packed);
     }
   }
@@ -298,12 +300,11 @@ static oscar_status make_workers(struct reading *r) {
 }
 
 static oscar_status make_staging(struct reading *r, const oscar_cache *c) {
-  r->slots = r->workers * PAGES_PER_THREAD;
-  r->staging = mem_zalloc(r->s->context, (size_t)r->slots, sizeof *r->staging);
-  if (!r->staging) return OSCAR_NO_MEMORY;
-  for (int i = 0; i < r->slots; i++)
-    if (!(r->staging[i] = mem_zalloc(r->s->context, page_staging_bytes(c), 1))) return OSCAR_NO_MEMORY;
-  return OSCAR_OK;
+  r->slots = (int)max64(1, min64((int64_t)r->workers * PAGES_PER_THREAD, snapshot_pages(&r->s->header)));
+  r->staging_bytes = round_up(page_staging_bytes(c), 64);
+  r->staging = mem_alloc(r->s->context, (size_t)r->slots, r->staging_bytes);
+  if (r->staging) mem_advise_large_pages(r->staging, (size_t)r->slots * r->staging_bytes);
+  return r->staging ? OSCAR_OK : OSCAR_NO_MEMORY;
 }
 
 static void free_parts(struct reading *r) {
@@ -312,7 +313,6 @@ static void free_parts(struct reading *r) {
     mem_free(r->s->context, r->worker[i].packed);
     ZSTD_freeDCtx(r->worker[i].zstd);
   }
-  for (int i = 0; r->staging && i < r->slots; i++) mem_free(r->s->context, r->staging[i]);
   mem_free(r->s->context, r->staging);
   mem_free(r->s->context, r->worker);
 }
@@ -375,9 +375,7 @@ static oscar_status check_cache(const oscar_snapshot *s, const oscar_cache *c, c
   if (g->filter || (*i->codecs != '\0') != (g->codecs != NULL))
     return REFUSE(s, OSCAR_MISMATCH, "saved from a cache of form %s; this one is %s", i->recipe, recipe);
   if (!g->codecs) return OSCAR_OK;
-  uint8_t fingerprint[16];
-  snapshot_codecs_fingerprint(g->codecs, fingerprint);
-  if (memcmp(fingerprint, s->header.codecs, sizeof fingerprint) != 0)
+  if (memcmp(c->codecs, s->header.codecs, sizeof c->codecs) != 0)
     return REFUSE(s, OSCAR_MISMATCH,
                   "saved with other codecs (%s, fingerprint %s) than this cache's (%s): codes would mean something else",
                   i->recipe, i->codecs, recipe);
@@ -391,11 +389,15 @@ static oscar_status check_cache(const oscar_snapshot *s, const oscar_cache *c, c
   return OSCAR_OK;
 }
 
+static oscar_status check_room(const oscar_snapshot *s, oscar_cache *c) {
+  const int64_t units = s->info.exact_pages * c->plan.run + s->info.coded_pages;
+  const size_t bytes = c->plan.sequence_bytes + plan_table_bytes(snapshot_pages(&s->header));
+  if (cache_has_room(c, units, bytes)) return OSCAR_OK;
+  return refuse(s->context, s->name, cache_full(c, "the saved sequence", units, bytes));
+}
+
 static oscar_status take_pages(const oscar_snapshot *s, oscar_cache *c, oscar_sequence **sequence) {
   const int64_t pages = snapshot_pages(&s->header);
-  const int64_t units = s->info.exact_pages * c->plan.run + s->info.coded_pages;
-  const size_t bytes = c->plan.sequence_bytes + plan_table_bytes(pages);
-  if (!cache_has_room(c, units, bytes)) return refuse(s->context, s->name, cache_full(c, "the saved sequence", units, bytes));
   oscar_status status = sequence_make(c, pages, sequence);
   if (status != OSCAR_OK) return status;
   oscar_sequence *q = *sequence;
@@ -416,6 +418,7 @@ oscar_status oscar_snapshot_restore(const oscar_snapshot *s, oscar_cache *c, con
   *sequence = NULL;
   struct reading r = {.s = s, .bad = INT64_MAX};
   oscar_status status = check_cache(s, c, model);
+  if (status == OSCAR_OK) status = check_room(s, c); /* before all that takes time: who is refused makes room and comes again */
   if (status == OSCAR_OK) status = make_workers(&r);
   if (status == OSCAR_OK && c->store) status = make_staging(&r, c);
   if (status == OSCAR_OK) status = check_all_sums(&r);

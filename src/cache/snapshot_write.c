@@ -19,8 +19,9 @@
 #define LEVEL            1
 #define HINT_SHIFT       22 /* the disk is asked to begin every 4 MiB */
 
-struct slot { /* a page of the lot */
-  uint8_t *record, *staging;
+struct slot {      /* a page of the lot */
+  uint8_t *record; /* of the records' block */
+  uint8_t *staging;
   struct snapshot_page entry;
 };
 
@@ -47,8 +48,9 @@ struct saving {
   size_t packed_room; /* of a page, compressed */
   struct worker *worker;
   struct slot *slot;
-  int64_t first; /* page of the lot */
-  int lot;       /* pages in it */
+  uint8_t *block; /* records and staging copies of all slots */
+  int64_t first;  /* page of the lot */
+  int lot;        /* pages in it */
   team_counter jobs;
   _Atomic bool failed;
 };
@@ -91,7 +93,7 @@ static oscar_status describe(struct saving *s) {
   if (s->contents->model) memcpy(h->model, s->contents->model, strlen(s->contents->model));
   const char *recipe = g->codecs ? oscar_codec_set_describe(g->codecs)->recipe : "bf16";
   memcpy(h->recipe, recipe, strlen(recipe)); /* at most 63 bytes */
-  if (g->codecs) snapshot_codecs_fingerprint(g->codecs, h->codecs);
+  memcpy(h->codecs, c->codecs, sizeof h->codecs);
   s->forms = mem_zalloc(s->context, (size_t)g->layers * 2, sizeof *s->forms);
   s->table = s->forms ? mem_zalloc(s->context, (size_t)q->pages, sizeof *s->table) : NULL;
   if (!s->table) return OSCAR_NO_MEMORY;
@@ -112,7 +114,7 @@ static oscar_status make_workers(struct saving *s) {
                             coded = record_shape_of(&s->shape, true, PAGE_TOKENS);
   const size_t raw = exact.raw_bytes > coded.raw_bytes ? exact.raw_bytes : coded.raw_bytes;
   const size_t packed = exact.packed_bytes > coded.packed_bytes ? exact.packed_bytes : coded.packed_bytes;
-  s->workers = s->context->options.threads;
+  s->workers = (int)max64(1, min64(s->context->options.threads, s->sequence->pages));
   s->slots = (int)min64((int64_t)s->workers * PAGES_PER_THREAD, s->sequence->pages);
   s->packed_room = ZSTD_compressBound(packed);
   s->worker = mem_zalloc(s->context, (size_t)s->workers, sizeof *s->worker);
@@ -125,10 +127,14 @@ static oscar_status make_workers(struct saving *s) {
     if (!w->packed) return OSCAR_NO_MEMORY;
     if (!(w->zstd = ZSTD_createCCtx())) return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for compression");
   }
+  const size_t record = round_up(raw + s->packed_room, 64),
+               staging = c->store && !s->copies ? round_up(page_staging_bytes(c), 64) : 0, bytes = record + staging;
+  s->block = mem_alloc(s->context, (size_t)s->slots, bytes);
+  if (!s->block) return OSCAR_NO_MEMORY;
+  mem_advise_large_pages(s->block, (size_t)s->slots * bytes); /* taking small ones would take longer than the copying */
   for (int i = 0; i < s->slots; i++) {
-    s->slot[i].record = mem_alloc(s->context, raw + s->packed_room, 1);
-    if (!s->slot[i].record) return OSCAR_NO_MEMORY;
-    if (c->store && !s->copies && !(s->slot[i].staging = mem_alloc(s->context, page_staging_bytes(c), 1))) return OSCAR_NO_MEMORY;
+    s->slot[i].record = s->block + (size_t)i * bytes;
+    if (staging) s->slot[i].staging = s->slot[i].record + record;
   }
   return OSCAR_OK;
 }
@@ -242,10 +248,7 @@ static void free_parts(struct saving *s) {
     mem_free(s->context, s->worker[i].packed);
     ZSTD_freeCCtx(s->worker[i].zstd);
   }
-  for (int i = 0; s->slot && i < s->slots; i++) {
-    mem_free(s->context, s->slot[i].record);
-    mem_free(s->context, s->slot[i].staging);
-  }
+  mem_free(s->context, s->block);
   mem_free(s->context, s->slot);
   mem_free(s->context, s->worker);
   mem_free(s->context, s->table);

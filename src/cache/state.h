@@ -48,6 +48,7 @@ struct oscar_cache {
   uint8_t *memory, *scratch;
   struct device_store *store; /* where memory is a GPU's (cache/cuda/store.h) */
   uint64_t changes;           /* of any table, counted */
+  uint8_t codecs[16];         /* their fingerprint (snapshot_format.h), or zeros */
   struct layer_part layers[];
 };
 

@@ -197,6 +197,31 @@ oscar_status cuda_download(struct oscar_cuda *cuda, void *to_host, const void *f
   return status == OSCAR_OK ? oscar_cuda_wait(cuda) : status;
 }
 
+/* The staging memory is this function's from the first wait on, when uploads are done with it. */
+oscar_status cuda_download_parts(struct oscar_cuda *cuda, const struct cuda_part *parts, int count) {
+  uint8_t *const memory = cuda->staging->memory;
+  oscar_status status = oscar_cuda_wait(cuda);
+  for (int first = 0, end; first < count && status == OSCAR_OK; first = end) {
+    if (parts[first].bytes > STAGING_SLOTS * STAGING_BYTES) {
+      end = first + 1;
+      status = cuda_download(cuda, parts[first].to_host, parts[first].from, parts[first].bytes);
+      continue;
+    }
+    size_t used = 0;
+    for (end = first; end < count && used + parts[end].bytes <= STAGING_SLOTS * STAGING_BYTES && status == OSCAR_OK; end++) {
+      status = cuda_result(
+          cuda, cudaMemcpyAsync(memory + used, parts[end].from, parts[end].bytes, cudaMemcpyDeviceToHost, stream_of(cuda)),
+          "copying from it");
+      used += round_up(parts[end].bytes, 64);
+    }
+    if (status == OSCAR_OK) status = oscar_cuda_wait(cuda);
+    used = 0;
+    for (int i = first; i < end && status == OSCAR_OK; used += round_up(parts[i++].bytes, 64))
+      memcpy(parts[i].to_host, memory + used, parts[i].bytes);
+  }
+  return status;
+}
+
 oscar_status cuda_copy(struct oscar_cuda *cuda, void *to, const void *from, size_t bytes) {
   return cuda_result(cuda, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_of(cuda)), "copying on it");
 }

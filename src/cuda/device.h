@@ -42,6 +42,13 @@ void cuda_host_release(void *memory);
 oscar_status cuda_upload(struct oscar_cuda *cuda, void *to, const void *from_host, size_t bytes);
 /* Waits for what was enqueued before. */
 oscar_status cuda_download(struct oscar_cuda *cuda, void *to_host, const void *from, size_t bytes);
+/* Of many small parts, with few waits: by way of memory that copies run to at full speed. */
+struct cuda_part {
+  void *to_host;
+  const void *from;
+  size_t bytes;
+};
+oscar_status cuda_download_parts(struct oscar_cuda *cuda, const struct cuda_part *parts, int count);
 oscar_status cuda_copy(struct oscar_cuda *cuda, void *to, const void *from, size_t bytes);
 oscar_status cuda_clear(struct oscar_cuda *cuda, void *memory, size_t bytes);
 

@@ -63,8 +63,7 @@ choice choose(const struct oscar_cuda *cuda, const struct decode_shape *shape, c
                                          capability_of(cuda, kernel))};
 }
 
-decode::arguments arguments_of(const struct oscar_cuda *cuda, const struct decode_shape *shape,
-                               const struct decode_layer *layer) {
+decode::arguments arguments_of(const struct decode_shape *shape, const struct decode_layer *layer) {
   decode::arguments a = {};
   a.memory = layer->memory;
   a.unit_bytes = layer->unit_bytes;
@@ -125,7 +124,7 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
     return set_error(cuda->context, OSCAR_UNSUPPORTED,
                      "attention on a GPU: rows with %d and %d groups of metadata; at most 4 gains, or one scale and zero",
                      layer->keys.groups, layer->values.groups);
-  const decode::arguments a = arguments_of(cuda, shape, layer);
+  const decode::arguments a = arguments_of(shape, layer);
   for (int row_tiles = 1; row_tiles <= 2; row_tiles++) {
     const int bytes = decode::shared_layout_of(a, choose(cuda, shape, layer, row_tiles).shape, row_tiles).bytes;
     if ((size_t)bytes <= cuda->shared_bytes)
@@ -147,7 +146,7 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
                         const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out) {
   const int row_tiles = plan->rows > 4 ? 2 : 1;
   const choice chosen = choose(cuda, shape, layer, row_tiles);
-  decode::arguments a = arguments_of(cuda, shape, layer);
+  decode::arguments a = arguments_of(shape, layer);
   a.tiles = plan->tiles;
   a.pages = plan->pages;
   a.tile_count = plan->tile_count;

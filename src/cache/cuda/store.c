@@ -273,8 +273,19 @@ oscar_status device_store_read(const oscar_sequence *s, struct page_entry entry,
   return status;
 }
 
-oscar_status device_store_download(const oscar_cache *c, int layer, int32_t unit, void *out, size_t bytes) {
-  return cuda_download(cuda_of(c), out, page_memory(c, layer, unit), bytes);
+oscar_status device_store_download(const oscar_cache *c, int32_t unit, void *out,
+                                   size_t (*bytes)(const oscar_cache *cache, int layer, bool coded), bool coded) {
+  struct cuda_part parts[32];
+  oscar_status status = OSCAR_OK;
+  uint8_t *at = out;
+  for (int layer = 0, n = 0; layer < c->geometry.layers && status == OSCAR_OK; layer++) {
+    parts[n] = (struct cuda_part){at, page_memory(c, layer, unit), bytes(c, layer, coded)};
+    at += parts[n++].bytes;
+    if (n < (int)ARRAY_LENGTH(parts) && layer + 1 < c->geometry.layers) continue;
+    status = cuda_download_parts(cuda_of(c), parts, n);
+    n = 0;
+  }
+  return status;
 }
 
 oscar_status device_store_upload(const oscar_cache *c, int layer, int32_t unit, const void *from, size_t bytes) {

@@ -19,19 +19,25 @@ struct memory_sink {
   struct kept_pages *kept;
 };
 
+/* In large pages: taking small ones would take longer than the copying. */
+static bool set_room(oscar_context *context, struct kept_pages *kept, size_t room) {
+  uint8_t *bytes = mem_alloc(context, room, 1);
+  if (!bytes) return false;
+  mem_advise_large_pages(bytes, room);
+  if (kept->n) memcpy(bytes, kept->bytes, kept->n);
+  mem_free(context, kept->bytes);
+  kept->bytes = bytes;
+  kept->room = room;
+  return true;
+}
+
 static bool write_memory(void *user, uint64_t offset, const void *data, size_t bytes) {
   const struct memory_sink *sink = user;
   struct kept_pages *kept = sink->kept;
   const size_t end = (size_t)offset + bytes;
-  if (end > kept->room) {
-    const size_t room = end + end / 4;
-    uint8_t *larger = mem_resize(sink->context, kept->bytes, kept->room, room);
-    if (!larger) {
-      errno = ENOMEM;
-      return false;
-    }
-    kept->bytes = larger;
-    kept->room = room;
+  if (end > kept->room && !set_room(sink->context, kept, end + end / 4)) {
+    errno = ENOMEM;
+    return false;
   }
   memcpy(kept->bytes + offset, data, bytes);
   if (end > kept->n) kept->n = end;
@@ -44,12 +50,12 @@ oscar_status pages_keep(struct service *s, const oscar_sequence *sequence, const
       .model = model_fingerprint(s->engine->model), .ids = ids, .n_ids = n, .text = text, .text_bytes = text ? strlen(text) : 0};
   struct memory_sink sink = {s->context, kept};
   *kept = (struct kept_pages){.device_bytes = oscar_sequence_bytes(sequence), .tokens = oscar_sequence_length(sequence)};
-  oscar_status status = oscar_sequence_save_to(sequence, &contents, write_memory, &sink);
-  if (status == OSCAR_OK && kept->room > kept->n) {
-    uint8_t *smaller = mem_resize(s->context, kept->bytes, kept->room, kept->n);
-    if (smaller) kept->bytes = smaller, kept->room = kept->n;
+  (void)set_room(s->context, kept, oscar_sequence_capture_bytes(sequence, &contents)); /* about as much as it takes, or more */
+  const oscar_status status = oscar_sequence_save_to(sequence, &contents, write_memory, &sink);
+  if (status == OSCAR_OK) {
+    if (kept->room > kept->n) (void)set_room(s->context, kept, kept->n);
+    return OSCAR_OK;
   }
-  if (status == OSCAR_OK) return OSCAR_OK;
   mem_free(s->context, kept->bytes);
   *kept = (struct kept_pages){0};
   return status;
