@@ -17,6 +17,7 @@ static struct {
   pthread_cond_t changed;
   bool closed, full;
   int waiting;   /* in fsync */
+  int synced;    /* files and folders, until now */
   int timed_out; /* nobody opened the gate: a test would hang */
 } disk = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
@@ -27,6 +28,7 @@ int fsync(int fd) {
   until.tv_sec += 20;
   pthread_mutex_lock(&disk.lock);
   disk.waiting++;
+  disk.synced++;
   pthread_cond_broadcast(&disk.changed);
   while (disk.closed && !disk.timed_out)
     if (pthread_cond_timedwait(&disk.changed, &disk.lock, &until) == ETIMEDOUT) disk.timed_out = 1;
@@ -63,6 +65,13 @@ static void require_slow(void) {
   const bool held = disk.closed && disk.waiting == 1 && !disk.timed_out;
   pthread_mutex_unlock(&disk.lock);
   assert_true(held);
+}
+
+static int disk_synced(void) {
+  pthread_mutex_lock(&disk.lock);
+  const int synced = disk.synced;
+  pthread_mutex_unlock(&disk.lock);
+  return synced;
 }
 
 static void disk_be_full(bool full) {
@@ -301,6 +310,26 @@ static void sessions_are_written_from_wherever_they_are(void **state) {
   remove_folder();
 }
 
+/* A file and its folder are synced once, if both come soon after each other: of some tries, once is enough. */
+static void an_answer_and_its_text_are_one_write(void **state) {
+  (void)state;
+  struct rig r;
+  struct talk t = {.n = 0};
+  const struct rig_options o = options_with_folder();
+  bool once = false;
+  rig_open(&r, &o);
+  for (int i = 0; i < 10 && !once; i++) {
+    const int before = disk_synced();
+    say(r.service, "a", &t, 20, 5, (uint64_t)i);
+    assert_done(service_session_annotate(r.service, "a", i % 2 ? "a text" : "another", &error));
+    while (!entry_of(r.service, "a").on_disk) usleep(1000);
+    once = disk_synced() - before == 2;
+  }
+  assert_true(once);
+  rig_close(&r);
+  remove_folder();
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(nobody_waits_for_a_slow_disk),
@@ -308,6 +337,7 @@ int main(void) {
       cmocka_unit_test(stopping_waits_for_what_is_written),
       cmocka_unit_test(who_asks_hears_of_a_full_disk),
       cmocka_unit_test(sessions_are_written_from_wherever_they_are),
+      cmocka_unit_test(an_answer_and_its_text_are_one_write),
   };
   return cmocka_run_group_tests(tests, make_model, free_model);
 }

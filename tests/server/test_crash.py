@@ -191,6 +191,8 @@ def stop_and_go_on(room):
     access = room.log + ".access"
     server = room.serve(more=("--access-log", "json", "--access-log-file", access))
     found = ask(server.port, "GET", "/v1/sessions/stopped").json()
+    while os.path.getsize(access) == 0:  # its line comes after the answer
+        time.sleep(0.02)
     os.rename(access, access + ".1")
     server.process.send_signal(signal.SIGHUP)
     while not os.path.exists(access):

@@ -166,20 +166,20 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   const uint4 *mixing = (const uint4 *)(queries + prepared.mixing);
   query_operands<T::KEY_BLOCKS, NT> operands;
   operands.load((const uint32_t *)queries, lane);
-  const int whole[4] = {WHOLE_BITS, WHOLE_BITS, WHOLE_BITS, WHOLE_BITS};
+  const sum_starts<T::KEY_BLOCKS> starts;
+  const uint32_t four = register_of(0x40800000u);
   constexpr float UNIT = T::FORM == FOUR_LOG_GAINS ? 1 / KEY_GAIN_UNIT : 1;
-  score_scales<NT> scales;
-  float mean[NT], zero[NT];
+  score_scales<T::KEY_BLOCKS, NT> scales;
+  float zero[NT];
+  coded_maxima<NT> maxima;
   softmax<NT> state;
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     const struct row_constants &row = constants[n * 4 + q];
-#pragma unroll
-    for (int p = 0; p < GAIN_CLASSES; p++)
-      scales.unit[n][p] = row.unit[p] * UNIT, scales.high[n][p] = row.high_offset[p] * UNIT,
-      scales.low[n][p] = row.low_offset[p] * UNIT;
-    mean[n] = row.mean, zero[n] = row.zero;
-    state.m[n] = NONE, state.l[n] = 0;
+    scales.set(n, row, UNIT);
+    zero[n] = row.zero;
+    maxima.m[n] = 0, maxima.base[n] = row.mean + PROBABILITY_SHIFT, maxima.limit[n] = NONE;
+    state.l[n] = 0;
   }
   float acc[BLOCKS][4] = {}, middle[4] = {}, zeros[NT] = {};
   int exponent = T::FORM == FOUR_LOG_GAINS || (ANY && forms.value_form == OSCAR_ROW_LOG_GAINS) ? 0 : -126;
@@ -221,8 +221,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         const uint32_t of_values = ((const uint32_t *)value_meta)[lane];
 #pragma unroll
         for (int t = 0; t < EARLY_TILES; t++)
-          sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[t]);
-        of_keys.store(gains, lane);
+          sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, starts, lane, sums[t]);
+        of_keys.store(gains, four, lane);
         expand_value_log_gains(gains, of_values, lane);
       } else if (T::FORM == ONE_GAIN) {
         key_gains = page + 256 * T::KEY_BLOCKS, value_gains = value_meta;
@@ -246,7 +246,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
 #pragma unroll
       for (int t = 0; t < 4; t++)
 #pragma unroll
-        for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = mean[n];
+        for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = maxima.base[n];
       if (turns == BY_PAIRS) {
         const int first = place_of_angles(ring.coded_before + i);
         if (NT == 2 || !knows_next) {
@@ -272,8 +272,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
 #pragma unroll
       for (int t = 0; t < 4; t++) {
-        if (t >= EARLY_TILES) sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[0]);
-        scale_sums<T::FORM, NT>(sums[t < EARLY_TILES ? t : 0], t, scales, key_gains, lane, s[t]);
+        if (t >= EARLY_TILES) sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, starts, lane, sums[0]);
+        scale_sums<T::FORM, T::KEY_BLOCKS, NT>(sums[t < EARLY_TILES ? t : 0], t, scales, key_gains, lane, s[t]);
         if (ANY && forms.key_form == OSCAR_ROW_SCALE_ZERO)
 #pragma unroll
           for (int n = 0; n < NT; n++)
@@ -295,23 +295,20 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       }
 #pragma unroll
       for (int n = 0; n < NT; n++) {
-        largest[n] = NONE;
+        largest[n] = fmaxf(s[0][n][0], s[0][n][1]);
 #pragma unroll
-        for (int t = 0; t < 4; t++) largest[n] = fmaxf(largest[n], fmaxf(s[t][n][0], s[t][n][1]));
+        for (int t = 1; t < 4; t++) largest[n] = fmaxf(largest[n], fmaxf(s[t][n][0], s[t][n][1]));
       }
       float factor[NT];
-      if (raise_maxima<NT>(largest, SLACK, state, factor)) {
+      if (raise_coded_maxima<NT>(largest, SLACK, maxima, s, factor)) {
         const float other = factor[NT - 1];
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++) acc[b][0] *= factor[0], acc[b][1] *= other, acc[b][2] *= factor[0], acc[b][3] *= other;
         middle[0] *= factor[0], middle[1] *= other, middle[2] *= factor[0], middle[3] *= other;
 #pragma unroll
-        for (int n = 0; n < NT; n++) zeros[n] *= factor[n];
+        for (int n = 0; n < NT; n++) zeros[n] *= factor[n], state.l[n] *= factor[n];
       }
       uint32_t p[4][2];
-      float shift[NT]; /* without a maximum all is masked, and exp2(-inf - 0) is 0 */
-#pragma unroll
-      for (int n = 0; n < NT; n++) shift[n] = !ANY || state.m[n] > NONE ? PROBABILITY_SHIFT - state.m[n] : 0;
 #pragma unroll
       for (int t = 0; t < 4; t++)
 #pragma unroll
@@ -319,7 +316,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
           float x[2] = {0, 0};
 #pragma unroll
           for (int n = 0; n < NT; n++) {
-            x[n] = exp2_fast(s[t][n][j] + shift[n]);
+            x[n] = exp2_fast(s[t][n][j]);
             if (T::FORM != FOUR_LOG_GAINS) state.l[n] += x[n];
           }
           if (ANY && forms.value_form == OSCAR_ROW_SCALE_ZERO) {
@@ -347,6 +344,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       state.l[n] = g == 0 ? l : 0;
     }
   }
+#pragma unroll
+  for (int n = 0; n < NT; n++) state.m[n] = maxima.limit[n] > NONE ? maxima.m[n] : NONE;
   const warp_sums sums = sums_of_warp<NT>(a.head_dim, forms.value_crumbs, own);
   store_states<NT>(state, sums.code_states, lane, PROBABILITY_SHIFT);
   const int stride = codes_width(forms.value_crumbs);

@@ -67,6 +67,17 @@ __device__ __forceinline__ uint32_t permute_bytes(uint32_t x, uint32_t y, uint32
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(z) : "r"(x), "r"(y), "r"(select));
   return z;
 }
+/* (x & MASK) | bits in one instruction, which has room for one constant: `bits` comes from register_of. */
+template <uint32_t MASK> __device__ __forceinline__ uint32_t and_or(uint32_t x, uint32_t bits) {
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(y) : "r"(x), "n"(MASK), "r"(bits));
+  return y;
+}
+__device__ __forceinline__ uint32_t register_of(uint32_t constant) {
+  uint32_t y;
+  asm volatile("mov.u32 %0, %1;" : "=r"(y) : "r"(constant));
+  return y;
+}
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -91,12 +91,21 @@ static void finish_commands(struct service *s) {
   }
 }
 
-/* Takes what other threads have left; waits for something if there is nothing to do. False: the service is to stop. */
-static bool take_work(struct service *s, bool wait) {
+/* Waits for work, for `ns` at most; 0: for as long as it takes. False: that was the time. */
+static bool wait_for_work(struct shared *shared, int64_t ns) {
+  if (ns == 0) return pthread_cond_wait(&shared->work, &shared->lock) == 0;
+  const int64_t until = time_ns() + ns;
+  const struct timespec at = {until / 1000000000, until % 1000000000};
+  return pthread_cond_timedwait(&shared->work, &shared->lock, &at) == 0;
+}
+
+/* Takes what other threads have left; waits for something if there is nothing to do, or until something is due. False: the
+ * service is to stop. */
+static bool take_work(struct service *s, bool wait, int64_t due_ns) {
   struct shared *shared = &s->shared;
   pthread_mutex_lock(&shared->lock);
   while (wait && !shared->stopping && !shared->inbox && !shared->commands && !writer_has_written(s))
-    pthread_cond_wait(&shared->work, &shared->lock);
+    wait = wait_for_work(shared, due_ns);
   struct request *inbox = shared->inbox;
   struct command *commands = shared->commands;
   const bool goes_on = !shared->stopping;
@@ -113,10 +122,11 @@ static bool take_work(struct service *s, bool wait) {
 
 static void *serve(void *arg) {
   struct service *s = arg;
-  for (bool idle = false; take_work(s, idle);) {
+  int64_t due_ns = 0;
+  for (bool idle = false; take_work(s, idle, due_ns);) {
     requests_drop_ended(s);
     requests_admit(s);
-    idle = !step_run(s) && !sessions_tidy(s);
+    idle = !step_run(s) && !sessions_tidy(s, &due_ns);
     stats_publish(s);
   }
   requests_cancel_all(s);
@@ -233,7 +243,11 @@ oscar_status service_create(struct engine *engine, const struct service_options 
   s->shared.inbox_end = &s->shared.inbox;
   s->shared.commands_end = &s->shared.commands;
   pthread_mutex_init(&s->shared.lock, NULL);
-  pthread_cond_init(&s->shared.work, NULL);
+  pthread_condattr_t monotonic; /* as time_ns */
+  pthread_condattr_init(&monotonic);
+  pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+  pthread_cond_init(&s->shared.work, &monotonic);
+  pthread_condattr_destroy(&monotonic);
   pthread_cond_init(&s->shared.answered, NULL);
   stats_init(&s->stats);
   oscar_status status = make_parts(s);

@@ -62,6 +62,7 @@ void session_remove(struct service *s, struct session *x) {
 static void note_change(struct session *x) {
   x->on_disk = x->failed = x->over_limit = false;
   x->version++;
+  x->changed_ns = time_ns();
 }
 
 oscar_status session_set_text(struct service *s, struct session *x, const char *text) {
@@ -190,14 +191,23 @@ static bool is_unsaved(const struct session *x) {
   return !x->on_disk && !x->failed && !x->over_limit && !x->request && (x->ids || x->file_bytes);
 }
 
-bool sessions_tidy(struct service *s) {
-  for (struct session *x = s->folder ? s->sessions->first : NULL; x; x = x->next) {
+/* What changes a session mostly comes in twos, an answer and what was said as text, of which one write is enough. */
+#define SETTLED_NS 100000000
+
+bool sessions_tidy(struct service *s, int64_t *due_ns) {
+  struct session *found = NULL;
+  const int64_t now = time_ns();
+  *due_ns = 0;
+  if (!s->folder || writer_is_busy(s)) return false; /* it goes on when that is written */
+  for (struct session *x = s->sessions->first; x; x = x->next) {
     if (!is_unsaved(x)) continue;
-    if (writer_is_busy(s)) return false; /* it goes on when that is written */
-    if (writer_begin(s, x, NULL) != OSCAR_OK && session_write(s, x) != OSCAR_OK) session_tell_failure(s, x);
-    return true;
+    const int64_t due = x->changed_ns + SETTLED_NS - now;
+    if (due <= 0 && (!found || x->used < found->used)) found = x; /* what leaves memory first */
+    if (due > 0 && (*due_ns == 0 || due < *due_ns)) *due_ns = due;
   }
-  return false;
+  if (!found) return false;
+  if (writer_begin(s, found, NULL) != OSCAR_OK && session_write(s, found) != OSCAR_OK) session_tell_failure(s, found);
+  return true;
 }
 
 static struct session *first_unsaved(const struct service *s) {

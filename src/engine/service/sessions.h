@@ -11,8 +11,9 @@
 
 oscar_status sessions_create(struct service *s);
 void sessions_free(struct service *s);
-/* Some of what can wait until nothing else is to be done; false: there was nothing. */
-bool sessions_tidy(struct service *s);
+/* Some of what can wait until nothing else is to be done; false: there was nothing. *due_ns: when there will be, from now on; 0:
+ * not before something happens. */
+bool sessions_tidy(struct service *s, int64_t *due_ns);
 void sessions_save_all(struct service *s); /* at the end, on this thread */
 
 /* ---- writer.c ---- */

@@ -23,8 +23,9 @@ struct session {
   bool writing;            /* the writer has a copy of it */
   struct request *request; /* that has it */
   int64_t created_at, used_at;
-  uint64_t used;    /* counts up with each use */
-  uint64_t version; /* and this with each change that its file does not have */
+  int64_t changed_ns; /* time_ns of the last change that its file does not have */
+  uint64_t used;      /* counts up with each use */
+  uint64_t version;   /* and this with each change that its file does not have */
 };
 
 struct session_store {
