@@ -184,19 +184,11 @@ template <int KEY_BLOCKS, int NT> struct query_operands {
   }
 };
 
-/* Where sums of bytes begin. Those of low bytes are bits of a float; so are those of high bytes where both together would be too
- * large for one, which depends on the number of blocks. */
-template <int KEY_BLOCKS> constexpr bool IN_ONE_FLOAT = KEY_BLOCKS > 0 && KEY_BLOCKS <= MOST_BLOCKS_IN_ONE_FLOAT;
-template <int KEY_BLOCKS> struct sum_starts {
-  const int of[4] = {IN_ONE_FLOAT<KEY_BLOCKS> ? 0 : WHOLE_BITS, WHOLE_BITS, IN_ONE_FLOAT<KEY_BLOCKS> ? 0 : WHOLE_BITS,
-                     WHOLE_BITS};
-};
-
 /* Sums of bytes of 16 tokens, by class: token g in [0] and [1], high and low, token g + 8 in [2] and [3]. */
 template <int KEY_BLOCKS, int NT>
 __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words, int tile,
-                                         const query_operands<KEY_BLOCKS, NT> &operands, const sum_starts<KEY_BLOCKS> &starts,
-                                         int lane, int (&sums)[NT][GAIN_CLASSES][4]) {
+                                         const query_operands<KEY_BLOCKS, NT> &operands, const int (&whole)[4], int lane,
+                                         int (&sums)[NT][GAIN_CLASSES][4]) {
   const int blocks = KEY_BLOCKS ? KEY_BLOCKS : some_blocks, full = blocks / GAIN_CLASSES, over = blocks % GAIN_CLASSES;
   if (KEY_BLOCKS < 8) { /* else the first product brings it */
 #pragma unroll
@@ -204,7 +196,7 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
 #pragma unroll
       for (int p = 0; p < GAIN_CLASSES; p++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) sums[n][p][i] = starts.of[i];
+        for (int i = 0; i < 4; i++) sums[n][p][i] = WHOLE_BITS;
   }
 #pragma unroll
   for (int pair = 0; pair < full / 2; pair++) {
@@ -216,7 +208,7 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
       for (int n = 0; n < NT; n++) {
         const uint32_t b0 = operands.get(blocks, n, pair * 8 + p * 2), b1 = operands.get(blocks, n, pair * 8 + p * 2 + 1);
         if (KEY_BLOCKS >= 8 && pair == 0)
-          mma_bytes_from(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1, starts.of);
+          mma_bytes_from(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1, whole);
         else
           mma_bytes(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1);
       }
@@ -255,35 +247,14 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
   }
 }
 
-/* What a lane's rows need to make scores of sums (struct row_constants): offsets of high and of low bytes, or one of both. */
-template <int KEY_BLOCKS, int NT> struct score_scales {
-  static constexpr bool ONE = IN_ONE_FLOAT<KEY_BLOCKS>;
-  float unit[NT][GAIN_CLASSES], high[NT][ONE ? 1 : GAIN_CLASSES], low[NT][GAIN_CLASSES];
-  /* Everything is exact. unit_of_gains: of what gains come in. */
-  __device__ __forceinline__ void set(int n, const struct row_constants &row, float unit_of_gains) {
-#pragma unroll
-    for (int p = 0; p < GAIN_CLASSES; p++) {
-      const float middle = fmaf(WHOLE_FLOAT, row.unit[p], row.high_offset[p]); /* of high bytes alone */
-      unit[n][p] = row.unit[p] * unit_of_gains;
-      if (!ONE) high[n][ONE ? 0 : p] = row.high_offset[p] * unit_of_gains;
-      low[n][p] = (ONE ? fmaf(middle, 128, row.low_offset[p]) : row.low_offset[p]) * unit_of_gains;
-    }
-  }
-  /* Of a class and a row, counted from the middle of the codes. */
-  __device__ __forceinline__ float score(int n, int p, int high_sum, int low_sum) const {
-    if (ONE) return fmaf(__int_as_float(high_sum * 128 + low_sum), unit[n][p], low[n][p]);
-    const float top = fmaf(__int_as_float(high_sum), unit[n][p], high[n][ONE ? 0 : p]);
-    const float rest = fmaf(__int_as_float(low_sum), unit[n][p], low[n][p]);
-    return fmaf(top, 128, rest);
-  }
-};
+/* What a lane's rows need to make scores of sums (struct row_constants). */
+template <int NT> struct score_scales { float unit[NT][GAIN_CLASSES], high[NT][GAIN_CLASSES], low[NT][GAIN_CLASSES]; };
 
 /* Scores of 16 tokens from these sums: token g in s[.][0], token g + 8 in s[.][1]. `gains`: [64] fp16 of ONE_GAIN, else
  * [64][class] floats. */
-template <int FORM, int KEY_BLOCKS, int NT>
-__device__ __forceinline__ void scale_sums(const int (&sums)[NT][GAIN_CLASSES][4], int tile,
-                                           const score_scales<KEY_BLOCKS, NT> &scales, const void *page_gains, int lane,
-                                           float (&s)[NT][2]) {
+template <int FORM, int NT>
+__device__ __forceinline__ void scale_sums(const int (&sums)[NT][GAIN_CLASSES][4], int tile, const score_scales<NT> &scales,
+                                           const void *page_gains, int lane, float (&s)[NT][2]) {
   float gains[2][GAIN_CLASSES];
   if (FORM == ONE_GAIN) {
     const __half *of = (const __half *)page_gains + tile * 16 + lane / 4;
@@ -299,16 +270,17 @@ __device__ __forceinline__ void scale_sums(const int (&sums)[NT][GAIN_CLASSES][4
   for (int n = 0; n < NT; n++)
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      float all = 0;
+      float all_top = 0, all_rest = 0;
 #pragma unroll
       for (int p = 0; p < GAIN_CLASSES; p++) {
-        const float score = scales.score(n, p, sums[n][p][2 * i], sums[n][p][2 * i + 1]);
+        const float top = fmaf(__int_as_float(sums[n][p][2 * i]), scales.unit[n][p], scales.high[n][p]);
+        const float rest = fmaf(__int_as_float(sums[n][p][2 * i + 1]), scales.unit[n][p], scales.low[n][p]);
         if (FORM == ONE_GAIN)
-          all += score;
+          all_top += top, all_rest += rest;
         else
-          s[n][i] = fmaf(score, gains[i][p], s[n][i]);
+          s[n][i] = fmaf(fmaf(top, 128, rest), gains[i][p], s[n][i]);
       }
-      if (FORM == ONE_GAIN) s[n][i] = fmaf(all, gains[i][0], s[n][i]);
+      if (FORM == ONE_GAIN) s[n][i] = fmaf(fmaf(all_top, 128, all_rest), gains[i][0], s[n][i]);
     }
 }
 
@@ -551,8 +523,7 @@ __device__ inline bool raise_maxima(const float (&largest)[NT], float slack, sof
 
 /*
  * Scores of coded pages are kept as they go into exp2: less the maximum of the row, plus PROBABILITY_SHIFT. So they begin at
- * `base`, which has the mean in it as well. Maxima are raised by whole numbers, so they stay exact. `limit`: what scores may be
- * before that; -inf until there is a maximum.
+ * `base`, which has the mean in it as well. `limit`: what scores may be before the maximum is raised; -inf until there is one.
  */
 template <int NT> struct coded_maxima { float m[NT], base[NT], limit[NT]; };
 template <int NT>
@@ -570,7 +541,7 @@ __device__ __forceinline__ bool raise_coded_maxima(const float (&largest)[NT], f
     for (int step = 4; step < 32; step *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, step));
     factor[n] = 1;
     if (top == NONE) continue; /* all is masked */
-    float more = ceilf(top - PROBABILITY_SHIFT);
+    float more = top - PROBABILITY_SHIFT;
     if (!first) more = fmaxf(more, 0), factor[n] = exp2_fast(-more); /* at first there is nothing to be multiplied */
     maxima.m[n] += more;
     maxima.base[n] -= more;

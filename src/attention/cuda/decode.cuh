@@ -166,17 +166,20 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   const uint4 *mixing = (const uint4 *)(queries + prepared.mixing);
   query_operands<T::KEY_BLOCKS, NT> operands;
   operands.load((const uint32_t *)queries, lane);
-  const sum_starts<T::KEY_BLOCKS> starts;
+  const int whole[4] = {WHOLE_BITS, WHOLE_BITS, WHOLE_BITS, WHOLE_BITS};
   const uint32_t four = register_of(0x40800000u);
   constexpr float UNIT = T::FORM == FOUR_LOG_GAINS ? 1 / KEY_GAIN_UNIT : 1;
-  score_scales<T::KEY_BLOCKS, NT> scales;
+  score_scales<NT> scales;
   float zero[NT];
   coded_maxima<NT> maxima;
   softmax<NT> state;
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     const struct row_constants &row = constants[n * 4 + q];
-    scales.set(n, row, UNIT);
+#pragma unroll
+    for (int p = 0; p < GAIN_CLASSES; p++)
+      scales.unit[n][p] = row.unit[p] * UNIT, scales.high[n][p] = row.high_offset[p] * UNIT,
+      scales.low[n][p] = row.low_offset[p] * UNIT;
     zero[n] = row.zero;
     maxima.m[n] = 0, maxima.base[n] = row.mean + PROBABILITY_SHIFT, maxima.limit[n] = NONE;
     state.l[n] = 0;
@@ -221,7 +224,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         const uint32_t of_values = ((const uint32_t *)value_meta)[lane];
 #pragma unroll
         for (int t = 0; t < EARLY_TILES; t++)
-          sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, starts, lane, sums[t]);
+          sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[t]);
         of_keys.store(gains, four, lane);
         expand_value_log_gains(gains, of_values, lane);
       } else if (T::FORM == ONE_GAIN) {
@@ -272,8 +275,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
 #pragma unroll
       for (int t = 0; t < 4; t++) {
-        if (t >= EARLY_TILES) sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, starts, lane, sums[0]);
-        scale_sums<T::FORM, T::KEY_BLOCKS, NT>(sums[t < EARLY_TILES ? t : 0], t, scales, key_gains, lane, s[t]);
+        if (t >= EARLY_TILES) sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[0]);
+        scale_sums<T::FORM, NT>(sums[t < EARLY_TILES ? t : 0], t, scales, key_gains, lane, s[t]);
         if (ANY && forms.key_form == OSCAR_ROW_SCALE_ZERO)
 #pragma unroll
           for (int n = 0; n < NT; n++)

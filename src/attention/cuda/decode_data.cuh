@@ -21,10 +21,6 @@
 #define WHOLE_FLOAT 12582912.0f
 
 #define LARGEST_WHOLE 16256.0f /* 127 * 128 */
-/* So many blocks of keys that the sum of a class, 128 times that of high bytes and that of low ones, stays below 2^22: in D / 4
- * channels codes are at most 3. */
-#define MOST_BLOCKS_IN_ONE_FLOAT 16
-static_assert(16256LL * 3 * MOST_BLOCKS_IN_ONE_FLOAT * 16 / GAIN_CLASSES < 1 << 22, "sums have to stay whole");
 
 struct row_constants {
   /* Sums of bytes start at WHOLE_BITS, so that their bits are floats; times `unit` plus these they are scores, counted from the
