@@ -7,6 +7,7 @@
  * begin alike.
  */
 #include "base/sort.h"
+#include "engine/openmp.h"
 #include "engine/service.h"
 
 #include <pthread.h>
@@ -87,6 +88,7 @@ static void random_ids(int32_t *ids, int n, int vocab, uint64_t seed) {
 }
 
 int main(int argc, char **argv) {
+  openmp_limit_spinning(argv); /* as the program does */
   struct engine engine;
   struct engine_options options;
   struct service_options serving;

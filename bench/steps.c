@@ -9,6 +9,7 @@
  */
 #include "base/sort.h"
 #include "engine/engine.h"
+#include "engine/openmp.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -65,6 +66,7 @@ static int64_t deepest(const char *depths) {
 }
 
 int main(int argc, char **argv) {
+  openmp_limit_spinning(argv); /* as the program does */
   struct engine_options options;
   engine_options_default(&options);
   int repeats = 15;

@@ -2,14 +2,13 @@
 #include "cli/cli.h"
 
 #include "base/base.h"
+#include "engine/openmp.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #ifdef __linux__
 #include <sys/prctl.h>
 #endif
-#include <unistd.h>
 
 static const struct command commands[] = {
     {"run", "continue a text", command_run},
@@ -76,18 +75,8 @@ static int dispatch(int argc, char **argv) {
   return command ? command->run(argc - 1, argv + 1) : unknown_command(first);
 }
 
-/*
- * GCC's OpenMP runtime, in whose threads oneDNN works, lets them spin for milliseconds after every product. With another busy
- * program on the machine that costs a hundredfold (docs/performance.md), so short waits spin and longer ones sleep. The runtime
- * reads its setting before main, hence the second start; whoever set one of its variables keeps his setting.
- */
-static void limit_spinning(char **argv) {
-  if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
-  if (setenv("GOMP_SPINCOUNT", "300", 1) == 0) execv("/proc/self/exe", argv); /* where that cannot be, go on as started */
-}
-
 int main(int argc, char **argv) {
-  limit_spinning(argv);
+  openmp_limit_spinning(argv);
 #ifdef __linux__
   prctl(PR_SET_NAME, "oscar"); /* of the second start, which was "exe" */
 #endif
