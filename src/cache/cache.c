@@ -69,8 +69,8 @@ void cache_copy_exact(oscar_cache *c, int32_t from, int32_t to) {
     device_store_copy(c, from, to, true);
     return;
   }
-  size_t bytes = (size_t)c->geometry.kv_heads * exact_head_bytes(&c->geometry);
-  for (int layer = 0; layer < c->geometry.layers; layer++) memcpy(page_memory(c, layer, to), page_memory(c, layer, from), bytes);
+  for (int layer = 0; layer < c->geometry.layers; layer++)
+    memcpy(page_memory(c, layer, to), page_memory(c, layer, from), page_layer_bytes(c, layer, false));
 }
 
 /* Bookkeeping arrays and page memory for as many units as the budget buys. */

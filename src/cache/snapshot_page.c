@@ -80,23 +80,19 @@ size_t snapshot_rows_bytes(const struct snapshot_shape *s) {
 
 /* ---- in memory ---- */
 
-static size_t layer_bytes(const oscar_cache *c, int layer, bool coded) {
-  return coded ? c->layers[layer].unit_bytes : (size_t)c->geometry.kv_heads * exact_head_bytes(&c->geometry);
-}
-
 /* Where a side begins; a staging copy has the layers of its form after each other. */
 static uint8_t *side_memory(const struct page_place *place, int layer, int head, int side) {
   const oscar_cache *c = place->cache;
   const size_t exact = exact_head_bytes(&c->geometry);
   uint8_t *base = place->staging ? place->staging : page_memory(c, layer, place->page);
-  for (int i = 0; place->staging && i < layer; i++) base += layer_bytes(c, i, place->coded);
+  for (int i = 0; place->staging && i < layer; i++) base += page_layer_bytes(c, i, place->coded);
   if (!place->coded) return base + (size_t)head * exact + (size_t)side * (exact / 2);
   return base + (size_t)head * c->layers[layer].head_bytes + (side ? c->layers[layer].side_bytes[0] : 0);
 }
 
 size_t page_copy_bytes(const oscar_cache *c, bool coded) {
   size_t bytes = 0;
-  for (int layer = 0; layer < c->geometry.layers; layer++) bytes += layer_bytes(c, layer, coded);
+  for (int layer = 0; layer < c->geometry.layers; layer++) bytes += page_layer_bytes(c, layer, coded);
   return bytes;
 }
 
@@ -107,9 +103,9 @@ size_t page_staging_bytes(const oscar_cache *c) {
 
 oscar_status page_copy(const struct page_place *place) {
   const oscar_cache *c = place->cache;
-  if (c->store) return device_store_download(c, place->page, place->staging, layer_bytes, place->coded);
+  if (c->store) return device_store_download(c, place->page, place->coded, place->staging);
   for (int layer = 0; layer < c->geometry.layers; layer++)
-    memcpy(side_memory(place, layer, 0, 0), page_memory(c, layer, place->page), layer_bytes(c, layer, place->coded));
+    memcpy(side_memory(place, layer, 0, 0), page_memory(c, layer, place->page), page_layer_bytes(c, layer, place->coded));
   return OSCAR_OK;
 }
 
@@ -117,7 +113,7 @@ oscar_status page_upload(const struct page_place *place) {
   oscar_status status = OSCAR_OK;
   for (int layer = 0; layer < place->cache->geometry.layers && status == OSCAR_OK; layer++)
     status = device_store_upload(place->cache, layer, place->page, side_memory(place, layer, 0, 0),
-                                 layer_bytes(place->cache, layer, place->coded));
+                                 page_layer_bytes(place->cache, layer, place->coded));
   return status;
 }
 

@@ -93,6 +93,10 @@ void cache_copy_exact(oscar_cache *cache, int32_t from, int32_t to);
 static inline uint8_t *page_memory(const oscar_cache *cache, int layer, int32_t page) {
   return cache->layers[layer].memory + (size_t)page * cache->layers[layer].unit_bytes;
 }
+/* Bytes of a page in one layer. */
+static inline size_t page_layer_bytes(const oscar_cache *cache, int layer, bool coded) {
+  return coded ? cache->layers[layer].unit_bytes : (size_t)cache->geometry.kv_heads * exact_head_bytes(&cache->geometry);
+}
 static inline uint8_t *exact_memory(const oscar_cache *cache, int layer, int32_t page, int kv_head) {
   return page_memory(cache, layer, page) + (size_t)kv_head * exact_head_bytes(&cache->geometry);
 }

@@ -32,9 +32,8 @@ oscar_status device_store_read(const oscar_sequence *sequence, struct page_entry
   (void)sequence, (void)entry, (void)layer, (void)kv_head, (void)side, (void)out;
   return never();
 }
-oscar_status device_store_download(const oscar_cache *cache, int32_t unit, void *out,
-                                   size_t (*bytes)(const oscar_cache *cache, int layer, bool coded), bool coded) {
-  (void)cache, (void)unit, (void)out, (void)bytes, (void)coded;
+oscar_status device_store_download(const oscar_cache *cache, int32_t unit, bool coded, void *out) {
+  (void)cache, (void)unit, (void)coded, (void)out;
   return never();
 }
 oscar_status device_store_upload(const oscar_cache *cache, int layer, int32_t unit, const void *from, size_t bytes) {

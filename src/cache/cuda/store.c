@@ -107,10 +107,8 @@ void device_store_free(oscar_cache *c) {
 }
 
 void device_store_copy(const oscar_cache *c, int32_t from, int32_t to, bool exact) {
-  const size_t exact_bytes = (size_t)c->geometry.kv_heads * exact_head_bytes(&c->geometry);
   for (int layer = 0; layer < c->geometry.layers; layer++)
-    (void)cuda_copy(cuda_of(c), page_memory(c, layer, to), page_memory(c, layer, from),
-                    exact ? exact_bytes : c->layers[layer].unit_bytes);
+    (void)cuda_copy(cuda_of(c), page_memory(c, layer, to), page_memory(c, layer, from), page_layer_bytes(c, layer, !exact));
 }
 
 /* ---- writing ---- */
@@ -273,13 +271,12 @@ oscar_status device_store_read(const oscar_sequence *s, struct page_entry entry,
   return status;
 }
 
-oscar_status device_store_download(const oscar_cache *c, int32_t unit, void *out,
-                                   size_t (*bytes)(const oscar_cache *cache, int layer, bool coded), bool coded) {
+oscar_status device_store_download(const oscar_cache *c, int32_t unit, bool coded, void *out) {
   struct cuda_part parts[32];
   oscar_status status = OSCAR_OK;
   uint8_t *at = out;
   for (int layer = 0, n = 0; layer < c->geometry.layers && status == OSCAR_OK; layer++) {
-    parts[n] = (struct cuda_part){at, page_memory(c, layer, unit), bytes(c, layer, coded)};
+    parts[n] = (struct cuda_part){at, page_memory(c, layer, unit), page_layer_bytes(c, layer, coded)};
     at += parts[n++].bytes;
     if (n < (int)ARRAY_LENGTH(parts) && layer + 1 < c->geometry.layers) continue;
     status = cuda_download_parts(cuda_of(c), parts, n);

@@ -32,10 +32,9 @@ oscar_status device_store_make_ready(oscar_sequence *const *sequences, int count
 /* One side of a page in canonical form (coded) or as BF16 (exact), in host memory. Waits. */
 oscar_status device_store_read(const oscar_sequence *sequence, struct page_entry entry, int layer, int kv_head, oscar_side side,
                                void *out);
-/* Bytes of a unit as they are, to and from host memory: of all layers, one after the other, each of as many bytes as `bytes`
- * says; of one. Downloads wait; of uploads the host's bytes may be used again at once. */
-oscar_status device_store_download(const oscar_cache *cache, int32_t unit, void *out,
-                                   size_t (*bytes)(const oscar_cache *cache, int layer, bool coded), bool coded);
+/* A page as it is, all layers one after the other, into host memory; waits. */
+oscar_status device_store_download(const oscar_cache *cache, int32_t unit, bool coded, void *out);
+/* Bytes of a unit of one layer from host memory, which may be used again at once. */
 oscar_status device_store_upload(const oscar_cache *cache, int layer, int32_t unit, const void *from, size_t bytes);
 /* NUMERIC if a row that was written since the last call could not be represented; waits if there was one. */
 oscar_status device_store_check(const oscar_cache *cache);
