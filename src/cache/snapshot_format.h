@@ -3,9 +3,10 @@
  *
  *   header | forms | text | ids | page table | pages
  *
- * A page's record has two parts. What hardly compresses comes first as it is: the low bytes of BF16 numbers, the crumbs of coded
- * rows. The rest is one Zstandard frame: the high bytes of BF16 numbers (sign and most of the exponent: 3 bits of information
- * instead of 8), and row metadata. A level that only codes symbols is enough; matches are rare.
+ * A page's record is Zstandard frames, after the low bytes of BF16 numbers, which do not compress and lie there as they are. An
+ * exact page has one frame, of their high bytes (sign and most of the exponent: 3 bits of information instead of 8); a coded one
+ * has two, of crumbs and of row metadata, since symbols of one frame share their codes. A level that only codes symbols is
+ * enough; matches are rare.
  */
 #ifndef OSCAR_CACHE_SNAPSHOT_FORMAT_H
 #define OSCAR_CACHE_SNAPSHOT_FORMAT_H
@@ -16,7 +17,7 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the structures below are the file's bytes");
 
 #define SNAPSHOT_MAGIC      "\x89OSCARKV"
-#define SNAPSHOT_VERSION    1
+#define SNAPSHOT_VERSION    2
 #define SNAPSHOT_BYTE_ORDER 0x01020304u
 
 struct snapshot_header {
@@ -59,13 +60,17 @@ static inline size_t snapshot_forms_bytes(const struct snapshot_header *h) {
 
 struct record_shape {
   int rows;
-  size_t raw_bytes, packed_bytes; /* packed_bytes: before compression */
+  size_t raw_bytes;
+  size_t frame_bytes[2]; /* before compression; the second: 0 if there is one frame */
 };
+static inline size_t record_unpacked_bytes(const struct record_shape *r) { return r->frame_bytes[0] + r->frame_bytes[1]; }
 struct snapshot_shape { /* what follows from header and forms */
   int layers, kv_heads, head_dim;
   const struct snapshot_form *forms; /* [layers][2] */
 };
 struct record_shape record_shape_of(const struct snapshot_shape *shape, bool coded, int rows);
+/* The most that its frames can take. */
+size_t record_frames_bound(const struct record_shape *record);
 /* Bytes of the canonical rows of the largest side. */
 size_t snapshot_rows_bytes(const struct snapshot_shape *shape);
 static inline int rows_of_page(int64_t tokens, int64_t page) { return (int)min64(PAGE_TOKENS, tokens - page * PAGE_TOKENS); }
@@ -78,11 +83,12 @@ struct page_place {
   uint8_t *staging; /* unless this is set: a copy of that, layer after layer */
 };
 
-/* rows: scratch of snapshot_rows_bytes; raw, packed: as the shape says. */
+/* The page's n rows <-> what its record holds, as record_shape_of says: `frames`, one after the other before compression, and
+ * `raw`. rows: scratch of snapshot_rows_bytes. */
 void page_split(const struct snapshot_shape *shape, const struct page_place *place, int n, uint8_t *rows, uint8_t *raw,
-                uint8_t *packed);
+                uint8_t *frames);
 void page_join(const struct snapshot_shape *shape, const struct page_place *place, int n, uint8_t *rows, const uint8_t *raw,
-               const uint8_t *packed);
+               const uint8_t *frames);
 /* Bytes of a page in a staging copy, and of the largest. */
 size_t page_copy_bytes(const oscar_cache *cache, bool coded);
 size_t page_staging_bytes(const oscar_cache *cache);

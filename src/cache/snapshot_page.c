@@ -1,8 +1,8 @@
 /*
- * snapshot_page.c - a page of the cache <-> the two parts of its record in a file.
+ * snapshot_page.c - a page of the cache <-> the parts of its record in a file.
  *
- * Sides follow each other as [layer][KV head][K, V]; of each, `n` rows in canonical form are cut into what goes into the first
- * part and what goes into the second.
+ * Sides follow each other as [layer][KV head][K, V]; of each, `n` rows in canonical form are cut into low and high bytes, or into
+ * crumbs and metadata.
  */
 #include "cache/cuda/store.h"
 #include "cache/snapshot_format.h"
@@ -10,6 +10,7 @@
 
 #include <string.h>
 #include <xxhash.h>
+#include <zstd.h>
 
 uint64_t snapshot_checksum(const void *data, size_t bytes) { return XXH3_64bits(data, bytes); }
 
@@ -60,13 +61,23 @@ static size_t meta_bytes(const struct snapshot_form *f) {
 }
 
 struct record_shape record_shape_of(const struct snapshot_shape *s, bool coded, int rows) {
-  size_t raw = 0, packed = 0;
-  for (int i = 0; i < 2 * s->layers; i++) {
-    raw += coded ? s->forms[i].crumbs / 4 : (size_t)s->head_dim;
-    packed += coded ? meta_bytes(&s->forms[i]) : (size_t)s->head_dim;
-  }
   const size_t all = (size_t)s->kv_heads * (size_t)rows;
-  return (struct record_shape){rows, raw * all, packed * all};
+  if (!coded) {
+    const size_t numbers = all * (size_t)s->head_dim * 2 * (size_t)s->layers;
+    return (struct record_shape){rows, numbers, {numbers}};
+  }
+  size_t crumbs = 0, meta = 0;
+  for (int i = 0; i < 2 * s->layers; i++) {
+    crumbs += s->forms[i].crumbs / 4;
+    meta += meta_bytes(&s->forms[i]);
+  }
+  return (struct record_shape){rows, 0, {crumbs * all, meta * all}};
+}
+
+size_t record_frames_bound(const struct record_shape *r) {
+  size_t bytes = 0;
+  for (int k = 0; k < 2 && r->frame_bytes[k]; k++) bytes += ZSTD_compressBound(r->frame_bytes[k]);
+  return bytes;
 }
 
 size_t snapshot_rows_bytes(const struct snapshot_shape *s) {
@@ -132,29 +143,30 @@ static void join_numbers(uint16_t *restrict to, size_t n, const uint8_t *restric
 
 /* n rows of `crumbs` bytes, a multiple of four, and `meta` bytes, a multiple of two, into two arrays, and back. Small copies of a
  * size that is not known before would each be a call. */
-static void cut_rows(const uint8_t *rows, int n, size_t crumbs, size_t meta, uint8_t *raw, uint8_t *packed) {
-  for (int t = 0; t < n; t++, rows += crumbs + meta, raw += crumbs, packed += meta) {
-    for (size_t i = 0; i < crumbs; i += 4) memcpy(raw + i, rows + i, 4);
-    for (size_t i = 0; i < meta; i += 2) memcpy(packed + i, rows + crumbs + i, 2);
+static void cut_rows(const uint8_t *rows, int n, size_t crumbs, size_t meta, uint8_t *to_crumbs, uint8_t *to_meta) {
+  for (int t = 0; t < n; t++, rows += crumbs + meta, to_crumbs += crumbs, to_meta += meta) {
+    for (size_t i = 0; i < crumbs; i += 4) memcpy(to_crumbs + i, rows + i, 4);
+    for (size_t i = 0; i < meta; i += 2) memcpy(to_meta + i, rows + crumbs + i, 2);
   }
 }
 
-static void join_rows(uint8_t *rows, int n, size_t crumbs, size_t meta, const uint8_t *raw, const uint8_t *packed) {
-  for (int t = 0; t < n; t++, rows += crumbs + meta, raw += crumbs, packed += meta) {
-    for (size_t i = 0; i < crumbs; i += 4) memcpy(rows + i, raw + i, 4);
-    for (size_t i = 0; i < meta; i += 2) memcpy(rows + crumbs + i, packed + i, 2);
+static void join_rows(uint8_t *rows, int n, size_t crumbs, size_t meta, const uint8_t *from_crumbs, const uint8_t *from_meta) {
+  for (int t = 0; t < n; t++, rows += crumbs + meta, from_crumbs += crumbs, from_meta += meta) {
+    for (size_t i = 0; i < crumbs; i += 4) memcpy(rows + i, from_crumbs + i, 4);
+    for (size_t i = 0; i < meta; i += 2) memcpy(rows + crumbs + i, from_meta + i, 2);
   }
 }
 
 void page_split(const struct snapshot_shape *s, const struct page_place *place, int n, uint8_t *rows, uint8_t *raw,
-                uint8_t *packed) {
+                uint8_t *frames) {
   const size_t numbers = (size_t)n * (size_t)s->head_dim;
+  uint8_t *second = frames + record_shape_of(s, place->coded, n).frame_bytes[0];
   for (int i = 0; i < s->layers * s->kv_heads * 2; i++) {
     const int side = i % 2, head = i / 2 % s->kv_heads, layer = i / 2 / s->kv_heads;
     const uint8_t *memory = side_memory(place, layer, head, side);
     if (!place->coded) {
-      split_numbers((const uint16_t *)(const void *)memory, numbers, raw, packed);
-      raw += numbers, packed += numbers;
+      split_numbers((const uint16_t *)(const void *)memory, numbers, raw, frames);
+      raw += numbers, frames += numbers;
       continue;
     }
     const struct side_form *form = &place->cache->layers[layer].form[side];
@@ -163,26 +175,27 @@ void page_split(const struct snapshot_shape *s, const struct page_place *place, 
       page_from_device(form, (oscar_side)side, memory, rows);
     else
       page_unpack(form, (oscar_side)side, memory, rows);
-    cut_rows(rows, n, crumbs, meta, raw, packed);
-    raw += (size_t)n * crumbs, packed += (size_t)n * meta;
+    cut_rows(rows, n, crumbs, meta, frames, second);
+    frames += (size_t)n * crumbs, second += (size_t)n * meta;
   }
 }
 
 void page_join(const struct snapshot_shape *s, const struct page_place *place, int n, uint8_t *rows, const uint8_t *raw,
-               const uint8_t *packed) {
+               const uint8_t *frames) {
   const size_t numbers = (size_t)n * (size_t)s->head_dim;
+  const uint8_t *second = frames + record_shape_of(s, place->coded, n).frame_bytes[0];
   for (int i = 0; i < s->layers * s->kv_heads * 2; i++) {
     const int side = i % 2, head = i / 2 % s->kv_heads, layer = i / 2 / s->kv_heads;
     uint8_t *memory = side_memory(place, layer, head, side);
     if (!place->coded) {
-      join_numbers((uint16_t *)(void *)memory, numbers, raw, packed);
-      raw += numbers, packed += numbers;
+      join_numbers((uint16_t *)(void *)memory, numbers, raw, frames);
+      raw += numbers, frames += numbers;
       continue;
     }
     const struct side_form *form = &place->cache->layers[layer].form[side];
     const size_t crumbs = (size_t)form->crumbs / 4, meta = (size_t)2 * (size_t)side_meta_words(form);
-    join_rows(rows, n, crumbs, meta, raw, packed);
-    raw += (size_t)n * crumbs, packed += (size_t)n * meta;
+    join_rows(rows, n, crumbs, meta, frames, second);
+    frames += (size_t)n * crumbs, second += (size_t)n * meta;
     if (place->cache->store)
       page_to_device(form, (oscar_side)side, rows, memory);
     else

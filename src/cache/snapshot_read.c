@@ -3,7 +3,7 @@
  *
  * The file is mapped. Opening checks the header, then everything up to the pages, whose place follows from their sizes; sizes are
  * compared with the file's before anything is believed. Restoring checks all pages first and only then asks the cache for room; a
- * page whose sums are right but whose compressed part is not (a false file) shows while pages are filled in, and the sequence,
+ * page whose sums are right but whose frames are not (a false file) shows while pages are filled in, and the sequence,
  * which nobody has seen yet, is given back.
  */
 #include "base/file.h"
@@ -109,7 +109,7 @@ static oscar_status check_table(oscar_snapshot *s, size_t at) {
     const bool coded = s->table[p].coded;
     const struct record_shape shape = record_shape_of(&s->shape, coded, rows_of_page(s->header.tokens, p));
     const uint64_t bytes = s->table[p].bytes;
-    if (bytes < shape.raw_bytes || bytes - shape.raw_bytes > ZSTD_compressBound(shape.packed_bytes) || bytes > end - at)
+    if (bytes < shape.raw_bytes || bytes - shape.raw_bytes > record_frames_bound(&shape) || bytes > end - at)
       return REFUSE(s, OSCAR_FORMAT, "page %lld has %llu bytes; expected at least %zu, and %zu are left", (long long)p,
                     (unsigned long long)bytes, shape.raw_bytes, end - at);
     s->record[p] = s->data + at;
@@ -227,7 +227,7 @@ const oscar_snapshot_info *oscar_snapshot_describe(const oscar_snapshot *s) { re
 /* ---- pages ---- */
 
 struct worker {
-  uint8_t *rows, *packed;
+  uint8_t *rows, *frames; /* frames: decompressed */
   ZSTD_DCtx *zstd;
 };
 
@@ -269,14 +269,15 @@ static void read_pages(void *arg, int member, int members) {
   struct worker *w = &r->worker[member];
   for (int64_t p; (p = r->first + team_take(&r->jobs)) < r->end;) {
     const struct record_shape shape = record_shape_of(&s->shape, s->table[p].coded, rows_of_page(s->header.tokens, p));
-    const size_t unpacked = ZSTD_decompressDCtx(w->zstd, w->packed, shape.packed_bytes, s->record[p] + shape.raw_bytes,
+    const size_t bytes = record_unpacked_bytes(&shape); /* of all frames: the library takes what is one after the other at once */
+    const size_t unpacked = ZSTD_decompressDCtx(w->zstd, w->frames, bytes, s->record[p] + shape.raw_bytes,
                                                 (size_t)s->table[p].bytes - shape.raw_bytes);
-    if (ZSTD_isError(unpacked) || unpacked != shape.packed_bytes) {
+    if (ZSTD_isError(unpacked) || unpacked != bytes) {
       note_bad(r, p);
     } else if (r->sequence) {
       const struct page_place place = place_of(r, p);
       if (place.staging && shape.rows < PAGE_TOKENS) memset(place.staging, 0, r->staging_bytes);
-      page_join(&s->shape, &place, shape.rows, w->rows, s->record[p], w->packed);
+      page_join(&s->shape, &place, shape.rows, w->rows, s->record[p], w->frames);
     }
   }
 }
@@ -285,15 +286,15 @@ static oscar_status make_workers(struct reading *r) {
   const oscar_snapshot *s = r->s;
   const struct record_shape exact = record_shape_of(&s->shape, false, PAGE_TOKENS),
                             coded = record_shape_of(&s->shape, true, PAGE_TOKENS);
-  const size_t packed = exact.packed_bytes > coded.packed_bytes ? exact.packed_bytes : coded.packed_bytes;
+  const size_t frames = (size_t)max64((int64_t)record_unpacked_bytes(&exact), (int64_t)record_unpacked_bytes(&coded));
   r->workers = (int)max64(1, min64(s->context->options.threads, snapshot_pages(&s->header)));
   r->worker = mem_zalloc(s->context, (size_t)r->workers, sizeof *r->worker);
   if (!r->worker) return OSCAR_NO_MEMORY;
   for (int i = 0; i < r->workers; i++) {
     struct worker *w = &r->worker[i];
     w->rows = mem_alloc(s->context, snapshot_rows_bytes(&s->shape), 1);
-    w->packed = w->rows ? mem_alloc(s->context, packed, 1) : NULL;
-    if (!w->packed) return OSCAR_NO_MEMORY;
+    w->frames = w->rows ? mem_alloc(s->context, frames, 1) : NULL;
+    if (!w->frames) return OSCAR_NO_MEMORY;
     if (!(w->zstd = ZSTD_createDCtx())) return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for decompression");
   }
   return OSCAR_OK;
@@ -310,7 +311,7 @@ static oscar_status make_staging(struct reading *r, const oscar_cache *c) {
 static void free_parts(struct reading *r) {
   for (int i = 0; r->worker && i < r->workers; i++) {
     mem_free(r->s->context, r->worker[i].rows);
-    mem_free(r->s->context, r->worker[i].packed);
+    mem_free(r->s->context, r->worker[i].frames);
     ZSTD_freeDCtx(r->worker[i].zstd);
   }
   mem_free(r->s->context, r->staging);

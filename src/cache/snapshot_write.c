@@ -1,9 +1,10 @@
 /*
  * snapshot_write.c - a sequence into a file, or wherever its bytes are wanted.
  *
- * Pages are cut, compressed and summed by all threads of the context, some at a time, and written in order. Header and page
- * table, which need what comes out of that, are written last, into room that was left for them. Of a file the kernel is asked to
- * begin with each lot at once, so that the sync at the end finds little left to do; it gets its name when all of it is on disk.
+ * Pages are cut, compressed and summed by all threads of the context, some at a time, and written in order while the next are
+ * made. Header and page table, which need what comes out of that, are written last, into room that was left for them. Of a file
+ * the kernel is asked to begin every few MiB, so that the sync at the end finds little left to do; it gets its name when all of
+ * it is on disk.
  */
 #include "base/file.h"
 #include "base/team.h"
@@ -15,9 +16,9 @@
 #include <time.h>
 #include <zstd.h>
 
-#define PAGES_PER_THREAD 4 /* in a lot */
-#define LEVEL            1
-#define HINT_SHIFT       22 /* the disk is asked to begin every 4 MiB */
+#define PAGES_PER_THREAD 4          /* in a lot, */
+#define LOT_BYTES        (64 << 20) /* unless they need more than this: then one */
+#define HINT_SHIFT       22         /* the disk is asked to begin every 4 MiB */
 
 struct slot {      /* a page of the lot */
   uint8_t *record; /* of the records' block */
@@ -26,7 +27,7 @@ struct slot {      /* a page of the lot */
 };
 
 struct worker {
-  uint8_t *rows, *packed;
+  uint8_t *rows, *frames; /* frames: before compression */
   ZSTD_CCtx *zstd;
 };
 
@@ -45,14 +46,17 @@ struct saving {
   uint64_t position; /* bytes written */
 
   int workers, slots;
-  size_t packed_room; /* of a page, compressed */
+  size_t frames_room; /* of a page's frames, compressed */
   struct worker *worker;
-  struct slot *slot;
-  uint8_t *block; /* records and staging copies of all slots */
-  int64_t first;  /* page of the lot */
-  int lot;        /* pages in it */
+  uint8_t *block;      /* records and staging copies of all slots */
+  struct lot {         /* of pages: the one that is made, and the one before, which is written meanwhile */
+    struct slot *slot; /* [slots] */
+    int64_t first;     /* page */
+    int pages;
+  } lots[2], *made, *written;
   team_counter jobs;
   _Atomic bool failed;
+  oscar_status status; /* of writing */
 };
 
 static oscar_status check_arguments(const oscar_sequence *s, const oscar_snapshot_contents *c) {
@@ -108,60 +112,77 @@ static oscar_status describe(struct saving *s) {
 
 /* ---- pages ---- */
 
+/* Matches are rare here and cost time where they are found: only long ones are looked for, in a small table. */
+static ZSTD_CCtx *make_compressor(void) {
+  ZSTD_CCtx *zstd = ZSTD_createCCtx();
+  if (!zstd) return NULL;
+  ZSTD_CCtx_setParameter(zstd, ZSTD_c_compressionLevel, 1);
+  ZSTD_CCtx_setParameter(zstd, ZSTD_c_minMatch, 7);
+  ZSTD_CCtx_setParameter(zstd, ZSTD_c_hashLog, 8);
+  return zstd;
+}
+
 static oscar_status make_workers(struct saving *s) {
   const oscar_cache *c = s->sequence->cache;
   const struct record_shape exact = record_shape_of(&s->shape, false, PAGE_TOKENS),
                             coded = record_shape_of(&s->shape, true, PAGE_TOKENS);
-  const size_t raw = exact.raw_bytes > coded.raw_bytes ? exact.raw_bytes : coded.raw_bytes;
-  const size_t packed = exact.packed_bytes > coded.packed_bytes ? exact.packed_bytes : coded.packed_bytes;
+  const size_t frames = (size_t)max64((int64_t)record_unpacked_bytes(&exact), (int64_t)record_unpacked_bytes(&coded));
   s->workers = (int)max64(1, min64(s->context->options.threads, s->sequence->pages));
-  s->slots = (int)min64((int64_t)s->workers * PAGES_PER_THREAD, s->sequence->pages);
-  s->packed_room = ZSTD_compressBound(packed);
+  s->frames_room = record_frames_bound(&exact);
+  if (s->frames_room < record_frames_bound(&coded)) s->frames_room = record_frames_bound(&coded);
   s->worker = mem_zalloc(s->context, (size_t)s->workers, sizeof *s->worker);
-  s->slot = s->worker ? mem_zalloc(s->context, (size_t)s->slots, sizeof *s->slot) : NULL;
-  if (!s->slot) return OSCAR_NO_MEMORY;
+  if (!s->worker) return OSCAR_NO_MEMORY;
   for (int i = 0; i < s->workers; i++) {
     struct worker *w = &s->worker[i];
     w->rows = mem_alloc(s->context, snapshot_rows_bytes(&s->shape), 1);
-    w->packed = w->rows ? mem_alloc(s->context, packed, 1) : NULL;
-    if (!w->packed) return OSCAR_NO_MEMORY;
-    if (!(w->zstd = ZSTD_createCCtx())) return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for compression");
+    w->frames = w->rows ? mem_alloc(s->context, frames, 1) : NULL;
+    if (!w->frames) return OSCAR_NO_MEMORY;
+    if (!(w->zstd = make_compressor())) return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for compression");
   }
-  const size_t record = round_up(raw + s->packed_room, 64),
+  const size_t record = round_up(exact.raw_bytes + s->frames_room, 64),
                staging = c->store && !s->copies ? round_up(page_staging_bytes(c), 64) : 0, bytes = record + staging;
-  s->block = mem_alloc(s->context, (size_t)s->slots, bytes);
+  const int64_t most = max64(s->workers, min64((int64_t)s->workers * PAGES_PER_THREAD, LOT_BYTES / (int64_t)bytes));
+  s->slots = (int)min64(most, s->sequence->pages);
+  const size_t slots = 2 * (size_t)s->slots;
+  struct slot *slot = s->lots[0].slot = mem_zalloc(s->context, slots, sizeof *slot);
+  s->block = slot ? mem_alloc(s->context, slots, bytes) : NULL;
   if (!s->block) return OSCAR_NO_MEMORY;
-  mem_advise_large_pages(s->block, (size_t)s->slots * bytes); /* taking small ones would take longer than the copying */
-  for (int i = 0; i < s->slots; i++) {
-    s->slot[i].record = s->block + (size_t)i * bytes;
-    if (staging) s->slot[i].staging = s->slot[i].record + record;
+  mem_advise_large_pages(s->block, slots * bytes); /* taking small ones would take longer than the copying */
+  for (size_t i = 0; i < slots; i++) {
+    slot[i].record = s->block + i * bytes;
+    if (staging) slot[i].staging = slot[i].record + record;
   }
+  s->lots[1].slot = slot + s->slots;
+  s->made = &s->lots[0], s->written = &s->lots[1];
   return OSCAR_OK;
 }
 
 static struct page_place place_of(const struct saving *s, int i) {
-  const struct page_entry *entry = &s->sequence->table[s->first + i];
+  const int64_t p = s->made->first + i;
+  const struct page_entry *entry = &s->sequence->table[p];
   const bool coded = entry->exact == NO_PAGE;
   return (struct page_place){s->sequence->cache, coded, coded ? entry->coded : entry->exact,
-                             s->copies ? s->copies[s->first + i] : s->slot[i].staging};
+                             s->copies ? s->copies[p] : s->made->slot[i].staging};
 }
 
-static void make_records(void *arg, int member, int members) {
-  (void)members;
-  struct saving *s = arg;
-  struct worker *w = &s->worker[member];
-  for (int64_t i; (i = team_take(&s->jobs)) < s->lot;) {
-    struct slot *slot = &s->slot[i];
+static void make_records(struct saving *s, struct worker *w) {
+  for (int64_t i; (i = team_take(&s->jobs)) < s->made->pages;) {
+    struct slot *slot = &s->made->slot[i];
     const struct page_place place = place_of(s, (int)i);
-    const struct record_shape shape = record_shape_of(&s->shape, place.coded, rows_of_page(s->sequence->length, s->first + i));
-    page_split(&s->shape, &place, shape.rows, w->rows, slot->record, w->packed);
-    const size_t packed =
-        ZSTD_compressCCtx(w->zstd, slot->record + shape.raw_bytes, s->packed_room, w->packed, shape.packed_bytes, LEVEL);
-    if (ZSTD_isError(packed)) { /* memory: everything else has been seen to */
-      s->failed = true;
-      return;
+    const int rows = rows_of_page(s->sequence->length, s->made->first + i);
+    const struct record_shape shape = record_shape_of(&s->shape, place.coded, rows);
+    page_split(&s->shape, &place, shape.rows, w->rows, slot->record, w->frames);
+    size_t bytes = shape.raw_bytes;
+    const uint8_t *frame = w->frames;
+    for (int k = 0; k < 2 && shape.frame_bytes[k]; frame += shape.frame_bytes[k++]) {
+      const size_t room = s->frames_room - (bytes - shape.raw_bytes);
+      const size_t packed = ZSTD_compress2(w->zstd, slot->record + bytes, room, frame, shape.frame_bytes[k]);
+      if (ZSTD_isError(packed)) { /* memory: everything else has been seen to */
+        s->failed = true;
+        return;
+      }
+      bytes += packed;
     }
-    const size_t bytes = shape.raw_bytes + packed;
     slot->entry = (struct snapshot_page){place.coded, 0, bytes, snapshot_checksum(slot->record, bytes)};
   }
 }
@@ -177,21 +198,34 @@ static oscar_status put(struct saving *s, const void *data, size_t bytes) {
   return OSCAR_OK;
 }
 
-static oscar_status put_lot(struct saving *s) {
+static oscar_status put_lot(struct saving *s, const struct lot *lot) {
   oscar_status status = OSCAR_OK;
-  for (int i = 0; i < s->lot && s->sequence->cache->store && !s->copies && status == OSCAR_OK; i++) {
+  for (int i = 0; i < lot->pages && status == OSCAR_OK; i++) {
+    s->table[lot->first + i] = lot->slot[i].entry;
+    status = put(s, lot->slot[i].record, (size_t)lot->slot[i].entry.bytes);
+  }
+  return status;
+}
+
+/* The caller's thread writes the lot before, then helps the others. */
+static void make_and_write(void *arg, int member, int members) {
+  (void)members;
+  struct saving *s = arg;
+  if (member == 0) s->status = put_lot(s, s->written);
+  make_records(s, &s->worker[member]);
+}
+
+static oscar_status next_lot(struct saving *s) {
+  oscar_status status = OSCAR_OK;
+  for (int i = 0; i < s->made->pages && s->sequence->cache->store && !s->copies && status == OSCAR_OK; i++) {
     const struct page_place place = place_of(s, i);
     status = page_copy(&place);
   }
   if (status != OSCAR_OK) return status;
   s->jobs = (team_counter){0};
-  team_run(s->context, s->workers, make_records, s);
-  if (s->failed) return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for compression");
-  for (int i = 0; i < s->lot && status == OSCAR_OK; i++) {
-    s->table[s->first + i] = s->slot[i].entry;
-    status = put(s, s->slot[i].record, (size_t)s->slot[i].entry.bytes);
-  }
-  return status;
+  team_run(s->context, s->workers, make_and_write, s);
+  if (s->status == OSCAR_OK && s->failed) return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for compression");
+  return s->status;
 }
 
 /* Everything before the pages. The first time it only takes its room: the page table is still empty. */
@@ -235,21 +269,25 @@ static oscar_status finish_front(struct saving *s, size_t front) {
 static oscar_status write_all(struct saving *s) {
   oscar_status status = put_front(s);
   const size_t front = (size_t)s->position - sizeof s->header;
-  for (s->first = 0; s->first < s->sequence->pages && status == OSCAR_OK; s->first += s->lot) {
-    s->lot = (int)min64(s->slots, s->sequence->pages - s->first);
-    status = put_lot(s);
+  for (int64_t first = 0; first < s->sequence->pages && status == OSCAR_OK; first += s->written->pages) {
+    s->made->first = first;
+    s->made->pages = (int)min64(s->slots, s->sequence->pages - first);
+    status = next_lot(s);
+    struct lot *made = s->made;
+    s->made = s->written, s->written = made;
   }
+  if (status == OSCAR_OK) status = put_lot(s, s->written);
   return status == OSCAR_OK ? finish_front(s, front) : status;
 }
 
 static void free_parts(struct saving *s) {
   for (int i = 0; s->worker && i < s->workers; i++) {
     mem_free(s->context, s->worker[i].rows);
-    mem_free(s->context, s->worker[i].packed);
+    mem_free(s->context, s->worker[i].frames);
     ZSTD_freeCCtx(s->worker[i].zstd);
   }
   mem_free(s->context, s->block);
-  mem_free(s->context, s->slot);
+  mem_free(s->context, s->lots[0].slot);
   mem_free(s->context, s->worker);
   mem_free(s->context, s->table);
   mem_free(s->context, s->forms);

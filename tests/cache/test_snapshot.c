@@ -388,8 +388,8 @@ static void damage_is_named(void **state) {
   assert_refused(w.context, parse_and_restore(w.context, w.cache, data, bytes), OSCAR_FORMAT, "page 3 of 4 (exact) is damaged");
   data[bytes - 1] ^= 1;
   assert_refused(w.context, parse_and_restore(w.context, w.cache, data, bytes - 1), OSCAR_FORMAT, "expected");
-  data[8] = 2;
-  assert_refused(w.context, parse_and_restore(w.context, w.cache, data, bytes), OSCAR_UNSUPPORTED, "version 2");
+  data[8] = 3;
+  assert_refused(w.context, parse_and_restore(w.context, w.cache, data, bytes), OSCAR_UNSUPPORTED, "version 3");
   free(data);
   close_world(&w);
 }
