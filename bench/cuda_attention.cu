@@ -341,6 +341,8 @@ struct bench {
     for (size_t i = 0; i < frequencies.size(); i++) frequencies[i] = std::pow(1e6, -2.0 * (double)i / o.head_dim);
     const size_t narrow = width / (size_t)shape.group;
     rows.q = q;
+    rows.q_pitch = (int64_t)o.query_heads * o.head_dim;
+    rows.kv_pitch = (int64_t)o.kv_heads * o.head_dim;
     rows.k = keep(normals(narrow, 1, 4));
     rows.v = keep(normals(narrow, 1, 5));
     rows.q_norm = rows.k_norm = keep(std::vector<float>(o.head_dim, 1));

@@ -68,6 +68,10 @@ struct heads {
 };
 
 enum activation { ACTIVATION_SILU, ACTIVATION_GELU };
+struct feed_forward {
+  const struct weight *gate, *up, *down; /* gate and up have as many rows */
+  enum activation activation;
+};
 
 /* The CPU rounds products of few tokens (integer kernels) and of many (BF16 or float panels) differently. By number is fastest;
  * who wants results that do not depend on how tokens were put together says which. */
@@ -108,10 +112,10 @@ struct backend_ops {
    */
   oscar_status (*matmul)(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
                          const float *x, float *const *y);
-  /* y [n][w->rows] = (activation(gate) * up) W^T, with gate and up [n][cols]: silu_mul or gelu_mul and matmul, with the same
-   * bits. What gate holds then is not said. */
-  oscar_status (*matmul_gated)(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
-                               const float *up, float *y);
+  /* A feed-forward block: y [n][down->rows] = (activation(x gate^T) * (x up^T)) down^T, which is matmul, silu_mul or gelu_mul,
+   * and matmul, on the host with the same bits. between: [n][2 gate->rows], what it holds then is not said. y may be x. */
+  oscar_status (*feed_forward)(struct backend *be, const struct feed_forward *weights, int n, const float *x, float *between,
+                               float *y);
   /* y = x / sqrt(mean(x^2) + eps) * weight, over rows of `dim` floats (also per head: rows = n * heads). y may be x. */
   void (*rms_norm)(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y);
   /* x += add, then y = rms_norm(x): the same bits as the two of them. y may be `add`. */
@@ -126,6 +130,9 @@ struct backend_ops {
   void (*gelu_mul)(struct backend *be, size_t count, float *gate, const float *up); /* gate = gelu_tanh(gate) * up */
 
   /* ---- GPUs only ---- */
+  /* matmul whose results of a token lie one after the other: y [n][rows of all weights]. */
+  oscar_status (*matmul_together)(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
+                                  const float *x, float *y);
   /* ids [rows], one for each row of logits [rows][vocab], chosen as each [rows] says; -1 where no logit is finite. reserve makes
    * room for so many rows at once. */
   oscar_status (*reserve_samples)(struct backend *be, int rows, int vocab);

@@ -43,13 +43,14 @@ struct runner {
   oscar_cache *cache;
   oscar_attention *attention;
   int max_chunk;
-  float *x, *h, *q, *k, *v, *o, *gate, *up; /* max_chunk rows each */
-  float *logits;                            /* LOGIT_ROWS rows at most; only where buffers are not host memory */
-  int32_t *tokens;                          /* [2 max_chunk]: ids of a step, then its positions */
-  float *device_tokens;                     /* the same as a buffer, where buffers are not host memory */
-  float *device_sampling, *device_next;     /* there: [max_chunk] struct sampling, and what is chosen */
-  struct host_rows observed;                /* made for the first observer there */
-  int windows[STEP_WINDOWS], n_windows;     /* that layers have */
+  float *x, *h, *qkv, *o, *between;     /* max_chunk rows each */
+  float *q, *k, *v;                     /* in qkv: one after the other, all rows each; a step that decodes has its rows whole */
+  float *logits;                        /* LOGIT_ROWS rows at most; only where buffers are not host memory */
+  int32_t *tokens;                      /* [2 max_chunk]: ids of a step, then its positions */
+  float *device_tokens;                 /* the same as a buffer, where buffers are not host memory */
+  float *device_sampling, *device_next; /* there: [max_chunk] struct sampling, and what is chosen */
+  struct host_rows observed;            /* made for the first observer there */
+  int windows[STEP_WINDOWS], n_windows; /* that layers have */
   struct recordings recordings;
   bool records;
 
@@ -74,23 +75,29 @@ struct buffer_size {
   size_t floats;
 };
 
-static int chunk_buffers(struct runner *r, const struct model_geometry *g, int n, struct buffer_size sizes[8]) {
-  const size_t rows = (size_t)n, e = (size_t)g->embedding, f = (size_t)g->feed_forward;
-  const size_t q = (size_t)g->query_heads * (size_t)g->head_dim, kv = (size_t)g->kv_heads * (size_t)g->head_dim;
-  const struct buffer_size all[8] = {{&r->x, rows * e},  {&r->h, rows * e}, {&r->q, rows * q},    {&r->k, rows * kv},
-                                     {&r->v, rows * kv}, {&r->o, rows * q}, {&r->gate, rows * f}, {&r->up, rows * f}};
-  for (int i = 0; i < 8; i++) sizes[i] = all[i];
-  return 8;
+enum { CHUNK_BUFFERS = 5 };
+
+static size_t query_width(const struct model_geometry *g) { return (size_t)g->query_heads * (size_t)g->head_dim; }
+static size_t kv_width(const struct model_geometry *g) { return (size_t)g->kv_heads * (size_t)g->head_dim; }
+
+static void chunk_buffers(struct runner *r, const struct model_geometry *g, int n, struct buffer_size sizes[CHUNK_BUFFERS]) {
+  const size_t rows = (size_t)n, e = (size_t)g->embedding, q = query_width(g);
+  const struct buffer_size all[CHUNK_BUFFERS] = {{&r->x, rows * e},
+                                                 {&r->h, rows * e},
+                                                 {&r->qkv, rows * (q + 2 * kv_width(g))},
+                                                 {&r->o, rows * q},
+                                                 {&r->between, rows * 2 * (size_t)g->feed_forward}};
+  for (int i = 0; i < CHUNK_BUFFERS; i++) sizes[i] = all[i];
 }
 
 static int logit_rows(int max_chunk) { return max_chunk < LOGIT_ROWS ? max_chunk : LOGIT_ROWS; }
 
 size_t model_scratch_bytes(const struct model *m, int n, int outputs) {
   struct runner layout = {0};
-  struct buffer_size sizes[8];
+  struct buffer_size sizes[CHUNK_BUFFERS];
   size_t floats = 0;
-  int count = chunk_buffers(&layout, &m->parameters.geometry, n, sizes);
-  for (int i = 0; i < count; i++) floats += sizes[i].floats;
+  chunk_buffers(&layout, &m->parameters.geometry, n, sizes);
+  for (int i = 0; i < CHUNK_BUFFERS; i++) floats += sizes[i].floats;
   const struct layer_weights *w = m->weights.layers;
   const struct weight *const products[] = {&w->q, &w->k, &w->v, &w->output, &w->gate, &w->up, &w->down};
   size_t largest = 0;
@@ -129,10 +136,17 @@ static oscar_status make_room(struct runner *r, int count) {
 static oscar_status make_buffers(struct runner *r) {
   const struct model *m = r->model;
   struct backend *be = m->backend;
-  struct buffer_size sizes[8];
-  int count = chunk_buffers(r, &m->parameters.geometry, r->max_chunk, sizes);
+  const struct model_geometry *g = &m->parameters.geometry;
+  struct buffer_size sizes[CHUNK_BUFFERS];
+  chunk_buffers(r, g, r->max_chunk, sizes);
   oscar_status status = OSCAR_OK;
-  for (int i = 0; i < count && status == OSCAR_OK; i++) status = be->ops->buffer_alloc(be, sizes[i].floats, sizes[i].buffer);
+  for (int i = 0; i < CHUNK_BUFFERS && status == OSCAR_OK; i++)
+    status = be->ops->buffer_alloc(be, sizes[i].floats, sizes[i].buffer);
+  if (status == OSCAR_OK) {
+    r->q = r->qkv;
+    r->k = r->q + (size_t)r->max_chunk * query_width(g);
+    r->v = r->k + (size_t)r->max_chunk * kv_width(g);
+  }
   if (status == OSCAR_OK && !be->ops->host_memory)
     status = be->ops->buffer_alloc(be, (size_t)logit_rows(r->max_chunk) * (size_t)m->parameters.geometry.vocab, &r->logits);
   if (status == OSCAR_OK && !be->ops->host_memory)
@@ -190,10 +204,10 @@ void runner_free(struct runner *r) {
   if (!r) return;
   oscar_context *context = r->model->context;
   struct backend *be = r->model->backend;
-  struct buffer_size sizes[8];
+  struct buffer_size sizes[CHUNK_BUFFERS];
   recordings_free(&r->recordings, be);
-  int count = chunk_buffers(r, &r->model->parameters.geometry, r->max_chunk, sizes);
-  for (int i = 0; i < count; i++)
+  chunk_buffers(r, &r->model->parameters.geometry, r->max_chunk, sizes);
+  for (int i = 0; i < CHUNK_BUFFERS; i++)
     if (*sizes[i].buffer) be->ops->buffer_free(be, *sizes[i].buffer);
   if (r->logits) be->ops->buffer_free(be, r->logits);
   float *const others[] = {r->device_tokens, r->device_sampling, r->device_next};
@@ -268,9 +282,11 @@ static oscar_attention_rounding attention_rounding_of(enum token_kind kind) {
 /* q, k, v of the normed input in h */
 static oscar_status project_qkv(const struct runner *r, int layer) {
   const struct layer_weights *w = &r->model->weights.layers[layer];
+  struct backend *be = r->model->backend;
   const struct products p = {
       3, {&w->q, &w->k, &w->v}, {vector_of(&w->q_bias), vector_of(&w->k_bias), vector_of(&w->v_bias)}, {r->q, r->k, r->v}};
-  return multiply(r->model->backend, &p, r->spans, r->n_spans, r->h);
+  if (r->decodes) return be->ops->matmul_together(be, p.count, p.weights, p.bias, r->n, r->h, r->qkv);
+  return multiply(be, &p, r->spans, r->n_spans, r->h);
 }
 
 /* RoPE, K and V into the cache, attention in o */
@@ -290,13 +306,16 @@ static oscar_status attend(struct runner *r, int layer, int window) {
   return status;
 }
 
-/* The same of a step that decodes, whose rows k and v stay as the products left them. */
+/* The same of a step that decodes, whose rows stay as the products left them. */
 static oscar_status attend_decoding(const struct runner *r, int layer, int window) {
   const struct model *m = r->model;
   const struct layer_weights *w = &m->weights.layers[layer];
-  const struct decode_rows rows = {.q = r->q,
-                                   .k = r->k,
-                                   .v = r->v,
+  const size_t q = query_width(&m->parameters.geometry), kv = kv_width(&m->parameters.geometry);
+  const struct decode_rows rows = {.q = r->qkv,
+                                   .k = r->qkv + q,
+                                   .v = r->qkv + q + kv,
+                                   .q_pitch = (int64_t)(q + 2 * kv),
+                                   .kv_pitch = (int64_t)(q + 2 * kv),
                                    .q_norm = vector_of(&w->q_norm),
                                    .k_norm = vector_of(&w->k_norm),
                                    .eps = m->parameters.norm_eps,
@@ -310,8 +329,7 @@ static oscar_status attend_decoding(const struct runner *r, int layer, int windo
 /* One block of memory, rows for max_chunk tokens. */
 static oscar_status make_host_rows(struct runner *r) {
   const struct model_geometry *g = &r->model->parameters.geometry;
-  const size_t q = (size_t)g->query_heads * (size_t)g->head_dim, kv = (size_t)g->kv_heads * (size_t)g->head_dim;
-  const size_t n = (size_t)r->max_chunk;
+  const size_t q = query_width(g), kv = kv_width(g), n = (size_t)r->max_chunk;
   if (r->observed.q) return OSCAR_OK;
   float *all = mem_alloc(r->model->context, n * (2 * q + 2 * kv), sizeof *all);
   if (!all) return OSCAR_NO_MEMORY;
@@ -324,8 +342,7 @@ static oscar_status observe(struct runner *r, int layer, const struct forward_ob
   team_before_openmp(r->model->context); /* which observers use */
   if (be->ops->host_memory) return observer->attention(observer->user, layer, r->n, r->q, r->k, r->v, r->o);
   const struct model_geometry *g = &r->model->parameters.geometry;
-  const size_t q = (size_t)r->n * (size_t)g->query_heads * (size_t)g->head_dim;
-  const size_t kv = (size_t)r->n * (size_t)g->kv_heads * (size_t)g->head_dim;
+  const size_t q = (size_t)r->n * query_width(g), kv = (size_t)r->n * kv_width(g);
   const struct host_rows *host = &r->observed;
   oscar_status status = make_host_rows(r);
   if (status == OSCAR_OK) status = be->ops->download(be, host->q, r->q, q);
@@ -362,15 +379,12 @@ static oscar_status feed_forward_block(const struct runner *r, int layer) {
   const struct layer_weights *w = &m->weights.layers[layer];
   const struct model_geometry *g = &m->parameters.geometry;
   const float eps = m->parameters.norm_eps;
-  const struct products p = {2, {&w->gate, &w->up}, {NULL, NULL}, {r->gate, r->up}};
-  oscar_status status = multiply(be, &p, r->spans, r->n_spans, r->h);
-  if (status != OSCAR_OK) return status;
+  const struct feed_forward weights = {&w->gate, &w->up, &w->down, m->architecture->activation};
+  oscar_status status = OSCAR_OK;
   for (int s = 0; s < r->n_spans && status == OSCAR_OK; s++) {
-    const size_t from = (size_t)r->spans[s].first * (size_t)g->feed_forward,
-                 to = (size_t)r->spans[s].first * (size_t)g->embedding;
+    float *rows = r->h + (size_t)r->spans[s].first * (size_t)g->embedding;
     be->rounding = r->spans[s].rounding;
-    status =
-        be->ops->matmul_gated(be, &w->down, m->architecture->activation, r->spans[s].n, r->gate + from, r->up + from, r->h + to);
+    status = be->ops->feed_forward(be, &weights, r->spans[s].n, rows, r->between, rows);
   }
   if (status != OSCAR_OK) return status;
   if (w->post_feed_forward_norm.data)
@@ -554,7 +568,7 @@ static oscar_status check_step(const struct runner *r, int count, const struct f
 /* Which rows are whose. */
 static void lay_out(struct runner *r, int count, const struct forward_job *jobs) {
   const struct model_geometry *g = &r->model->parameters.geometry;
-  const size_t width = (size_t)g->query_heads * (size_t)g->head_dim;
+  const size_t width = query_width(g);
   const int shared = r->model->backend->shared_tokens;
   r->jobs = jobs;
   r->count = count;

@@ -236,7 +236,15 @@ static void run_step(const struct side_of_test *side, const struct setup *s, osc
   attention_choose(side->attention, ATTENTION_BY_COST);
   assert_ok(side->context, sequences_make_ready(sequences, count, &step));
   assert_ok(side->context, attention_make_ready(side->attention, &s->window, 1, sequences, count));
-  const struct decode_rows rows = {.q = q, .k = k, .v = v, .positions = there, .places = step.places, .bad = step.bad};
+  const int64_t kv = s->kv_heads * s->head_dim;
+  const struct decode_rows rows = {.q = q,
+                                   .k = k,
+                                   .v = v,
+                                   .q_pitch = kv * s->group,
+                                   .kv_pitch = kv,
+                                   .positions = there,
+                                   .places = step.places,
+                                   .bad = step.bad};
   assert_ok(side->context, attention_step(side->attention, 0, s->window, &rows, out));
   sequences_note_written(sequences, count);
   assert_ok(side->context, oscar_cuda_wait(gpu));

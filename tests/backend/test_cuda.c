@@ -509,38 +509,141 @@ static void products_agree_with_the_portable_cpu(void **state) {
   close_pair(&p);
 }
 
-/* An activation and a product as one have the bits of both. */
-static void gated_products_have_the_bits_of_both(void **state) {
+/* Results of a token one after the other: against double precision, as products whose results are apart. */
+static void results_may_lie_together(void **state) {
   (void)state;
-  static const int64_t shapes[][2] = {{67, 201}, {192, 576}};
-  static const int tokens[] = {1, 4, 11, 40};
+  static const int64_t shapes[][4] = {{5, 3, 7, 15}, {192, 64, 64, 576}, {64, 67, 64, 200}}; /* rows, then columns */
+  static const int tokens[] = {1, 3, 8, 9, 17, 40, 130};
+  for (size_t f = 0; f < ARRAY_LENGTH(forms); f++) {
+    struct pair p;
+    open_pair(&p, forms[f]);
+    for (size_t k = 0; k < ARRAY_LENGTH(shapes) * 2; k++) {
+      struct shared s = make_shared(&p, 3, WEIGHT_BF16, shapes[k / 2], shapes[k / 2][3]);
+      const bool biased = k % 2;
+      const struct weight *const w[] = {&s.w[0].weight, &s.w[1].weight, &s.w[2].weight};
+      const int64_t cols = w[0]->cols, pitch = w[0]->rows + w[1]->rows + w[2]->rows;
+      for (size_t t = 0; t < ARRAY_LENGTH(tokens) * (PRODUCT_LIBRARY + 1); t++) {
+        const int n = tokens[t / (PRODUCT_LIBRARY + 1)];
+        const enum cuda_product way = (enum cuda_product)(t % (PRODUCT_LIBRARY + 1));
+        float *x = random_floats((size_t)(n * cols), t), *there = on_gpu(&p, x, (size_t)(n * cols)), *y;
+        const float *const bias[] = {s.gpu_bias[0], NULL, s.gpu_bias[2]};
+        assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, (size_t)(n * pitch), &y));
+        backend_cuda_choose(p.gpu, way);
+        assert_ok(p.context, p.gpu->ops->matmul_together(p.gpu, 3, w, biased ? bias : NULL, n, there, y));
+        backend_cuda_choose(p.gpu, PRODUCT_BY_SHAPE);
+        float *all = take(&p, y, (size_t)(n * pitch)), *part = malloc((size_t)(n * pitch) * sizeof *part);
+        assert_non_null(part);
+        for (int64_t i = 0, first = 0; i < 3; first += w[i++]->rows) {
+          for (int64_t row = 0; row < n; row++)
+            memcpy(part + row * w[i]->rows, all + row * pitch + first, (size_t)w[i]->rows * sizeof *part);
+          check_result(&p, &s, (int)i, biased && bias[i], n, x, way, part);
+        }
+        free(part);
+        free(all);
+        drop(&p, there);
+        free(x);
+      }
+      free_shared(&p, &s);
+    }
+    close_pair(&p);
+  }
+}
+
+/* The whole block against its parts. Gate and up may come from another product than apart, so that some of what is rounded to
+ * BF16 between may be rounded the other way: 2^-8 of every term. */
+static void feed_forward_agrees_with_its_parts(void **state) {
+  (void)state;
+  static const int64_t shapes[][2] = {{201, 67}, {576, 192}, {256, 64}}; /* between, outside */
+  static const int tokens[] = {0, 1, 4, 8, 11, 40, 200};
   for (size_t f = 0; f < ARRAY_LENGTH(forms); f++) {
     struct pair p;
     open_pair(&p, forms[f]);
     for (size_t k = 0; k < ARRAY_LENGTH(shapes); k++) {
-      struct shared s = make_shared(&p, 1, WEIGHT_BF16, &shapes[k][0], shapes[k][1]);
-      const struct weight *w = &s.w[0].weight;
+      const int64_t inner = shapes[k][0], outer = shapes[k][1], inputs[] = {inner, inner};
+      struct shared s = make_shared(&p, 2, WEIGHT_BF16, inputs, outer), d = make_shared(&p, 1, WEIGHT_BF16, &outer, inner);
+      const struct weight *const both[] = {&s.w[0].weight, &s.w[1].weight}, *const down = &d.w[0].weight;
+      float *exact = malloc((size_t)(inner * outer) * sizeof *exact);
+      assert_non_null(exact);
+      weight_dequantize(down->type, inner * outer, down->data, exact);
       for (size_t t = 0; t < ARRAY_LENGTH(tokens) * 2; t++) {
         const int n = tokens[t / 2];
-        const size_t count = (size_t)(n * w->cols), results = (size_t)(n * w->rows);
-        float *x = random_floats(count, 1), *u = random_floats(count, 2), *y[2];
-        float *gate[2] = {on_gpu(&p, x, count), on_gpu(&p, x, count)}, *up = on_gpu(&p, u, count);
-        for (int i = 0; i < 2; i++) assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, results, &y[i]));
+        const size_t count = (size_t)n * (size_t)inner, results = (size_t)n * (size_t)outer;
+        const struct feed_forward all = {both[0], both[1], down, t % 2 ? ACTIVATION_GELU : ACTIVATION_SILU};
+        float *x = random_floats(results + 1, t), *there = on_gpu(&p, x, results + 1), *apart[2], *between, *y;
+        for (int i = 0; i < 2; i++) assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, count + 1, &apart[i]));
+        assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, 2 * count + 1, &between));
+        assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, results + 1, &y));
+        assert_ok(p.context, p.gpu->ops->matmul(p.gpu, 2, both, NULL, n, there, apart));
         if (t % 2)
-          p.gpu->ops->gelu_mul(p.gpu, count, gate[0], up);
+          p.gpu->ops->gelu_mul(p.gpu, count, apart[0], apart[1]);
         else
-          p.gpu->ops->silu_mul(p.gpu, count, gate[0], up);
-        assert_ok(p.context, p.gpu->ops->matmul(p.gpu, 1, &w, NULL, n, gate[0], &y[0]));
-        assert_ok(p.context, p.gpu->ops->matmul_gated(p.gpu, w, t % 2 ? ACTIVATION_GELU : ACTIVATION_SILU, n, gate[1], up, y[1]));
-        float *expected = take(&p, y[0], results), *got = take(&p, y[1], results);
-        assert_memory_equal(got, expected, results * sizeof *got);
-        drop(&p, gate[0]);
-        drop(&p, gate[1]);
-        drop(&p, up);
+          p.gpu->ops->silu_mul(p.gpu, count, apart[0], apart[1]);
+        assert_ok(p.context, p.gpu->ops->matmul(p.gpu, 1, &down, NULL, n, apart[0], &y));
+        float *expected = take(&p, y, results), *gated = take(&p, apart[0], count);
+        assert_ok(p.context, p.gpu->ops->feed_forward(p.gpu, &all, n, there, between, there)); /* over its input */
+        float *got = take(&p, there, results);
+        for (int64_t row = 0; row < n; row++)
+          for (int64_t c = 0; c < outer; c++) {
+            double size = 0;
+            for (int64_t i = 0; i < inner; i++) size += fabs((double)exact[c * inner + i] * (double)gated[row * inner + i]);
+            assert_true(fabs((double)got[row * outer + c] - (double)expected[row * outer + c]) <= 0x1p-8 * size);
+          }
+        drop(&p, between);
+        drop(&p, apart[1]);
         free(got);
+        free(gated);
         free(expected);
-        free(u);
         free(x);
+      }
+      free(exact);
+      free_shared(&p, &d);
+      free_shared(&p, &s);
+    }
+    close_pair(&p);
+  }
+}
+
+/* A product after a norm has the bits that it has of the same numbers from elsewhere, and what came into their place meanwhile
+ * counts. */
+static void products_of_normed_rows_have_the_same_bits(void **state) {
+  (void)state;
+  static const int64_t dims[] = {201, 264, 576, 4096};
+  static const int tokens[] = {1, 8, 9, 40};
+  for (size_t f = 0; f < ARRAY_LENGTH(forms); f++) {
+    struct pair p;
+    open_pair(&p, forms[f]);
+    for (size_t k = 0; k < ARRAY_LENGTH(dims); k++) {
+      const int64_t dim = dims[k], rows = 33;
+      struct shared s = make_shared(&p, 1, WEIGHT_BF16, &rows, dim);
+      const struct weight *const w = &s.w[0].weight;
+      for (size_t t = 0; t < ARRAY_LENGTH(tokens); t++) {
+        const int n = tokens[t];
+        const size_t count = (size_t)n * (size_t)dim, results = (size_t)(n * rows);
+        float *x = random_floats(count, 1), *scale = random_floats((size_t)dim, 2), *other = random_floats(count, 3);
+        float *there = on_gpu(&p, x, count), *normed = on_gpu(&p, x, count), *gpu_scale = on_gpu(&p, scale, (size_t)dim), *y[4];
+        for (int i = 0; i < 4; i++) assert_ok(p.context, p.gpu->ops->buffer_alloc(p.gpu, results, &y[i]));
+        assert_ok(p.context, p.gpu->ops->reserve(p.gpu, w, n));
+        p.gpu->ops->add_rms_norm(p.gpu, n, (int)dim, there, normed, gpu_scale, 1e-6f, normed);
+        assert_ok(p.context, p.gpu->ops->matmul(p.gpu, 1, &w, NULL, n, normed, &y[0]));
+        float *as_floats = take(&p, normed, count);
+        float *copied = on_gpu(&p, as_floats, count);
+        assert_ok(p.context, p.gpu->ops->matmul(p.gpu, 1, &w, NULL, n, copied, &y[1]));
+        float *first = take(&p, y[0], results), *second = take(&p, y[1], results);
+        assert_memory_equal(first, second, results * sizeof *first);
+
+        assert_ok(p.context, p.gpu->ops->upload(p.gpu, copied, other, count));
+        assert_ok(p.context, p.gpu->ops->matmul(p.gpu, 1, &w, NULL, n, copied, &y[2]));
+        assert_ok(p.context, p.gpu->ops->upload(p.gpu, there, x, count));
+        p.gpu->ops->rms_norm(p.gpu, n, (int)dim, there, gpu_scale, 1e-6f, there);
+        assert_ok(p.context, p.gpu->ops->upload(p.gpu, there, other, count));
+        assert_ok(p.context, p.gpu->ops->matmul(p.gpu, 1, &w, NULL, n, there, &y[3]));
+        free(first), free(second);
+        first = take(&p, y[2], results), second = take(&p, y[3], results);
+        assert_memory_equal(first, second, results * sizeof *first);
+        drop(&p, gpu_scale);
+        drop(&p, copied);
+        drop(&p, there);
+        free(first), free(second), free(as_floats), free(x), free(scale), free(other);
       }
       free_shared(&p, &s);
     }
@@ -754,7 +857,9 @@ int main(void) {
       cmocka_unit_test(odd_rows_are_kept_or_show),
       cmocka_unit_test(fine_weights_stay_in_bf16),
       cmocka_unit_test(products_agree_with_the_portable_cpu),
-      cmocka_unit_test(gated_products_have_the_bits_of_both),
+      cmocka_unit_test(results_may_lie_together),
+      cmocka_unit_test(feed_forward_agrees_with_its_parts),
+      cmocka_unit_test(products_of_normed_rows_have_the_same_bits),
       cmocka_unit_test(norms_agree_with_the_cpu),
       cmocka_unit_test(rope_agrees_with_the_cpu),
       cmocka_unit_test(activations_agree_with_the_cpu),

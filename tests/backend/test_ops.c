@@ -226,25 +226,35 @@ static void activations_agree_with_libm(void **state) {
   free(gate);
 }
 
-static void gated_products_have_the_bits_of_both(void **state) {
+static void feed_forward_has_the_bits_of_its_parts(void **state) {
   (void)state;
   enum { ROWS = 9, COLS = 70, MOST = 40 };
   struct backend *be = backend_of(test_context(OSCAR_ISA_AUTO, 2));
-  static float data[ROWS * COLS], gate[MOST * COLS], copy[MOST * COLS], up[MOST * COLS], y[MOST * ROWS], expected[MOST * ROWS];
-  const struct weight w = {.name = "w", .type = WEIGHT_F32, .rows = ROWS, .cols = COLS, .data = data}, *pw = &w;
-  float *to = expected;
+  static float data[3][ROWS * COLS], x[MOST * ROWS], between[2 * MOST * COLS], y[MOST * ROWS];
+  static float gate[MOST * COLS], up[MOST * COLS], expected[MOST * ROWS];
+  struct weight w[3];
   uint64_t random = 3;
-  for (int i = 0; i < ROWS * COLS; i++) data[i] = test_normal(&random);
+  for (int i = 0; i < 3; i++) {
+    for (int k = 0; k < ROWS * COLS; k++) data[i][k] = test_normal(&random);
+    w[i] = (struct weight){.name = "w", .type = WEIGHT_F32, .rows = COLS, .cols = ROWS, .data = data[i]};
+  }
+  w[2].rows = ROWS, w[2].cols = COLS;
+  const struct weight *const both[] = {&w[0], &w[1]}, *const down = &w[2];
+  float *const apart[] = {gate, up}, *const to = expected;
   for (int n = 0; n <= MOST; n += n < 2 ? 1 : MOST - 2)
     for (int kind = ACTIVATION_SILU; kind <= ACTIVATION_GELU; kind++) {
-      for (int i = 0; i < n * COLS; i++) gate[i] = copy[i] = test_normal(&random), up[i] = test_normal(&random);
-      assert_ok(be->context, be->ops->matmul_gated(be, &w, (enum activation)kind, n, gate, up, y));
+      const struct feed_forward all = {&w[0], &w[1], &w[2], (enum activation)kind};
+      for (int i = 0; i < n * ROWS; i++) x[i] = test_normal(&random);
+      assert_ok(be->context, be->ops->matmul(be, 2, both, NULL, n, x, apart));
       if (kind == ACTIVATION_SILU)
-        be->ops->silu_mul(be, (size_t)n * COLS, copy, up);
+        be->ops->silu_mul(be, (size_t)n * COLS, gate, up);
       else
-        be->ops->gelu_mul(be, (size_t)n * COLS, copy, up);
-      assert_ok(be->context, be->ops->matmul(be, 1, &pw, NULL, n, copy, &to));
+        be->ops->gelu_mul(be, (size_t)n * COLS, gate, up);
+      assert_ok(be->context, be->ops->matmul(be, 1, &down, NULL, n, gate, &to));
+      assert_ok(be->context, be->ops->feed_forward(be, &all, n, x, between, y));
       assert_memory_equal(y, expected, (size_t)(n * ROWS) * sizeof *y);
+      assert_ok(be->context, be->ops->feed_forward(be, &all, n, x, between, x));
+      assert_memory_equal(x, expected, (size_t)(n * ROWS) * sizeof *x);
     }
   close_backend(be);
 }
@@ -312,7 +322,7 @@ int main(void) {
       cmocka_unit_test(add_rms_norm_has_the_bits_of_both),
       cmocka_unit_test(rope_norms_heads_first),
       cmocka_unit_test(activations_agree_with_libm),
-      cmocka_unit_test(gated_products_have_the_bits_of_both),
+      cmocka_unit_test(feed_forward_has_the_bits_of_its_parts),
       cmocka_unit_test(activations_keep_their_limits),
       cmocka_unit_test(add_and_scale_touch_every_element_once),
       cmocka_unit_test(the_description_names_kernels_and_threads),

@@ -121,10 +121,11 @@ struct decode_space {
   uint32_t *arrived; /* for each tile and KV head; all 0, before a launch and after it */
 };
 
-/* New tokens, one of each sequence, as products leave them: rows [tokens][heads][head_dim]. All on the device but for the
- * numbers. */
+/* New tokens, one of each sequence, as products leave them: of each token q, k and v [heads][head_dim]. All on the device but for
+ * the numbers. */
 struct decode_rows {
   const float *q, *k, *v;
+  int64_t q_pitch, kv_pitch;    /* floats from a token's to the next one's, of q; of k, and of v */
   const float *q_norm, *k_norm; /* [head_dim], or NULL */
   float eps;                    /* of the norms */
   struct head_rotation rotation;

@@ -1,13 +1,13 @@
 /*
  * prepare.cu - queries into the space of codes (decode_data.cuh): one product with the map of the keys, then whole numbers.
  *
- * A block of threads has a (tile, KV head) and up to 32 columns of the map at a time: a class of crumbs, or columns of the mean
- * and its turning part. Eight warps divide the inputs of the product among themselves. What does not depend on the kernel before,
- * the first columns and the turning of heads, is there before that has ended.
+ * A block of threads has eight rows of a KV head, those of a tile or, where tiles have at most four, of two, and up to 32 columns
+ * of the map at a time: a class of crumbs, or columns of the mean and its turning part. Eight warps divide the inputs of the
+ * product among themselves. What does not depend on the kernel before, the first columns and the turning of heads, is there
+ * before that has ended.
  *
- * decode_enter takes queries before norms and RoPE: every block norms and rotates those of its tile, a row each warp, which takes
- * less than a launch between would. Another block of every (tile, KV head) writes them, for exact pages, and the new rows of k
- * and v.
+ * decode_enter takes queries before norms and RoPE: every block norms and rotates its rows, one each warp, which takes less than
+ * a launch between would. Another block of every (tile, KV head) writes them, for exact pages, and the new rows of k and v.
  */
 #include "attention/cuda/decode_data.cuh"
 #include "attention/cuda/instructions.cuh"
@@ -27,6 +27,7 @@ struct arguments {
   uint8_t *prepared;
   const float *series;
   int kv_heads, group, head_dim, rows, crumbs, groups, pairs, fast, rotating_pairs, row_tiles;
+  int tile_count, log_together; /* tiles of a block, 1 or 2: a power of two */
   bool stores_zero;
   float scale;
   /* of decode_enter */
@@ -34,6 +35,21 @@ struct arguments {
   uint8_t *memory; /* of the layer's pages */
   size_t unit_bytes;
 };
+
+/* Blocks are [KV heads][what of the map][tiles, `together` of them each]. Where one of a block's DECODE_ROWS rows belongs: */
+struct row_place {
+  int tile, row; /* tile: of all; row: of the tile */
+  bool there;    /* such a tile */
+};
+__device__ __forceinline__ row_place place_of_row(const arguments &a, int row) {
+  const int of_tile = DECODE_ROWS >> a.log_together;
+  const int tile = ((int)blockIdx.x << a.log_together) + (row >= of_tile);
+  return {tile, row & (of_tile - 1), tile < a.tile_count};
+}
+/* Of a tile and the block's KV head. */
+__device__ __forceinline__ uint8_t *prepared_of(const arguments &a, const prepared_layout &layout, int tile) {
+  return a.prepared + ((size_t)tile * a.kv_heads + blockIdx.z) * layout.bytes;
+}
 
 /* A warp's part of a column of the map, of heads of D channels; column < 0: nothing. */
 template <int D> struct column_part { float at[D / SPLITS]; };
@@ -71,12 +87,15 @@ __device__ __forceinline__ void multiply_columns(const column_part<D> &column, c
 }
 
 /* A warp makes one row of a class into bytes. */
-__device__ void write_class(const arguments &a, uint8_t *prepared, int class_, int count, const float (*mapped)[DECODE_ROWS]) {
-  const int row = threadIdx.x / 32, lane = threadIdx.x % 32, blocks = a.crumbs / 16;
-  const struct prepared_layout layout = prepared_layout_of(blocks, a.pairs, a.fast, a.row_tiles);
-  if (row >= 4 * a.row_tiles) return;
+__device__ void write_class(const arguments &a, const prepared_layout &layout, int class_, int count,
+                            const float (*mapped)[DECODE_ROWS]) {
+  const int of_block = threadIdx.x / 32, lane = threadIdx.x % 32, blocks = a.crumbs / 16;
+  const row_place place = place_of_row(a, of_block);
+  const int row = place.row;
+  if (!place.there || row >= 4 * a.row_tiles) return;
+  uint8_t *prepared = prepared_of(a, layout, place.tile);
   float largest = 0;
-  for (int i = lane; i < count; i += 32) largest = fmaxf(largest, fabsf(mapped[i][row]));
+  for (int i = lane; i < count; i += 32) largest = fmaxf(largest, fabsf(mapped[i][of_block]));
   largest = largest_of_warp(largest);
   int exponent = 0;
   frexpf(largest * (1 / LARGEST_WHOLE), &exponent);
@@ -89,7 +108,7 @@ __device__ void write_class(const arguments &a, uint8_t *prepared, int class_, i
     uint32_t high = 0, low = 0;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      const int whole = __float2int_rn(mapped[4 * i + k][row] * inverse), top = (whole + 64) >> 7;
+      const int whole = __float2int_rn(mapped[4 * i + k][of_block] * inverse), top = (whole + 64) >> 7;
       sum += whole;
       high |= (uint32_t)(top & 0xFF) << 8 * k;
       low |= (uint32_t)((whole - 128 * top) & 0xFF) << 8 * k;
@@ -108,30 +127,54 @@ __device__ void write_class(const arguments &a, uint8_t *prepared, int class_, i
   constants->low_offset[class_] = -(WHOLE_FLOAT + (float)(middle & 127)) * scaled;
 }
 
-/* ---- rows ---- */
-
-/* Queries of the tile -> q [D][DECODE_ROWS], scaled; zeros where there is no row. */
-template <int D>
-__device__ __forceinline__ void load_queries(const arguments &a, const struct decode_tile &tile, int head, float *q) {
-  for (int i = threadIdx.x; i < D * DECODE_ROWS; i += blockDim.x) {
-    const int row = i / D, k = i % D;
-    q[k * DECODE_ROWS + row] = row < tile.rows ? a.q[row_offset(tile, row, a.kv_heads, a.group, head, D) + k] * a.scale : 0;
+/* The way from (cos, sin) of 16 pairs from `first` on to weights of polynomials, for the rows of a tile, from `first_row` of the
+ * block's on. */
+__device__ void write_mixing(const arguments &a, const prepared_layout &layout, int first, uint8_t *prepared, int first_row,
+                             const float (*mapped)[DECODE_ROWS]) {
+  const int columns = 8 * a.row_tiles;
+  for (int i = threadIdx.x; i < PAIRS / 8 * columns * 32; i += COLUMNS * SPLITS) {
+    const int k = i / 32 / columns, column = i / 32 % columns, operand_lane = i % 32, odd = column % 2;
+    if (first + 8 * k >= a.pairs || first / 8 + k < a.fast / 8) continue;
+    uint32_t value[2], rest[2];
+#pragma unroll
+    for (int reg = 0; reg < 2; reg++) {
+      const int mine = 8 * k + 4 * reg + operand_lane % 4;
+      const float amplitude[2] = {mapped[mine][first_row + column / 2], mapped[PAIRS + mine][first_row + column / 2]};
+      const float s = a.series[(first + mine) * 16 + odd * 8 + operand_lane / 4];
+      const float c = s * amplitude[odd], d = odd ? -s * amplitude[0] : s * amplitude[1];
+      value[reg] = pack_half2(c, d);
+      rest[reg] = rest_half2(c, d, value[reg]);
+    }
+    ((uint4 *)(prepared + layout.mixing))[(first / 8 - a.fast / 8) * columns * 32 + i] =
+        make_uint4(value[0], value[1], rest[0], rest[1]);
   }
 }
+
+/* ---- rows ---- */
+
 /* Of heads of D channels. */
 template <int D> using turns = lane_turns<(D + 63) / 64>;
+
+/* A row of a tile as it came. */
 template <int D>
-__device__ __forceinline__ void enter_queries(const arguments &a, const struct decode_tile &tile, int head,
-                                              const turns<D> &turned, float *q) {
-  const int row = threadIdx.x / 32, lane = threadIdx.x % 32;
-  float *to = q + row;
-  if (row >= tile.rows) {
+__device__ __forceinline__ const float *new_query(const arguments &a, const struct decode_tile &tile, int row, int head) {
+  const int r = tile.first_row + row;
+  return a.rows_in.q + (size_t)(tile.token + r / a.group) * a.rows_in.q_pitch + (size_t)(head * a.group + r % a.group) * D;
+}
+
+/* The warp's row of the block's queries -> q [D][DECODE_ROWS], scaled; zeros where there is none (NULL). */
+template <bool ENTER, int D>
+__device__ __forceinline__ void bring_query(const arguments &a, const float *from, const turns<D> &turned, float *q) {
+  const int lane = threadIdx.x % 32;
+  const float scale = a.scale;
+  float *to = q + threadIdx.x / 32;
+  if (!from)
     for (int i = lane; i < D; i += 32) to[i * DECODE_ROWS] = 0;
-    return;
-  }
-  const float *from = a.rows_in.q + row_offset(tile, row, a.kv_heads, a.group, head, D), scale = a.scale;
-  rotate_head(from, a.rows_in.q_norm, a.rows_in.eps, D, a.rows_in.rotation, turned, lane,
-              [to, scale](int i, float x) { to[i * DECODE_ROWS] = x * scale; });
+  else if (ENTER)
+    rotate_head(from, a.rows_in.q_norm, a.rows_in.eps, D, a.rows_in.rotation, turned, lane,
+                [to, scale](int i, float x) { to[i * DECODE_ROWS] = x * scale; });
+  else
+    for (int i = lane; i < D; i += 32) to[i * DECODE_ROWS] = from[i] * scale;
 }
 
 /* The rows of the tile as they go on: queries as they are, and keys and values, once for all tiles of a token, in BF16. */
@@ -140,13 +183,13 @@ __device__ __forceinline__ void write_rows_of(const arguments &a, const struct d
                                               const turns<D> &turned) {
   const struct decode_rows &in = a.rows_in;
   const int lane = threadIdx.x % 32, all = tile.rows + (tile.first_row == 0 ? 2 : 0);
-  const size_t kv_row = ((size_t)tile.token * a.kv_heads + head) * D;
+  const size_t kv_row = (size_t)tile.token * in.kv_pitch + (size_t)head * D;
   const struct write_place place = in.places[tile.token];
   for (int row = threadIdx.x / 32; row < all; row += SPLITS) {
     if (row < tile.rows) {
-      const size_t at = row_offset(tile, row, a.kv_heads, a.group, head, D);
-      float *to = in.rotated + at;
-      rotate_head(in.q + at, in.q_norm, in.eps, D, in.rotation, turned, lane, [to](int i, float x) { to[i] = x; });
+      float *to = in.rotated + row_offset(tile, row, a.kv_heads, a.group, head, D);
+      rotate_head(new_query<D>(a, tile, row, head), in.q_norm, in.eps, D, in.rotation, turned, lane,
+                  [to](int i, float x) { to[i] = x; });
       continue;
     }
     const int side = row - tile.rows;
@@ -179,8 +222,8 @@ __device__ int first_column(const arguments &a, int head, int lane) {
   return wave == 0xFFFF ? -1 : wave + lane / PAIRS * a.rotating_pairs;
 }
 
-/* ENTER: decode_enter; the last block of each (tile, KV head) writes rows. So many blocks of a multiprocessor that those of eight
- * sequences run at once: they are short, and a second turn takes as long as the first. */
+/* ENTER: decode_enter; the last block for each of a block's tiles writes its rows. So many blocks of a multiprocessor that those
+ * of eight sequences, or sixteen, run at once: they are short, and a second turn takes as long as the first. */
 template <bool ENTER, int D>
 __global__ void __launch_bounds__(COLUMNS *SPLITS, D <= 128 ? 5 : 3) prepare_kernel(const __grid_constant__ arguments a) {
   __shared__ float4 q_rows[D * DECODE_ROWS / 4];
@@ -189,65 +232,57 @@ __global__ void __launch_bounds__(COLUMNS *SPLITS, D <= 128 ? 5 : 3) prepare_ker
   /* Attention begins to read coded pages now; what writes them comes long before decode_enter, but may come just before
    * decode_prepare. */
   if (ENTER) start_kernel_after();
-  const struct decode_tile tile = a.tiles[blockIdx.x / a.kv_heads];
-  const int head = blockIdx.x % a.kv_heads, blocks = a.crumbs / 16, lane = threadIdx.x % COLUMNS;
+  const int head = blockIdx.z, blocks = a.crumbs / 16, lane = threadIdx.x % COLUMNS;
+  const int writer = ENTER ? (int)blockIdx.y - (int)gridDim.y + (1 << a.log_together) : -1; /* of which tile; < 0: it maps */
+  const row_place place = place_of_row(a, writer >= 0 ? writer * (DECODE_ROWS / 2) : (int)threadIdx.x / 32);
+  struct decode_tile tile = {};
+  if (place.there) tile = a.tiles[place.tile];
   turns<D> turned;
-  if (ENTER) turned = turns_at<(D + 63) / 64>(a.rows_in.rotation, a.rows_in.positions[tile.token], lane);
-  if (ENTER && blockIdx.y + 1 == gridDim.y) {
+  if (ENTER && place.there) turned = turns_at<(D + 63) / 64>(a.rows_in.rotation, a.rows_in.positions[tile.token], lane);
+  if (writer >= 0) {
     wait_for_kernel_before();
-    write_rows_of<D>(a, tile, head, turned);
+    if (place.there) write_rows_of<D>(a, tile, head, turned);
     return;
   }
+  const float *from = nullptr;
+  if (place.there && place.row < tile.rows)
+    from = ENTER ? new_query<D>(a, tile, place.row, head) : a.q + row_offset(tile, place.row, a.kv_heads, a.group, head, D);
   const float *map = a.map + (size_t)head * D * a.rows;
   column_part<D> column = load_column<D>(a, map, first_column(a, head, lane));
   float *q = (float *)q_rows;
   wait_for_kernel_before();
   if (!ENTER) start_kernel_after();
-  if (tile.coded_pages == 0) return;
-  if (ENTER)
-    enter_queries<D>(a, tile, head, turned, q);
-  else
-    load_queries<D>(a, tile, head, q);
-  __syncthreads();
+  bring_query<ENTER, D>(a, from, turned, q);
+  if (!__syncthreads_or(tile.coded_pages > 0)) return;
   const struct prepared_layout layout = prepared_layout_of(blocks, a.pairs, a.fast, a.row_tiles);
-  uint8_t *prepared = a.prepared + (size_t)blockIdx.x * layout.bytes;
   if (blockIdx.y < GAIN_CLASSES) {
     const int class_ = blockIdx.y, first = class_begin(blocks, class_) * 16, count = class_begin(blocks, class_ + 1) * 16 - first;
     for (int done = 0; done < count; done += COLUMNS) {
       if (done > 0) column = load_column<D>(a, map, done + lane < count ? first + done + lane : -1);
       multiply_columns<D>(column, q, parts, mapped + done);
     }
-    write_class(a, prepared, class_, count, mapped);
+    write_class(a, layout, class_, count, mapped);
     return;
   }
-  const int of = threadIdx.x / DECODE_ROWS, row = threadIdx.x % DECODE_ROWS;
+  const int of = threadIdx.x / DECODE_ROWS, of_block = threadIdx.x % DECODE_ROWS;
+  const row_place to = place_of_row(a, of_block);
+  const bool is_row = to.there && to.row < 4 * a.row_tiles;
   multiply_columns<D>(column, q, parts, mapped);
   if (blockIdx.y == GAIN_CLASSES) {
-    if (row >= 4 * a.row_tiles) return;
-    struct row_constants *constants = (struct row_constants *)(prepared + layout.constants) + row;
-    if (of == 0) constants->mean = mapped[of][row];
-    if (of == 1) constants->zero = mapped[of][row];
+    if (!is_row) return;
+    struct row_constants *constants = (struct row_constants *)(prepared_of(a, layout, to.tile) + layout.constants) + to.row;
+    if (of == 0) constants->mean = mapped[of][of_block];
+    if (of == 1) constants->zero = mapped[of][of_block];
     return;
   }
   const int first = (blockIdx.y - GAIN_CLASSES - 1) * PAIRS; /* of 16 pairs */
-  if (of < PAIRS && first + of < a.fast && row < 4 * a.row_tiles)
-    ((float2 *)(prepared + layout.amplitudes))[row * a.fast + first + of] = make_float2(mapped[of][row], mapped[PAIRS + of][row]);
-  const int columns = 8 * a.row_tiles;
-  for (int i = threadIdx.x; i < PAIRS / 8 * columns * 32; i += COLUMNS * SPLITS) {
-    const int k = i / 32 / columns, column = i / 32 % columns, operand_lane = i % 32, odd = column % 2;
-    if (first + 8 * k >= a.pairs || first / 8 + k < a.fast / 8) continue;
-    uint32_t value[2], rest[2];
-#pragma unroll
-    for (int reg = 0; reg < 2; reg++) {
-      const int mine = 8 * k + 4 * reg + operand_lane % 4;
-      const float amplitude[2] = {mapped[mine][column / 2], mapped[PAIRS + mine][column / 2]};
-      const float s = a.series[(first + mine) * 16 + odd * 8 + operand_lane / 4];
-      const float c = s * amplitude[odd], d = odd ? -s * amplitude[0] : s * amplitude[1];
-      value[reg] = pack_half2(c, d);
-      rest[reg] = rest_half2(c, d, value[reg]);
-    }
-    ((uint4 *)(prepared + layout.mixing))[(first / 8 - a.fast / 8) * columns * 32 + i] =
-        make_uint4(value[0], value[1], rest[0], rest[1]);
+  if (of < PAIRS && first + of < a.fast && is_row)
+    ((float2 *)(prepared_of(a, layout, to.tile) + layout.amplitudes))[to.row * a.fast + first + of] =
+        make_float2(mapped[of][of_block], mapped[PAIRS + of][of_block]);
+  if (a.pairs == a.fast) return;
+  for (int row = 0; row < DECODE_ROWS; row += DECODE_ROWS >> a.log_together) {
+    const row_place tile = place_of_row(a, row);
+    if (tile.there) write_mixing(a, layout, first, prepared_of(a, layout, tile.tile), row, mapped);
   }
 }
 
@@ -274,30 +309,32 @@ static arguments arguments_of(const struct decode_shape *shape, const struct dec
   a.fast = curved_pairs(layer);
   a.series = layer->rope ? layer->rope->series : nullptr;
   a.row_tiles = plan->rows > 4 ? 2 : 1;
+  a.log_together = 2 - a.row_tiles;
+  a.tile_count = plan->tile_count;
   a.rotating_pairs = layer->rotating_pairs;
   a.stores_zero = layer->keys.form == OSCAR_ROW_SCALE_ZERO;
   a.scale = shape->scale * LOG2_E;
   return a;
 }
 
-template <bool ENTER>
-static oscar_status launch(struct oscar_cuda *cuda, const arguments &a, int tiles, int blocks, const char *what) {
+template <bool ENTER> static oscar_status launch(struct oscar_cuda *cuda, const arguments &a, int blocks, const char *what) {
   void (*kernel)(const arguments) = a.head_dim == 64    ? prepare_kernel<ENTER, 64>
                                     : a.head_dim == 96  ? prepare_kernel<ENTER, 96>
                                     : a.head_dim == 128 ? prepare_kernel<ENTER, 128>
                                                         : prepare_kernel<ENTER, 256>;
-  const dim3 grid((unsigned)(tiles * a.kv_heads), (unsigned)blocks);
+  const dim3 grid((unsigned)((a.tile_count + (1 << a.log_together) - 1) >> a.log_together), (unsigned)blocks,
+                  (unsigned)a.kv_heads);
   return cuda_result(cuda, launch_kernel(cuda, kernel, grid, COLUMNS * SPLITS, 0, a), what);
 }
 
-/* Blocks that map the queries of a (tile, KV head). */
+/* Blocks that map the queries of the same tiles of a KV head. */
 static int mapping_blocks(const arguments &a) { return GAIN_CLASSES + 1 + (a.pairs + PAIRS - 1) / PAIRS; }
 
 oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                             const struct decode_plan *plan, const float *q, const struct decode_space *space) {
   arguments a = arguments_of(shape, layer, plan, space);
   a.q = q;
-  return launch<false>(cuda, a, plan->tile_count, mapping_blocks(a), "mapping queries");
+  return launch<false>(cuda, a, mapping_blocks(a), "mapping queries");
 }
 
 oscar_status decode_enter(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
@@ -307,5 +344,5 @@ oscar_status decode_enter(struct oscar_cuda *cuda, const struct decode_shape *sh
   a.memory = layer->memory;
   a.unit_bytes = layer->unit_bytes;
   const bool coded = layer->keys.crumbs > 0;
-  return launch<true>(cuda, a, plan->tile_count, 1 + (coded ? mapping_blocks(a) : 0), "entering rows");
+  return launch<true>(cuda, a, (1 << a.log_together) + (coded ? mapping_blocks(a) : 0), "entering rows");
 }

@@ -48,8 +48,8 @@ oscar_status cpu_weight_check(struct backend *be, const struct weight *w);
 oscar_status cpu_embed(struct backend *be, const struct weight *w, int n, const int32_t *ids, float *y);
 oscar_status cpu_matmul(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
                         const float *x, float *const *y);
-oscar_status cpu_matmul_gated(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
-                              const float *up, float *y);
+oscar_status cpu_feed_forward(struct backend *be, const struct feed_forward *weights, int n, const float *x, float *between,
+                              float *y);
 
 /* panels.c: as the matmul of the table, through oneDNN; arguments are checked */
 oscar_status panels_matmul(struct cpu_backend *cpu, int count, const struct weight *const *w, const float *const *bias, int n,

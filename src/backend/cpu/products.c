@@ -163,12 +163,15 @@ oscar_status cpu_matmul(struct backend *be, int count, const struct weight *cons
   return many ? panels_matmul(cpu, count, w, bias, n, x, y) : few_tokens(cpu, count, w, bias, n, x, y);
 }
 
-oscar_status cpu_matmul_gated(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
-                              const float *up, float *y) {
-  const size_t count = n > 0 ? (size_t)n * (size_t)w->cols : 0;
-  if (activation == ACTIVATION_SILU)
-    cpu_silu_mul(be, count, gate, up);
+oscar_status cpu_feed_forward(struct backend *be, const struct feed_forward *f, int n, const float *x, float *between, float *y) {
+  const struct weight *const both[] = {f->gate, f->up};
+  const size_t count = n > 0 ? (size_t)n * (size_t)f->gate->rows : 0;
+  float *const results[] = {between, between + count};
+  const oscar_status status = cpu_matmul(be, 2, both, NULL, n, x, results);
+  if (status != OSCAR_OK) return status;
+  if (f->activation == ACTIVATION_SILU)
+    cpu_silu_mul(be, count, results[0], results[1]);
   else
-    cpu_gelu_mul(be, count, gate, up);
-  return cpu_matmul(be, 1, &w, NULL, n, gate, &y);
+    cpu_gelu_mul(be, count, results[0], results[1]);
+  return cpu_matmul(be, 1, &f->down, NULL, n, results[0], &y);
 }

@@ -20,6 +20,7 @@ oscar_status device_scratch_reserve(struct cuda_backend *b, struct device_scratc
   cuda_release(b->cuda, scratch->data, scratch->bytes);
   scratch->data = data;
   scratch->bytes = bytes;
+  b->normed = {};
   return OSCAR_OK;
 }
 
@@ -60,6 +61,7 @@ static void buffer_free(struct backend *be, float *buffer) {
 }
 
 static oscar_status upload(struct backend *be, float *to, const float *from_host, size_t floats) {
+  cuda_of(be)->normed = {};
   return floats > 0 ? cuda_upload(cuda_of(be)->cuda, to, from_host, floats * sizeof *to) : OSCAR_OK;
 }
 
@@ -132,6 +134,7 @@ static bool recording_holds(const struct backend *be, const struct backend_recor
 
 static oscar_status replay(struct backend *be, const struct backend_recording *recording) {
   struct cuda_backend *b = cuda_of(be);
+  b->normed = {};
   return cuda_result(b->cuda, cudaGraphLaunch(recording->graph, b->stream), "replaying a step");
 }
 
@@ -158,7 +161,7 @@ static constexpr struct backend_ops make_ops(void) {
   ops.pack = cuda_pack;
   ops.embed = cuda_embed;
   ops.matmul = cuda_matmul;
-  ops.matmul_gated = cuda_matmul_gated;
+  ops.feed_forward = cuda_feed_forward;
   ops.rms_norm = cuda_rms_norm;
   ops.add_rms_norm = cuda_add_rms_norm;
   ops.rope = cuda_rope;
@@ -166,6 +169,7 @@ static constexpr struct backend_ops make_ops(void) {
   ops.scale = cuda_scale;
   ops.silu_mul = cuda_silu_mul;
   ops.gelu_mul = cuda_gelu_mul;
+  ops.matmul_together = cuda_matmul_together;
   ops.reserve_samples = cuda_reserve_samples;
   ops.sample = cuda_sample;
   ops.rope_on_device = cuda_rope_on_device;

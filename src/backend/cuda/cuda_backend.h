@@ -24,6 +24,13 @@ struct device_block {
   size_t bytes;
 };
 
+/* Rows x [rows][dim] of floats that are there in BF16, too. */
+struct rounded_rows {
+  const float *x; /* NULL: none */
+  int64_t rows;
+  int dim;
+};
+
 /* What a position is multiplied with to give the angle of a pair, [rotary_dim/2], of a setting that was asked for. */
 #define KEPT_ROPES 8
 struct rope_frequencies {
@@ -41,7 +48,8 @@ struct cuda_backend {
   struct library library;
   struct device_scratch workspace; /* of the library */
   enum weight_form form;           /* of weights that are not fine */
-  struct device_scratch rounded;   /* activations in BF16 */
+  struct device_scratch rounded;   /* activations in BF16, */
+  struct rounded_rows normed;      /* of these if a norm left them there just now */
   struct device_scratch joined;    /* results of weights that were multiplied as one */
   struct device_scratch samples;   /* candidates of rows that are sampled */
   struct device_scratch expanded;  /* rows of an FP8 weight in BF16 */
@@ -64,11 +72,14 @@ static inline unsigned blocks_for(size_t count, int threads) {
   return (unsigned)((count + (size_t)threads - 1) / (size_t)threads);
 }
 
-/* What went wrong with a launch is found by cuda_launched. */
+/* What went wrong with a launch is found by cuda_launched. Whatever the kernel writes, what norms left is not sure any more. */
 template <typename... P, typename... A>
-static inline void launch(const struct cuda_backend *b, void (*kernel)(P...), dim3 grid, int threads, const A &...arguments) {
+static inline void launch(struct cuda_backend *b, void (*kernel)(P...), dim3 grid, int threads, const A &...arguments) {
+  b->normed = {};
   (void)launch_kernel(b->cuda, kernel, grid, threads, 0, arguments...);
 }
+/* The second dimension of a grid. */
+#define MOST_GRID_ROWS 65535
 
 /*
  * Rows of a weight on the GPU are padded with zeros to 16 bytes, so that every row can be read in vectors and the library always
@@ -90,13 +101,16 @@ oscar_status cuda_embed(struct backend *be, const struct weight *w, int n, const
 /* out [count][packed_cols] = rows first .. first + count - 1 of an FP8 weight in BF16 */
 oscar_status cuda_expand(struct cuda_backend *b, const struct weight *w, int64_t first, int64_t count, void *out);
 
-/* products.cu */
+/* products.cu: products of up to so many tokens read activations as they are; of more they may be rounded to BF16 before. */
+#define FLOAT_TOKENS 8
 size_t cuda_product_scratch(const struct backend *be, const struct weight *w, int n);
 oscar_status cuda_reserve(struct backend *be, const struct weight *w, int n);
 oscar_status cuda_matmul(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
                          const float *x, float *const *y);
-oscar_status cuda_matmul_gated(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
-                               const float *up, float *y);
+oscar_status cuda_matmul_together(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
+                                  const float *x, float *y);
+oscar_status cuda_feed_forward(struct backend *be, const struct feed_forward *weights, int n, const float *x, float *between,
+                               float *y);
 /* ops.cu */
 void cuda_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y);
 void cuda_add_rms_norm(struct backend *be, int64_t rows, int dim, float *x, const float *add, const float *weight, float eps,

@@ -6,6 +6,7 @@
  */
 #include "backend/cuda/activations.cuh"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/packed_rows.cuh"
 #include "cuda/rotation.cuh"
 
 #include <math.h>
@@ -48,10 +49,12 @@ __global__ static void norm_rows(int64_t rows, int dim, const float *x, float *s
 
 /*
  * The same of one row a block, in vectors of 4 that stay in registers: thread t has vectors t, t + threads, ... A decoding step
- * waits for it twice a layer, so there is one read of memory after the kernel before: weights come ahead of it.
+ * waits for it twice a layer, so there is one read of memory after the kernel before: weights come ahead of it. And products that
+ * want their input in BF16 find it there: rounded [rows][dim], or NULL.
  */
 template <int VECTORS, bool ADD>
-__global__ static void norm_row(int dim, const float *x, float *sum, const float *add, const float *weight, float eps, float *y) {
+__global__ static void norm_row(int dim, const float *x, float *sum, const float *add, const float *weight, float eps, float *y,
+                                __nv_bfloat16 *rounded) {
   __shared__ float shared[32];
   const int64_t first = (int64_t)blockIdx.x * dim;
   float4 w[VECTORS], v[VECTORS];
@@ -84,9 +87,11 @@ __global__ static void norm_row(int dim, const float *x, float *sum, const float
 #pragma unroll
   for (int k = 0; k < VECTORS; k++) {
     const int i = 4 * ((int)threadIdx.x + k * (int)blockDim.x);
-    if (i < dim)
-      *(float4 *)(y + first + i) =
-          make_float4(v[k].x * factor * w[k].x, v[k].y * factor * w[k].y, v[k].z * factor * w[k].z, v[k].w * factor * w[k].w);
+    if (i >= dim) continue;
+    const float4 normed =
+        make_float4(v[k].x * factor * w[k].x, v[k].y * factor * w[k].y, v[k].z * factor * w[k].z, v[k].w * factor * w[k].w);
+    *(float4 *)(y + first + i) = normed;
+    if (rounded) *(uint2 *)(rounded + first + i) = make_uint2(bf16_pair(normed.x, normed.y), bf16_pair(normed.z, normed.w));
   }
 }
 
@@ -99,16 +104,19 @@ static void launch_norm(struct cuda_backend *b, int64_t rows, int dim, const flo
                         const float *weight, float eps, float *y) {
   if (rows == 0) return;
   const int vectors = dim / 4, threads = vectors < 1024 ? (vectors + 31) / 32 * 32 : 1024;
-  if (dim <= 256)
+  if (dim <= 256) {
     launch(b, norm_rows<32, ADD>, blocks_for((size_t)rows, 8), 256, rows, dim, x, sum, add, weight, eps, y);
-  else if (are_vectors(dim, x, add, weight, y) && vectors <= 4 * threads)
+  } else if (are_vectors(dim, x, add, weight, y) && vectors <= 4 * threads) {
+    const bool rounds = rows > FLOAT_TOKENS && dim % 8 == 0 && (size_t)rows * (size_t)dim * 2 <= b->rounded.bytes;
     launch(b,
            vectors <= threads       ? norm_row<1, ADD>
            : vectors <= 2 * threads ? norm_row<2, ADD>
                                     : norm_row<4, ADD>,
-           (unsigned)rows, threads, dim, x, sum, add, weight, eps, y);
-  else
+           (unsigned)rows, threads, dim, x, sum, add, weight, eps, y, rounds ? (__nv_bfloat16 *)b->rounded.data : NULL);
+    if (rounds) b->normed = {y, rows, dim};
+  } else {
     launch(b, norm_rows<1024, ADD>, (unsigned)rows, 1024, rows, dim, x, sum, add, weight, eps, y);
+  }
 }
 
 void cuda_rms_norm(struct backend *be, int64_t rows, int dim, const float *x, const float *weight, float eps, float *y) {

@@ -26,6 +26,12 @@
 #define TILE_ROWS     64
 #define JOINED_TOKENS 128
 
+/* Where results of weights go: y[i] [n][rows of i], rows `pitch` floats apart. */
+struct results {
+  float *y[MOST_SHARING];
+  int64_t pitch[MOST_SHARING];
+};
+
 /* ---- few tokens ---- */
 
 struct few {
@@ -34,6 +40,7 @@ struct few {
   const void *w[MOST_SHARING];
   const float *bias[MOST_SHARING];
   float *y[MOST_SHARING];
+  int64_t pitch[MOST_SHARING];                      /* of y: floats from a token's to the next one's */
   int64_t rows[MOST_SHARING], groups[MOST_SHARING]; /* groups: of rows that a warp takes */
   const void *x;                                    /* float [n][cols] */
 };
@@ -135,13 +142,13 @@ __global__ static void few_tokens(const __grid_constant__ struct few f) {
       float sum = sums[r][t];
       if (WARPS > 1)
         for (int k = 1; k < WARPS; k++) sum += shared[k][r * TOKENS + t];
-      f.y[i][t * rows + row] = sum * W::scale_of_eights(f.w[i], row, f.padded) + (f.bias[i] ? f.bias[i][row] : 0);
+      f.y[i][t * f.pitch[i] + row] = sum * W::scale_of_eights(f.w[i], row, f.padded) + (f.bias[i] ? f.bias[i][row] : 0);
     }
 }
 
 #define FEW_THREADS 128
 
-template <typename W, int TOKENS, int ROWS, int WARPS> static void launch_few(const struct cuda_backend *b, struct few *f) {
+template <typename W, int TOKENS, int ROWS, int WARPS> static void launch_few(struct cuda_backend *b, struct few *f) {
   const bool vectors = f->cols == f->padded && ((uintptr_t)f->x & 15) == 0;
   int64_t groups = 0;
   for (int i = 0; i < f->count; i++) groups += f->groups[i] = (f->rows[i] + ROWS - 1) / ROWS;
@@ -152,7 +159,7 @@ template <typename W, int TOKENS, int ROWS, int WARPS> static void launch_few(co
 
 /* More rows for a warp are fewer reads of the input, of which FP8 needs more for a byte; fewer make more warps, which small
  * weights need. So do warps that share rows where there are columns enough for them. */
-template <typename W, int TOKENS> static void launch_rows(const struct cuda_backend *b, struct few *f) {
+template <typename W, int TOKENS> static void launch_rows(struct cuda_backend *b, struct few *f) {
   int64_t rows = 0;
   for (int i = 0; i < f->count; i++) rows += f->rows[i];
   const int64_t warps = 16 * (int64_t)b->cuda->info.multiprocessors;
@@ -170,7 +177,7 @@ template <typename W, int TOKENS> static void launch_rows(const struct cuda_back
 
 /* Without the input. */
 static struct few describe_few(const struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias,
-                               int first, int n, float *const *y) {
+                               int first, int n, const struct results *to) {
   struct few f = {};
   f.count = count;
   f.n = n;
@@ -180,12 +187,13 @@ static struct few describe_few(const struct cuda_backend *b, int count, const st
     f.w[i] = w[i]->packed;
     f.bias[i] = bias ? bias[i] : NULL;
     f.rows[i] = w[i]->rows;
-    f.y[i] = y[i] + first * w[i]->rows;
+    f.pitch[i] = to->pitch[i];
+    f.y[i] = to->y[i] + first * to->pitch[i];
   }
   return f;
 }
 
-template <typename W> static void launch_tokens(const struct cuda_backend *b, struct few *f) {
+template <typename W> static void launch_tokens(struct cuda_backend *b, struct few *f) {
   if (f->n == 1)
     launch_rows<W, 1>(b, f);
   else if (f->n == 2)
@@ -197,9 +205,9 @@ template <typename W> static void launch_tokens(const struct cuda_backend *b, st
 }
 
 static oscar_status matmul_few(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias, int n,
-                               const float *x, float *const *y) {
+                               const float *x, const struct results *to) {
   for (int done = 0; done < n; done += MOST_FEW) {
-    struct few f = describe_few(b, count, w, bias, done, n - done < MOST_FEW ? n - done : MOST_FEW, y);
+    struct few f = describe_few(b, count, w, bias, done, n - done < MOST_FEW ? n - done : MOST_FEW, to);
     f.x = x + done * f.cols;
     if (form_of(b, w[0]) == WEIGHTS_FP8)
       launch_tokens<fp8_rows>(b, &f);
@@ -338,19 +346,19 @@ __global__ static void __launch_bounds__(SOME_WARPS *WARP, BLOCKS) some_tokens(c
       float sum = 0;
 #pragma unroll
       for (int other = 0; other < SOME_WARPS; other++) sum += shared[other][token][r];
-      f.y[i][token * rows + row] = sum * W::scale_of_pairs(f.w[i], row, f.padded) + (f.bias[i] ? f.bias[i][row] : 0);
+      f.y[i][token * f.pitch[i] + row] = sum * W::scale_of_pairs(f.w[i], row, f.padded) + (f.bias[i] ? f.bias[i][row] : 0);
     }
   }
 }
 
 template <typename W, int TILED, int TILES, int INPUT, int BLOCKS>
-static void launch_some(const struct cuda_backend *b, struct few *f) {
+static void launch_some(struct cuda_backend *b, struct few *f) {
   int64_t groups = 0;
   for (int i = 0; i < f->count; i++) groups += f->groups[i] = (f->rows[i] + TILED * TILE - 1) / (TILED * TILE);
   launch(b, some_tokens<W, TILED, TILES, INPUT, BLOCKS>, (unsigned)groups, SOME_WARPS * WARP, *f);
 }
 
-template <typename W> static void launch_floats(const struct cuda_backend *b, struct few *f) {
+template <typename W> static void launch_floats(struct cuda_backend *b, struct few *f) {
   const bool vectors = f->cols == f->padded && ((uintptr_t)f->x & 15) == 0;
   if (f->n <= TILE_TOKENS && vectors)
     launch_some<W, 1, 1, INPUT_VECTORS, 2>(b, f);
@@ -364,7 +372,7 @@ template <typename W> static void launch_floats(const struct cuda_backend *b, st
 
 /* With activations that were rounded; FP8 only. More rows for a block are fewer reads of the tokens; where there are fewer rows
  * than so for two blocks on every multiprocessor, a block either has less of them or all registers. */
-static void launch_rounded(const struct cuda_backend *b, struct few *f) {
+static void launch_rounded(struct cuda_backend *b, struct few *f) {
   int64_t rows = 0;
   for (int i = 0; i < f->count; i++) rows += f->rows[i];
   const bool alone = rows <= 2 * TILE * (int64_t)b->cuda->info.multiprocessors;
@@ -381,9 +389,9 @@ static void launch_rounded(const struct cuda_backend *b, struct few *f) {
 }
 
 static oscar_status some_floats(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias, int n,
-                                const float *x, float *const *y) {
+                                const float *x, const struct results *to) {
   for (int done = 0; done < n; done += MOST_FLOAT) {
-    struct few f = describe_few(b, count, w, bias, done, n - done < MOST_FLOAT ? n - done : MOST_FLOAT, y);
+    struct few f = describe_few(b, count, w, bias, done, n - done < MOST_FLOAT ? n - done : MOST_FLOAT, to);
     f.x = x + done * f.cols;
     if (form_of(b, w[0]) == WEIGHTS_FP8)
       launch_floats<fp8_rows>(b, &f);
@@ -394,9 +402,9 @@ static oscar_status some_floats(struct cuda_backend *b, int count, const struct 
 }
 
 static oscar_status some_rounded(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias,
-                                 int n, float *const *y) {
+                                 int n, const struct results *to) {
   for (int done = 0; done < n; done += MOST_ROUNDED) {
-    struct few f = describe_few(b, count, w, bias, done, n - done < MOST_ROUNDED ? n - done : MOST_ROUNDED, y);
+    struct few f = describe_few(b, count, w, bias, done, n - done < MOST_ROUNDED ? n - done : MOST_ROUNDED, to);
     f.x = (const __nv_bfloat16 *)b->rounded.data + done * f.padded;
     launch_rounded(b, &f);
   }
@@ -410,38 +418,51 @@ struct plain {
   __device__ float operator()(float x, float) const { return x; }
 };
 
-/* out [n][padded] = f(x, up) in BF16, x and up [n][cols]; zeros behind */
+/* out [n][padded] = f(x, up) in BF16, x and up [n][cols], rows `pitch` floats apart; zeros behind. A block has columns of a
+ * token. */
 template <typename F>
-__global__ static void round_inputs(int64_t cols, int64_t padded, size_t count, const float *x, const float *up, F f,
+__global__ static void round_inputs(int64_t cols, int64_t padded, int64_t pitch, const float *x, const float *up, F f,
                                     __nv_bfloat16 *out) {
-  const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+  const int64_t token = blockIdx.y, col = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, at = token * pitch + col;
   wait_for_input();
-  if (i >= count) return;
-  const int64_t token = (int64_t)(i / (size_t)padded), col = (int64_t)(i % (size_t)padded), at = token * cols + col;
-  out[i] = __float2bfloat16_rn(col < cols ? f(x[at], up ? up[at] : 0) : 0);
+  if (col < padded) out[token * padded + col] = __float2bfloat16_rn(col < cols ? f(x[at], up ? up[at] : 0) : 0);
 }
 
 /* The same where rows need no padding: four numbers a thread. */
-template <typename F> __global__ static void round_vectors(size_t vectors, const float4 *x, const float4 *up, F f, uint2 *out) {
-  const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+template <typename F>
+__global__ static void round_vectors(int64_t cols, int64_t pitch, const float *x, const float *up, F f, __nv_bfloat16 *out) {
+  const int64_t token = blockIdx.y, col = 4 * ((int64_t)blockIdx.x * blockDim.x + threadIdx.x), at = token * pitch + col;
   wait_for_input();
-  if (i >= vectors) return;
-  const float4 v = x[i], u = up ? up[i] : make_float4(0, 0, 0, 0);
-  out[i] = make_uint2(bf16_pair(f(v.x, u.x), f(v.y, u.y)), bf16_pair(f(v.z, u.z), f(v.w, u.w)));
+  if (col >= cols) return;
+  const float4 v = *(const float4 *)(x + at), u = up ? *(const float4 *)(up + at) : make_float4(0, 0, 0, 0);
+  *(uint2 *)(out + token * cols + col) = make_uint2(bf16_pair(f(v.x, u.x), f(v.y, u.y)), bf16_pair(f(v.z, u.z), f(v.w, u.w)));
 }
 
 template <typename F>
-static oscar_status round_to_bf16(struct cuda_backend *b, const struct weight *w, int n, const float *x, const float *up, F f) {
+static oscar_status round_to_bf16(struct cuda_backend *b, const struct weight *w, int n, int64_t pitch, const float *x,
+                                  const float *up, F f) {
   const int64_t padded = packed_cols(b, w);
-  const size_t count = (size_t)n * (size_t)padded;
-  oscar_status status = device_scratch_reserve(b, &b->rounded, count * sizeof(__nv_bfloat16));
-  if (status != OSCAR_OK) return status;
-  if (padded == w->cols && (((uintptr_t)x | (uintptr_t)up) & 15) == 0)
-    launch(b, round_vectors<F>, blocks_for(count / 4, 256), 256, count / 4, (const float4 *)x, (const float4 *)up, f,
-           (uint2 *)b->rounded.data);
-  else
-    launch(b, round_inputs<F>, blocks_for(count, 256), 256, w->cols, padded, count, x, up, f, (__nv_bfloat16 *)b->rounded.data);
-  return cuda_launched(b->cuda, "rounding activations");
+  oscar_status status = device_scratch_reserve(b, &b->rounded, (size_t)n * (size_t)padded * sizeof(__nv_bfloat16));
+  const bool vectors = padded == w->cols && pitch % 4 == 0 && (((uintptr_t)x | (uintptr_t)up) & 15) == 0;
+  for (int done = 0; done < n && status == OSCAR_OK; done += MOST_GRID_ROWS) {
+    const unsigned rows = (unsigned)(n - done < MOST_GRID_ROWS ? n - done : MOST_GRID_ROWS);
+    const float *const from = x + done * pitch, *const beside = up ? up + done * pitch : NULL;
+    __nv_bfloat16 *const to = (__nv_bfloat16 *)b->rounded.data + done * padded;
+    if (vectors)
+      launch(b, round_vectors<F>, dim3(blocks_for((size_t)padded / 4, 256), rows), 256, w->cols, pitch, from, beside, f, to);
+    else
+      launch(b, round_inputs<F>, dim3(blocks_for((size_t)padded, 256), rows), 256, w->cols, padded, pitch, from, beside, f, to);
+    status = cuda_launched(b->cuda, "rounding activations");
+  }
+  return status;
+}
+
+/* The input of a product in BF16: as the norm that made it left it, or rounded now. */
+static oscar_status round_input(struct cuda_backend *b, const struct weight *w, int n, const float *x) {
+  const struct rounded_rows normed = b->normed;
+  b->normed = {};
+  if (normed.x == x && normed.rows == n && normed.dim == w->cols && packed_cols(b, w) == w->cols) return OSCAR_OK;
+  return round_to_bf16(b, w, n, w->cols, x, NULL, plain{});
 }
 
 /* One product of rounded activations with `rows` rows of w in BF16. *possible as library_multiply says. */
@@ -474,8 +495,8 @@ static size_t expanded_bytes(const struct cuda_backend *b, const struct weight *
   return (size_t)expanded_rows(b, w) * (size_t)packed_cols(b, w) * sizeof(__nv_bfloat16);
 }
 
-static oscar_status multiply_expanded(struct cuda_backend *b, const struct weight *w, const float *bias, int n, float *y,
-                                      bool *possible) {
+static oscar_status multiply_expanded(struct cuda_backend *b, const struct weight *w, const float *bias, int n, int64_t pitch,
+                                      float *y, bool *possible) {
   const int64_t step = expanded_rows(b, w);
   oscar_status status = device_scratch_reserve(b, &b->expanded, expanded_bytes(b, w));
   *possible = true;
@@ -483,25 +504,26 @@ static oscar_status multiply_expanded(struct cuda_backend *b, const struct weigh
     const int64_t rows = w->rows - first < step ? w->rows - first : step;
     status = cuda_expand(b, w, first, rows, b->expanded.data);
     if (status == OSCAR_OK)
-      status = multiply_rows(b, w, b->expanded.data, rows, bias ? bias + first : NULL, n, w->rows, y + first, possible);
+      status = multiply_rows(b, w, b->expanded.data, rows, bias ? bias + first : NULL, n, pitch, y + first, possible);
   }
   return status;
 }
 
 /* One product of rounded activations. */
-static oscar_status multiply(struct cuda_backend *b, const struct weight *w, const float *bias, int n, float *y, bool *possible) {
-  if (form_of(b, w) == WEIGHTS_FP8) return multiply_expanded(b, w, bias, n, y, possible);
-  return multiply_rows(b, w, w->packed, w->rows, bias, n, w->rows, y, possible);
+static oscar_status multiply(struct cuda_backend *b, const struct weight *w, const float *bias, int n, int64_t pitch, float *y,
+                             bool *possible) {
+  if (form_of(b, w) == WEIGHTS_FP8) return multiply_expanded(b, w, bias, n, pitch, y, possible);
+  return multiply_rows(b, w, w->packed, w->rows, bias, n, pitch, y, possible);
 }
 
 struct joined {
   int count, n;
   int64_t all_rows, rows[MOST_SHARING];
   const float *bias[MOST_SHARING], *from;
-  float *y[MOST_SHARING];
+  struct results to;
 };
 
-/* y[i] [n][rows[i]] = its columns of from [n][all_rows] + bias[i] */
+/* Results of weights = their columns of from [n][all_rows] + bias[i] */
 __global__ static void take_apart(const __grid_constant__ struct joined j) {
   int64_t row = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
   wait_for_input();
@@ -509,36 +531,56 @@ __global__ static void take_apart(const __grid_constant__ struct joined j) {
   const float value = j.from[blockIdx.y * j.all_rows + row];
   int i = 0;
   while (row >= j.rows[i]) row -= j.rows[i++];
-  j.y[i][blockIdx.y * j.rows[i] + row] = value + (j.bias[i] ? j.bias[i][row] : 0);
+  j.to.y[i][blockIdx.y * j.to.pitch[i] + row] = value + (j.bias[i] ? j.bias[i][row] : 0);
 }
 
 static bool is_small(const struct cuda_backend *b, const struct weight *w) {
   return w->rows < TILE_ROWS * (int64_t)b->cuda->info.multiprocessors;
 }
 
+static int64_t rows_of_all(int count, const struct weight *const *w) {
+  int64_t rows = 0;
+  for (int i = 0; i < count; i++) rows += w[i]->rows;
+  return rows;
+}
+
+/* Whether weights are one to the library. */
+static bool lie_together(const struct cuda_backend *b, int count, const struct weight *const *w) {
+  if (form_of(b, w[0]) != WEIGHTS_BF16 || count < 2) return false;
+  for (int i = 1; i < count; i++)
+    if (w[i]->packed != (const uint8_t *)w[i - 1]->packed + cuda_packed_bytes(&b->base, w[i - 1])) return false;
+  return true;
+}
+
+/* Whether they are better multiplied as one, though results have to be taken apart. */
 static bool can_be_joined(const struct cuda_backend *b, int count, const struct weight *const *w, int n) {
-  int64_t all_rows = 0;
   bool small = false;
-  if (form_of(b, w[0]) != WEIGHTS_BF16) return false;
-  for (int i = 0; i < count; i++) {
-    small = small || is_small(b, w[i]);
-    if (i > 0 && w[i]->packed != (const uint8_t *)w[i - 1]->packed + cuda_packed_bytes(&b->base, w[i - 1])) return false;
-    all_rows += w[i]->rows;
-  }
-  return small && count > 1 && n <= JOINED_TOKENS && (size_t)(n * all_rows) * sizeof(float) <= b->joined.bytes;
+  for (int i = 0; i < count; i++) small = small || is_small(b, w[i]);
+  return small && n <= JOINED_TOKENS && lie_together(b, count, w) &&
+         (size_t)(n * rows_of_all(count, w)) * sizeof(float) <= b->joined.bytes;
+}
+
+/* Whether results go where one product puts them. */
+static bool stay_together(const struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias,
+                          const struct results *to) {
+  if (!lie_together(b, count, w)) return false;
+  const int64_t all_rows = rows_of_all(count, w);
+  for (int i = 0; i < count; i++)
+    if ((bias && bias[i]) || to->pitch[i] != all_rows || (i > 0 && to->y[i] != to->y[i - 1] + w[i - 1]->rows)) return false;
+  return true;
 }
 
 static oscar_status multiply_joined(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias,
-                                    int n, float *const *y, bool *possible) {
+                                    int n, const struct results *to, bool *possible) {
   struct joined j = {};
   j.count = count;
   j.n = n;
+  j.all_rows = rows_of_all(count, w);
   j.from = (const float *)b->joined.data;
+  j.to = *to;
   for (int i = 0; i < count; i++) {
     j.rows[i] = w[i]->rows;
-    j.all_rows += w[i]->rows;
     j.bias[i] = bias ? bias[i] : NULL;
-    j.y[i] = y[i];
   }
   oscar_status status = multiply_rows(b, w[0], w[0]->packed, j.all_rows, NULL, n, j.all_rows, (float *)b->joined.data, possible);
   if (status != OSCAR_OK || !*possible) return status;
@@ -547,17 +589,20 @@ static oscar_status multiply_joined(struct cuda_backend *b, int count, const str
 }
 
 static oscar_status matmul_library(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias,
-                                   int n, const float *x, float *const *y) {
+                                   int n, const float *x, const struct results *to) {
   bool possible = false;
-  oscar_status status = round_to_bf16(b, w[0], n, x, NULL, plain{});
-  if (status == OSCAR_OK && can_be_joined(b, count, w, n)) {
-    status = multiply_joined(b, count, w, bias, n, y, &possible);
-    if (status != OSCAR_OK || possible) return status;
-  }
+  oscar_status status = round_input(b, w[0], n, x);
+  if (status != OSCAR_OK) return status;
+  if (stay_together(b, count, w, bias, to))
+    status = multiply_rows(b, w[0], w[0]->packed, to->pitch[0], NULL, n, to->pitch[0], to->y[0], &possible);
+  else if (can_be_joined(b, count, w, n))
+    status = multiply_joined(b, count, w, bias, n, to, &possible);
+  if (possible) return status;
   for (int i = 0; i < count && status == OSCAR_OK; i++) {
     const float *of_rows = bias ? bias[i] : NULL;
-    status = multiply(b, w[i], of_rows, n, y[i], &possible);
-    if (status == OSCAR_OK && !possible) status = matmul_few(b, 1, w + i, &of_rows, n, x, y + i);
+    const struct results of_this = {{to->y[i]}, {to->pitch[i]}};
+    status = multiply(b, w[i], of_rows, n, to->pitch[i], to->y[i], &possible);
+    if (status == OSCAR_OK && !possible) status = matmul_few(b, 1, w + i, &of_rows, n, x, &of_this);
   }
   return status;
 }
@@ -568,7 +613,6 @@ static oscar_status matmul_library(struct cuda_backend *b, int count, const stru
  * library's launches take longer than its products; with FP8 until expanding the weights pays. Of FP8 the kernel for few tokens
  * is behind from 2 tokens on. */
 #define FEW_TOKENS      2
-#define SOME_TOKENS     8
 #define SMALL_BYTES     ((size_t)8 << 20)
 #define EXPANDED_TOKENS 128
 
@@ -576,7 +620,7 @@ static oscar_status matmul_library(struct cuda_backend *b, int count, const stru
 static bool are_read_as_floats(const struct cuda_backend *b, int count, const struct weight *const *w, int n) {
   size_t bytes = 0;
   for (int i = 0; i < count; i++) bytes += cuda_packed_bytes(&b->base, w[i]);
-  return n <= SOME_TOKENS || (n <= MOST_FLOAT && bytes < SMALL_BYTES);
+  return n <= FLOAT_TOKENS || (n <= MOST_FLOAT && bytes < SMALL_BYTES);
 }
 
 /* Of 16 rows each, one or two blocks for every multiprocessor: then the kernel for some tokens, whose warps share rows, reads FP8
@@ -598,10 +642,10 @@ static enum cuda_product way_of(const struct cuda_backend *b, int count, const s
 }
 
 static oscar_status matmul_some(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias, int n,
-                                const float *x, float *const *y) {
-  if (form_of(b, w[0]) == WEIGHTS_BF16 || are_read_as_floats(b, count, w, n)) return some_floats(b, count, w, bias, n, x, y);
-  oscar_status status = round_to_bf16(b, w[0], n, x, NULL, plain{});
-  return status == OSCAR_OK ? some_rounded(b, count, w, bias, n, y) : status;
+                                const float *x, const struct results *to) {
+  if (form_of(b, w[0]) == WEIGHTS_BF16 || are_read_as_floats(b, count, w, n)) return some_floats(b, count, w, bias, n, x, to);
+  oscar_status status = round_input(b, w[0], n, x);
+  return status == OSCAR_OK ? some_rounded(b, count, w, bias, n, to) : status;
 }
 
 static size_t rounded_bytes(const struct cuda_backend *b, const struct weight *w, int n) {
@@ -642,34 +686,76 @@ static oscar_status check(struct cuda_backend *b, int count, const struct weight
   return OSCAR_OK;
 }
 
-oscar_status cuda_matmul(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
-                         const float *x, float *const *y) {
-  struct cuda_backend *b = cuda_of(be);
-  oscar_status status = check(b, count, w, n);
+static oscar_status matmul_to(struct cuda_backend *b, int count, const struct weight *const *w, const float *const *bias, int n,
+                              const float *x, const struct results *to) {
+  const oscar_status status = check(b, count, w, n);
   if (status != OSCAR_OK || n == 0) return status;
   const enum cuda_product way = way_of(b, count, w, n);
-  if (way == PRODUCT_LIBRARY) return matmul_library(b, count, w, bias, n, x, y);
-  return way == PRODUCT_FEW ? matmul_few(b, count, w, bias, n, x, y) : matmul_some(b, count, w, bias, n, x, y);
+  if (way == PRODUCT_LIBRARY) return matmul_library(b, count, w, bias, n, x, to);
+  return way == PRODUCT_FEW ? matmul_few(b, count, w, bias, n, x, to) : matmul_some(b, count, w, bias, n, x, to);
 }
 
-oscar_status cuda_matmul_gated(struct backend *be, const struct weight *w, enum activation activation, int n, float *gate,
-                               const float *up, float *y) {
-  struct cuda_backend *b = cuda_of(be);
-  oscar_status status = check(b, 1, &w, n);
-  if (status != OSCAR_OK || n == 0) return status;
+oscar_status cuda_matmul(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
+                         const float *x, float *const *y) {
+  struct results to = {};
+  for (int i = 0; i < count && i < MOST_SHARING; i++) to.y[i] = y[i], to.pitch[i] = w[i]->rows;
+  return matmul_to(cuda_of(be), count, w, bias, n, x, &to);
+}
+
+oscar_status cuda_matmul_together(struct backend *be, int count, const struct weight *const *w, const float *const *bias, int n,
+                                  const float *x, float *y) {
+  struct results to = {};
+  for (int i = 0; i < count && i < MOST_SHARING; y += w[i++]->rows) to.y[i] = y, to.pitch[i] = rows_of_all(count, w);
+  return matmul_to(cuda_of(be), count, w, bias, n, x, &to);
+}
+
+/* Whether a product's input is rounded to BF16 by a launch of its own. */
+static bool is_rounded(const struct cuda_backend *b, const struct weight *w, int n) {
   const enum cuda_product way = way_of(b, 1, &w, n);
+  return way == PRODUCT_LIBRARY || (way == PRODUCT_SOME && form_of(b, w) == WEIGHTS_FP8 && !are_read_as_floats(b, 1, &w, n));
+}
+
+/* y [n][w->rows] = activation(gate) * up times W^T, with rows of gate and up `pitch` floats apart. *possible: by such a product.
+ */
+static oscar_status matmul_gated_rounded(struct cuda_backend *b, const struct weight *w, enum activation activation, int n,
+                                         int64_t pitch, const float *gate, const float *up, float *y, bool *possible) {
+  const struct results to = {{y}, {w->rows}};
+  oscar_status status = activation == ACTIVATION_SILU ? round_to_bf16(b, w, n, pitch, gate, up, silu{})
+                                                      : round_to_bf16(b, w, n, pitch, gate, up, gelu{});
+  *possible = true;
+  if (status != OSCAR_OK) return status;
+  if (way_of(b, 1, &w, n) == PRODUCT_SOME) return some_rounded(b, 1, &w, NULL, n, &to);
+  return multiply(b, w, NULL, n, w->rows, y, possible);
+}
+
+oscar_status cuda_feed_forward(struct backend *be, const struct feed_forward *f, int n, const float *x, float *between,
+                               float *y) {
+  struct cuda_backend *b = cuda_of(be);
+  const struct weight *const both[] = {f->gate, f->up};
+  const int64_t rows = f->gate->rows;
+  const size_t count = (size_t)n * (size_t)rows;
+  oscar_status status = check(b, 2, both, n);
+  if (status == OSCAR_OK) status = check(b, 1, &f->down, n);
+  if (status != OSCAR_OK || n == 0) return status;
+  const bool rounded = is_rounded(b, f->down, n);
+  const bool together = rounded && way_of(b, 2, both, n) == PRODUCT_LIBRARY && lie_together(b, 2, both);
+  const int64_t pitch = together ? 2 * rows : rows;
+  float *const gate = between, *const up = between + (together ? (size_t)rows : count);
+  const struct results to = {{gate, up}, {pitch, pitch}};
+  status = matmul_to(b, 2, both, NULL, n, x, &to);
   bool possible = false;
-  const bool rounded = form_of(b, w) == WEIGHTS_FP8 && !are_read_as_floats(b, 1, &w, n);
-  if (way == PRODUCT_LIBRARY || (way == PRODUCT_SOME && rounded)) {
-    status = activation == ACTIVATION_SILU ? round_to_bf16(b, w, n, gate, up, silu{}) : round_to_bf16(b, w, n, gate, up, gelu{});
-    if (status == OSCAR_OK && way == PRODUCT_SOME) return some_rounded(b, 1, &w, NULL, n, &y);
-    if (status == OSCAR_OK) status = multiply(b, w, NULL, n, y, &possible);
-    if (status != OSCAR_OK || possible) return status;
+  if (status == OSCAR_OK && rounded) status = matmul_gated_rounded(b, f->down, f->activation, n, pitch, gate, up, y, &possible);
+  if (status != OSCAR_OK || possible) return status;
+  if (together) { /* what is left takes rows without gaps */
+    const struct results apart = {{between, between + count}, {rows, rows}};
+    status = matmul_to(b, 2, both, NULL, n, x, &apart);
+    if (status != OSCAR_OK) return status;
   }
-  const size_t count = (size_t)n * (size_t)w->cols;
-  if (activation == ACTIVATION_SILU)
-    cuda_silu_mul(be, count, gate, up);
+  if (f->activation == ACTIVATION_SILU)
+    cuda_silu_mul(be, count, between, between + count);
   else
-    cuda_gelu_mul(be, count, gate, up);
-  return way == PRODUCT_SOME ? some_floats(b, 1, &w, NULL, n, gate, &y) : matmul_few(b, 1, &w, NULL, n, gate, &y);
+    cuda_gelu_mul(be, count, between, between + count);
+  const struct results of_down = {{y}, {f->down->rows}};
+  return way_of(b, 1, &f->down, n) == PRODUCT_SOME ? some_floats(b, 1, &f->down, NULL, n, between, &of_down)
+                                                   : matmul_few(b, 1, &f->down, NULL, n, between, &of_down);
 }
