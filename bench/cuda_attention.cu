@@ -333,8 +333,7 @@ struct bench {
     plan.total_units = keep(std::vector<int32_t>(1, begin));
     const size_t items = tiles.size() * o.kv_heads, width = (size_t)o.query_heads * o.head_dim * what.lengths.size();
     if (how.coded) space.prepared = keep_empty(items * decode_prepared_bytes(&layers[0]));
-    space.parts = (float *)keep_empty((items + decode_most_blocks(cuda)) * decode_part_bytes(&shape));
-    space.arrived = keep(std::vector<uint32_t>(items, 0));
+    space.parts = keep(std::vector<float>((items + decode_most_blocks(cuda)) * decode_part_bytes(&shape) / sizeof(float), 0));
     q = keep(normals(width, 1, 3));
     out = (float *)keep_empty(width * 4);
     std::vector<double> frequencies(o.head_dim / 2);

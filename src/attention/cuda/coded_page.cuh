@@ -42,7 +42,6 @@ struct arguments {
   const uint8_t *prepared;
   const float *value_map; /* [kv_heads][value_rows][head_dim] */
   float *parts, *out;
-  uint32_t *arrived;
   struct decode_rope rope;
   const uint16_t *pairs; /* of decode_layer, as curves */
   const uint8_t *curves;

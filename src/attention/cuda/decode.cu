@@ -155,7 +155,6 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
   a.q = q;
   a.prepared = (const uint8_t *)space->prepared;
   a.parts = space->parts;
-  a.arrived = space->arrived;
   a.out = out;
   const bool wanted[3][2] = {{a.coded, a.coded}, {a.coded, false}, {false, false}}; /* as much as there is room for */
   int bytes = 0;

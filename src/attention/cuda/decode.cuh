@@ -82,11 +82,8 @@ struct item_work {
 struct warp_work {
   item_work items[2];
   reading readings[2];
-  /* Of the block's first item, when it has had others since: whether parts of it are others', too, and how many of them had
-   * arrived before this block's; the latter is known to the first thread. */
-  item_work first;
-  bool shared;
-  uint32_t arrived;
+  item_work first; /* the block's first item, when it has had others since, if its parts are to be put together */
+  bool merges;
 };
 /* Barriers of the block's copies, after those of its rings: queries, and curves, of two items in turn; the map. */
 enum block_copy { QUERIES, CURVES = QUERIES + 2, MAP = CURVES + 2, BLOCK_COPIES };
@@ -411,14 +408,9 @@ __device__ inline line_item item_after(const arguments &a, const line_item &item
   return {same ? item.tile : item.tile + 1, same ? item.head + 1 : 0, item.begin + units};
 }
 
-/* Pages that the first warp has less after an item that is also others': it counts the block's part of that (arrive), which takes
- * as long. */
-constexpr int ARRIVAL_PAGES = 2;
-
-/* `number`: of the item in the block; `unit` to `end` - 1 of the line are the block's. less: pages that the first warp has less.
- */
+/* `number`: of the item in the block; `unit` to `end` - 1 of the line are the block's. */
 template <int WARPS>
-__device__ inline void find_work(const arguments &a, const line_item &item, int unit, int end, int number, int less, int warp,
+__device__ inline void find_work(const arguments &a, const line_item &item, int unit, int end, int number, int warp,
                                  warp_work *works) {
   item_work w;
   w.tile = a.tiles[item.tile];
@@ -434,8 +426,7 @@ __device__ inline void find_work(const arguments &a, const line_item &item, int 
   /* Both kinds in equal shares; warps that have one tile more are mostly not those that have one page more. */
   const int exact_from = exact_count - exact_count * (WARPS - warp) / WARPS,
             exact_to = exact_count - exact_count * (WARPS - warp - 1) / WARPS,
-            coded_from = max(begin_of_block(warp, coded_count + less, WARPS) - less, 0),
-            coded_to = max(begin_of_block(warp + 1, coded_count + less, WARPS) - less, 0);
+            coded_from = begin_of_block(warp, coded_count, WARPS), coded_to = begin_of_block(warp + 1, coded_count, WARPS);
   works->items[number % 2] = w;
   works->readings[number % 2] = {number,
                                  item.head,
@@ -466,9 +457,9 @@ __device__ inline item_output output_of(const arguments &a, const item_work &wor
           work.exact,
           work.coded ? value_inputs(a.forms) : 0,
           last - first + 1,
+          first < last && last == (int)blockIdx.x,
           a.parts + (size_t)(index + blockIdx.x) * floats,
-          a.parts + (size_t)(index + first) * floats,
-          a.arrived + index};
+          a.parts + (size_t)(index + first) * floats};
 }
 
 /* The arguments, with what is known when the kernel is compiled in its place: that takes no registers. Kernels for usual forms
@@ -556,8 +547,8 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
     if (unit >= end) return;
   }
   warp_work *works = (warp_work *)(memory + layout.works) + warp;
-  find_work<WARPS>(a, item, unit, end, 0, 0, warp, works);
-  works->shared = unit > item.begin; /* if the block has others after it */
+  find_work<WARPS>(a, item, unit, end, 0, warp, works);
+  works->merges = false;
   asking asked = {};
   ask_for(a, ring, asked, works->readings[0], lane);
   /* The kernel before may write exact pages and queries, but nothing that is asked for here. A second page each would come at the
@@ -582,7 +573,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
     const bool more = work.stop < end;
     if (more) {
       const line_item next = item_after(a, work.item, work.tile.units);
-      find_work<WARPS>(a, next, next.begin, end, number + 1, number == 0 && works->shared ? ARRIVAL_PAGES : 0, warp, works);
+      find_work<WARPS>(a, next, next.begin, end, number + 1, warp, works);
       const item_work &after = works->items[(number + 1) % 2];
       if (a.copies_ahead && after.coded) {
         begin_queries<T>(a, next, layout, place ^ 1, copies);
@@ -605,16 +596,11 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
                                  memory + layout.block);
     hand_to_copies(); /* what comes is copied over what has been read here */
     __syncthreads();
-    if (!more) {
-      if (output.count > 1 && __syncthreads_or(threadIdx.x == 0 && is_last(output, arrive(output))))
-        merge_parts<T::D, WARPS>(output, memory + layout.warps);
-      if (number == 0) return;
-      break;
-    }
-    if (number == 0 && works->shared) { /* of the items that are not the block's last, no other may be */
+    if (output.merges) { /* the block's first: what begins in a block and is others' too ends in another */
       works->first = work;
-      if (threadIdx.x == 0) works->arrived = arrive(output);
+      works->merges = true;
     }
+    if (!more) break;
     const item_work &coming = works->items[(number + 1) % 2];
     if (!coming.coded) continue;
     begin_map(a, coming.item.head, layout, copies);
@@ -622,11 +608,11 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
     begin_queries<T>(a, coming.item, layout, 0, copies);
     begin_curves(a, coming.item.head, layout, 0, copies);
   }
-  /* Parts of the first item are put together now, when nothing else is left to be read. */
-  if (!works->shared) return;
-  const item_output first = output_of(a, works->first, (const float *)(memory + layout.map), cut);
-  if (__syncthreads_or(threadIdx.x == 0 && is_last(first, works->arrived)))
-    merge_parts<T::D, WARPS>(first, memory + layout.warps);
+  /* Parts of the first item are put together when nothing else is left to be read. Those before this block's are of blocks that
+   * began before it. */
+  __syncwarp();
+  if (works->merges)
+    merge_parts<T::D, WARPS>(output_of(a, works->first, (const float *)(memory + layout.map), cut), memory + layout.warps);
 }
 
 } // namespace decode

@@ -10,7 +10,8 @@
  * pages in tiles of 16 tokens (EXACT_WEIGHT units each, about what they have in bytes), then ITEM_WEIGHT units that stand for
  * what there is to do besides. Every block of threads takes an equal stretch of the line, whatever tiles it touches, but that the
  * last one has LATE_WEIGHT units less: its multiprocessor was the last to be free. What is read by one block is done then; else
- * the blocks leave sums in memory, and the last one that comes puts them together.
+ * the blocks leave sums in memory, and the last one on the line puts them together as they come. It waits for blocks that began
+ * before it, so any number of them may run at a time.
  */
 #ifndef OSCAR_ATTENTION_CUDA_DECODE_H
 #define OSCAR_ATTENTION_CUDA_DECODE_H
@@ -116,9 +117,8 @@ struct decode_plan {
 
 /* Work space on the device. */
 struct decode_space {
-  void *prepared;    /* decode_prepared_bytes for each tile and KV head */
-  float *parts;      /* decode_part_bytes for each of tiles kv_heads + decode_most_blocks */
-  uint32_t *arrived; /* for each tile and KV head; all 0, before a launch and after it */
+  void *prepared; /* decode_prepared_bytes for each tile and KV head */
+  float *parts;   /* decode_part_bytes for each of tiles kv_heads + decode_most_blocks; all 0, before a launch and after it */
 };
 
 /* New tokens, one of each sequence, as products leave them: of each token q, k and v [heads][head_dim]. All on the device but for

@@ -66,7 +66,7 @@ struct device_attention {
   struct rope_entry *ropes;
   int rope_count;
   struct space maps; /* all maps, and how means turn */
-  struct space prepared, parts, rotated, arrived;
+  struct space prepared, parts, rotated;
   bool has_prefill;               /* for the forms of all layers */
   struct prefill_tables *prefill; /* [layers]; NULL without codes */
   struct space prefill_maps, prefill_parts;
@@ -426,8 +426,7 @@ static void free_plan(struct device_attention *a, struct kept_plan *kept) {
 
 void device_attention_free(struct device_attention *a) {
   if (!a) return;
-  struct space *const spaces[] = {&a->maps,  &a->prefill_maps, &a->prefill_parts, &a->prepared,
-                                  &a->parts, &a->rotated,      &a->arrived};
+  struct space *const spaces[] = {&a->maps, &a->prefill_maps, &a->prefill_parts, &a->prepared, &a->parts, &a->rotated};
   for (size_t i = 0; i < ARRAY_LENGTH(spaces); i++) space_free(a, spaces[i]);
   for (int i = 0; a->ropes && i < a->rope_count; i++) {
     space_free(a, &a->ropes[i].fixed);
@@ -611,7 +610,7 @@ static oscar_status find_plan(struct device_attention *a, int layer, int window,
 /* ---- running ---- */
 
 static struct decode_space space_of(const struct device_attention *a) {
-  return (struct decode_space){a->prepared.memory, a->parts.memory, a->arrived.memory};
+  return (struct decode_space){a->prepared.memory, a->parts.memory};
 }
 
 static oscar_status reserve_space(struct device_attention *a, int layer, const struct plan_result *plan, bool coded) {
@@ -619,12 +618,13 @@ static oscar_status reserve_space(struct device_attention *a, int layer, const s
   const size_t items = (size_t)plan->tiles * (size_t)shape.kv_heads;
   oscar_status status = OSCAR_OK;
   if (coded) status = space_reserve(a, &a->prepared, items * decode_prepared_bytes(&a->layers[layer]));
+  const size_t before = a->parts.bytes;
   if (status == OSCAR_OK)
     status = space_reserve(a, &a->parts, (items + (size_t)decode_most_blocks(a->cuda)) * decode_part_bytes(&shape));
-  const size_t before = a->arrived.bytes;
-  if (status == OSCAR_OK) status = space_reserve(a, &a->arrived, items * sizeof(uint32_t));
-  if (status != OSCAR_OK || a->arrived.bytes == before) return status;
-  return cuda_clear(a->cuda, a->arrived.memory, a->arrived.bytes);
+  if (status != OSCAR_OK || a->parts.bytes == before) return status;
+  status = cuda_clear(a->cuda, a->parts.memory, a->parts.bytes);
+  if (status != OSCAR_OK) space_free(a, &a->parts); /* what is not zero would be taken for sums */
+  return status;
 }
 
 static oscar_status run_few(struct device_attention *a, int layer, const struct decode_shape *shape, const struct kept_plan *kept,

@@ -3,8 +3,8 @@
  *
  * Each warp has sums of codes and sums of exact values, with maxima of their own. They become one sum of codes and one of exact
  * values; the former times the map of the values is added to the latter. That is the output where the block had the whole item.
- * Else it goes to memory as a part, and the last block of an item that comes adds up all parts, which is little more than one
- * pass over them: what would be long has been done by all blocks beside each other.
+ * Else it goes to memory as a part, and the item's last block on the line adds up all parts as they come, which is little more
+ * than one pass over them: what would be long has been done by all blocks beside each other.
  */
 #ifndef OSCAR_ATTENTION_CUDA_ITEM_SUMS_CUH
 #define OSCAR_ATTENTION_CUDA_ITEM_SUMS_CUH
@@ -66,14 +66,14 @@ struct item_output {
   struct decode_tile tile;
   int kv_heads, group, head;
   float *out;
-  const float *map;   /* of the KV head: [inputs][head_dim] */
-  bool map_is_here;   /* in shared memory */
-  bool exact;         /* whether the block has exact tiles */
-  int inputs;         /* 0: it has no coded pages */
-  int count;          /* of the blocks that have something of the item */
-  float *part;        /* this block's */
-  const float *parts; /* the item's first */
-  uint32_t *arrived;
+  const float *map; /* of the KV head: [inputs][head_dim] */
+  bool map_is_here; /* in shared memory */
+  bool exact;       /* whether the block has exact tiles */
+  int inputs;       /* 0: it has no coded pages */
+  int count;        /* of the blocks that have something of the item */
+  bool merges;      /* this block the parts of all */
+  float *part;      /* this block's */
+  float *parts;     /* the item's first */
 };
 
 /* Inputs whose columns of the map a lane asks for at a time. */
@@ -146,12 +146,6 @@ __device__ inline void multiply_map(const item_output &o, map_part<D> &map, cons
 /* Room for merge_parts in the place of all warps' sums: sums, and (m, l), of every four elements of the output. */
 __host__ __device__ inline int merge_bytes(int head_dim, int row_tiles) { return 4 * row_tiles * (head_dim / 4) * (16 + 8); }
 
-/* Counts the block's part of an item, by one thread after a barrier of the block: how many came before. */
-__device__ __forceinline__ uint32_t arrive(const item_output &o) { return arrive_and_see(o.arrived, (uint32_t)o.count - 1); }
-__device__ __forceinline__ bool is_last(const item_output &o, uint32_t came_before) {
-  return came_before == (uint32_t)o.count - 1;
-}
-
 /* Sums of parts, (m, l) of the row and four elements of it. */
 struct parts_sum {
   float m, l;
@@ -165,20 +159,34 @@ __device__ __forceinline__ void add_parts(parts_sum &sum, const parts_sum &other
   add_scaled(both.of, others, other.of);
   sum = both;
 }
-/* Parts `first` to `end` - 1. Everything is asked for at once, and by every thread, so that none waits for another. */
+/* Parts `first` to `end` - 1, as soon as they are there; the sums are made zero again. Everything is asked for at once, and by
+ * every thread, so that none waits for another. */
 template <int D> __device__ __forceinline__ parts_sum sum_parts(const item_output &o, int first, int end, int element) {
   constexpr int TOGETHER = 9;
   const size_t floats = part_floats(D);
-  const float *states = o.parts + element / (D / 4) * 2, *sums = o.parts + 2 * DECODE_ROWS + element * 4;
+  float *states = o.parts + element / (D / 4) * 2, *sums = o.parts + 2 * DECODE_ROWS + element * 4;
   parts_sum all = {NONE, 0, {0, 0, 0, 0}};
 #pragma unroll 1
   for (int from = first; from < end; from += TOGETHER) {
     float2 state[TOGETHER];
     float4 x[TOGETHER];
 #pragma unroll
-    for (int k = 0; k < TOGETHER; k++) state[k] = __ldcg((const float2 *)(states + min(from + k, end - 1) * floats));
+    for (int k = 0; k < TOGETHER; k++) state[k] = look_at_numbers((const float2 *)(states + min(from + k, end - 1) * floats));
 #pragma unroll
-    for (int k = 0; k < TOGETHER; k++) x[k] = __ldcg((const float4 *)(sums + min(from + k, end - 1) * floats));
+    for (int k = 0; k < TOGETHER; k++) x[k] = look_at_numbers((const float4 *)(sums + min(from + k, end - 1) * floats));
+    for (bool have_all = false; !have_all;) {
+      have_all = true;
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++) {
+        if (have_come(state[k]) && have_come(x[k])) continue;
+        state[k] = look_at_numbers((const float2 *)(states + min(from + k, end - 1) * floats));
+        x[k] = look_at_numbers((const float4 *)(sums + min(from + k, end - 1) * floats));
+        have_all = false;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < TOGETHER; k++)
+      if (from + k < end) *(float4 *)(sums + (from + k) * floats) = make_float4(0, 0, 0, 0);
     parts_sum some = {NONE, 0, {0, 0, 0, 0}};
 #pragma unroll
     for (int k = 0; k < TOGETHER; k++) some.m = fmaxf(some.m, state[k].x);
@@ -192,8 +200,8 @@ template <int D> __device__ __forceinline__ parts_sum sum_parts(const item_outpu
   }
   return all;
 }
-/* All parts of an item into its output. The threads of a block take the elements of the output, and where there are twice as many
- * or more, shares of the parts. Over the warps' sums. */
+/* All parts of an item into its output, after which their memory is zero. The threads of a block take the elements of the output,
+ * and where there are twice as many or more, shares of the parts. Over the warps' sums. */
 template <int D, int WARPS> __device__ inline void merge_parts(const item_output &o, uint8_t *room) {
   constexpr int THREADS = WARPS * 32;
   const int elements = o.tile.rows * (D / 4), shares = elements * 2 <= THREADS ? 2 : 1;
@@ -217,11 +225,14 @@ template <int D, int WARPS> __device__ inline void merge_parts(const item_output
     *(float4 *)(o.out + row_offset(o.tile, row, o.kv_heads, o.group, o.head, D) + column) =
         make_float4(sum.of.x * scale, sum.of.y * scale, sum.of.z * scale, sum.of.w * scale);
   }
+  __syncthreads(); /* every thread has seen the states */
+  for (int i = threadIdx.x; i < o.count * o.tile.rows; i += THREADS)
+    ((float2 *)(o.parts + (size_t)(i / o.tile.rows) * part_floats(D)))[i % o.tile.rows] = make_float2(0, 0);
 }
 
 /* What all warps have of an item goes where it belongs: to the output, or to the block's part. By the whole block, after the
- * warps have stored their sums, each in `bytes` from `warps` on; what is there may be written again after the next __syncthreads,
- * when the part may be counted (arrive). */
+ * warps have stored their sums, each in `bytes` from `warps` on; what is there may be written again after the next __syncthreads.
+ */
 template <int D, int NT, int WARPS>
 __device__ inline void finish_item(const item_output &o, int crumbs, int groups, uint8_t *warps, int bytes, uint8_t *block) {
   constexpr int ROWS = 4 * NT;
@@ -268,7 +279,7 @@ __device__ inline void finish_item(const item_output &o, int crumbs, int groups,
     if (lane > 0) continue;
     totals[row] = all;
     if (has_codes) inputs[(o.inputs - 1) * ROWS + row] = of_codes;
-    if (o.count > 1) __stcg((float2 *)o.part + row, make_float2(m, all));
+    if (o.count > 1) leave_numbers((float2 *)o.part + row, make_float2(m, all));
   }
   __syncthreads();
   if (o.inputs) {
@@ -288,7 +299,7 @@ __device__ inline void finish_item(const item_output &o, int crumbs, int groups,
       for (int w = 0; w < WARPS; w++)
         add_scaled(sum, 1, *(const float4 *)((const float *)(warps + w * bytes) + row * D + column));
     if (o.count > 1) {
-      __stcg((float4 *)(o.part + 2 * DECODE_ROWS + row * D + column), sum);
+      leave_numbers((float4 *)(o.part + 2 * DECODE_ROWS + row * D + column), sum);
       continue;
     }
     const float scale = 1 / totals[row];
