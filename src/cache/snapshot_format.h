@@ -3,10 +3,10 @@
  *
  *   header | forms | text | ids | page table | pages
  *
- * A page's record is Zstandard frames, after the low bytes of BF16 numbers, which do not compress and lie there as they are. An
- * exact page has one frame, of their high bytes (sign and most of the exponent: 3 bits of information instead of 8); a coded one
- * has two, of crumbs and of row metadata, since symbols of one frame share their codes. A level that only codes symbols is
- * enough; matches are rare.
+ * A page's record begins with what lies there as it is: the low bytes of BF16 numbers, which do not compress, and the crumbs of
+ * keys, which hardly do. Zstandard frames follow. An exact page has one, of the high bytes (sign and most of the exponent: 3 bits
+ * of information instead of 8); a coded one has two, of the crumbs of values and of row metadata, since symbols of one frame
+ * share their codes. A level that only codes symbols is enough; matches are rare.
  */
 #ifndef OSCAR_CACHE_SNAPSHOT_FORMAT_H
 #define OSCAR_CACHE_SNAPSHOT_FORMAT_H

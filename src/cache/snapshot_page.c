@@ -2,7 +2,7 @@
  * snapshot_page.c - a page of the cache <-> the parts of its record in a file.
  *
  * Sides follow each other as [layer][KV head][K, V]; of each, `n` rows in canonical form are cut into low and high bytes, or into
- * crumbs and metadata.
+ * crumbs, which of the keys are not compressed, and metadata.
  */
 #include "cache/cuda/store.h"
 #include "cache/snapshot_format.h"
@@ -66,12 +66,12 @@ struct record_shape record_shape_of(const struct snapshot_shape *s, bool coded, 
     const size_t numbers = all * (size_t)s->head_dim * 2 * (size_t)s->layers;
     return (struct record_shape){rows, numbers, {numbers}};
   }
-  size_t crumbs = 0, meta = 0;
+  size_t crumbs[2] = {0, 0}, meta = 0;
   for (int i = 0; i < 2 * s->layers; i++) {
-    crumbs += s->forms[i].crumbs / 4;
+    crumbs[i % 2] += s->forms[i].crumbs / 4;
     meta += meta_bytes(&s->forms[i]);
   }
-  return (struct record_shape){rows, 0, {crumbs * all, meta * all}};
+  return (struct record_shape){rows, crumbs[0] * all, {crumbs[1] * all, meta * all}};
 }
 
 size_t record_frames_bound(const struct record_shape *r) {
@@ -175,8 +175,9 @@ void page_split(const struct snapshot_shape *s, const struct page_place *place, 
       page_from_device(form, (oscar_side)side, memory, rows);
     else
       page_unpack(form, (oscar_side)side, memory, rows);
-    cut_rows(rows, n, crumbs, meta, frames, second);
-    frames += (size_t)n * crumbs, second += (size_t)n * meta;
+    uint8_t **to = side == 0 ? &raw : &frames;
+    cut_rows(rows, n, crumbs, meta, *to, second);
+    *to += (size_t)n * crumbs, second += (size_t)n * meta;
   }
 }
 
@@ -194,8 +195,9 @@ void page_join(const struct snapshot_shape *s, const struct page_place *place, i
     }
     const struct side_form *form = &place->cache->layers[layer].form[side];
     const size_t crumbs = (size_t)form->crumbs / 4, meta = (size_t)2 * (size_t)side_meta_words(form);
-    join_rows(rows, n, crumbs, meta, frames, second);
-    frames += (size_t)n * crumbs, second += (size_t)n * meta;
+    const uint8_t **from = side == 0 ? &raw : &frames;
+    join_rows(rows, n, crumbs, meta, *from, second);
+    *from += (size_t)n * crumbs, second += (size_t)n * meta;
     if (place->cache->store)
       page_to_device(form, (oscar_side)side, rows, memory);
     else

@@ -139,7 +139,8 @@ static oscar_status make_workers(struct saving *s) {
     if (!w->frames) return OSCAR_NO_MEMORY;
     if (!(w->zstd = make_compressor())) return set_error(s->context, OSCAR_NO_MEMORY, "out of memory for compression");
   }
-  const size_t record = round_up(exact.raw_bytes + s->frames_room, 64),
+  const size_t raw = exact.raw_bytes > coded.raw_bytes ? exact.raw_bytes : coded.raw_bytes;
+  const size_t record = round_up(raw + s->frames_room, 64),
                staging = c->store && !s->copies ? round_up(page_staging_bytes(c), 64) : 0, bytes = record + staging;
   const int64_t most = max64(s->workers, min64((int64_t)s->workers * PAGES_PER_THREAD, LOT_BYTES / (int64_t)bytes));
   s->slots = (int)min64(most, s->sequence->pages);
