@@ -38,7 +38,8 @@ OSCAR_API oscar_status oscar_sequence_save(const oscar_sequence *sequence, const
 
 /* The same bytes, to whoever wants them: data [bytes] belong at `offset` of the file. They come in order and without gaps, and at
  * the end those from 0 to the pages once more, now right. Returns false if it cannot take them, with the reason in errno
- * (ENOMEM: NO_MEMORY, others: IO). Called on the caller's thread. */
+ * (ENOMEM: NO_MEMORY, others: IO). Called on the caller's thread while others of the context make what comes next: it must not
+ * use the context. */
 typedef bool oscar_snapshot_write(void *user, uint64_t offset, const void *data, size_t bytes);
 OSCAR_API oscar_status oscar_sequence_save_to(const oscar_sequence *sequence, const oscar_snapshot_contents *contents,
                                               oscar_snapshot_write *write, void *user);
