@@ -17,8 +17,8 @@
 /* A step with a prompt beside running answers: the next piece is halved until it would take less than the first, and doubled if
  * one has taken less than the second. A prompt begins with FIRST_CHUNK at most: how deep it begins, and so how long a token of it
  * takes, is not known from the prompt before it. */
-#define LONG_STEP_NS  100000000
-#define SHORT_STEP_NS 45000000
+#define LONG_STEP_NS  80000000
+#define SHORT_STEP_NS 36000000
 #define LEAST_CHUNK   8
 #define FIRST_CHUNK   32
 
