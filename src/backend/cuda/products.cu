@@ -746,16 +746,12 @@ oscar_status cuda_feed_forward(struct backend *be, const struct feed_forward *f,
   bool possible = false;
   if (status == OSCAR_OK && rounded) status = matmul_gated_rounded(b, f->down, f->activation, n, pitch, gate, up, y, &possible);
   if (status != OSCAR_OK || possible) return status;
-  if (together) { /* what is left takes rows without gaps */
-    const struct results apart = {{between, between + count}, {rows, rows}};
-    status = matmul_to(b, 2, both, NULL, n, x, &apart);
-    if (status != OSCAR_OK) return status;
-  }
+  float *const apart[] = {between, between + count};
+  if (together) status = cuda_matmul(be, 2, both, NULL, n, x, apart); /* what is left takes rows without gaps */
+  if (status != OSCAR_OK) return status;
   if (f->activation == ACTIVATION_SILU)
-    cuda_silu_mul(be, count, between, between + count);
+    cuda_silu_mul(be, count, apart[0], apart[1]);
   else
-    cuda_gelu_mul(be, count, between, between + count);
-  const struct results of_down = {{y}, {f->down->rows}};
-  return way_of(b, 1, &f->down, n) == PRODUCT_SOME ? some_floats(b, 1, &f->down, NULL, n, between, &of_down)
-                                                   : matmul_few(b, 1, &f->down, NULL, n, between, &of_down);
+    cuda_gelu_mul(be, count, apart[0], apart[1]);
+  return cuda_matmul(be, 1, &f->down, NULL, n, apart[0], &y);
 }
