@@ -15,7 +15,7 @@
  *
  * Pages are random bits with gains of the size that fits have; each sequence has a sink page and 4 full recent ones exactly.
  */
-#include "attention/cuda/decode.h"
+#include "attention/cuda/line.h"
 extern "C" {
 #include "attention/cuda/rope_tables.h"
 }
@@ -296,7 +296,7 @@ struct bench {
     std::vector<int32_t> positions;
     const size_t unit = layers[0].unit_bytes, exact_page = (size_t)o.kv_heads * 2 * 64 * o.head_dim * 2;
     const int run = (int)((exact_page + unit - 1) / unit);
-    int next_coded = 0, next_exact = 0, begin = 0;
+    int next_coded = 0, next_exact = 0;
     for (int length : what.lengths) {
       const int all = (length + 63) / 64, exact = how.coded ? std::min(all, 6) : all;
       if (how.coded) next_exact += all - exact;
@@ -320,17 +320,21 @@ struct bench {
         decode_tile tile = first;
         tile.first_row = shape.group * i / cuts;
         tile.rows = shape.group * (i + 1) / cuts - tile.first_row;
-        tile.units = tile.coded_pages + EXACT_WEIGHT * tile.exact_tiles + ITEM_WEIGHT;
-        tile.begin = begin;
-        begin += tile.units * o.kv_heads;
         plan.rows = std::max(plan.rows, tile.rows);
         tiles.push_back(tile);
       }
     }
+    decode_line line;
+    oscar_cuda_info info;
+    oscar_cuda_describe(cuda, &info);
+    if (!line_lay(tiles.data(), (int)tiles.size(), o.kv_heads, info.multiprocessors, &line)) {
+      fprintf(stderr, "too much for one launch\n");
+      exit(1);
+    }
     plan.tiles = keep(tiles);
     plan.pages = keep(list);
     plan.tile_count = (int)tiles.size();
-    plan.total_units = keep(std::vector<int32_t>(1, begin));
+    plan.line = keep(std::vector<decode_line>(1, line));
     const size_t items = tiles.size() * o.kv_heads, width = (size_t)o.query_heads * o.head_dim * what.lengths.size();
     if (how.coded) space.prepared = keep_empty(items * decode_prepared_bytes(&layers[0]));
     space.parts = keep(std::vector<float>((items + decode_most_blocks(cuda)) * decode_part_bytes(&shape) / sizeof(float), 0));

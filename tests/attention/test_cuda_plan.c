@@ -4,6 +4,7 @@
  */
 #include "support.h"
 
+#include "attention/cuda/line.h"
 #include "attention/cuda/plan.h"
 #include "attention/cuda/prefill.h"
 #include "attention/cuda/rope_tables.h"
@@ -66,7 +67,7 @@ static void check_plan(const struct fixture *f, int group, int most_rows, int wi
   const struct plan_result r = plan_fill(f->g, group, most_rows, 0, window, jobs, n_jobs, tiles, pages);
   assert_true((size_t)r.tiles <= bound.tiles && (size_t)r.pages <= bound.pages);
   int tile = 0, largest = 0;
-  int64_t units = 0, last_page = -1;
+  int64_t last_page = -1;
   bool any_coded = false;
   for (int j = 0; j < n_jobs; j++) {
     const int64_t end = sequence_visible(jobs[j].sequence, 0);
@@ -81,7 +82,6 @@ static void check_plan(const struct fixture *f, int group, int most_rows, int wi
         assert_in_range(t->rows, 1, most_rows);
         assert_int_equal(t->position, first);
         assert_int_equal(t->token, jobs[j].token + (int)(first - (end - jobs[j].n)));
-        assert_int_equal(t->begin, units);
         /* every page that a row sees is in one list, in its form */
         const int64_t begin = window && first >= window ? (first - window + 1) / 64 : 0;
         int at[2] = {t->exact_first, t->coded_first};
@@ -98,8 +98,6 @@ static void check_plan(const struct fixture *f, int group, int most_rows, int wi
         /* as many tiles of 16 tokens as hold all that is seen, and no more */
         const int64_t last = first + (row + t->rows - 1) / group;
         assert_int_equal(t->exact_tiles, (t->exact_pages - 1) * 4 + (int)(last % 64) / 16 + 1);
-        assert_int_equal(t->units, t->coded_pages + EXACT_WEIGHT * t->exact_tiles + ITEM_WEIGHT);
-        units += (int64_t)t->units * KV_HEADS;
         row += t->rows;
         if (t->rows > largest) largest = t->rows;
       }
@@ -109,7 +107,6 @@ static void check_plan(const struct fixture *f, int group, int most_rows, int wi
     }
   }
   assert_int_equal(tile, r.tiles);
-  assert_int_equal(units, r.units);
   assert_int_equal(largest, r.rows);
   assert_int_equal(last_page, r.last_page);
   assert_int_equal(any_coded, r.coded);
@@ -187,6 +184,81 @@ static void plans_can_be_made_ahead(void **state) {
     for (int i = 0; i < 2; i++) free(tiles[i]), free(pages[i]);
     close_fixture(&f);
   }
+}
+
+/* However a tile is cut along the line, every coded page and exact tile is in one piece, and pieces of the same length have about
+ * the same work. */
+static void check_places(const struct decode_tile *t) {
+  const struct line_place none = line_place_of(t, 0), all = line_place_of(t, t->reading);
+  assert_true(none.coded == 0 && none.exact == 0);
+  assert_true(all.coded == t->coded_pages && all.exact == t->exact_tiles);
+  const double work = (double)(t->coded_pages + EXACT_WEIGHT * t->exact_tiles), of_unit = work / t->reading;
+  struct line_place before = none;
+  for (int unit = 1; unit <= t->units; unit++) {
+    const struct line_place place = line_place_of(t, unit);
+    assert_true(place.coded >= before.coded && place.exact >= before.exact);
+    assert_true(place.coded <= t->coded_pages && place.exact <= t->exact_tiles);
+    before = place;
+    if (unit > t->reading) continue;
+    /* a page or a tile more or less than its share */
+    assert_true(fabs(place.coded + EXACT_WEIGHT * place.exact - unit * of_unit) <= EXACT_WEIGHT);
+    assert_true(fabs(place.exact - unit * of_unit * t->exact_tiles / work) <= 1.001);
+  }
+}
+
+static void lines_are_cut_where_items_end(void **state) {
+  (void)state;
+  uint64_t seed = 11;
+  int together = 0, apart = 0;
+  for (int round = 0; round < 400; round++) {
+    enum { MOST = 300 };
+    static struct decode_tile tiles[MOST];
+    const int count = 1 + (int)(test_random(&seed) % (round % 3 == 0 ? MOST : 12)), heads = 1 + (int)(test_random(&seed) % 8);
+    const int blocks = round % 2 ? 132 : 1 + (int)(test_random(&seed) % 200);
+    const bool alike = round % 4 < 2;
+    const int64_t most = round % 5 == 4 ? 20000 : 700;
+    int64_t all = 0;
+    for (int i = 0; i < count; i++) {
+      tiles[i] = (struct decode_tile){.coded_pages = (int)(test_random(&seed) % (uint64_t)most),
+                                      .exact_tiles = 1 + (int)(test_random(&seed) % 24)};
+      if (round % 7 == 0) tiles[i].coded_pages = 0;
+      if (alike && i > 0) tiles[i].coded_pages = tiles[0].coded_pages, tiles[i].exact_tiles = tiles[0].exact_tiles;
+      all += (int64_t)(tiles[i].coded_pages + EXACT_WEIGHT * tiles[i].exact_tiles) * heads;
+    }
+    struct decode_line line;
+    assert_true(line_lay(tiles, count, heads, blocks, &line));
+    assert_true(line.length >= line.units);
+    int64_t begin = 0;
+    for (int i = 0; i < count; i++) { /* no gap, and units for all that is read */
+      assert_int_equal(tiles[i].begin, begin);
+      assert_in_range(tiles[i].reading, tiles[i].coded_pages + EXACT_WEIGHT * tiles[i].exact_tiles, tiles[i].units);
+      if (i % 16 == 0) check_places(&tiles[i]);
+      begin += (int64_t)tiles[i].units * heads;
+    }
+    assert_int_equal(line.units, begin);
+    if (line.length % blocks != 0 || line.length == line.units + LATE_WEIGHT) {
+      apart++;
+      continue;
+    }
+    together++;
+    const int stretch = line.length / blocks;
+    assert_true(stretch <= all / blocks + 1 + MOST_LONGER);
+    for (int i = 0; i < count; i++) assert_true(tiles[i].units % stretch == 0 || stretch % tiles[i].units == 0);
+  }
+  assert_true(together > 50 && apart > 50);
+  /* what a GPU of 132 multiprocessors has to do for sequences of one length: 16 blocks an item, 2, and half of one */
+  const struct { int tiles, coded, stretches, items; } cases[] = {{1, 507, 16, 1}, {8, 1594, 2, 1}, {32, 507, 1, 2}};
+  for (int i = 0; i < 3; i++) {
+    struct decode_tile tiles[32];
+    struct decode_line line;
+    for (int k = 0; k < cases[i].tiles; k++) tiles[k] = (struct decode_tile){.coded_pages = cases[i].coded, .exact_tiles = 24};
+    assert_true(line_lay(tiles, cases[i].tiles, 8, 132, &line));
+    assert_int_equal(line.length % 132, 0);
+    assert_int_equal(tiles[0].units * cases[i].items, line.length / 132 * cases[i].stretches);
+  }
+  struct decode_tile too_long = {.coded_pages = 1 << 30, .exact_tiles = 1};
+  struct decode_line line;
+  assert_false(line_lay(&too_long, 1, 8, 132, &line));
 }
 
 /* The parts of a tile read its pages once each, in order, and are numbered through; longer tiles come first. */
@@ -495,10 +567,15 @@ static void token_columns_are_those_of_values(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(plans_follow_the_reading_rule), cmocka_unit_test(plans_can_be_made_ahead),
-      cmocka_unit_test(cut_tiles_share_their_pages),   cmocka_unit_test(tables_turn_means),
-      cmocka_unit_test(own_curves_turn_means),         cmocka_unit_test(prefill_tables_hold_maps),
-      cmocka_unit_test(runs_bring_what_turns),         cmocka_unit_test(token_columns_are_those_of_values),
+      cmocka_unit_test(plans_follow_the_reading_rule),
+      cmocka_unit_test(plans_can_be_made_ahead),
+      cmocka_unit_test(lines_are_cut_where_items_end),
+      cmocka_unit_test(cut_tiles_share_their_pages),
+      cmocka_unit_test(tables_turn_means),
+      cmocka_unit_test(own_curves_turn_means),
+      cmocka_unit_test(prefill_tables_hold_maps),
+      cmocka_unit_test(runs_bring_what_turns),
+      cmocka_unit_test(token_columns_are_those_of_values),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

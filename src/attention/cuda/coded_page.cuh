@@ -46,7 +46,7 @@ struct arguments {
   const uint16_t *pairs; /* of decode_layer, as curves */
   const uint8_t *curves;
   struct page_forms forms;
-  const int32_t *total_units;
+  const struct decode_line *line;
   int tile_count, blocks, kv_heads, group, head_dim, window, value_rows;
   int turns;               /* how_it_turns */
   int turning_pairs, fast; /* of decode_layer; curved_pairs */

@@ -150,7 +150,7 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
   a.tiles = plan->tiles;
   a.pages = plan->pages;
   a.tile_count = plan->tile_count;
-  a.total_units = plan->total_units;
+  a.line = plan->line;
   a.blocks = cuda->info.multiprocessors * chosen.shape.blocks;
   a.q = q;
   a.prepared = (const uint8_t *)space->prepared;

@@ -12,6 +12,7 @@
 #define OSCAR_ATTENTION_CUDA_DECODE_CUH
 
 #include "attention/cuda/exact_page.cuh"
+#include "attention/cuda/line.h"
 
 namespace decode {
 
@@ -59,13 +60,10 @@ struct traits {
   static constexpr int WARPS = SHAPE.warps, BLOCKS = SHAPE.blocks;
 };
 
-/* How the line is cut: into equal stretches for so many blocks, but for the end that nothing is on. */
+/* How the line is cut: into equal stretches for so many blocks. */
 struct line_cut {
   int units, blocks;
 };
-__device__ inline line_cut cut_of(int total_units, int blocks) {
-  return {total_units + LATE_WEIGHT, working_blocks(total_units + LATE_WEIGHT, blocks)};
-}
 
 /* The item that has a unit of the line. */
 struct line_item {
@@ -75,8 +73,9 @@ struct line_item {
 struct item_work {
   struct decode_tile tile;
   line_item item;
-  int stop;          /* the unit of the line after it */
-  bool coded, exact; /* whether the block has coded pages, exact tiles */
+  int stop;        /* the unit of the line after it */
+  bool coded;      /* whether the block has coded pages of it */
+  int first, last; /* of the blocks that have something of it */
 };
 /* Of this item and the next, in turn: and what the warp reads of them. */
 struct warp_work {
@@ -128,7 +127,7 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   s.of_warp = ((sums > reading ? sums : reading) + 15) / 16 * 16;
   const int all = warps * s.of_warp, merging = merge_bytes(a.head_dim, row_tiles);
   s.block = at += ((all > merging ? all : merging) + 15) / 16 * 16;
-  at += block_sums_of(a.head_dim, a.forms.value_crumbs, row_tiles).bytes;
+  at += block_sums_of(a.forms.value_crumbs, row_tiles).bytes;
   s.map = at = (at + 127) / 128 * 128;
   s.bytes = at + (a.map_is_here ? map_bytes(a) : 0);
   return s;
@@ -148,7 +147,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   uint8_t *own = memory + layout.warps + warp * layout.of_warp;
   if (!page_is_next(ring, c.item)) {
-    store_no_states<NT>(sums_of_warp<NT>(a.head_dim, a.forms.value_crumbs, own).code_states, lane);
+    store_no_codes<NT>(sums_of_warp<NT>(a.head_dim, a.forms.value_crumbs, own), a.forms.value_crumbs, lane);
     return;
   }
   const struct decode_page *pages = a.pages + c.coded_list;
@@ -400,15 +399,13 @@ __device__ inline line_item item_of(const arguments &a, int unit, int probe, int
   return {low, head, begin + head * units};
 }
 
-/* Units of an item in which something begins to be read. What it costs besides comes after them, and nobody has to do it. */
-__device__ inline int reading_units(const struct decode_tile &tile) { return tile.units - ITEM_WEIGHT - (EXACT_WEIGHT - 1); }
 /* The item after one of so many units. */
 __device__ inline line_item item_after(const arguments &a, const line_item &item, int units) {
   const bool same = item.head + 1 < a.kv_heads;
   return {same ? item.tile : item.tile + 1, same ? item.head + 1 : 0, item.begin + units};
 }
 
-/* `number`: of the item in the block; `unit` to `end` - 1 of the line are the block's. */
+/* `number`: of the item in the block; `unit` to `end` - 1 of the line are the block's. Its warps have equal stretches of that. */
 template <int WARPS>
 __device__ inline void find_work(const arguments &a, const line_item &item, int unit, int end, int number, int warp,
                                  warp_work *works) {
@@ -416,36 +413,34 @@ __device__ inline void find_work(const arguments &a, const line_item &item, int 
   w.tile = a.tiles[item.tile];
   w.item = item;
   w.stop = min(end, item.begin + w.tile.units);
-  const int coded = w.tile.coded_pages, first = unit - item.begin, last = w.stop - item.begin;
-  const int coded_first = min(first, coded), coded_count = min(last, coded) - coded_first;
-  /* a tile is the block's that has its first unit */
-  const int exact_first = min((max(first - coded, 0) + EXACT_WEIGHT - 1) / EXACT_WEIGHT, w.tile.exact_tiles);
-  const int exact_count = min((max(last - coded, 0) + EXACT_WEIGHT - 1) / EXACT_WEIGHT, w.tile.exact_tiles) - exact_first;
-  w.coded = coded_count > 0;
-  w.exact = exact_count > 0;
-  /* Both kinds in equal shares; warps that have one tile more are mostly not those that have one page more. */
-  const int exact_from = exact_count - exact_count * (WARPS - warp) / WARPS,
-            exact_to = exact_count - exact_count * (WARPS - warp - 1) / WARPS,
-            coded_from = begin_of_block(warp, coded_count, WARPS), coded_to = begin_of_block(warp + 1, coded_count, WARPS);
+  const int first = unit - item.begin, units = min(w.stop - item.begin, w.tile.reading) - first;
+  const struct line_place from = line_place_of(&w.tile, first + begin_of_block(warp, units, WARPS)),
+                          to = line_place_of(&w.tile, first + begin_of_block(warp + 1, units, WARPS));
+  w.coded = line_place_of(&w.tile, first).coded < line_place_of(&w.tile, first + units).coded;
   works->items[number % 2] = w;
   works->readings[number % 2] = {number,
                                  item.head,
-                                 w.tile.coded_first + coded_first + coded_from,
-                                 coded_to - coded_from,
+                                 w.tile.coded_first + from.coded,
+                                 to.coded - from.coded,
                                  w.tile.exact_first,
-                                 exact_first + exact_from,
-                                 exact_to - exact_from};
+                                 from.exact,
+                                 to.exact - from.exact};
+  __syncwarp();
+}
+/* Which blocks have something of the item. */
+__device__ inline void find_blocks(const line_cut &cut, item_work &work) {
+  const int begin = work.item.begin;
+  work.first = block_of_unit(begin, cut.units, cut.blocks);
+  work.last = block_of_unit(begin + work.tile.reading - 1, cut.units, cut.blocks);
   __syncwarp();
 }
 
 __device__ inline const float *map_of(const arguments &a, int head) {
   return a.value_map + (size_t)head * a.value_rows * a.head_dim;
 }
-/* What becomes of the item, of which blocks of the launch have parts. */
-__device__ inline item_output output_of(const arguments &a, const item_work &work, const float *map_here, const line_cut &cut) {
-  const int index = work.item.tile * a.kv_heads + work.item.head, begin = work.item.begin;
-  const int first = block_of_unit(begin, cut.units, cut.blocks),
-            last = block_of_unit(begin + reading_units(work.tile) - 1, cut.units, cut.blocks);
+/* What becomes of the item. */
+__device__ inline item_output output_of(const arguments &a, const item_work &work, const float *map_here) {
+  const int index = work.item.tile * a.kv_heads + work.item.head;
   const size_t floats = part_floats(a.head_dim);
   return {work.tile,
           a.kv_heads,
@@ -454,12 +449,11 @@ __device__ inline item_output output_of(const arguments &a, const item_work &wor
           a.out,
           a.map_is_here ? map_here : map_of(a, work.item.head),
           a.map_is_here,
-          work.exact,
           work.coded ? value_inputs(a.forms) : 0,
-          last - first + 1,
-          first < last && last == (int)blockIdx.x,
+          work.last - work.first + 1,
+          work.first < work.last && work.last == (int)blockIdx.x,
           a.parts + (size_t)(index + blockIdx.x) * floats,
-          a.parts + (size_t)(index + first) * floats};
+          a.parts + (size_t)(index + work.first) * floats};
 }
 
 /* The arguments, with what is known when the kernel is compiled in its place: that takes no registers. Kernels for usual forms
@@ -515,7 +509,9 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   extern __shared__ __align__(128) uint8_t memory[];
   start_kernel_after();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int probe = probe_of(a, 0, a.tile_count, lane), total_units = *a.total_units; /* asked for together */
+  /* asked for together, with what of the tile lies elsewhere */
+  const int probe = probe_of(a, 0, a.tile_count, lane), early = load_now(&a.tiles[min(lane, a.tile_count - 1)].token);
+  const struct decode_line line = *a.line;
   const shared_layout layout = shared_layout_of(a, T::SHAPE, NT);
   uint64_t *barriers = (uint64_t *)(memory + layout.barriers);
   ring ring = {memory + warp * STAGES * a.slot_bytes,
@@ -528,20 +524,21 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
                0,
                0};
   block_copies copies = {memory, barriers + WARPS * STAGES, 0};
-  if (lane == 0)
+  if (lane == 0) /* of the warp that begins copies */
 #pragma unroll
     for (int i = 0; i < STAGES; i++) copies_init(ring.barriers + i);
   if (threadIdx.x == 0)
     for (int i = 0; i < BLOCK_COPIES; i++) copies_init(copies.barriers + i);
   copies_visible();
-  __syncthreads();
-  const line_cut cut = cut_of(total_units, a.blocks);
+  __syncwarp();
+  const line_cut cut = {line.length, working_blocks(line.length, a.blocks)};
   int unit = begin_of_block((int)blockIdx.x, cut.units, cut.blocks);
-  const int end = min(begin_of_block((int)blockIdx.x + 1, cut.units, cut.blocks), total_units);
+  const int end = min(begin_of_block((int)blockIdx.x + 1, cut.units, cut.blocks), line.units);
   if (unit >= end) return; /* before a copy begins that nobody would wait for */
   line_item item = item_of(a, unit, probe, lane);
+  keep(early);
   const struct decode_tile &tile = a.tiles[item.tile];
-  if (unit - item.begin >= reading_units(tile)) { /* all of the item is others' */
+  if (unit - item.begin >= tile.reading) { /* all of the item is others' */
     item = item_after(a, item, tile.units);
     unit = item.begin;
     if (unit >= end) return;
@@ -559,21 +556,25 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
     begin_curves(a, item.head, layout, 0, copies);
     begin_map(a, item.head, layout, copies);
   }
+  find_blocks(cut, works->items[0]);
   store_ones(memory + layout.ones);
   if (threadIdx.x < 16) ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
-  if (a.turns == BY_WAVES) wait_for_copy(copies, CURVES);
   wait_for_kernel_before(); /* also for the end of its use of work space */
   if (works->items[0].coded) begin_queries<T>(a, item, layout, 0, copies);
-  __syncthreads();
+  __syncthreads(); /* barriers of the block are there as well */
+  if (a.turns == BY_WAVES) wait_for_copy(copies, CURVES);
   for (int number = 0;; number++) {
     const item_work &work = works->items[number % 2];
     const reading &mine = works->readings[number % 2];
     const int place = a.copies_ahead ? number % 2 : 0;
     fill_ring(a, ring, asked, mine, lane);
+    near_queries<T> near;
+    near.load(a, work.tile, mine, lane);
     const bool more = work.stop < end;
     if (more) {
       const line_item next = item_after(a, work.item, work.tile.units);
       find_work<WARPS>(a, next, next.begin, end, number + 1, warp, works);
+      find_blocks(cut, works->items[(number + 1) % 2]);
       const item_work &after = works->items[(number + 1) % 2];
       if (a.copies_ahead && after.coded) {
         begin_queries<T>(a, next, layout, place ^ 1, copies);
@@ -589,11 +590,14 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
     } else {
       store_no_states<NT>(sums.code_states, lane);
     }
+    near.are_kept();
     read_exact<T>(a, work.tile, mine, asked, after, ring, sums);
     if (work.coded && a.map_is_here) wait_for_copy(copies, MAP);
-    const item_output output = output_of(a, work, (const float *)(memory + layout.map), cut);
-    finish_item<T::D, NT, WARPS>(output, a.forms.value_crumbs, a.forms.value_groups, memory + layout.warps, layout.of_warp,
-                                 memory + layout.block);
+    const item_output output = output_of(a, work, (const float *)(memory + layout.map));
+    if (output.map_is_here)
+      finish_item<T::D, NT, WARPS, true>(output, a.forms, memory + layout.warps, layout.of_warp, memory + layout.block);
+    else
+      finish_item<T::D, NT, WARPS, false>(output, a.forms, memory + layout.warps, layout.of_warp, memory + layout.block);
     hand_to_copies(); /* what comes is copied over what has been read here */
     __syncthreads();
     if (output.merges) { /* the block's first: what begins in a block and is others' too ends in another */
@@ -612,7 +616,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
    * began before it. */
   __syncwarp();
   if (works->merges)
-    merge_parts<T::D, WARPS>(output_of(a, works->first, (const float *)(memory + layout.map), cut), memory + layout.warps);
+    merge_parts<T::D, WARPS>(output_of(a, works->first, (const float *)(memory + layout.map)), memory + layout.warps);
 }
 
 } // namespace decode

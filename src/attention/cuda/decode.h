@@ -6,12 +6,9 @@
  * in one page, so that the reading rule gives every row the same form of every page. A tile has a list of pages to be read
  * exactly and one of pages to be read as codes; both lists serve all KV heads.
  *
- * The work of a launch is a line of units: tile after tile, KV head after KV head, first coded pages (one unit each), then exact
- * pages in tiles of 16 tokens (EXACT_WEIGHT units each, about what they have in bytes), then ITEM_WEIGHT units that stand for
- * what there is to do besides. Every block of threads takes an equal stretch of the line, whatever tiles it touches, but that the
- * last one has LATE_WEIGHT units less: its multiprocessor was the last to be free. What is read by one block is done then; else
- * the blocks leave sums in memory, and the last one on the line puts them together as they come. It waits for blocks that began
- * before it, so any number of them may run at a time.
+ * The work of a launch is a line, of which every block of threads takes an equal stretch (line.h). What is read by one block is
+ * done then; else the blocks leave sums in memory, and the last one on the line puts them together as they come. It waits for
+ * blocks that began before it, so any number of them may run at a time.
  */
 #ifndef OSCAR_ATTENTION_CUDA_DECODE_H
 #define OSCAR_ATTENTION_CUDA_DECODE_H
@@ -30,9 +27,6 @@ extern "C" {
 
 #define DECODE_ROWS  8
 #define EXACT_TOKENS 16
-#define EXACT_WEIGHT 2
-#define ITEM_WEIGHT  24
-#define LATE_WEIGHT  8
 #define GAIN_CLASSES 4
 /* Curves of a mean that turns come in steps, as many as a matrix product takes. Where so few pairs turn, two steps, it is faster
  * to let each have curves of its own. */
@@ -50,9 +44,19 @@ struct decode_tile {
   int32_t rows, first_row; /* rows of a KV head from first_row on; row r is position r / group, head r % group */
   int32_t exact_first, exact_pages, coded_first, coded_pages; /* in the list of pages */
   int32_t exact_tiles;                                        /* of 16 tokens, 4 for every page but the last */
-  int32_t begin;                                              /* units on the line before this tile */
-  int32_t units;                                              /* of one KV head */
-  int64_t position;                                           /* of row 0 of the job */
+  /* on the line (line.h): */
+  int32_t begin;        /* units before this tile */
+  int32_t units;        /* of one KV head */
+  int32_t reading;      /* those of them that what is read is spread over: the first */
+  uint32_t work_share;  /* units of work in a unit of these, in 2^-31 */
+  uint32_t exact_share; /* exact tiles in a unit of work, in 2^-32 */
+  int32_t unused;
+  int64_t position; /* of row 0 of the job */
+};
+
+struct decode_line {
+  int32_t units;  /* of all tiles */
+  int32_t length; /* units that blocks share evenly; nothing is on the last ones */
 };
 
 /* One side of a layer's coded pages. */
@@ -111,8 +115,8 @@ struct decode_shape {
 struct decode_plan {
   const struct decode_tile *tiles;
   const struct decode_page *pages;
-  const int32_t *total_units; /* of the line, at least 1 */
-  int tile_count, rows;       /* rows: of the largest tile */
+  const struct decode_line *line;
+  int tile_count, rows; /* rows: of the largest tile */
 };
 
 /* Work space on the device. */

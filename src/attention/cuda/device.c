@@ -5,6 +5,7 @@
  */
 #include "attention/cuda/device.h"
 
+#include "attention/cuda/line.h"
 #include "attention/cuda/plan.h"
 #include "attention/cuda/prefill.h"
 #include "attention/cuda/rope_tables.h"
@@ -511,6 +512,10 @@ static oscar_status upload_plan(struct device_attention *a, struct planned *p, s
   return status == OSCAR_OK ? cuda_upload(a->cuda, memory + page_offset, host + page_offset, page_bytes) : status;
 }
 
+static oscar_status too_many(struct device_attention *a) {
+  return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: too many queries in one call");
+}
+
 /* Lists the pages of the jobs' tiles, which go to `tiles`. */
 static oscar_status fill_plan(struct device_attention *a, struct planned *p, int most_rows, int layer, int window,
                               struct decode_tile *tiles, struct decode_page *pages) {
@@ -519,12 +524,10 @@ static oscar_status fill_plan(struct device_attention *a, struct planned *p, int
   if (r.missing >= 0)
     return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: page %lld of layer %d of a job holds nothing to read",
                      (long long)r.missing, layer == EVERY_LAYER ? 0 : layer);
-  if (r.units > INT32_MAX / 2 || (size_t)r.tiles * (size_t)a->geometry->kv_heads > INT32_MAX / 4)
-    return set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention: too many queries in one call");
-  return OSCAR_OK;
+  return (size_t)r.tiles * (size_t)a->geometry->kv_heads > INT32_MAX / 4 ? too_many(a) : OSCAR_OK;
 }
 
-/* In memory: total units, tiles, pages, at places that follow from how many tiles there may be. */
+/* In memory: the line, tiles, pages, at places that follow from how many tiles there may be. */
 static oscar_status plan_few(struct device_attention *a, struct kept_plan *kept, int layer, int window) {
   struct planned *p = &kept->few;
   const size_t tiles_at = 256;
@@ -533,13 +536,14 @@ static oscar_status plan_few(struct device_attention *a, struct kept_plan *kept,
   oscar_status status = reserve_plan(a, p, tiles_at + bound.tiles * sizeof(struct decode_tile), bound.pages, &page_offset);
   if (status != OSCAR_OK) return status;
   uint8_t *host = p->host, *memory = p->memory.memory;
-  status = fill_plan(a, p, a->most_rows, layer, window, (struct decode_tile *)(void *)(host + tiles_at),
-                     (struct decode_page *)(void *)(host + page_offset));
+  struct decode_tile *tiles = (struct decode_tile *)(void *)(host + tiles_at);
+  status = fill_plan(a, p, a->most_rows, layer, window, tiles, (struct decode_page *)(void *)(host + page_offset));
   if (status != OSCAR_OK) return status;
-  *(int32_t *)(void *)host = (int32_t)p->result.units;
+  if (!line_lay(tiles, p->result.tiles, a->geometry->kv_heads, a->cuda->info.multiprocessors, (struct decode_line *)(void *)host))
+    return too_many(a);
   kept->few_plan = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)(memory + tiles_at),
                                         .pages = (const struct decode_page *)(const void *)(memory + page_offset),
-                                        .total_units = (const int32_t *)(const void *)memory,
+                                        .line = (const struct decode_line *)(const void *)memory,
                                         .tile_count = p->result.tiles,
                                         .rows = p->result.rows};
   return upload_plan(a, p, tiles_at + (size_t)p->result.tiles * sizeof(struct decode_tile), page_offset);

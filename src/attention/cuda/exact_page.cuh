@@ -15,6 +15,26 @@ __device__ __forceinline__ uint32_t pack_or_rest(float low, float high, bool res
   return rest ? pack_bf162(low - low_bf16(packed), high - high_bf16(packed)) : packed;
 }
 
+/* A word of every 32 bytes of a tile's queries, asked for early by a warp that has exact tiles, so that they are near when
+ * read_exact comes to them. */
+template <class T> struct near_queries {
+  static constexpr int IN_ROW = T::D / 8, WORDS = (4 * T::NT * IN_ROW + 31) / 32;
+  int words[WORDS];
+  __device__ __forceinline__ void load(const arguments &a, const struct decode_tile &tile, const reading &r, int lane) {
+#pragma unroll
+    for (int i = 0; i < WORDS; i++) {
+      const int at = lane + 32 * i, row = at / IN_ROW;
+      words[i] = 0;
+      if (r.exact > 0 && row < tile.rows)
+        words[i] = load_now(a.q + row_offset(tile, row, a.kv_heads, a.group, r.head, T::D) + at % IN_ROW * 8);
+    }
+  }
+  __device__ __forceinline__ void are_kept() const {
+#pragma unroll
+    for (int i = 0; i < WORDS; i++) keep(words[i]);
+  }
+};
+
 /* The exact tiles of `r`, 16 tokens each. Scores and sums as for codes, with BF16 operands: a lane's 16 bytes
  * are eight channels of a token, in whatever order of inputs both operands agree on. Queries and probabilities come as two BF16
  * numbers each, in neighbouring columns. */

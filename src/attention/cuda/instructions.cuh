@@ -78,6 +78,13 @@ __device__ __forceinline__ uint32_t register_of(uint32_t constant) {
   asm volatile("mov.u32 %0, %1;" : "=r"(y) : "r"(constant));
   return y;
 }
+/* A load that stays where it is, and what makes one stay that is only there to have something near. */
+__device__ __forceinline__ int load_now(const void *from) {
+  int x;
+  asm volatile("ld.global.ca.b32 %0, [%1];" : "=r"(x) : "l"(from));
+  return x;
+}
+__device__ __forceinline__ void keep(int x) { asm volatile("" ::"r"(x)); }
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -1,8 +1,9 @@
 /*
  * attention/cuda/item_sums.cuh - what a block has of an item, put together and brought out of the space of codes. Private.
  *
- * Each warp has sums of codes and sums of exact values, with maxima of their own. They become one sum of codes and one of exact
- * values; the former times the map of the values is added to the latter. That is the output where the block had the whole item.
+ * Each warp has sums of codes and sums of exact values, with maxima of their own. The sum of codes of all warps goes through the
+ * map of the values, of which every warp has a share of the inputs, and begins with its own exact sums; what the warps have then
+ * is added up. That is the output where the block had the whole item.
  * Else it goes to memory as a part, and the item's last block on the line adds up all parts as they come, which is little more
  * than one pass over them: what would be long has been done by all blocks beside each other.
  */
@@ -13,12 +14,13 @@
 
 namespace decode {
 
-/* Where a warp puts its sums: [4 NT rows][crumbs + GAIN_CLASSES] and [4 NT rows][head_dim], and (m, l) of every row for each. */
+/* Where a warp puts its sums: [4 NT rows][codes_width] and [4 NT rows][head_dim], and (m, l) of every row for each. A row of the
+ * former has crumbs, then GAIN_CLASSES; four more keep rows in different banks. */
 struct warp_sums {
   float *codes, *exact;
   float2 *code_states, *exact_states;
 };
-__host__ __device__ inline int codes_width(int crumbs) { return crumbs ? crumbs + GAIN_CLASSES : 0; }
+__host__ __device__ inline int codes_width(int crumbs) { return crumbs ? crumbs + GAIN_CLASSES + 4 : 0; }
 __host__ __device__ inline int warp_sums_bytes(int head_dim, int crumbs, int row_tiles) {
   return row_tiles * 4 * (codes_width(crumbs) + head_dim + 4) * 4;
 }
@@ -29,16 +31,15 @@ template <int NT> __device__ inline warp_sums sums_of_warp(int head_dim, int cru
 }
 
 /* What the block makes of them, in bytes from its start. inputs [crumbs + groups + 1][4 NT rows]: sums of codes, minus sums of
- * gains, the sum of probabilities; exact [4 NT][head_dim]; totals [4 NT]: l. */
+ * gains, the sum of probabilities; totals [4 NT]: l. */
 struct block_sums {
-  int inputs, exact, totals, bytes;
+  int inputs, totals, bytes;
 };
-__host__ __device__ inline block_sums block_sums_of(int head_dim, int crumbs, int row_tiles) {
+__host__ __device__ inline block_sums block_sums_of(int crumbs, int row_tiles) {
   block_sums s;
   const int rows = 4 * row_tiles;
   int at = 0;
   s.inputs = at, at += crumbs ? (crumbs + GAIN_CLASSES + 1) * rows * 4 : 0;
-  s.exact = at, at += rows * head_dim * 4;
   s.totals = at, at += rows * 4;
   s.bytes = at;
   return s;
@@ -56,6 +57,11 @@ template <int NT> __device__ inline void store_states(softmax<NT> &state, float2
 template <int NT> __device__ inline void store_no_states(float2 *to, int lane) {
   if (lane < 4 * NT) to[lane] = make_float2(NONE, 0);
 }
+/* Of codes, where other warps may have some. */
+template <int NT> __device__ inline void store_no_codes(const warp_sums &sums, int crumbs, int lane) {
+  store_no_states<NT>(sums.code_states, lane);
+  for (int i = lane * 4; i < 4 * NT * codes_width(crumbs); i += 128) *(float4 *)(sums.codes + i) = make_float4(0, 0, 0, 0);
+}
 
 __device__ __forceinline__ void add_scaled(float4 &sum, float factor, const float4 &x) {
   sum.x += factor * x.x, sum.y += factor * x.y, sum.z += factor * x.z, sum.w += factor * x.w;
@@ -68,7 +74,6 @@ struct item_output {
   float *out;
   const float *map; /* of the KV head: [inputs][head_dim] */
   bool map_is_here; /* in shared memory */
-  bool exact;       /* whether the block has exact tiles */
   int inputs;       /* 0: it has no coded pages */
   int count;        /* of the blocks that have something of the item */
   bool merges;      /* this block the parts of all */
@@ -76,19 +81,18 @@ struct item_output {
   float *parts;     /* the item's first */
 };
 
-/* Inputs whose columns of the map a lane asks for at a time. */
+/* Four columns of a few inputs of the map, `first` and those after it that are before `end`. */
 template <int D> struct map_part {
-  static constexpr int TOGETHER = D > 128 ? 6 : 12;
-  float4 at[TOGETHER];
-};
-/* Four columns of every WARPS-th input from `first` on. */
-template <int D, int WARPS> __device__ __forceinline__ map_part<D> load_map(const item_output &o, int first, int column) {
-  map_part<D> part;
+  static constexpr int INPUTS = D > 128 ? 6 : 10;
+  float4 at[INPUTS];
+  template <bool HERE> __device__ __forceinline__ void load(const item_output &o, int first, int end, int column) {
 #pragma unroll
-  for (int k = 0; k < map_part<D>::TOGETHER; k++)
-    part.at[k] = __ldg((const float4 *)(o.map + (size_t)min(first + k * WARPS, o.inputs - 1) * D + column));
-  return part;
-}
+    for (int k = 0; k < INPUTS; k++) {
+      const float4 *from = (const float4 *)(o.map + (first + k) * D + column);
+      at[k] = first + k >= end ? make_float4(0, 0, 0, 0) : HERE ? *from : __ldg(from);
+    }
+  }
+};
 
 template <int NT> __device__ __forceinline__ void add_input(float4 (&sums)[4 * NT], const float *input, const float4 &map) {
 #pragma unroll
@@ -96,50 +100,6 @@ template <int NT> __device__ __forceinline__ void add_input(float4 (&sums)[4 * N
     const float4 x = *(const float4 *)(input + 4 * n);
     add_scaled(sums[4 * n], x.x, map), add_scaled(sums[4 * n + 1], x.y, map);
     add_scaled(sums[4 * n + 2], x.z, map), add_scaled(sums[4 * n + 3], x.w, map);
-  }
-}
-
-/* The product of `inputs` with a map in shared memory, a warp every WARPS-th of them, into sums of the warp [4 NT][D]. */
-template <int D, int NT, int WARPS>
-__device__ inline void multiply_map_here(const item_output &o, const float *inputs, float *to) {
-  constexpr int TOGETHER = 6;
-  const int warp = threadIdx.x / 32;
-#pragma unroll 1
-  for (int column = threadIdx.x % 32 * 4; column < D; column += 128) {
-    float4 sums[4 * NT] = {};
-#pragma unroll 1
-    for (int first = warp; first < o.inputs; first += WARPS * TOGETHER) {
-      float4 map[TOGETHER];
-#pragma unroll
-      for (int k = 0; k < TOGETHER; k++)
-        map[k] =
-            first + k * WARPS < o.inputs ? *(const float4 *)(o.map + (first + k * WARPS) * D + column) : make_float4(0, 0, 0, 0);
-#pragma unroll
-      for (int k = 0; k < TOGETHER; k++) add_input<NT>(sums, inputs + min(first + k * WARPS, o.inputs - 1) * 4 * NT, map[k]);
-    }
-#pragma unroll
-    for (int row = 0; row < 4 * NT; row++) *(float4 *)(to + row * D + column) = sums[row];
-  }
-}
-/* The same where it is not, of which `map` is there. */
-template <int D, int NT, int WARPS>
-__device__ inline void multiply_map(const item_output &o, map_part<D> &map, const float *inputs, float *to) {
-  constexpr int TOGETHER = map_part<D>::TOGETHER;
-  const int warp = threadIdx.x / 32;
-#pragma unroll 1
-  for (int column = threadIdx.x % 32 * 4; column < D; column += 128) {
-    float4 sums[4 * NT] = {};
-#pragma unroll 1
-    for (int first = warp; first < o.inputs; first += WARPS * TOGETHER) {
-      if (first > warp || column >= 128) map = load_map<D, WARPS>(o, first, column);
-#pragma unroll
-      for (int k = 0; k < TOGETHER; k++) {
-        if (first + k * WARPS >= o.inputs) break;
-        add_input<NT>(sums, inputs + (first + k * WARPS) * 4 * NT, map.at[k]);
-      }
-    }
-#pragma unroll
-    for (int row = 0; row < 4 * NT; row++) *(float4 *)(to + row * D + column) = sums[row];
   }
 }
 
@@ -232,72 +192,97 @@ template <int D, int WARPS> __device__ inline void merge_parts(const item_output
 
 /* What all warps have of an item goes where it belongs: to the output, or to the block's part. By the whole block, after the
  * warps have stored their sums, each in `bytes` from `warps` on; what is there may be written again after the next __syncthreads.
+ * HERE: the map is in shared memory.
  */
-template <int D, int NT, int WARPS>
-__device__ inline void finish_item(const item_output &o, int crumbs, int groups, uint8_t *warps, int bytes, uint8_t *block) {
+template <int D, int NT, int WARPS, bool HERE>
+__device__ inline void finish_item(const item_output &o, const page_forms &forms, uint8_t *warps, int bytes, uint8_t *block) {
   constexpr int ROWS = 4 * NT;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = o.tile.rows;
-  const block_sums layout = block_sums_of(D, crumbs, NT);
-  float *inputs = (float *)(block + layout.inputs), *exact = (float *)(block + layout.exact);
-  float *totals = (float *)(block + layout.totals);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = o.tile.rows, crumbs = forms.value_crumbs;
+  const block_sums layout = block_sums_of(crumbs, NT);
+  float *inputs = (float *)(block + layout.inputs), *totals = (float *)(block + layout.totals);
+  const warp_sums first = sums_of_warp<NT>(D, crumbs, warps), mine = sums_of_warp<NT>(D, crumbs, warps + warp * bytes);
+  /* the warp's inputs of the map, in fours, of which some are asked for before others are done */
+  const int fours = (o.inputs + 3) / 4;
+  const int begin = 4 * begin_of_block(warp, fours, WARPS), end = min(4 * begin_of_block(warp + 1, fours, WARPS), o.inputs);
   map_part<D> map;
-  if (o.inputs && !o.map_is_here) map = load_map<D, WARPS>(o, warp, min(lane * 4, D - 4));
+  map.template load<HERE>(o, begin, end, min(lane * 4, D - 4));
   __syncthreads();
-  const bool has_codes = o.inputs > 0, has_exact = o.exact || !has_codes;
-  /* A warp has a row of the sums of codes, or of exact ones. */
-#pragma unroll 1
-  for (int task = warp; task < (has_codes && has_exact ? 2 * rows : rows); task += WARPS) {
-    const bool coded = has_codes && task < rows;
-    const int row = task < rows ? task : task - rows, width = coded ? crumbs : D;
-    const warp_sums from = sums_of_warp<NT>(D, crumbs, warps);
-    float2 state = make_float2(NONE, 0); /* of a lane's warp: codes, then exact ones */
-    if (lane < WARPS ? has_codes : lane < 2 * WARPS && has_exact)
-      state = *(const float2 *)((const uint8_t *)((lane < WARPS ? from.code_states : from.exact_states) + row) +
-                                lane % WARPS * bytes);
-    const float m = largest_of_warp(state.x), of_lane = state.x > NONE ? exp2_fast(state.x - m) : 0, l = of_lane * state.y;
-    float factors[WARPS];
+
+  /* What sums are multiplied with: a lane finds that of a row of a few warps, and all lanes of a row tell each other. */
+  constexpr int STEP = 32 / ROWS, EACH = (WARPS + STEP - 1) / STEP;
+  const int row = lane % ROWS;
+  float2 states[2][EACH];                                                           /* of codes, of exact ones */
+  float m = NONE, l[2] = {0, 0}, factors[2][EACH], of_codes[WARPS], of_exact[ROWS]; /* of_exact: of this warp, by rows */
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) factors[w] = __shfl_sync(~0u, of_lane, coded ? w : WARPS + w);
-    const uint8_t *mine = (const uint8_t *)(coded ? from.codes + row * codes_width(crumbs) : from.exact + row * D);
-    const auto sum_at = [&](int column) {
-      float x[WARPS], sum = 0;
-#pragma unroll
-      for (int w = 0; w < WARPS; w++) x[w] = *(const float *)(mine + w * bytes + column * 4);
-#pragma unroll
-      for (int w = 0; w < WARPS; w++) /* a warp that saw nothing has left anything */
-        if (factors[w] != 0) sum += factors[w] * x[w];
-      return sum;
-    };
-#pragma unroll 2
-    for (int column = lane; column < width; column += 32) {
-      const float sum = sum_at(column);
-      (coded ? inputs + column * ROWS : exact + row * D + column)[coded ? row : 0] = sum;
+  for (int i = 0; i < EACH; i++) {
+    const int of = lane / ROWS + i * STEP;
+    states[0][i] = states[1][i] = make_float2(NONE, 0);
+    if (WARPS % STEP == 0 || of < WARPS) {
+      states[0][i] = *(const float2 *)((const uint8_t *)(first.code_states + row) + of * bytes);
+      states[1][i] = *(const float2 *)((const uint8_t *)(first.exact_states + row) + of * bytes);
     }
-    if (coded && lane < groups) inputs[(crumbs + lane) * ROWS + row] = -sum_at(crumbs + lane);
-    if (task >= rows) continue;
-    const float of_codes = sum_of_warp(lane < WARPS ? l : 0), all = sum_of_warp(l);
-    if (lane > 0) continue;
-    totals[row] = all;
-    if (has_codes) inputs[(o.inputs - 1) * ROWS + row] = of_codes;
-    if (o.count > 1) leave_numbers((float2 *)o.part + row, make_float2(m, all));
+    m = fmaxf(m, fmaxf(states[0][i].x, states[1][i].x));
+  }
+#pragma unroll
+  for (int step = ROWS; step < 32; step *= 2) m = fmaxf(m, __shfl_xor_sync(~0u, m, step));
+#pragma unroll
+  for (int i = 0; i < EACH; i++)
+#pragma unroll
+    for (int kind = 0; kind < 2; kind++) { /* -inf is never subtracted from -inf */
+      factors[kind][i] = states[kind][i].x > NONE ? exp2_fast(states[kind][i].x - m) : 0;
+      l[kind] += factors[kind][i] * states[kind][i].y;
+    }
+#pragma unroll
+  for (int step = ROWS; step < 32; step *= 2) l[0] += __shfl_xor_sync(~0u, l[0], step), l[1] += __shfl_xor_sync(~0u, l[1], step);
+#pragma unroll
+  for (int w = 0; w < WARPS; w++) of_codes[w] = __shfl_sync(~0u, factors[0][w / STEP], w % STEP * ROWS + row);
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+    of_exact[r] = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      const float x = __shfl_sync(~0u, factors[1][i], warp % STEP * ROWS + r);
+      if (EACH == 1 || warp / STEP == i) of_exact[r] = x;
+    }
+  }
+  if (warp == 0 && lane < rows) {
+    totals[lane] = l[0] + l[1];
+    if (o.count > 1) leave_numbers((float2 *)o.part + lane, make_float2(m, l[0] + l[1]));
+  }
+  for (int i = begin + lane / ROWS * 4; i < end; i += 4 * STEP) {
+    const uint8_t *from = (const uint8_t *)(first.codes + row * codes_width(crumbs) + i);
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) add_scaled(sum, of_codes[w], *(const float4 *)(from + w * bytes));
+    const auto put = [&](int input, float x) {
+      if (input < o.inputs) inputs[input * ROWS + row] = input < crumbs ? x : input == o.inputs - 1 ? l[0] : -x;
+    };
+    put(i, sum.x), put(i + 1, sum.y), put(i + 2, sum.z), put(i + 3, sum.w);
+  }
+  __syncwarp();
+#pragma unroll 1
+  for (int column = lane * 4; column < D; column += 128) {
+    float4 sums[ROWS] = {};
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+      if (of_exact[r] != 0) add_scaled(sums[r], of_exact[r], *(const float4 *)(mine.exact + r * D + column));
+#pragma unroll 1
+    for (int i = begin; i < end; i += map_part<D>::INPUTS) {
+      if (i > begin || column >= 128) map.template load<HERE>(o, i, end, column);
+#pragma unroll
+      for (int k = 0; k < map_part<D>::INPUTS; k++) add_input<NT>(sums, inputs + min(i + k, end - 1) * ROWS, map.at[k]);
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) *(float4 *)(mine.exact + r * D + column) = sums[r];
   }
   __syncthreads();
-  if (o.inputs) {
-    float *to = (float *)(warps + warp * bytes);
-    if (o.map_is_here)
-      multiply_map_here<D, NT, WARPS>(o, inputs, to);
-    else
-      multiply_map<D, NT, WARPS>(o, map, inputs, to);
-    __syncthreads();
-  }
 #pragma unroll 1
   for (int i = threadIdx.x; i < rows * (D / 4); i += WARPS * 32) {
     const int row = i / (D / 4), column = i % (D / 4) * 4;
-    float4 sum = has_exact ? *(const float4 *)(exact + row * D + column) : make_float4(0, 0, 0, 0);
-    if (o.inputs)
+    const uint8_t *from = (const uint8_t *)(first.exact + row * D + column);
+    float4 sum = *(const float4 *)from;
 #pragma unroll
-      for (int w = 0; w < WARPS; w++)
-        add_scaled(sum, 1, *(const float4 *)((const float *)(warps + w * bytes) + row * D + column));
+    for (int w = 1; w < WARPS; w++) add_scaled(sum, 1, *(const float4 *)(from + w * bytes));
     if (o.count > 1) {
       leave_numbers((float4 *)(o.part + 2 * DECODE_ROWS + row * D + column), sum);
       continue;

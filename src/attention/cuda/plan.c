@@ -66,9 +66,6 @@ struct plan_result plan_fill(const struct cache_geometry *g, int group, int most
                                    .position = first};
         /* the queries' own page is exact and the last of the list */
         tile.exact_tiles = (exact - 1) * (PAGE_TOKENS / EXACT_TOKENS) + (int)(last % PAGE_TOKENS) / EXACT_TOKENS + 1;
-        tile.units = tile.coded_pages + EXACT_WEIGHT * tile.exact_tiles + ITEM_WEIGHT;
-        tile.begin = (int32_t)r.units;
-        r.units += (int64_t)tile.units * g->kv_heads;
         if (tile.rows > r.rows) r.rows = tile.rows;
         tiles[r.tiles++] = tile;
       }

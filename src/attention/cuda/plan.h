@@ -22,12 +22,11 @@ struct plan_bounds plan_bound(int group, int most_rows, int layer, const struct 
 struct plan_result {
   int tiles, pages;  /* how many were written */
   int rows;          /* of the largest tile */
-  int64_t units;     /* of the line */
   int64_t last_page; /* the largest number in the lists; -1: none */
   bool coded;        /* a page is read as codes */
   int64_t missing;   /* a page of a job that holds nothing to read; -1: none */
 };
-/* Tiles have at most `most_rows` rows. The jobs have been checked. */
+/* Tiles have at most `most_rows` rows; they are not yet on a line. The jobs have been checked. */
 struct plan_result plan_fill(const struct cache_geometry *geometry, int group, int most_rows, int layer, int window,
                              const struct plan_job *jobs, int n_jobs, struct decode_tile *tiles, struct decode_page *pages);
 

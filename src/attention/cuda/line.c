@@ -1,0 +1,64 @@
+/* line.c - how long tiles are on the line of work (line.h). */
+#include "attention/cuda/line.h"
+
+static int64_t work_of(const struct decode_tile *tile) {
+  return (int64_t)tile->coded_pages + (int64_t)EXACT_WEIGHT * tile->exact_tiles;
+}
+
+/* Blocks that are needed where none has more than `most` units of work, and each has something of one item only. */
+static int64_t blocks_needed(const struct decode_tile *tiles, int count, int kv_heads, int64_t most) {
+  int64_t blocks = 0;
+  for (int i = 0; i < count; i++) blocks += (work_of(&tiles[i]) + most - 1) / most;
+  return blocks * kv_heads;
+}
+
+/* The least work of a stretch, at least `mean`, with which each item is a whole number of them. */
+static int64_t least_stretch(const struct decode_tile *tiles, int count, int kv_heads, int blocks, int64_t mean,
+                             int64_t longest) {
+  int64_t low = mean, high = longest;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (blocks_needed(tiles, count, kv_heads, middle) <= blocks)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  return low;
+}
+
+/* reading: units of the line that have the work of a KV head, of `units`. */
+static void lay_tile(struct decode_tile *tile, int64_t begin, int64_t reading, int64_t units) {
+  const int64_t work = work_of(tile);
+  tile->begin = (int32_t)begin;
+  tile->reading = (int32_t)reading;
+  tile->units = (int32_t)units;
+  tile->work_share = (uint32_t)((work << 31) / reading);
+  tile->exact_share = (uint32_t)(((int64_t)tile->exact_tiles << 32) / work);
+  tile->unused = 0;
+}
+
+bool line_lay(struct decode_tile *tiles, int count, int kv_heads, int blocks, struct decode_line *line) {
+  int64_t all = 0, longest = 1;
+  for (int i = 0; i < count; i++) {
+    const int64_t work = work_of(&tiles[i]);
+    all += work * kv_heads;
+    if (work > longest) longest = work;
+  }
+  const int64_t items = (int64_t)count * kv_heads, mean = (all + blocks - 1) / blocks,
+                items_each = items > blocks ? (items + blocks - 1) / blocks : 1;
+  const int64_t stretch =
+      items > blocks ? items_each * longest : least_stretch(tiles, count, kv_heads, blocks, mean > 0 ? mean : 1, longest);
+  const bool ends_together = items > 0 && stretch <= mean + MOST_LONGER;
+  if (all + items * ITEM_WEIGHT > INT32_MAX / 2 || stretch > INT32_MAX / 2 / blocks) return false;
+  int64_t begin = 0;
+  for (int i = 0; i < count; i++) {
+    const int64_t work = work_of(&tiles[i]);
+    int64_t reading = work, units = work + ITEM_WEIGHT;
+    if (ends_together) units = reading = items > blocks ? longest : (work + stretch - 1) / stretch * stretch;
+    lay_tile(&tiles[i], begin, reading, units);
+    begin += units * kv_heads;
+  }
+  line->units = (int32_t)begin;
+  line->length = (int32_t)(ends_together ? stretch * blocks : begin + LATE_WEIGHT);
+  return true;
+}

@@ -1,0 +1,64 @@
+/*
+ * attention/cuda/line.h - the line of work of a launch of decode attention (decode.h): how long its tiles are on it, and what of
+ * a tile is where. Private; for C and CUDA.
+ *
+ * The line has tile after tile, and of a tile KV head after KV head: the items. Every block of threads takes an equal stretch of
+ * the line, whatever items it touches. A coded page is one unit of work and an exact tile of 16 tokens EXACT_WEIGHT, about what
+ * they have in bytes. Tiles are spread over the item evenly, with coded pages between them, so that any stretch has its share of
+ * both: exact tiles take longer where a warp has several, since but one of them is on its way at a time.
+ *
+ * To come to another item costs a block as much as ITEM_WEIGHT units, so items are laid such that stretches end where they do,
+ * if that makes no stretch much longer: each item is a whole number of stretches, or each stretch a whole number of items. Then a
+ * unit of the line is less than a unit of work. Else every item is followed by ITEM_WEIGHT units that nothing is on, and the
+ * whole line by LATE_WEIGHT, since the last block's multiprocessor was the last to be free.
+ */
+#ifndef OSCAR_ATTENTION_CUDA_LINE_H
+#define OSCAR_ATTENTION_CUDA_LINE_H
+
+#include "attention/cuda/decode.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#ifdef __CUDACC__
+#define LINE_BOTH_SIDES __host__ __device__
+#else
+#define LINE_BOTH_SIDES
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define EXACT_WEIGHT 2 /* line_place_of takes it as 2 */
+#define ITEM_WEIGHT  24
+#define LATE_WEIGHT  8
+#define MOST_LONGER  48 /* units of work that a stretch may be longer so as to end where an item does */
+
+/* Lays tiles, of which the pages and exact tiles are set and at least one of the latter is there, for so many blocks. false:
+ * there is too much for one launch. */
+bool line_lay(struct decode_tile *tiles, int count, int kv_heads, int blocks, struct decode_line *line);
+
+/* Exact tiles that begin before a unit of work of the item; the first begins it. */
+LINE_BOTH_SIDES static inline int exact_before(const struct decode_tile *tile, int work) {
+  return work > 0 ? (int)((uint64_t)(uint32_t)(work - 1) * tile->exact_share >> 32) + 1 : 0;
+}
+/* How many coded pages and exact tiles of a tile begin before a unit of the line, counted from where the item begins. */
+struct line_place {
+  int coded, exact;
+};
+LINE_BOTH_SIDES static inline struct line_place line_place_of(const struct decode_tile *tile, int unit) {
+  struct line_place place = {tile->coded_pages, tile->exact_tiles};
+  if (unit >= tile->reading) return place;
+  const int work = (int)((uint64_t)(uint32_t)unit * tile->work_share >> 31);
+  place.exact = exact_before(tile, work);
+  place.coded = work - EXACT_WEIGHT * place.exact;
+  /* in the middle of a tile */
+  if (work > 0 && exact_before(tile, work - 1) < place.exact) place.coded += EXACT_WEIGHT - 1;
+  return place;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif
