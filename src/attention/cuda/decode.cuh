@@ -414,9 +414,13 @@ __device__ inline void find_work(const arguments &a, const line_item &item, int 
   w.item = item;
   w.stop = min(end, item.begin + w.tile.units);
   const int first = unit - item.begin, units = min(w.stop - item.begin, w.tile.reading) - first;
-  const struct line_place from = line_place_of(&w.tile, first + begin_of_block(warp, units, WARPS)),
-                          to = line_place_of(&w.tile, first + begin_of_block(warp + 1, units, WARPS));
-  w.coded = line_place_of(&w.tile, first).coded < line_place_of(&w.tile, first + units).coded;
+  /* Lanes 0 to 3 look where the warp's and the block's stretches begin and end. */
+  const int lane = threadIdx.x % 32, cut = lane < 2 ? warp + lane : lane == 2 ? 0 : WARPS;
+  const struct line_place place = line_place_of(&w.tile, first + begin_of_block(cut, units, WARPS));
+  const auto coded_at = [&](int of) { return __shfl_sync(~0u, place.coded, of); };
+  const auto exact_at = [&](int of) { return __shfl_sync(~0u, place.exact, of); };
+  const struct line_place from = {coded_at(0), exact_at(0)}, to = {coded_at(1), exact_at(1)};
+  w.coded = coded_at(2) < coded_at(3);
   works->items[number % 2] = w;
   works->readings[number % 2] = {number,
                                  item.head,
@@ -548,8 +552,8 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   works->merges = false;
   asking asked = {};
   ask_for(a, ring, asked, works->readings[0], lane);
-  /* The kernel before may write exact pages and queries, but nothing that is asked for here. A second page each would come at the
-   * cost of what that kernel still reads. */
+  /* The kernel before may write exact pages and queries, but nothing that is asked for here. A second page each is asked for when
+   * the first is there: sooner it would come at the cost of what that kernel still reads. */
   ask_for_coded(a, ring, asked, lane);
   if (a.turns == BY_WAVES) begin_block_copy(memory + layout.curves, a.rope.curve_words, curve_bytes(a), copies.barriers + CURVES);
   if (works->items[0].coded) {
@@ -559,6 +563,10 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   find_blocks(cut, works->items[0]);
   store_ones(memory + layout.ones);
   if (threadIdx.x < 16) ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
+  if (!PAGES_IN_GROUPS && asked.next > 0) {
+    wait_for_slot(a, ring);
+    ask_for_coded(a, ring, asked, lane);
+  }
   wait_for_kernel_before(); /* also for the end of its use of work space */
   if (works->items[0].coded) begin_queries<T>(a, item, layout, 0, copies);
   __syncthreads(); /* barriers of the block are there as well */

@@ -84,6 +84,7 @@ __host__ __device__ inline int begin_of_block(int block, int units, int blocks) 
 }
 /* Which block has a unit of the line. */
 __host__ __device__ inline int block_of_unit(int unit, int units, int blocks) {
+  if (units % blocks == 0) return unit / (units / blocks); /* sooner done */
   return (int)((((long long)unit + 1) * blocks - 1) / units);
 }
 
