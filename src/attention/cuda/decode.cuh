@@ -395,8 +395,19 @@ __device__ inline line_item item_of(const arguments &a, int unit, int probe, int
     count = min(step, count - before * step);
     probe = probe_of(a, low, count, lane);
   }
-  const int begin = a.tiles[low].begin, units = a.tiles[low].units, head = (unit - begin) / units;
+  const int begin = a.tiles[low].begin, units = a.tiles[low].units, head = min((unit - begin) / units, a.kv_heads - 1);
   return {low, head, begin + head * units};
+}
+
+/* The tile of an item, as it is for that. */
+__device__ inline struct decode_tile tile_of(const arguments &a, const struct decode_line &line, const line_item &item) {
+  struct decode_tile tile = a.tiles[item.tile];
+  if (item.tile == a.tile_count - 1 && item.head == a.kv_heads - 1) {
+    tile.units = line.units - item.begin;
+    tile.reading = line.last_reading;
+    tile.work_share = line.last_share;
+  }
+  return tile;
 }
 
 /* The item after one of so many units. */
@@ -407,10 +418,10 @@ __device__ inline line_item item_after(const arguments &a, const line_item &item
 
 /* `number`: of the item in the block; `unit` to `end` - 1 of the line are the block's. Its warps have equal stretches of that. */
 template <int WARPS>
-__device__ inline void find_work(const arguments &a, const line_item &item, int unit, int end, int number, int warp,
-                                 warp_work *works) {
+__device__ inline void find_work(const arguments &a, const struct decode_line &line, const line_item &item, int unit, int end,
+                                 int number, int warp, warp_work *works) {
   item_work w;
-  w.tile = a.tiles[item.tile];
+  w.tile = tile_of(a, line, item);
   w.item = item;
   w.stop = min(end, item.begin + w.tile.units);
   const int first = unit - item.begin, units = min(w.stop - item.begin, w.tile.reading) - first;
@@ -541,14 +552,14 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   if (unit >= end) return; /* before a copy begins that nobody would wait for */
   line_item item = item_of(a, unit, probe, lane);
   keep(early);
-  const struct decode_tile &tile = a.tiles[item.tile];
+  const struct decode_tile tile = tile_of(a, line, item);
   if (unit - item.begin >= tile.reading) { /* all of the item is others' */
     item = item_after(a, item, tile.units);
     unit = item.begin;
     if (unit >= end) return;
   }
   warp_work *works = (warp_work *)(memory + layout.works) + warp;
-  find_work<WARPS>(a, item, unit, end, 0, warp, works);
+  find_work<WARPS>(a, line, item, unit, end, 0, warp, works);
   works->merges = false;
   asking asked = {};
   ask_for(a, ring, asked, works->readings[0], lane);
@@ -581,7 +592,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
     const bool more = work.stop < end;
     if (more) {
       const line_item next = item_after(a, work.item, work.tile.units);
-      find_work<WARPS>(a, next, next.begin, end, number + 1, warp, works);
+      find_work<WARPS>(a, line, next, next.begin, end, number + 1, warp, works);
       find_blocks(cut, works->items[(number + 1) % 2]);
       const item_work &after = works->items[(number + 1) % 2];
       if (a.copies_ahead && after.coded) {

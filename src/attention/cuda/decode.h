@@ -57,6 +57,9 @@ struct decode_tile {
 struct decode_line {
   int32_t units;  /* of all tiles */
   int32_t length; /* units that blocks share evenly; nothing is on the last ones */
+  /* What reading and work_share are for the last KV head of the last tile, whose units are all that are left. */
+  int32_t last_reading;
+  uint32_t last_share;
 };
 
 /* One side of a layer's coded pages. */

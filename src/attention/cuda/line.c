@@ -26,14 +26,18 @@ static int64_t least_stretch(const struct decode_tile *tiles, int count, int kv_
   return low;
 }
 
+/* decode_tile.work_share, where so many units have the work of a KV head. */
+static uint32_t work_share(const struct decode_tile *tile, int64_t reading) {
+  return (uint32_t)((work_of(tile) << 31) / reading);
+}
+
 /* reading: units of the line that have the work of a KV head, of `units`. */
 static void lay_tile(struct decode_tile *tile, int64_t begin, int64_t reading, int64_t units) {
-  const int64_t work = work_of(tile);
   tile->begin = (int32_t)begin;
   tile->reading = (int32_t)reading;
   tile->units = (int32_t)units;
-  tile->work_share = (uint32_t)((work << 31) / reading);
-  tile->exact_share = (uint32_t)(((int64_t)tile->exact_tiles << 32) / work);
+  tile->work_share = work_share(tile, reading);
+  tile->exact_share = (uint32_t)(((int64_t)tile->exact_tiles << 32) / work_of(tile));
   tile->unused = 0;
 }
 
@@ -58,7 +62,15 @@ bool line_lay(struct decode_tile *tiles, int count, int kv_heads, int blocks, st
     lay_tile(&tiles[i], begin, reading, units);
     begin += units * kv_heads;
   }
-  line->units = (int32_t)begin;
-  line->length = (int32_t)(ends_together ? stretch * blocks : begin + LATE_WEIGHT);
+  *line = (struct decode_line){.units = (int32_t)begin, .length = (int32_t)(begin + LATE_WEIGHT)};
+  if (ends_together) line->length = (int32_t)(stretch * blocks);
+  if (count == 0) return true;
+  const struct decode_tile *last = &tiles[count - 1];
+  line->last_reading = last->reading;
+  if (ends_together && items <= blocks) {
+    line->last_reading += line->length - line->units;
+    line->units = line->length;
+  }
+  line->last_share = work_share(last, line->last_reading);
   return true;
 }

@@ -9,8 +9,9 @@
  *
  * To come to another item costs a block as much as ITEM_WEIGHT units, so items are laid such that stretches end where they do,
  * if that makes no stretch much longer: each item is a whole number of stretches, or each stretch a whole number of items. Then a
- * unit of the line is less than a unit of work. Else every item is followed by ITEM_WEIGHT units that nothing is on, and the
- * whole line by LATE_WEIGHT, since the last block's multiprocessor was the last to be free.
+ * unit of the line is less than a unit of work. Blocks that are left over share the last item with those that have it: the last
+ * blocks begin last, on multiprocessors that were busy putting parts together. Else every item is followed by ITEM_WEIGHT units
+ * that nothing is on, and the whole line by LATE_WEIGHT, since the last block's multiprocessor was the last to be free.
  */
 #ifndef OSCAR_ATTENTION_CUDA_LINE_H
 #define OSCAR_ATTENTION_CUDA_LINE_H
