@@ -430,8 +430,15 @@ __device__ inline void find_work(const arguments &a, const struct decode_line &l
   const struct line_place place = line_place_of(&w.tile, first + begin_of_block(cut, units, WARPS));
   const auto coded_at = [&](int of) { return __shfl_sync(~0u, place.coded, of); };
   const auto exact_at = [&](int of) { return __shfl_sync(~0u, place.exact, of); };
-  const struct line_place from = {coded_at(0), exact_at(0)}, to = {coded_at(1), exact_at(1)};
-  w.coded = coded_at(2) < coded_at(3);
+  struct line_place from = {coded_at(0), exact_at(0)}, to = {coded_at(1), exact_at(1)};
+  const struct line_place begin = {coded_at(2), exact_at(2)};
+  const int coded = coded_at(3) - begin.coded, exact = exact_at(3) - begin.exact, all = coded + EXACT_WEIGHT * exact;
+  w.coded = coded > 0;
+  if (all <= EXACT_WEIGHT * WARPS) { /* no warp has an exact tile and pages besides: first tiles, then pages */
+    const int v = begin_of_block(warp, all, WARPS), next = begin_of_block(warp + 1, all, WARPS);
+    from = {begin.coded + max(v - EXACT_WEIGHT * exact, 0), begin.exact + min((v + EXACT_WEIGHT - 1) / EXACT_WEIGHT, exact)};
+    to = {begin.coded + max(next - EXACT_WEIGHT * exact, 0), begin.exact + min((next + EXACT_WEIGHT - 1) / EXACT_WEIGHT, exact)};
+  }
   works->items[number % 2] = w;
   works->readings[number % 2] = {number,
                                  item.head,

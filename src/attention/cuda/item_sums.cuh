@@ -11,6 +11,7 @@
 #define OSCAR_ATTENTION_CUDA_ITEM_SUMS_CUH
 
 #include "attention/cuda/coded_page.cuh"
+#include "attention/cuda/line.h"
 
 namespace decode {
 
@@ -122,7 +123,7 @@ __device__ __forceinline__ void add_parts(parts_sum &sum, const parts_sum &other
 /* Parts `first` to `end` - 1, as soon as they are there; the sums are made zero again. Everything is asked for at once, and by
  * every thread, so that none waits for another. */
 template <int D> __device__ __forceinline__ parts_sum sum_parts(const item_output &o, int first, int end, int element) {
-  constexpr int TOGETHER = 10; /* of 20 parts in two shares: those of an item of one sequence of 8 KV heads */
+  constexpr int TOGETHER = MOST_PARTS / 2; /* of two shares */
   const size_t floats = part_floats(D);
   float *states = o.parts + element / (D / 4) * 2, *sums = o.parts + 2 * DECODE_ROWS + element * 4;
   parts_sum all = {NONE, 0, {0, 0, 0, 0}};

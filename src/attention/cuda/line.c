@@ -12,10 +12,10 @@ static int64_t blocks_needed(const struct decode_tile *tiles, int count, int kv_
   return blocks * kv_heads;
 }
 
-/* The least work of a stretch, at least `mean`, with which each item is a whole number of them. */
-static int64_t least_stretch(const struct decode_tile *tiles, int count, int kv_heads, int blocks, int64_t mean,
+/* The least work of a stretch, at least `least`, with which each item is a whole number of them. */
+static int64_t least_stretch(const struct decode_tile *tiles, int count, int kv_heads, int blocks, int64_t least,
                              int64_t longest) {
-  int64_t low = mean, high = longest;
+  int64_t low = least, high = longest;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
     if (blocks_needed(tiles, count, kv_heads, middle) <= blocks)
@@ -50,8 +50,8 @@ bool line_lay(struct decode_tile *tiles, int count, int kv_heads, int blocks, st
   }
   const int64_t items = (int64_t)count * kv_heads, mean = (all + blocks - 1) / blocks,
                 items_each = items > blocks ? (items + blocks - 1) / blocks : 1;
-  const int64_t stretch =
-      items > blocks ? items_each * longest : least_stretch(tiles, count, kv_heads, blocks, mean > 0 ? mean : 1, longest);
+  const int64_t least = longest >= LEAST_PARTS * LEAST_STRETCH && mean < LEAST_STRETCH ? LEAST_STRETCH : mean > 0 ? mean : 1;
+  const int64_t stretch = items > blocks ? items_each * longest : least_stretch(tiles, count, kv_heads, blocks, least, longest);
   const bool ends_together = items > 0 && stretch <= mean + MOST_LONGER;
   if (all + items * ITEM_WEIGHT > INT32_MAX / 2 || stretch > INT32_MAX / 2 / blocks) return false;
   int64_t begin = 0;
@@ -68,8 +68,9 @@ bool line_lay(struct decode_tile *tiles, int count, int kv_heads, int blocks, st
   const struct decode_tile *last = &tiles[count - 1];
   line->last_reading = last->reading;
   if (ends_together && items <= blocks) {
-    line->last_reading += line->length - line->units;
-    line->units = line->length;
+    const int64_t left = (line->length - line->units) / stretch, parts = last->reading / stretch,
+                  more = parts + left > MOST_PARTS ? MOST_PARTS - parts : left;
+    if (more > 0) line->last_reading += (int32_t)(more * stretch), line->units += (int32_t)(more * stretch);
   }
   line->last_share = work_share(last, line->last_reading);
   return true;

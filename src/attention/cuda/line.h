@@ -31,10 +31,13 @@
 extern "C" {
 #endif
 
-#define EXACT_WEIGHT 2 /* line_place_of takes it as 2 */
-#define ITEM_WEIGHT  24
-#define LATE_WEIGHT  8
-#define MOST_LONGER  48 /* units of work that a stretch may be longer so as to end where an item does */
+#define EXACT_WEIGHT  2 /* line_place_of takes it as 2 */
+#define ITEM_WEIGHT   24
+#define LATE_WEIGHT   8
+#define MOST_LONGER   48 /* units of work that a stretch may be longer so as to end where an item does */
+#define LEAST_STRETCH 16 /* units of work, where the longest item still has LEAST_PARTS parts: two for each of 8 warps */
+#define LEAST_PARTS   8
+#define MOST_PARTS    20 /* of an item that a block puts together in one look */
 
 /* Lays tiles, of which the pages and exact tiles are set and at least one of the latter is there, for so many blocks. false:
  * there is too much for one launch. */
