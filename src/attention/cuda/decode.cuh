@@ -5,14 +5,13 @@
  * that: first coded pages, then tiles of exact pages. Scores, probabilities and sums never leave the registers of a warp. Each
  * warp has a ring of pages that the copy engine fills ahead of it, from one item into the next; warps of a block share what
  * belongs to the query, and put their sums together when the block leaves an item (item_sums.cuh), the only time when they wait
- * for each other. Where registers and shared memory allow, a multiprocessor has two blocks, of which one reads when the other
- * does that.
+ * for each other.
  */
 #ifndef OSCAR_ATTENTION_CUDA_DECODE_CUH
 #define OSCAR_ATTENTION_CUDA_DECODE_CUH
 
+#include "attention/cuda/block_work.cuh"
 #include "attention/cuda/exact_page.cuh"
-#include "attention/cuda/line.h"
 
 namespace decode {
 
@@ -60,30 +59,6 @@ struct traits {
   static constexpr int WARPS = SHAPE.warps, BLOCKS = SHAPE.blocks;
 };
 
-/* How the line is cut: into equal stretches for so many blocks. */
-struct line_cut {
-  int units, blocks;
-};
-
-/* The item that has a unit of the line. */
-struct line_item {
-  int tile, head, begin; /* begin: its first unit */
-};
-/* What a block has of an item. */
-struct item_work {
-  struct decode_tile tile;
-  line_item item;
-  int stop;        /* the unit of the line after it */
-  bool coded;      /* whether the block has coded pages of it */
-  int first, last; /* of the blocks that have something of it */
-};
-/* Of this item and the next, in turn: and what the warp reads of them. */
-struct warp_work {
-  item_work items[2];
-  reading readings[2];
-  item_work first; /* the block's first item, when it has had others since, if its parts are to be put together */
-  bool merges;
-};
 /* Barriers of the block's copies, after those of its rings: queries, and curves, of two items in turn; the map. */
 enum block_copy { QUERIES, CURVES = QUERIES + 2, MAP = CURVES + 2, BLOCK_COPIES };
 /* Shared memory of a block, in bytes from its start. A warp has `of_warp` bytes from `warps` on for weights of curves (of a mean
@@ -379,83 +354,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   }
 }
 
-/* ---- the line of work ---- */
-
-/* Where a lane looks among `count` tiles from `low` on: the first unit of one of 32. */
-__device__ inline int probe_of(const arguments &a, int low, int count, int lane) {
-  return a.tiles[low + min(lane * ((count + 31) / 32), count - 1)].begin;
-}
-/* By a whole warp. probe: of all tiles. */
-__device__ inline line_item item_of(const arguments &a, int unit, int probe, int lane) {
-  int low = 0, count = a.tile_count;
-  while (count > 1) {
-    const int step = (count + 31) / 32;
-    const int before = __popc(__ballot_sync(~0u, lane * step < count && probe <= unit)) - 1;
-    low += before * step;
-    count = min(step, count - before * step);
-    probe = probe_of(a, low, count, lane);
-  }
-  const int begin = a.tiles[low].begin, units = a.tiles[low].units, head = min((unit - begin) / units, a.kv_heads - 1);
-  return {low, head, begin + head * units};
-}
-
-/* The tile of an item, as it is for that. */
-__device__ inline struct decode_tile tile_of(const arguments &a, const struct decode_line &line, const line_item &item) {
-  struct decode_tile tile = a.tiles[item.tile];
-  if (item.tile == a.tile_count - 1 && item.head == a.kv_heads - 1) {
-    tile.units = line.units - item.begin;
-    tile.reading = line.last_reading;
-    tile.work_share = line.last_share;
-  }
-  return tile;
-}
-
-/* The item after one of so many units. */
-__device__ inline line_item item_after(const arguments &a, const line_item &item, int units) {
-  const bool same = item.head + 1 < a.kv_heads;
-  return {same ? item.tile : item.tile + 1, same ? item.head + 1 : 0, item.begin + units};
-}
-
-/* `number`: of the item in the block; `unit` to `end` - 1 of the line are the block's. Its warps have equal stretches of that. */
-template <int WARPS>
-__device__ inline void find_work(const arguments &a, const struct decode_line &line, const line_item &item, int unit, int end,
-                                 int number, int warp, warp_work *works) {
-  item_work w;
-  w.tile = tile_of(a, line, item);
-  w.item = item;
-  w.stop = min(end, item.begin + w.tile.units);
-  const int first = unit - item.begin, units = min(w.stop - item.begin, w.tile.reading) - first;
-  /* Lanes 0 to 3 look where the warp's and the block's stretches begin and end. */
-  const int lane = threadIdx.x % 32, cut = lane < 2 ? warp + lane : lane == 2 ? 0 : WARPS;
-  const struct line_place place = line_place_of(&w.tile, first + begin_of_block(cut, units, WARPS));
-  const auto coded_at = [&](int of) { return __shfl_sync(~0u, place.coded, of); };
-  const auto exact_at = [&](int of) { return __shfl_sync(~0u, place.exact, of); };
-  struct line_place from = {coded_at(0), exact_at(0)}, to = {coded_at(1), exact_at(1)};
-  const struct line_place begin = {coded_at(2), exact_at(2)};
-  const int coded = coded_at(3) - begin.coded, exact = exact_at(3) - begin.exact, all = coded + EXACT_WEIGHT * exact;
-  w.coded = coded > 0;
-  if (all <= EXACT_WEIGHT * WARPS) { /* no warp has an exact tile and pages besides: first tiles, then pages */
-    const int v = begin_of_block(warp, all, WARPS), next = begin_of_block(warp + 1, all, WARPS);
-    from = {begin.coded + max(v - EXACT_WEIGHT * exact, 0), begin.exact + min((v + EXACT_WEIGHT - 1) / EXACT_WEIGHT, exact)};
-    to = {begin.coded + max(next - EXACT_WEIGHT * exact, 0), begin.exact + min((next + EXACT_WEIGHT - 1) / EXACT_WEIGHT, exact)};
-  }
-  works->items[number % 2] = w;
-  works->readings[number % 2] = {number,
-                                 item.head,
-                                 w.tile.coded_first + from.coded,
-                                 to.coded - from.coded,
-                                 w.tile.exact_first,
-                                 from.exact,
-                                 to.exact - from.exact};
-  __syncwarp();
-}
-/* Which blocks have something of the item. */
-__device__ inline void find_blocks(const line_cut &cut, item_work &work) {
-  const int begin = work.item.begin;
-  work.first = block_of_unit(begin, cut.units, cut.blocks);
-  work.last = block_of_unit(begin + work.tile.reading - 1, cut.units, cut.blocks);
-  __syncwarp();
-}
+/* ---- items ---- */
 
 __device__ inline const float *map_of(const arguments &a, int head) {
   return a.value_map + (size_t)head * a.value_rows * a.head_dim;
