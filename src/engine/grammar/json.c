@@ -208,7 +208,7 @@ static int32_t enclosed(struct builder *b, struct json_rules *rules, const char 
 }
 
 int32_t any_object(struct builder *b, struct json_rules *rules) {
-  if (!rules->object) {
+  if (!rules->object && b->status == OSCAR_OK) { /* after an error nothing is made, and nothing called again */
     rules->object = rule_new(b, "object", 6);
     const int32_t member = SEQUENCE_OF(b, any_string(b, rules), json_gap(b), literal(b, ":"), json_gap(b), any_value(b, rules));
     rule_define(b, rules->object, enclosed(b, rules, "{", member, "}"));
@@ -217,7 +217,7 @@ int32_t any_object(struct builder *b, struct json_rules *rules) {
 }
 
 int32_t any_array(struct builder *b, struct json_rules *rules) {
-  if (!rules->array) {
+  if (!rules->array && b->status == OSCAR_OK) {
     rules->array = rule_new(b, "array", 5);
     rule_define(b, rules->array, enclosed(b, rules, "[", any_value(b, rules), "]"));
   }
@@ -225,7 +225,7 @@ int32_t any_array(struct builder *b, struct json_rules *rules) {
 }
 
 int32_t any_value(struct builder *b, struct json_rules *rules) {
-  if (!rules->value) {
+  if (!rules->value && b->status == OSCAR_OK) {
     rules->value = rule_new(b, "value", 5);
     rule_define(b, rules->value,
                 CHOICE_OF(b, any_object(b, rules), any_array(b, rules), any_string(b, rules), any_number(b, rules),
