@@ -159,7 +159,8 @@ static double predicted_bytes(const struct work *w, const char *kv) {
 }
 
 /* Takes a file out of the page cache, so that it comes back as a program reads it. What others have left there may lie in large
- * pieces, which Linux maps as a whole when a page of them is read: then a run of the default model has held 245 MiB instead of 182. */
+ * pieces, which Linux maps as a whole when a page of them is read: then a run of the default model has held 245 MiB instead of
+ * 182. */
 static void forget(const char *path) {
   const int fd = open(path, O_RDONLY);
   assert_true(fd >= 0);
