@@ -42,9 +42,7 @@ static void lay_tile(struct decode_tile *tile, int64_t begin, int64_t reading, i
 }
 
 bool line_lay(struct decode_tile *tiles, int count, int kv_heads, int blocks, struct decode_line *line) {
-  *line = (struct decode_line){.length = LATE_WEIGHT};
-  if (count == 0) return true;
-  int64_t all = 0, longest = 0;
+  int64_t all = 0, longest = 1;
   for (int i = 0; i < count; i++) {
     const int64_t work = work_of(&tiles[i]);
     all += work * kv_heads;
@@ -52,9 +50,9 @@ bool line_lay(struct decode_tile *tiles, int count, int kv_heads, int blocks, st
   }
   const int64_t items = (int64_t)count * kv_heads, mean = (all + blocks - 1) / blocks,
                 items_each = items > blocks ? (items + blocks - 1) / blocks : 1;
-  const int64_t least = longest >= LEAST_PARTS * LEAST_STRETCH && mean < LEAST_STRETCH ? LEAST_STRETCH : mean;
+  const int64_t least = longest >= LEAST_PARTS * LEAST_STRETCH && mean < LEAST_STRETCH ? LEAST_STRETCH : mean > 0 ? mean : 1;
   const int64_t stretch = items > blocks ? items_each * longest : least_stretch(tiles, count, kv_heads, blocks, least, longest);
-  const bool ends_together = stretch <= mean + MOST_LONGER;
+  const bool ends_together = items > 0 && stretch <= mean + MOST_LONGER;
   if (all + items * ITEM_WEIGHT > INT32_MAX / 2 || stretch > INT32_MAX / 2 / blocks) return false;
   int64_t begin = 0;
   for (int i = 0; i < count; i++) {
@@ -66,6 +64,7 @@ bool line_lay(struct decode_tile *tiles, int count, int kv_heads, int blocks, st
   }
   *line = (struct decode_line){.units = (int32_t)begin, .length = (int32_t)(begin + LATE_WEIGHT)};
   if (ends_together) line->length = (int32_t)(stretch * blocks);
+  if (count == 0) return true;
   const struct decode_tile *last = &tiles[count - 1];
   line->last_reading = last->reading;
   if (ends_together && items <= blocks) {
