@@ -386,21 +386,14 @@ std::vector<setting> settings() {
     seed = seed * 6364136223846793005u + 1442695040888963407u;
     ragged.push_back((int)(1024 * std::pow(100.0, (double)(seed >> 40) / (double)(1 << 24))));
   }
-  return {{"1 x 1024", std::vector<int>(1, 1024)},
-          {"1 x 8192", std::vector<int>(1, 8192)},
-          {"1 x 29952", std::vector<int>(1, 29952)},
-          {"1 x 32768", std::vector<int>(1, 32768)},
-          {"1 x 59968", std::vector<int>(1, 59968)},
-          {"1 x 102400", std::vector<int>(1, 102400)},
-          {"1 x 131072", std::vector<int>(1, 131072)},
-          {"8 x 1024", std::vector<int>(8, 1024)},
-          {"8 x 8192", std::vector<int>(8, 8192)},
-          {"8 x 32768", std::vector<int>(8, 32768)},
-          {"8 x 102400", std::vector<int>(8, 102400)},
-          {"32 x 32768", std::vector<int>(32, 32768)},
-          {"64 x 1024", std::vector<int>(64, 1024)},
-          {"28 x 102400", std::vector<int>(28, 102400)},
-          {"64 ragged", ragged}};
+  return {{"1 x 1024", std::vector<int>(1, 1024)},       {"1 x 8192", std::vector<int>(1, 8192)},
+          {"1 x 29952", std::vector<int>(1, 29952)},     {"1 x 32768", std::vector<int>(1, 32768)},
+          {"1 x 59968", std::vector<int>(1, 59968)},     {"1 x 102400", std::vector<int>(1, 102400)},
+          {"1 x 131072", std::vector<int>(1, 131072)},   {"8 x 1024", std::vector<int>(8, 1024)},
+          {"8 x 8192", std::vector<int>(8, 8192)},       {"8 x 32768", std::vector<int>(8, 32768)},
+          {"8 x 102400", std::vector<int>(8, 102400)},   {"32 x 32768", std::vector<int>(32, 32768)},
+          {"64 x 1024", std::vector<int>(64, 1024)},     {"28 x 102400", std::vector<int>(28, 102400)},
+          {"32 x 102400", std::vector<int>(32, 102400)}, {"64 ragged", ragged}};
 }
 
 const form forms[] = {{"turning", "int2, four gains, turning mean", true, true, 4},

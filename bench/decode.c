@@ -328,8 +328,10 @@ static bool time_steps(const struct options *o, struct backend *be, struct model
   const int32_t id = 1;
   model_cache_options(model, &options);
   options.codecs = codecs;
-  options.budget_bytes =
-      oscar_cache_bytes_for(&options, tokens + 3 * o->steps + 12 + DEMOTIONS * OSCAR_PAGE_TOKENS, batch, FILL_CHUNK);
+  /* one sequence at a time is filled by chunks */
+  const int64_t longest = tokens + 3 * o->steps + 12 + DEMOTIONS * OSCAR_PAGE_TOKENS;
+  options.budget_bytes = oscar_cache_bytes_for(&options, longest, batch, 1) +
+                         oscar_cache_bytes_for(&options, longest, 1, FILL_CHUNK) - oscar_cache_bytes_for(&options, longest, 1, 1);
   if (oscar_cache_create(context, &options, &cache) != OSCAR_OK) goto free_host;
   if (runner_create(model, cache, batch, &runner) != OSCAR_OK) goto free_cache;
   float *k = random_buffer(be, kv), *v = random_buffer(be, kv);

@@ -52,7 +52,7 @@ struct arguments {
   int turning_pairs, fast; /* of decode_layer; curved_pairs */
   int head_bytes, value_offset;
   int page_bytes, slot_bytes; /* what is copied of a coded page for one head; of a slot of a ring */
-  int angle_bytes;            /* of rope.turns for a page, where they are copied */
+  int angle_bytes;            /* of rope.turns for a page and the pairs of a head, where they are copied */
   bool coded;
   bool map_is_here;  /* a KV head's map of values is copied to shared memory */
   bool copies_ahead; /* queries and curves of the next item, while one is worked on */
@@ -67,7 +67,7 @@ template <int NT> struct softmax { float m[NT], l[NT]; };
 struct page_gains {
   float *keys;        /* [64][class] */
   float *key_zeros;   /* [64] s z; SCALE_ZERO only */
-  __half *values;     /* [tile][q][tokens 2q, 2q + 1 | 8 + 2q, 8 + 2q + 1][class][2]; those of the latter over 16 */
+  __half *values;     /* [tokens 2q, 2q + 1 | 8 + 2q, 8 + 2q + 1][tile][q][class][2]; those of the latter over 16 */
   const float *table; /* 2^((i - 8)/4) */
 };
 /* Log gains of keys come times this. */
@@ -143,7 +143,7 @@ __device__ inline void expand_value_gains(const page_forms &a, const page_gains 
     const float scale = upper ? factor * 0.0625f : factor;
 #pragma unroll
     for (int p = 0; p < GAIN_CLASSES; p++)
-      to.values[((tile * 4 + q) * 2 + upper) * 2 * GAIN_CLASSES + p * 2 + i] = __float2half_rn(gains[i][p] * scale);
+      to.values[((upper * 4 + tile) * 4 + q) * 2 * GAIN_CLASSES + p * 2 + i] = __float2half_rn(gains[i][p] * scale);
   }
 }
 
@@ -163,7 +163,7 @@ __device__ __forceinline__ void scale_value_gains(const uint16_t *meta, int &exp
 __device__ __forceinline__ void expand_value_log_gains(const page_gains &to, uint32_t words, int lane) {
   const int upper = lane / 4 % 2;
   const uint2 a = log_gains_fp16(words, 4 * upper), b = log_gains_fp16(words >> 16, 4 * upper); /* classes 0, 1 and 2, 3 */
-  *(uint4 *)((uint8_t *)to.values + ((lane / 8 * 4 + lane % 4) * 2 + upper) * 16) = make_uint4(
+  *(uint4 *)((uint8_t *)to.values + ((upper * 4 + lane / 8) * 4 + lane % 4) * 16) = make_uint4(
       __byte_perm(a.x, b.x, 0x5410), __byte_perm(a.x, b.x, 0x7632), __byte_perm(a.y, b.y, 0x5410), __byte_perm(a.y, b.y, 0x7632));
 }
 
@@ -183,10 +183,16 @@ template <int KEY_BLOCKS, int NT> struct query_operands {
   }
 };
 
+/* What a lane's rows need to make scores of sums (struct row_constants). */
+template <int NT> struct score_scales {
+  int begin[NT][GAIN_CLASSES][4];
+  float unit[NT][GAIN_CLASSES], offset[NT][GAIN_CLASSES];
+};
+
 /* Sums of bytes of 16 tokens, by class: token g in [0] and [1], high and low, token g + 8 in [2] and [3]. */
 template <int KEY_BLOCKS, int NT>
 __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words, int tile,
-                                         const query_operands<KEY_BLOCKS, NT> &operands, const int (&whole)[4], int lane,
+                                         const query_operands<KEY_BLOCKS, NT> &operands, const score_scales<NT> &scales, int lane,
                                          int (&sums)[NT][GAIN_CLASSES][4]) {
   const int blocks = KEY_BLOCKS ? KEY_BLOCKS : some_blocks, full = blocks / GAIN_CLASSES, over = blocks % GAIN_CLASSES;
   if (KEY_BLOCKS < 8) { /* else the first product brings it */
@@ -195,7 +201,7 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
 #pragma unroll
       for (int p = 0; p < GAIN_CLASSES; p++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) sums[n][p][i] = WHOLE_BITS;
+        for (int i = 0; i < 4; i++) sums[n][p][i] = scales.begin[n][p][i];
   }
 #pragma unroll
   for (int pair = 0; pair < full / 2; pair++) {
@@ -207,7 +213,7 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
       for (int n = 0; n < NT; n++) {
         const uint32_t b0 = operands.get(blocks, n, pair * 8 + p * 2), b1 = operands.get(blocks, n, pair * 8 + p * 2 + 1);
         if (KEY_BLOCKS >= 8 && pair == 0)
-          mma_bytes_from(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1, whole);
+          mma_bytes_from(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1, scales.begin[n][p]);
         else
           mma_bytes(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1);
       }
@@ -246,9 +252,6 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
   }
 }
 
-/* What a lane's rows need to make scores of sums (struct row_constants). */
-template <int NT> struct score_scales { float unit[NT][GAIN_CLASSES], high[NT][GAIN_CLASSES], low[NT][GAIN_CLASSES]; };
-
 /* Scores of 16 tokens from these sums: token g in s[.][0], token g + 8 in s[.][1]. `gains`: [64] fp16 of ONE_GAIN, else
  * [64][class] floats. */
 template <int FORM, int NT>
@@ -269,17 +272,17 @@ __device__ __forceinline__ void scale_sums(const int (&sums)[NT][GAIN_CLASSES][4
   for (int n = 0; n < NT; n++)
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      float all_top = 0, all_rest = 0;
+      float all = 0;
 #pragma unroll
       for (int p = 0; p < GAIN_CLASSES; p++) {
-        const float top = fmaf(__int_as_float(sums[n][p][2 * i]), scales.unit[n][p], scales.high[n][p]);
-        const float rest = fmaf(__int_as_float(sums[n][p][2 * i + 1]), scales.unit[n][p], scales.low[n][p]);
+        const float unit = scales.unit[n][p], high = fmaf(__int_as_float(sums[n][p][2 * i]), unit, scales.offset[n][p]);
+        const float of_class = fmaf(__int_as_float(sums[n][p][2 * i + 1]), unit, high);
         if (FORM == ONE_GAIN)
-          all_top += top, all_rest += rest;
+          all = p == 0 ? of_class : all + of_class;
         else
-          s[n][i] = fmaf(fmaf(top, 128, rest), gains[i][p], s[n][i]);
+          s[n][i] = fmaf(of_class, gains[i][p], s[n][i]);
       }
-      if (FORM == ONE_GAIN) s[n][i] = fmaf(fmaf(all_top, 128, all_rest), gains[i][0], s[n][i]);
+      if (FORM == ONE_GAIN) s[n][i] = fmaf(all, gains[i][0], s[n][i]);
     }
 }
 
@@ -330,53 +333,26 @@ template <int NT> __device__ __forceinline__ void add_curves(const float (&sums)
  * to the score of a token at x from the centre is the first times cos(x w) plus the second times sin(x w).
  */
 
-/* Which pairs a lane has of each step, 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, as operand B wants them: where their angles are among
- * those of a page. STEPS 0: as many as there are, looked up when they are needed. */
-template <int STEPS> struct lane_pairs {
-  int places[STEPS ? STEPS : 1][4]; /* in bytes */
-  const uint32_t *all;              /* two pairs each: the head's, of this lane */
-
-  __device__ __forceinline__ static void look_up(const uint32_t *of_step, int *to) {
-    const uint32_t low = __ldg(of_step), high = __ldg(of_step + 4);
-    to[0] = (int)(low & 0xFFFF) * 8, to[1] = (int)(low >> 16) * 8, to[2] = (int)(high & 0xFFFF) * 8,
-    to[3] = (int)(high >> 16) * 8;
-  }
-  __device__ __forceinline__ void start(const arguments &a, int head, int lane) {
-    all = (const uint32_t *)(a.pairs + head * a.turning_pairs) + lane % 4;
-#pragma unroll
-    for (int k = 0; k < STEPS; k++) look_up(all + 8 * k, places[k]);
-  }
-  __device__ __forceinline__ void get(const uint8_t *angles, int k, float2 (&to)[4]) const {
-    int found[4];
-    if (!STEPS) look_up(all + 8 * k, found);
-#pragma unroll
-    for (int i = 0; i < 4; i++) to[i] = *(const float2 *)(angles + (STEPS ? places[STEPS ? k : 0][i] : found[i]));
-  }
-};
-
 /*
  * A product has eight columns, and all are numbers: of 8 rows, or where there are but 4, of these for two pages at once. What
  * fp16 lost of them has a product of its own, as what it lost of the curves has.
  *
  * turned [page or rows from 4 on][tile of 16 tokens][token g, g + 8]: what the mean has in scores. curves, amplitudes: of the
- * head; angles: of the lane's page (of column lane / 4, page or rows are lane / 4 % 2).
+ * head; angles: of its pairs, for the lane's page (of column lane / 4, page or rows are lane / 4 % 2). Of each step a lane has
+ * pairs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, as operand B wants them. STEPS 0: as many as there are.
  */
 template <int STEPS, int NT>
 __device__ __forceinline__ void turn_pairs(const arguments &a, const uint8_t *curves, const float2 *amplitudes,
-                                           const lane_pairs<STEPS> &pairs, const uint8_t *angles, int lane,
-                                           float (&turned)[2][4][2]) {
+                                           const uint8_t *angles, int lane, float (&turned)[2][4][2]) {
   const int steps = STEPS ? STEPS : a.turning_pairs / CURVE_STEP, g = lane / 4, q = lane % 4;
   const float2 *mine = amplitudes + (g / 2 + (NT == 2 ? g % 2 * 4 : 0)) * steps * CURVE_STEP + 2 * q;
   float sums[2][2][4] = {}; /* [even, odd][tile from the centre on] */
 #pragma unroll
   for (int k = 0; k < steps; k++) {
-    float2 turn[4];
-    pairs.get(angles, k, turn);
+    const float4 *turns = (const float4 *)angles + k * CURVE_STEP / 2 + q, u = turns[0], v = turns[4]; /* (cos, sin) twice */
     const float4 x = *(const float4 *)(mine + k * CURVE_STEP), y = *(const float4 *)(mine + k * CURVE_STEP + 8);
-    const float even[4] = {x.x * turn[0].x + x.y * turn[0].y, x.z * turn[1].x + x.w * turn[1].y,
-                           y.x * turn[2].x + y.y * turn[2].y, y.z * turn[3].x + y.w * turn[3].y};
-    const float odd[4] = {x.y * turn[0].x - x.x * turn[0].y, x.w * turn[1].x - x.z * turn[1].y, y.y * turn[2].x - y.x * turn[2].y,
-                          y.w * turn[3].x - y.z * turn[3].y};
+    const float even[4] = {x.x * u.x + x.y * u.y, x.z * u.z + x.w * u.w, y.x * v.x + y.y * v.y, y.z * v.z + y.w * v.w};
+    const float odd[4] = {x.y * u.x - x.x * u.y, x.w * u.z - x.z * u.w, y.y * v.x - y.x * v.y, y.w * v.z - y.z * v.w};
     uint32_t number[2][2], lost[2][2]; /* [even, odd][pairs 2 q and 2 q + 1, 2 q + 8 and 2 q + 9] */
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -551,21 +527,47 @@ __device__ __forceinline__ bool raise_coded_maxima(const float (&largest)[NT], f
   return true;
 }
 
-/* What multiplies probabilities in the sums of gains of FOUR_LOG_GAINS, in the form of page_gains.values: lanes of rows 4 to 7
- * sum the probabilities themselves. */
-constexpr int ONES_BYTES = 512;
-__device__ inline void store_ones(uint8_t *to) {
-  for (int i = threadIdx.x; i < ONES_BYTES / 4; i += blockDim.x) ((uint32_t *)to)[i] = i / 4 % 2 ? 0x2C002C00 : 0x3C003C00;
+/* What multiplies probabilities besides gains, in the form of page_gains.values: ones, where lanes of rows 4 to 7 of the sums of
+ * gains of FOUR_LOG_GAINS sum up the probabilities themselves; and zeros for half of the tokens. */
+constexpr int GAIN_HALF_BYTES = 256, CONSTANT_GAINS_BYTES = 3 * GAIN_HALF_BYTES;
+__device__ inline void store_constant_gains(uint8_t *to) {
+  for (int i = threadIdx.x; i < CONSTANT_GAINS_BYTES / 4; i += blockDim.x)
+    ((uint32_t *)to)[i] = i < GAIN_HALF_BYTES / 4 ? 0x3C003C00 : i < 2 * GAIN_HALF_BYTES / 4 ? 0x2C002C00 : 0;
 }
 
-/* acc [block]: rows g and g + 8 of a block of crumbs, in units of 2^-24 and 2^-22. middle: the sum of probabilities times gains
- * of class g, g < 4, tokens of even groups of 8 in [0] and [1], a sixteenth of the others in [2] and [3], and the sum of
- * probabilities likewise for g = 4; ANY_FORM: all in the first two, and no sum of probabilities. `gains`: of ONE_GAIN the page's
- * own, which are multiplied by `factors`; of_row: of FOUR_LOG_GAINS, what a lane's row of these sums multiplies. */
+/*
+ * The probabilities of 16 tokens as operand B: of 8 rows, tokens 2 q, 2 q + 1 and those 8 on of row lane / 4 in two words. Of 4
+ * rows one word has both: column 2 r has tokens 0 to 7 of row r and column 2 r + 1 the others, so what multiplies the wrong
+ * half of a column is zero, and sums of both columns belong together.
+ */
+template <int NT> struct tile_probabilities {
+  uint32_t words[NT];
+  __device__ __forceinline__ uint32_t get(int half) const { return words[NT == 1 ? 0 : half]; }
+};
+
+/* Of a lane's columns, gains of tokens 2 q and 2 q + 1 and those 8 on: of every class, tiles GAIN_TILE_BYTES apart. */
+constexpr int GAIN_TILE_BYTES = 64;
+struct column_gains {
+  const uint8_t *half[2];
+};
+template <int NT>
+__device__ __forceinline__ column_gains column_gains_of(const page_gains &gains, const uint8_t *constants, int lane) {
+  const uint8_t *values = (const uint8_t *)gains.values + lane % 4 * 16, *zeros = constants + 2 * GAIN_HALF_BYTES + lane % 4 * 16;
+  const int column = lane / 4 % 2;
+  return {{NT == 1 && column == 1 ? zeros : values, NT == 1 && column == 0 ? zeros : values + GAIN_HALF_BYTES}};
+}
+
+/* acc [block]: rows g and g + 8 of a block of crumbs, in units of 2^-24 and 2^-22. middle: sums of probabilities times gains, of
+ * which FOUR_LOG_GAINS has as many as words of probabilities: in row g those of class g, g < 4, and the probabilities themselves
+ * for g = 4; in row g + 8 a sixteenth of the same; tokens are those of the word, so of 8 rows tokens 0 to 7 are in the first
+ * rows of the first and the others in the last rows of the second. Other forms have all in the first, in row g of class g.
+ * `gains`: of ONE_GAIN the page's own, which are multiplied by `factors`; of_columns and of_row: of other forms, and of
+ * FOUR_LOG_GAINS what a lane's row of these sums multiplies. */
 template <int FORM, int BLOCKS, bool ANY, int NT>
 __device__ inline void sum_values(const page_forms &a, const uint32_t *words, const void *page_gains,
-                                  const uint32_t (&factors)[2], const uint32_t *of_row, const uint32_t (&p)[4][2], int lane,
-                                  float (&acc)[BLOCKS][4], float (&middle)[4]) {
+                                  const uint32_t (&factors)[2], const column_gains &of_columns, const uint32_t *of_row,
+                                  const tile_probabilities<NT> (&p)[4], int lane, float (&acc)[BLOCKS][4],
+                                  float (&middle)[NT][4]) {
   const int g = lane / 4, q = lane % 4, blocks = ANY ? a.value_crumbs / 16 : BLOCKS;
   constexpr uint32_t ONES = 0x3C003C00, SIXTEENS = 0x4C004C00;
   uint2 w[ANY ? 1 : BLOCKS];
@@ -579,24 +581,27 @@ __device__ inline void sum_values(const page_forms &a, const uint32_t *words, co
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const uint32_t gains = ((const uint32_t *)page_gains)[tile * 8 + 4 * i + q];
-        weighted[0][i] = multiply_half2(p[tile][i], multiply_half2(gains, factors[i]));
+        const uint32_t factor = NT == 1 && g % 2 != i ? 0 : factors[i];
+        weighted[0][i] = multiply_half2(p[tile].get(i), multiply_half2(gains, factor));
 #pragma unroll
         for (int c = 1; c < GAIN_CLASSES; c++) weighted[c][i] = weighted[0][i];
       }
-      mma_fp16(middle, ONES, 0, SIXTEENS, 0, weighted[0][0], weighted[0][1]);
+      mma_fp16(middle[0], ONES, 0, SIXTEENS, 0, weighted[0][0], weighted[0][1]);
     } else {
-      const uint4 *gains = (const uint4 *)((const __half *)page_gains + (tile * 4 + q) * 16);
-      const uint4 one = gains[0], two = gains[1];
-      weighted[0][0] = multiply_half2(p[tile][0], one.x), weighted[0][1] = multiply_half2(p[tile][1], two.x);
-      weighted[1][0] = multiply_half2(p[tile][0], one.y), weighted[1][1] = multiply_half2(p[tile][1], two.y);
-      weighted[2][0] = multiply_half2(p[tile][0], one.z), weighted[2][1] = multiply_half2(p[tile][1], two.z);
-      weighted[3][0] = multiply_half2(p[tile][0], one.w), weighted[3][1] = multiply_half2(p[tile][1], two.w);
-      if (FORM == FOUR_LOG_GAINS) { /* gains are the operand A: row c of class c, row c + 8 for tokens from 8 on */
-        mma_fp16(middle, of_row[tile * 32], 0, 0, of_row[tile * 32 + 4], p[tile][0], p[tile][1]);
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const uint4 gains = *(const uint4 *)(of_columns.half[i] + tile * GAIN_TILE_BYTES);
+        weighted[0][i] = multiply_half2(p[tile].get(i), gains.x), weighted[1][i] = multiply_half2(p[tile].get(i), gains.y);
+        weighted[2][i] = multiply_half2(p[tile].get(i), gains.z), weighted[3][i] = multiply_half2(p[tile].get(i), gains.w);
+      }
+      if (FORM == FOUR_LOG_GAINS) { /* gains are the operand A */
+        const uint32_t low = of_row[tile * GAIN_TILE_BYTES / 4], high = of_row[(GAIN_HALF_BYTES + tile * GAIN_TILE_BYTES) / 4];
+#pragma unroll
+        for (int k = 0; k < NT; k++) mma_fp16_half(middle[k], low, high, p[tile].words[k]);
       } else {
 #pragma unroll
         for (int c = 0; c < GAIN_CLASSES; c++)
-          mma_fp16(middle, g == c ? ONES : 0, 0, g == c ? SIXTEENS : 0, 0, weighted[c][0], weighted[c][1]);
+          mma_fp16(middle[0], g == c ? ONES : 0, 0, g == c ? SIXTEENS : 0, 0, weighted[c][0], weighted[c][1]);
       }
     }
 #pragma unroll

@@ -79,7 +79,7 @@ decode::arguments arguments_of(const struct decode_shape *shape, const struct de
   a.page_bytes = a.coded ? layer->head_bytes : 0;
   a.turns = turns_of(layer);
   if (layer->rope) a.rope = *layer->rope;
-  a.angle_bytes = a.turns == decode::BY_PAIRS ? a.rope.pairs * 8 : 0;
+  a.angle_bytes = a.turns == decode::BY_PAIRS ? layer->turning_pairs * 8 : 0;
   const int tile_bytes = EXACT_TOKENS * a.head_dim * 2;
   a.slot_bytes = a.page_bytes > tile_bytes ? a.page_bytes : tile_bytes;
   a.forms = {layer->keys.crumbs,   layer->keys.groups,   layer->keys.form,

@@ -65,8 +65,8 @@ enum block_copy { QUERIES, CURVES = QUERIES + 2, MAP = CURVES + 2, BLOCK_COPIES 
  * that turns) and the gains of a page, and in their place its sums, when it is done with an item. Queries and curves of the next
  * item are `next_prepared` and `next_curves` bytes on from those of this one; 0: they come when this one is done with. */
 struct shared_layout {
-  int angles, barriers, works, log_gains, ones, prepared, next_prepared, curves, next_curves, map, warps, of_warp, gains_of_warp,
-      block, bytes;
+  int angles, barriers, works, log_gains, constant_gains, prepared, next_prepared, curves, next_curves, map, warps, of_warp,
+      gains_of_warp, block, bytes;
 };
 __host__ __device__ inline prepared_layout prepared_of(const arguments &a, int row_tiles) {
   return prepared_layout_of(a.forms.key_crumbs / 16, a.turning_pairs, a.fast, row_tiles);
@@ -89,7 +89,7 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   at = (at + 63) / 64 * 64;
   s.log_gains = at, at += 64;
   at = (at + 127) / 128 * 128;
-  s.ones = at, at += ONES_BYTES;
+  s.constant_gains = at, at += CONSTANT_GAINS_BYTES;
   const int prepared = a.coded ? (prepared_of(a, row_tiles).bytes + 127) / 128 * 128 : 0;
   s.prepared = at, at += prepared;
   s.next_prepared = a.copies_ahead ? prepared : 0, at += s.next_prepared;
@@ -137,7 +137,6 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   const uint4 *mixing = (const uint4 *)(queries + prepared.mixing);
   query_operands<T::KEY_BLOCKS, NT> operands;
   operands.load((const uint32_t *)queries, lane);
-  const int whole[4] = {WHOLE_BITS, WHOLE_BITS, WHOLE_BITS, WHOLE_BITS};
   const uint32_t four = register_of(0x40800000u);
   constexpr float UNIT = T::FORM == FOUR_LOG_GAINS ? 1 / KEY_GAIN_UNIT : 1;
   score_scales<NT> scales;
@@ -148,25 +147,27 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   for (int n = 0; n < NT; n++) {
     const struct row_constants &row = constants[n * 4 + q];
 #pragma unroll
-    for (int p = 0; p < GAIN_CLASSES; p++)
-      scales.unit[n][p] = row.unit[p] * UNIT, scales.high[n][p] = row.high_offset[p] * UNIT,
-      scales.low[n][p] = row.low_offset[p] * UNIT;
+    for (int p = 0; p < GAIN_CLASSES; p++) {
+      const int4 begin = *(const int4 *)row.begin[p];
+      scales.begin[n][p][0] = begin.x, scales.begin[n][p][1] = begin.y;
+      scales.begin[n][p][2] = begin.z, scales.begin[n][p][3] = begin.w;
+      scales.unit[n][p] = row.unit[p] * UNIT, scales.offset[n][p] = row.offset[p] * UNIT;
+    }
     zero[n] = row.zero;
     maxima.m[n] = 0, maxima.base[n] = row.mean + PROBABILITY_SHIFT, maxima.limit[n] = NONE;
     state.l[n] = 0;
   }
-  float acc[BLOCKS][4] = {}, middle[4] = {}, zeros[NT] = {};
+  float acc[BLOCKS][4] = {}, middle[NT][4] = {}, zeros[NT] = {};
   int exponent = T::FORM == FOUR_LOG_GAINS || (ANY && forms.value_form == OSCAR_ROW_LOG_GAINS) ? 0 : -126;
   const page_gains gains = page_gains_of(own + layout.gains_of_warp, (const float *)(memory + layout.log_gains));
   const uint8_t *curves = memory + layout.curves + place * layout.next_curves;
   uint32_t *weights = (uint32_t *)own;
   const int64_t oldest = ANY && a.window ? tile.position + tile.first_row / a.group - a.window + 1 : 0; /* that any row sees */
 
-  const uint32_t *of_row =
-      (const uint32_t *)(g < GAIN_CLASSES ? (const uint8_t *)gains.values : memory + layout.ones) + q * 8 + g % GAIN_CLASSES;
+  const column_gains of_columns = column_gains_of<NT>(gains, memory + layout.constant_gains, lane);
+  const uint32_t *of_row = (const uint32_t *)(g < GAIN_CLASSES ? (const uint8_t *)gains.values : memory + layout.constant_gains) +
+                           q * 4 + g % GAIN_CLASSES;
   int number = waves ? pages[min(g, c.coded - 1)].number : 0;
-  lane_pairs<STEPS> pairs;
-  if (turns == BY_PAIRS) pairs.start(a, c.head, lane);
   const int content = content_of(c.item, NO_TILE);
   float turned[2][4][2]; /* of this page, and of the next if `knows_next` */
   bool knows_next = false;
@@ -186,7 +187,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       const int value_offset = ANY ? a.value_offset : 256 * T::KEY_BLOCKS + 128;
       const uint16_t *value_meta = (const uint16_t *)(page + value_offset + (ANY ? 16 * forms.value_crumbs : 256 * BLOCKS));
       const int before = exponent;
-      const void *key_gains = gains.keys, *value_gains = gains.values;
+      const void *key_gains = gains.keys, *value_gains = nullptr;
       uint32_t factors[2] = {0, 0};
       int sums[EARLY_TILES ? EARLY_TILES : 1][NT][GAIN_CLASSES][4];
       if (T::FORM == FOUR_LOG_GAINS) { /* made while the first products are under way */
@@ -195,7 +196,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         const uint32_t of_values = ((const uint32_t *)value_meta)[lane];
 #pragma unroll
         for (int t = 0; t < EARLY_TILES; t++)
-          sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[t]);
+          sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, scales, lane, sums[t]);
         of_keys.store(gains, four, lane);
         expand_value_log_gains(gains, of_values, lane);
       } else if (T::FORM == ONE_GAIN) {
@@ -213,7 +214,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
 #pragma unroll
           for (int j = 0; j < 4; j++) acc[b][j] *= factor;
 #pragma unroll
-        for (int j = 0; j < 4; j++) middle[j] *= factor;
+        for (int j = 0; j < 4; j++) middle[0][j] *= factor;
       }
 
       float s[4][NT][2], largest[NT];
@@ -227,7 +228,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
           knows_next = NT == 1 && i + 1 < c.coded;
           wait_for_angles(ring);
           const int other = knows_next ? place_of_angles(ring.coded_before + i + 1) : first;
-          turn_pairs<STEPS, NT>(a, curves, amplitudes, pairs, angles_at(a, ring, g % 2 && NT == 1 ? other : first), lane, turned);
+          turn_pairs<STEPS, NT>(a, curves, amplitudes, angles_at(a, ring, g % 2 && NT == 1 ? other : first), lane, turned);
 #pragma unroll
           for (int t = 0; t < 4; t++)
 #pragma unroll
@@ -246,7 +247,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
 #pragma unroll
       for (int t = 0; t < 4; t++) {
-        if (t >= EARLY_TILES) sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, whole, lane, sums[0]);
+        if (t >= EARLY_TILES) sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, scales, lane, sums[0]);
         scale_sums<T::FORM, NT>(sums[t < EARLY_TILES ? t : 0], t, scales, key_gains, lane, s[t]);
         if (ANY && forms.key_form == OSCAR_ROW_SCALE_ZERO)
 #pragma unroll
@@ -278,32 +279,38 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         const float other = factor[NT - 1];
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++) acc[b][0] *= factor[0], acc[b][1] *= other, acc[b][2] *= factor[0], acc[b][3] *= other;
-        middle[0] *= factor[0], middle[1] *= other, middle[2] *= factor[0], middle[3] *= other;
 #pragma unroll
-        for (int n = 0; n < NT; n++) zeros[n] *= factor[n], state.l[n] *= factor[n];
+        for (int n = 0; n < NT; n++) {
+          middle[n][0] *= factor[0], middle[n][1] *= other, middle[n][2] *= factor[0], middle[n][3] *= other;
+          zeros[n] *= factor[n], state.l[n] *= factor[n];
+        }
       }
-      uint32_t p[4][2];
+      tile_probabilities<NT> p[4];
 #pragma unroll
-      for (int t = 0; t < 4; t++)
+      for (int t = 0; t < 4; t++) {
+        float x[2][NT];
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
-          float x[2] = {0, 0};
+        for (int j = 0; j < 2; j++)
 #pragma unroll
           for (int n = 0; n < NT; n++) {
-            x[n] = exp2_fast(s[t][n][j]);
-            if (T::FORM != FOUR_LOG_GAINS) state.l[n] += x[n];
+            x[j][n] = exp2_fast(s[t][n][j]);
+            if (T::FORM != FOUR_LOG_GAINS) state.l[n] += x[j][n];
           }
-          if (ANY && forms.value_form == OSCAR_ROW_SCALE_ZERO) {
+        if (ANY && forms.value_form == OSCAR_ROW_SCALE_ZERO)
+#pragma unroll
+          for (int j = 0; j < 2; j++) {
             const int token = t * 16 + g + 8 * j;
             const float sz =
                 __half2float(__ushort_as_half(value_meta[token])) * __half2float(__ushort_as_half(value_meta[64 + token]));
 #pragma unroll
-            for (int n = 0; n < NT; n++) zeros[n] = fmaf(x[n], sz, zeros[n]);
+            for (int n = 0; n < NT; n++) zeros[n] = fmaf(x[j][n], sz, zeros[n]);
           }
-          p[t][j] = transpose_8x8(pack_half2(x[0], x[1]));
-        }
-      sum_values<T::FORM, BLOCKS, T::ANY_VALUES, NT>(forms, (const uint32_t *)(page + value_offset), value_gains, factors, of_row,
-                                                     p, lane, acc, middle);
+#pragma unroll
+        for (int k = 0; k < NT; k++)
+          p[t].words[k] = transpose_8x8(NT == 1 ? pack_half2(x[0][0], x[1][0]) : pack_half2(x[k][0], x[k][NT - 1]));
+      }
+      sum_values<T::FORM, BLOCKS, T::ANY_VALUES, NT>(forms, (const uint32_t *)(page + value_offset), value_gains, factors,
+                                                     of_columns, of_row, p, lane, acc, middle);
       leave_slot(ring);
       i++;
       had_page = ask_for_coded(a, ring, asked, lane);
@@ -311,10 +318,15 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
     if (!had_page) fill_ring(a, ring, asked, after, lane);
   } while (ring.content == content);
   ring.coded_before += c.coded;
+  /* of row n of the lane's, from both columns where there is but one */
+  const auto sum_of_tokens = [&](int n) {
+    if (T::FORM == FOUR_LOG_GAINS) return middle[0][n] + 16 * middle[NT - 1][NT == 1 ? 3 : 2 + n];
+    return NT == 1 ? middle[0][0] + middle[0][1] : middle[0][n];
+  };
   if (T::FORM == FOUR_LOG_GAINS) { /* sums of probabilities are those of row 4 */
 #pragma unroll
     for (int n = 0; n < NT; n++) {
-      const float l = __shfl_sync(~0u, middle[n] + 16 * middle[2 + n], 16 + q);
+      const float l = __shfl_sync(~0u, sum_of_tokens(n), 16 + q);
       state.l[n] = g == 0 ? l : 0;
     }
   }
@@ -328,8 +340,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   for (int b = 0; b < BLOCKS; b++) {
     if (T::ANY_VALUES && b >= forms.value_crumbs / 16) continue;
     float *to = sums.codes + q * stride + b * 16 + g;
-    to[0] = acc[b][0] * low;
-    to[8] = acc[b][2] * high;
+    to[0] = (NT == 1 ? acc[b][0] + acc[b][1] : acc[b][0]) * low;
+    to[8] = (NT == 1 ? acc[b][2] + acc[b][3] : acc[b][2]) * high;
     if (NT == 2) to[4 * stride] = acc[b][1] * low, to[4 * stride + 8] = acc[b][3] * high;
   }
   /* the sum of probabilities times gains of every group: that of any of its classes */
@@ -341,8 +353,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       for (int step = 4; step < 32; step *= 2) zeros[n] += __shfl_xor_sync(~0u, zeros[n], step);
       if (g < GAIN_CLASSES) to[g] = g == 0 ? zeros[n] : 0;
     } else {
-      float x = middle[n] * one; /* of class g, where g < 4 */
-      if (T::FORM == FOUR_LOG_GAINS) x += 16 * middle[2 + n];
+      const float x = sum_of_tokens(n) * (T::FORM == FOUR_LOG_GAINS ? 1 : one); /* of class g, where g < 4 */
       float group = 0;
 #pragma unroll
       for (int p = 0; p < GAIN_CLASSES; p++) {
@@ -391,7 +402,8 @@ template <class T> __device__ __forceinline__ arguments known_arguments(const ar
     a.value_offset = T::KEY_BYTES;
     a.head_bytes = a.page_bytes = T::KEY_BYTES + T::VALUE_BYTES;
     a.slot_bytes = max(T::KEY_BYTES + T::VALUE_BYTES, EXACT_TOKENS * T::D * 2);
-    if (T::TURNS == BY_PAIRS) a.turning_pairs = a.fast = T::STEPS * CURVE_STEP, a.angle_bytes = T::D / 2 * 8;
+    if (T::TURNS == BY_PAIRS)
+      a.rope.pairs = T::D / 2, a.turning_pairs = a.fast = T::STEPS * CURVE_STEP, a.angle_bytes = a.turning_pairs * 8;
     if (T::TURNS == BY_WAVES) a.rope.steps = T::STEPS;
   }
   return a;
@@ -478,7 +490,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
     begin_map(a, item.head, layout, copies);
   }
   find_blocks(cut, works->items[0]);
-  store_ones(memory + layout.ones);
+  store_constant_gains(memory + layout.constant_gains);
   if (threadIdx.x < 16) ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
   if (!PAGES_IN_GROUPS && asked.next > 0) {
     wait_for_slot(a, ring);

@@ -16,16 +16,22 @@
 
 #include <cuda_runtime.h>
 
-/* An integer added to the bits of this float is added to the float, as long as it stays below 2^22. */
-#define WHOLE_BITS  0x4B400000
-#define WHOLE_FLOAT 12582912.0f
+/* An integer below 2^22 that is added to the bits of the first float is added to the float, and 128 times as much with the
+ * second: where sums of low and of high bytes begin. */
+#define LOW_BITS   0x4B400000
+#define LOW_FLOAT  12582912.0f
+#define HIGH_BITS  0x4EC00000
+#define HIGH_FLOAT 1610612736.0f
 
 #define LARGEST_WHOLE 16256.0f /* 127 * 128 */
 
 struct row_constants {
-  /* Sums of bytes start at WHOLE_BITS, so that their bits are floats; times `unit` plus these they are scores, counted from the
-   * middle of the codes. All exact: units are powers of two. Crumbs of a class were multiplied by 4^class. */
-  float unit[GAIN_CLASSES], high_offset[GAIN_CLASSES], low_offset[GAIN_CLASSES];
+  /* Sums of a token begin at `begin`, [high, low] of it and of the eighth after it, so that their bits are floats: an operand as
+   * it is, since registers would have to be brought together for it again and again. High and low ones both times `unit` plus
+   * `offset` are scores, counted from the middle of the codes; exactly, as units are powers of two, or within 2^-24 of the most
+   * that a class may have. Crumbs of a class were multiplied by 4^class. */
+  alignas(16) int begin[GAIN_CLASSES][4];
+  float unit[GAIN_CLASSES], offset[GAIN_CLASSES];
   float mean; /* added to every score */
   float zero; /* SCALE_ZERO: scores lose s z times this */
   float unused[2];

@@ -18,7 +18,7 @@ constexpr int STAGES = 2; /* of a ring */
 struct ring {
   uint8_t *slots; /* [STAGES][slot_bytes] */
   uint64_t *barriers;
-  uint8_t *angles; /* [ANGLES_KEPT], where pairs turn: of coded pages in turn */
+  uint8_t *angles; /* [ANGLES_KEPT], where pairs turn: of coded pages in turn, (cos, sin) of the head's pairs */
   int issue_slot, take_slot;
   int content, following; /* of the slots that are filled, in the order of reading: content_of; EMPTY where there is none */
   uint32_t parity;        /* of the barrier at take_slot */
@@ -59,6 +59,7 @@ struct asking {
   unsigned coded_before; /* of items before */
   int next_side;         /* of exact tiles: keys, then values of each */
   int exact_unit;        /* of the page of that tile */
+  int angle_at;          /* of the head's pair number lane, among those of a page: bytes */
   struct page_place here;
   struct decode_page ahead;
 };
@@ -91,8 +92,17 @@ __device__ __forceinline__ void add_slot(const arguments &a, ring &ring, int con
 __device__ __forceinline__ uint8_t *angles_at(const arguments &a, const ring &ring, int place) {
   return ring.angles + place * a.angle_bytes;
 }
-__device__ __forceinline__ void ask_for_angles(const arguments &a, const ring &ring, int number, int place, int lane) {
-  copy_beside(angles_at(a, ring, place), (const uint8_t *)a.rope.turns + (size_t)number * a.angle_bytes, a.angle_bytes, lane);
+/* Where the angle of the head's pair `i` is among those of a page: in bytes. */
+__device__ __forceinline__ int place_of_angle(const arguments &a, int head, int i) {
+  return __ldg(a.pairs + head * a.turning_pairs + i) * (int)sizeof(float2);
+}
+__device__ __forceinline__ void ask_for_angles(const arguments &a, const ring &ring, const asking &asked, int number, int place,
+                                               int lane) {
+  uint8_t *to = angles_at(a, ring, place) + lane * sizeof(float2);
+  const uint8_t *from = (const uint8_t *)a.rope.turns + (size_t)number * (a.rope.pairs * sizeof(float2));
+  if (lane < a.turning_pairs) copy_eight_beside(to, from + asked.angle_at);
+  for (int i = lane + 32; i < a.turning_pairs; i += 32)
+    copy_eight_beside(to += 32 * sizeof(float2), from + place_of_angle(a, asked.of.head, i));
 }
 __device__ __forceinline__ void ask_for(const arguments &a, const ring &ring, asking &asked, const reading &of, int lane) {
   asked.coded_before += asked.of.coded;
@@ -103,7 +113,9 @@ __device__ __forceinline__ void ask_for(const arguments &a, const ring &ring, as
   look_ahead(a, asked, 0, lane);
   asked.here = place_of(a, asked, asked.ahead);
   look_ahead(a, asked, 32, lane);
-  if (a.angle_bytes) ask_for_angles(a, ring, __shfl_sync(~0u, asked.here.number, 0), place_of_angles(asked.coded_before), lane);
+  if (!a.angle_bytes) return;
+  if (lane < a.turning_pairs) asked.angle_at = place_of_angle(a, of.head, lane);
+  ask_for_angles(a, ring, asked, __shfl_sync(~0u, asked.here.number, 0), place_of_angles(asked.coded_before), lane);
 }
 
 /* The page that `of_lane` has in `here`. */
@@ -122,7 +134,7 @@ __device__ __forceinline__ bool ask_for_coded(const arguments &a, ring &ring, as
   }
   asked.next++;
   if (a.angle_bytes && asked.next < (unsigned)asked.of.coded) /* angles come a page ahead */
-    ask_for_angles(a, ring, __shfl_sync(~0u, of == 31 ? asked.ahead.number : asked.here.number, (of + 1) % 32),
+    ask_for_angles(a, ring, asked, __shfl_sync(~0u, of == 31 ? asked.ahead.number : asked.here.number, (of + 1) % 32),
                    place_of_angles(asked.coded_before + asked.next), lane);
   ask_for_page(a, ring, asked, of, lane);
   return true;

@@ -123,8 +123,9 @@ __device__ void write_class(const arguments &a, const prepared_layout &layout, i
   struct row_constants *constants = (struct row_constants *)(prepared + layout.constants) + row;
   const float scaled = ldexpf(unit, -2 * class_);
   constants->unit[class_] = scaled;
-  constants->high_offset[class_] = -(WHOLE_FLOAT + (float)(middle >> 7)) * scaled;
-  constants->low_offset[class_] = -(WHOLE_FLOAT + (float)(middle & 127)) * scaled;
+  constants->offset[class_] = -(HIGH_FLOAT + LOW_FLOAT + 128 * (float)(middle >> 7)) * scaled; /* whole 128ths: exact */
+  const int low = LOW_BITS - (int)(middle & 127);
+  *(int4 *)constants->begin[class_] = make_int4(HIGH_BITS, low, HIGH_BITS, low);
 }
 
 /* The way from (cos, sin) of 16 pairs from `first` on to weights of polynomials, for the rows of a tile, from `first_row` of the
