@@ -147,14 +147,16 @@ __device__ inline void expand_value_gains(const page_forms &a, const page_gains 
   }
 }
 
-/* Of one fp16 gain, nothing but the exponent: 2^-exponent and a sixteenth of it are left in `factors`. */
+/* Of one fp16 gain, nothing but the exponent: 2^-exponent and a sixteenth of it are left in `factors`, or zero where a column of
+ * four rows has other tokens (tile_probabilities). */
+template <int NT>
 __device__ __forceinline__ void scale_value_gains(const uint16_t *meta, int &exponent, uint32_t (&factors)[2], int lane) {
   const uint32_t both = *(const uint32_t *)(meta + 2 * lane) & 0x7FFF7FFFu;
   const uint32_t largest = __reduce_max_sync(~0u, max(both & 0xFFFFu, both >> 16));
   exponent = max(exponent, (int)(largest >> 10) - 14);
 #pragma unroll
   for (int upper = 0; upper < 2; upper++) {
-    const float factor = ldexpf(1, -exponent - 4 * upper);
+    const float factor = NT == 1 && lane / 4 % 2 != upper ? 0 : ldexpf(1, -exponent - 4 * upper);
     factors[upper] = pack_half2(factor, factor);
   }
 }
@@ -581,8 +583,7 @@ __device__ inline void sum_values(const page_forms &a, const uint32_t *words, co
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const uint32_t gains = ((const uint32_t *)page_gains)[tile * 8 + 4 * i + q];
-        const uint32_t factor = NT == 1 && g % 2 != i ? 0 : factors[i];
-        weighted[0][i] = multiply_half2(p[tile].get(i), multiply_half2(gains, factor));
+        weighted[0][i] = multiply_half2(p[tile].get(i), multiply_half2(gains, factors[i]));
 #pragma unroll
         for (int c = 1; c < GAIN_CLASSES; c++) weighted[c][i] = weighted[0][i];
       }

@@ -201,7 +201,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         expand_value_log_gains(gains, of_values, lane);
       } else if (T::FORM == ONE_GAIN) {
         key_gains = page + 256 * T::KEY_BLOCKS, value_gains = value_meta;
-        scale_value_gains(value_meta, exponent, factors, lane);
+        scale_value_gains<NT>(value_meta, exponent, factors, lane);
       } else {
         expand_key_gains(forms, gains, page, lane);
         expand_value_gains(forms, gains, value_meta, exponent, lane);
