@@ -566,10 +566,9 @@ __device__ __forceinline__ column_gains column_gains_of(const page_gains &gains,
  * `gains`: of ONE_GAIN the page's own, which are multiplied by `factors`; of_columns and of_row: of other forms, and of
  * FOUR_LOG_GAINS what a lane's row of these sums multiplies. */
 template <int FORM, int BLOCKS, bool ANY, int NT>
-__device__ inline void sum_values(const page_forms &a, const uint32_t *words, const void *page_gains,
-                                  const uint32_t (&factors)[2], const column_gains &of_columns, const uint32_t *of_row,
-                                  const tile_probabilities<NT> (&p)[4], int lane, float (&acc)[BLOCKS][4],
-                                  float (&middle)[NT][4]) {
+__device__ inline void sum_values(const page_forms &a, const uint32_t *words, const uint16_t *gains, const uint32_t (&factors)[2],
+                                  const column_gains &of_columns, const uint32_t *of_row, const tile_probabilities<NT> (&p)[4],
+                                  int lane, float (&acc)[BLOCKS][4], float (&middle)[NT][4]) {
   const int g = lane / 4, q = lane % 4, blocks = ANY ? a.value_crumbs / 16 : BLOCKS;
   constexpr uint32_t ONES = 0x3C003C00, SIXTEENS = 0x4C004C00;
   uint2 w[ANY ? 1 : BLOCKS];
@@ -582,8 +581,8 @@ __device__ inline void sum_values(const page_forms &a, const uint32_t *words, co
     if (FORM == ONE_GAIN) {
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const uint32_t gains = ((const uint32_t *)page_gains)[tile * 8 + 4 * i + q];
-        weighted[0][i] = multiply_half2(p[tile].get(i), multiply_half2(gains, factors[i]));
+        const uint32_t of_tokens = ((const uint32_t *)gains)[tile * 8 + 4 * i + q];
+        weighted[0][i] = multiply_half2(p[tile].get(i), multiply_half2(of_tokens, factors[i]));
 #pragma unroll
         for (int c = 1; c < GAIN_CLASSES; c++) weighted[c][i] = weighted[0][i];
       }
@@ -591,9 +590,9 @@ __device__ inline void sum_values(const page_forms &a, const uint32_t *words, co
     } else {
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const uint4 gains = *(const uint4 *)(of_columns.half[i] + tile * GAIN_TILE_BYTES);
-        weighted[0][i] = multiply_half2(p[tile].get(i), gains.x), weighted[1][i] = multiply_half2(p[tile].get(i), gains.y);
-        weighted[2][i] = multiply_half2(p[tile].get(i), gains.z), weighted[3][i] = multiply_half2(p[tile].get(i), gains.w);
+        const uint4 x = *(const uint4 *)(of_columns.half[i] + tile * GAIN_TILE_BYTES);
+        weighted[0][i] = multiply_half2(p[tile].get(i), x.x), weighted[1][i] = multiply_half2(p[tile].get(i), x.y);
+        weighted[2][i] = multiply_half2(p[tile].get(i), x.z), weighted[3][i] = multiply_half2(p[tile].get(i), x.w);
       }
       if (FORM == FOUR_LOG_GAINS) { /* gains are the operand A */
         const uint32_t low = of_row[tile * GAIN_TILE_BYTES / 4], high = of_row[(GAIN_HALF_BYTES + tile * GAIN_TILE_BYTES) / 4];

@@ -187,7 +187,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       const int value_offset = ANY ? a.value_offset : 256 * T::KEY_BLOCKS + 128;
       const uint16_t *value_meta = (const uint16_t *)(page + value_offset + (ANY ? 16 * forms.value_crumbs : 256 * BLOCKS));
       const int before = exponent;
-      const void *key_gains = gains.keys, *value_gains = nullptr;
+      const void *key_gains = gains.keys;
       uint32_t factors[2] = {0, 0};
       int sums[EARLY_TILES ? EARLY_TILES : 1][NT][GAIN_CLASSES][4];
       if (T::FORM == FOUR_LOG_GAINS) { /* made while the first products are under way */
@@ -200,7 +200,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         of_keys.store(gains, four, lane);
         expand_value_log_gains(gains, of_values, lane);
       } else if (T::FORM == ONE_GAIN) {
-        key_gains = page + 256 * T::KEY_BLOCKS, value_gains = value_meta;
+        key_gains = page + 256 * T::KEY_BLOCKS;
         scale_value_gains<NT>(value_meta, exponent, factors, lane);
       } else {
         expand_key_gains(forms, gains, page, lane);
@@ -309,7 +309,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         for (int k = 0; k < NT; k++)
           p[t].words[k] = transpose_8x8(NT == 1 ? pack_half2(x[0][0], x[1][0]) : pack_half2(x[k][0], x[k][NT - 1]));
       }
-      sum_values<T::FORM, BLOCKS, T::ANY_VALUES, NT>(forms, (const uint32_t *)(page + value_offset), value_gains, factors,
+      sum_values<T::FORM, BLOCKS, T::ANY_VALUES, NT>(forms, (const uint32_t *)(page + value_offset), value_meta, factors,
                                                      of_columns, of_row, p, lane, acc, middle);
       leave_slot(ring);
       i++;
