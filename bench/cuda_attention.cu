@@ -296,7 +296,19 @@ struct bench {
     std::vector<int32_t> positions;
     const size_t unit = layers[0].unit_bytes, exact_page = (size_t)o.kv_heads * 2 * 64 * o.head_dim * 2;
     const int run = (int)((exact_page + unit - 1) / unit);
-    int next_coded = 0, next_exact = 0;
+    int next_coded = 0, next_exact = 0, most_rows = 0;
+    if (decode_check(cuda, &shape, &layers[0], &most_rows) != OSCAR_OK) {
+      fprintf(stderr, "there is no kernel for this\n");
+      exit(1);
+    }
+    oscar_cuda_info info;
+    oscar_cuda_describe(cuda, &info);
+    if (most_rows > 8) {
+      int64_t pages = 0;
+      for (int length : what.lengths) pages += (length + 63) / 64 * o.kv_heads;
+      if (!line_wide_pays(pages * ((shape.group + 7) / 8), pages * ((shape.group + 15) / 16), info.multiprocessors))
+        most_rows = 8;
+    }
     for (int length : what.lengths) {
       const int all = (length + 63) / 64, exact = how.coded ? std::min(all, 6) : all;
       if (how.coded) next_exact += all - exact;
@@ -315,7 +327,7 @@ struct bench {
       first.coded_pages = all - exact;
       for (int i = 0; i < all - exact; i++) list.push_back({next_coded++, 1 + i});
       first.exact_tiles = (exact - 1) * 4 + (length - 1) % 64 / 16 + 1;
-      const int cuts = (shape.group + DECODE_ROWS - 1) / DECODE_ROWS;
+      const int cuts = (shape.group + most_rows - 1) / most_rows;
       for (int i = 0; i < cuts; i++) {
         decode_tile tile = first;
         tile.first_row = shape.group * i / cuts;
@@ -325,8 +337,6 @@ struct bench {
       }
     }
     decode_line line;
-    oscar_cuda_info info;
-    oscar_cuda_describe(cuda, &info);
     if (!line_lay(tiles.data(), (int)tiles.size(), o.kv_heads, info.multiprocessors, &line)) {
       fprintf(stderr, "too much for one launch\n");
       exit(1);
@@ -336,7 +346,7 @@ struct bench {
     plan.tile_count = (int)tiles.size();
     plan.line = keep(std::vector<decode_line>(1, line));
     const size_t items = tiles.size() * o.kv_heads, width = (size_t)o.query_heads * o.head_dim * what.lengths.size();
-    if (how.coded) space.prepared = keep_empty(items * decode_prepared_bytes(&layers[0]));
+    if (how.coded) space.prepared = keep_empty(items * decode_prepared_bytes(&layers[0], plan.rows));
     space.parts = keep(std::vector<float>((items + decode_most_blocks(cuda)) * decode_part_bytes(&shape) / sizeof(float), 0));
     q = keep(normals(width, 1, 3));
     out = (float *)keep_empty(width * 4);

@@ -739,7 +739,7 @@ oscar_status oscar_attention_run(oscar_attention *attention, int layer, int wind
 /* ---- steps on a GPU ---- */
 
 oscar_status attention_make_ready(oscar_attention *attention, const int *windows, int n_windows, oscar_sequence *const *sequences,
-                                  int count) {
+                                  int count, int *kernels) {
   oscar_context *context = attention->geometry->context;
   if (!attention->device || n_windows < 1 || n_windows > STEP_WINDOWS || count < 1)
     return set_error(context, OSCAR_INVALID_ARGUMENT, "attention: a step of %d sequences with %d windows on a GPU", count,
@@ -748,7 +748,7 @@ oscar_status attention_make_ready(oscar_attention *attention, const int *windows
     if (sequence_cache(sequences[i]) != attention->cache ||
         sequence_visible(sequences[i], EVERY_LAYER) != oscar_sequence_length(sequences[i]) + 1)
       return set_error(context, OSCAR_INVALID_ARGUMENT, "attention: sequence %d has no step of one token open in this cache", i);
-  return device_attention_make_ready(attention->device, windows, n_windows, sequences, count);
+  return device_attention_make_ready(attention->device, windows, n_windows, sequences, count, kernels);
 }
 
 oscar_status attention_step(oscar_attention *attention, int layer, int window, const struct decode_rows *rows, float *out) {

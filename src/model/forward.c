@@ -607,12 +607,12 @@ static oscar_status place_tokens(struct runner *r) {
 
 /* ---- decoding on a GPU ---- */
 
-/* What the kernels of the step will read, uploaded; nothing of it has been enqueued. */
-static oscar_status make_ready(struct runner *r) {
+/* What the kernels of the step will read, uploaded; nothing of it has been enqueued. kernels: of attention_make_ready. */
+static oscar_status make_ready(struct runner *r, int *kernels) {
   const struct hyperparameters *p = &r->model->parameters;
   struct backend *be = r->model->backend;
   oscar_status status = sequences_make_ready(r->sequences, r->count, &r->places);
-  if (status == OSCAR_OK) status = attention_make_ready(r->attention, r->windows, r->n_windows, r->sequences, r->count);
+  if (status == OSCAR_OK) status = attention_make_ready(r->attention, r->windows, r->n_windows, r->sequences, r->count, kernels);
   for (int i = 0; i < r->n_windows && status == OSCAR_OK; i++) {
     const bool windowed = r->windows[i] != 0;
     status = be->ops->rope_on_device(be, windowed ? &p->window_rope : &p->rope, p->geometry.head_dim, &r->rotations[windowed]);
@@ -635,9 +635,10 @@ static oscar_status record(struct runner *r, struct kept_recording *kept) {
 static oscar_status decode(struct runner *r) {
   struct backend *be = r->model->backend;
   struct kept_recording *kept;
-  oscar_status status = make_ready(r);
+  int kernels = 0;
+  oscar_status status = make_ready(r, &kernels);
   if (status != OSCAR_OK) return status;
-  const int kind = 2 * r->count + (r->sampling != NULL);
+  const int kind = (2 * r->count + (r->sampling != NULL)) * STEP_KERNELS + kernels;
   const enum step_way way = r->records && r->outputs == r->n ? recordings_choose(&r->recordings, be, kind, &kept) : STEP_DIRECT;
   if (way == STEP_DIRECT) status = run_layers(r, NULL);
   if (way == STEP_RECORD) status = record(r, kept);

@@ -135,10 +135,34 @@ static void plans_follow_the_reading_rule(void **state) {
       token += n + i;
     }
     for (int group = 1; group <= 16; group += 1 + group / 4)
-      for (int most_rows = 4; most_rows <= 128; most_rows *= most_rows < 8 ? 2 : 16)
+      for (int most_rows = 4; most_rows <= 128; most_rows *= most_rows < 16 ? 2 : 8)
         check_plan(&f, group, most_rows, round % 4 == 1 ? 150 : 0, jobs, 3);
     close_fixture(&f);
   }
+}
+
+/* Tiles of 16 rows are for tiles that would else be two, and for work that is long enough for every block. */
+static void wide_tiles_are_for_long_work(void **state) {
+  (void)state;
+  assert_false(line_wide_pays(0, 0, 132));
+  for (int64_t pages = 1; pages < 1 << 24; pages *= 2) {
+    assert_false(line_wide_pays(pages, pages, 132)); /* no more than eight rows anyhow */
+    if (pages > 1) assert_true(line_wide_pays(pages, pages / 2, 132) >= line_wide_pays(pages / 2, pages / 4, 132));
+  }
+  assert_true(line_wide_pays(2 << 20, 1 << 20, 132));
+  assert_false(line_wide_pays(2 << 10, 1 << 10, 132));
+  struct fixture f = open_fixture(true, 1, 1);
+  oscar_sequence *s;
+  assert_ok(f.context, oscar_sequence_create(f.cache, &s));
+  feed(&f, s, 3000, false);
+  feed(&f, s, 4, true);
+  const struct plan_job job = {.sequence = s, .n = 4};
+  assert_int_equal(plan_rows(4, KV_HEADS, 1, 16, 0, 0, &job, 1), 16);
+  assert_int_equal(plan_rows(4, KV_HEADS, 1, 8, 0, 0, &job, 1), 8);    /* there is no such kernel */
+  assert_int_equal(plan_rows(2, KV_HEADS, 1, 16, 0, 0, &job, 1), 8);   /* eight rows */
+  assert_int_equal(plan_rows(4, KV_HEADS, 132, 16, 0, 0, &job, 1), 8); /* too short for so many blocks */
+  assert_int_equal(plan_rows(4, KV_HEADS, 1, 16, 0, 64, &job, 1), 8);  /* and where a window hides most of it */
+  close_fixture(&f);
 }
 
 /* Before a step's rows are written, a plan that counts them as written is the one that is made afterwards. */
@@ -572,15 +596,11 @@ static void token_columns_are_those_of_values(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(plans_follow_the_reading_rule),
-      cmocka_unit_test(plans_can_be_made_ahead),
-      cmocka_unit_test(lines_are_cut_where_items_end),
-      cmocka_unit_test(cut_tiles_share_their_pages),
-      cmocka_unit_test(tables_turn_means),
-      cmocka_unit_test(own_curves_turn_means),
-      cmocka_unit_test(prefill_tables_hold_maps),
-      cmocka_unit_test(runs_bring_what_turns),
-      cmocka_unit_test(token_columns_are_those_of_values),
+      cmocka_unit_test(plans_follow_the_reading_rule), cmocka_unit_test(wide_tiles_are_for_long_work),
+      cmocka_unit_test(plans_can_be_made_ahead),       cmocka_unit_test(lines_are_cut_where_items_end),
+      cmocka_unit_test(cut_tiles_share_their_pages),   cmocka_unit_test(tables_turn_means),
+      cmocka_unit_test(own_curves_turn_means),         cmocka_unit_test(prefill_tables_hold_maps),
+      cmocka_unit_test(runs_bring_what_turns),         cmocka_unit_test(token_columns_are_those_of_values),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -59,6 +59,16 @@ struct arguments {
   float scale;
 };
 
+/* Columns of a product are eight: of a row each, or of four rows each twice, where there are no more. Of 16 rows there are two
+ * such tiles of columns. */
+__host__ __device__ constexpr int column_tiles_of(int row_tiles) { return row_tiles > 2 ? row_tiles / 2 : 1; }
+/* Column c is row c / 2 of a tile of 4 rows, of two such in turn. */
+template <int NT> __device__ __forceinline__ int row_of_column(int c) { return c / 2 + (NT > 1 ? c % 2 * 4 : 0); }
+/* The tile of 4 rows of a lane's column u, 0 or 1, of a tile of columns. */
+template <int NT> __device__ __forceinline__ constexpr int row_tile_of(int columns, int u) {
+  return NT > 1 ? 2 * columns + u : 0;
+}
+
 /* What a row has of a running softmax, in a lane: m the same in all lanes of a row, l of this lane's tokens only. */
 template <int NT> struct softmax { float m[NT], l[NT]; };
 
@@ -70,8 +80,6 @@ struct page_gains {
   __half *values;     /* [tokens 2q, 2q + 1 | 8 + 2q, 8 + 2q + 1][tile][q][class][2]; those of the latter over 16 */
   const float *table; /* 2^((i - 8)/4) */
 };
-/* Log gains of keys come times this. */
-constexpr float KEY_GAIN_UNIT = 64;
 
 __host__ __device__ inline int gains_bytes(const page_forms &a) { return a.key_form == OSCAR_ROW_SCALE_ZERO ? 1792 : 1536; }
 __device__ inline page_gains page_gains_of(uint8_t *memory, const float *table) {
@@ -100,22 +108,22 @@ __device__ __forceinline__ void expand_key_gains(const page_forms &a, const page
   }
 }
 
-/* The same of log gains in four groups, times KEY_GAIN_UNIT, of tokens lane and lane + 32: 2^(4 + n/4) of every nibble n. Its
- * place in a float of [4, 8) is bits 19 to 22. */
+/* The same of log gains in four groups, times KEY_GAIN_UNIT, of tokens lane and lane + 32: 2^(16 + n/4) of every nibble n. Its
+ * place in a float of [16, 20) is bits 17 to 20. */
 struct key_log_gains {
   uint32_t words[2];
   __device__ __forceinline__ void load(const uint8_t *meta, int lane) {
     words[0] = ((const uint16_t *)meta)[lane], words[1] = ((const uint16_t *)meta)[lane + 32];
   }
-  __device__ __forceinline__ static float gain(uint32_t shifted, uint32_t four) {
-    return exp2_fast(__uint_as_float(and_or<0x00780000u>(shifted, four)));
+  __device__ __forceinline__ static float gain(uint32_t shifted, uint32_t sixteen) {
+    return exp2_fast(__uint_as_float(and_or<0x001E0000u>(shifted, sixteen)));
   }
-  /* four: bits of 4.0f, in a register. */
-  __device__ __forceinline__ void store(const page_gains &to, uint32_t four, int lane) const {
+  /* sixteen: bits of 16.0f, in a register. */
+  __device__ __forceinline__ void store(const page_gains &to, uint32_t sixteen, int lane) const {
 #pragma unroll
     for (int i = 0; i < 2; i++)
-      *(float4 *)(to.keys + 4 * (lane + 32 * i)) = make_float4(gain(words[i] << 19, four), gain(words[i] << 15, four),
-                                                               gain(words[i] << 11, four), gain(words[i] << 7, four));
+      *(float4 *)(to.keys + 4 * (lane + 32 * i)) = make_float4(gain(words[i] << 17, sixteen), gain(words[i] << 13, sixteen),
+                                                               gain(words[i] << 9, sixteen), gain(words[i] << 5, sixteen));
   }
 };
 
@@ -169,32 +177,38 @@ __device__ __forceinline__ void expand_value_log_gains(const page_gains &to, uin
       __byte_perm(a.x, b.x, 0x5410), __byte_perm(a.x, b.x, 0x7632), __byte_perm(a.y, b.y, 0x5410), __byte_perm(a.y, b.y, 0x7632));
 }
 
-/* Operands of a tile's queries: in registers where the number of blocks is known, else in shared memory. */
-template <int KEY_BLOCKS, int NT> struct query_operands {
+/* A tile's queries in bytes: operands, in registers where the number of blocks is known, else in shared memory; and what a lane's
+ * rows need to make scores of sums (struct row_constants). */
+template <int FORM, int KEY_BLOCKS, int NT> struct byte_queries {
+  static constexpr float GAIN_UNIT = FORM == FOUR_LOG_GAINS ? KEY_GAIN_UNIT : 1; /* gains of keys come times this */
   uint32_t words[NT][KEY_BLOCKS ? KEY_BLOCKS : 1];
   const uint32_t *shared; /* of this lane */
-  __device__ __forceinline__ void load(const uint32_t *operands, int lane) {
+  int begin[NT][GAIN_CLASSES][4];
+  float unit[NT][GAIN_CLASSES], offset[NT][GAIN_CLASSES];
+  __device__ __forceinline__ void load(const uint32_t *operands, const struct row_constants *constants, int lane) {
     shared = operands + lane;
 #pragma unroll
-    for (int n = 0; n < NT; n++)
+    for (int n = 0; n < NT; n++) {
+      const struct row_constants &row = constants[n * 4 + lane % 4];
 #pragma unroll
       for (int i = 0; i < KEY_BLOCKS; i++) words[n][i] = shared[(n * KEY_BLOCKS + i) * 32];
+#pragma unroll
+      for (int p = 0; p < GAIN_CLASSES; p++) {
+        const int4 of = *(const int4 *)row.begin[p];
+        begin[n][p][0] = of.x, begin[n][p][1] = of.y, begin[n][p][2] = of.z, begin[n][p][3] = of.w;
+        unit[n][p] = row.unit[p] / GAIN_UNIT, offset[n][p] = row.offset[p] / GAIN_UNIT;
+      }
+    }
   }
   __device__ __forceinline__ uint32_t get(int blocks, int n, int i) const {
     return KEY_BLOCKS ? words[n][KEY_BLOCKS ? i : 0] : shared[(n * blocks + i) * 32];
   }
 };
 
-/* What a lane's rows need to make scores of sums (struct row_constants). */
-template <int NT> struct score_scales {
-  int begin[NT][GAIN_CLASSES][4];
-  float unit[NT][GAIN_CLASSES], offset[NT][GAIN_CLASSES];
-};
-
 /* Sums of bytes of 16 tokens, by class: token g in [0] and [1], high and low, token g + 8 in [2] and [3]. */
-template <int KEY_BLOCKS, int NT>
+template <int FORM, int KEY_BLOCKS, int NT>
 __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words, int tile,
-                                         const query_operands<KEY_BLOCKS, NT> &operands, const score_scales<NT> &scales, int lane,
+                                         const byte_queries<FORM, KEY_BLOCKS, NT> &queries, int lane,
                                          int (&sums)[NT][GAIN_CLASSES][4]) {
   const int blocks = KEY_BLOCKS ? KEY_BLOCKS : some_blocks, full = blocks / GAIN_CLASSES, over = blocks % GAIN_CLASSES;
   if (KEY_BLOCKS < 8) { /* else the first product brings it */
@@ -203,7 +217,7 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
 #pragma unroll
       for (int p = 0; p < GAIN_CLASSES; p++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) sums[n][p][i] = scales.begin[n][p][i];
+        for (int i = 0; i < 4; i++) sums[n][p][i] = queries.begin[n][p][i];
   }
 #pragma unroll
   for (int pair = 0; pair < full / 2; pair++) {
@@ -213,9 +227,9 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
       const uint32_t mask = 0x03030303u << 2 * p;
 #pragma unroll
       for (int n = 0; n < NT; n++) {
-        const uint32_t b0 = operands.get(blocks, n, pair * 8 + p * 2), b1 = operands.get(blocks, n, pair * 8 + p * 2 + 1);
+        const uint32_t b0 = queries.get(blocks, n, pair * 8 + p * 2), b1 = queries.get(blocks, n, pair * 8 + p * 2 + 1);
         if (KEY_BLOCKS >= 8 && pair == 0)
-          mma_bytes_from(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1, scales.begin[n][p]);
+          mma_bytes_from(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1, queries.begin[n][p]);
         else
           mma_bytes(sums[n][p], w.x & mask, w.y & mask, w.z & mask, w.w & mask, b0, b1);
       }
@@ -227,7 +241,7 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
     for (int p = 0; p < GAIN_CLASSES; p++) {
       const uint32_t mask = 0x03030303u << 2 * p;
 #pragma unroll
-      for (int n = 0; n < NT; n++) mma_bytes_half(sums[n][p], w.x & mask, w.y & mask, operands.get(blocks, n, full / 2 * 8 + p));
+      for (int n = 0; n < NT; n++) mma_bytes_half(sums[n][p], w.x & mask, w.y & mask, queries.get(blocks, n, full / 2 * 8 + p));
     }
   }
   if (over >= 2) { /* one more block in classes 1 and 3, token g + 8 two bits below its place */
@@ -237,7 +251,7 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
       const int p = 2 * i + 1;
       const uint32_t mask = 0x03030303u << 2 * p;
 #pragma unroll
-      for (int n = 0; n < NT; n++) mma_bytes_half(sums[n][p], w & mask, w << 2 & mask, operands.get(blocks, n, full * 4 + i));
+      for (int n = 0; n < NT; n++) mma_bytes_half(sums[n][p], w & mask, w << 2 & mask, queries.get(blocks, n, full * 4 + i));
     }
   }
   if (over % 2) { /* one more block in class 3 or 2, tokens of two tiles in a word */
@@ -245,20 +259,21 @@ __device__ __forceinline__ void sum_keys(int some_blocks, const uint32_t *words,
     if (over == 1) {
 #pragma unroll
       for (int n = 0; n < NT; n++)
-        mma_bytes_half(sums[n][3], w << 6 & 0xC0C0C0C0u, w << 4 & 0xC0C0C0C0u, operands.get(blocks, n, full * 4));
+        mma_bytes_half(sums[n][3], w << 6 & 0xC0C0C0C0u, w << 4 & 0xC0C0C0C0u, queries.get(blocks, n, full * 4));
     } else {
 #pragma unroll
       for (int n = 0; n < NT; n++)
-        mma_bytes_half(sums[n][2], w << 4 & 0x30303030u, w << 2 & 0x30303030u, operands.get(blocks, n, full * 4 + 2));
+        mma_bytes_half(sums[n][2], w << 4 & 0x30303030u, w << 2 & 0x30303030u, queries.get(blocks, n, full * 4 + 2));
     }
   }
 }
 
 /* Scores of 16 tokens from these sums: token g in s[.][0], token g + 8 in s[.][1]. `gains`: [64] fp16 of ONE_GAIN, else
  * [64][class] floats. */
-template <int FORM, int NT>
-__device__ __forceinline__ void scale_sums(const int (&sums)[NT][GAIN_CLASSES][4], int tile, const score_scales<NT> &scales,
-                                           const void *page_gains, int lane, float (&s)[NT][2]) {
+template <int FORM, int KEY_BLOCKS, int NT>
+__device__ __forceinline__ void scale_sums(const int (&sums)[NT][GAIN_CLASSES][4], int tile,
+                                           const byte_queries<FORM, KEY_BLOCKS, NT> &queries, const void *page_gains, int lane,
+                                           float (&s)[NT][2]) {
   float gains[2][GAIN_CLASSES];
   if (FORM == ONE_GAIN) {
     const __half *of = (const __half *)page_gains + tile * 16 + lane / 4;
@@ -277,7 +292,7 @@ __device__ __forceinline__ void scale_sums(const int (&sums)[NT][GAIN_CLASSES][4
       float all = 0;
 #pragma unroll
       for (int p = 0; p < GAIN_CLASSES; p++) {
-        const float unit = scales.unit[n][p], high = fmaf(__int_as_float(sums[n][p][2 * i]), unit, scales.offset[n][p]);
+        const float unit = queries.unit[n][p], high = fmaf(__int_as_float(sums[n][p][2 * i]), unit, queries.offset[n][p]);
         const float of_class = fmaf(__int_as_float(sums[n][p][2 * i + 1]), unit, high);
         if (FORM == ONE_GAIN)
           all = p == 0 ? of_class : all + of_class;
@@ -339,28 +354,41 @@ template <int NT> __device__ __forceinline__ void add_curves(const float (&sums)
  * A product has eight columns, and all are numbers: of 8 rows, or where there are but 4, of these for two pages at once. What
  * fp16 lost of them has a product of its own, as what it lost of the curves has.
  *
- * turned [page or rows from 4 on][tile of 16 tokens][token g, g + 8]: what the mean has in scores. curves, amplitudes: of the
+ * turned [page or tile of 4 rows][tile of 16 tokens][token g, g + 8]: what the mean has in scores. curves, amplitudes: of the
  * head; angles: of its pairs, for the lane's page (of column lane / 4, page or rows are lane / 4 % 2). Of each step a lane has
- * pairs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, as operand B wants them. STEPS 0: as many as there are.
+ * pairs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, as operand B wants them. STEPS 0: as many as there are. base: where scores of rows
+ * begin; those of two pages begin at 0. KEEP_LOST: what fp16 lost of the numbers.
  */
-template <int STEPS, int NT>
+template <int NT> struct turned_scores { float of[NT == 1 ? 2 : NT][4][2]; };
+template <int STEPS, int NT, bool KEEP_LOST>
 __device__ __forceinline__ void turn_pairs(const arguments &a, const uint8_t *curves, const float2 *amplitudes,
-                                           const uint8_t *angles, int lane, float (&turned)[2][4][2]) {
+                                           const uint8_t *angles, const float (&base)[NT], int lane, turned_scores<NT> &turned) {
+  constexpr int COLUMN_TILES = column_tiles_of(NT);
   const int steps = STEPS ? STEPS : a.turning_pairs / CURVE_STEP, g = lane / 4, q = lane % 4;
-  const float2 *mine = amplitudes + (g / 2 + (NT == 2 ? g % 2 * 4 : 0)) * steps * CURVE_STEP + 2 * q;
-  float sums[2][2][4] = {}; /* [even, odd][tile from the centre on] */
+  const float2 *mine = amplitudes + row_of_column<NT>(g) * steps * CURVE_STEP + 2 * q;
+  float sums[COLUMN_TILES][2][2][4] = {}; /* [even, odd][tile from the centre on] */
+  if (NT > 1)
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int tile = 0; tile < 2; tile++) sums[n / 2][0][tile][n % 2] = sums[n / 2][0][tile][2 + n % 2] = base[n];
 #pragma unroll
   for (int k = 0; k < steps; k++) {
     const float4 *turns = (const float4 *)angles + k * CURVE_STEP / 2 + q, u = turns[0], v = turns[4]; /* (cos, sin) twice */
-    const float4 x = *(const float4 *)(mine + k * CURVE_STEP), y = *(const float4 *)(mine + k * CURVE_STEP + 8);
-    const float even[4] = {x.x * u.x + x.y * u.y, x.z * u.z + x.w * u.w, y.x * v.x + y.y * v.y, y.z * v.z + y.w * v.w};
-    const float odd[4] = {x.y * u.x - x.x * u.y, x.w * u.z - x.z * u.w, y.y * v.x - y.x * v.y, y.w * v.z - y.z * v.w};
-    uint32_t number[2][2], lost[2][2]; /* [even, odd][pairs 2 q and 2 q + 1, 2 q + 8 and 2 q + 9] */
+    uint32_t number[COLUMN_TILES][2][2], lost[COLUMN_TILES][2][2]; /* [even, odd][pairs 2 q, 2 q + 1; 2 q + 8, 2 q + 9] */
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      number[0][i] = pack_half2(even[2 * i], even[2 * i + 1]), number[1][i] = pack_half2(odd[2 * i], odd[2 * i + 1]);
-      lost[0][i] = rest_half2(even[2 * i], even[2 * i + 1], number[0][i]);
-      lost[1][i] = rest_half2(odd[2 * i], odd[2 * i + 1], number[1][i]);
+    for (int c = 0; c < COLUMN_TILES; c++) {
+      const float2 *of = mine + c * 8 * steps * CURVE_STEP + k * CURVE_STEP;
+      const float4 x = *(const float4 *)of, y = *(const float4 *)(of + 8);
+      const float even[4] = {x.x * u.x + x.y * u.y, x.z * u.z + x.w * u.w, y.x * v.x + y.y * v.y, y.z * v.z + y.w * v.w};
+      const float odd[4] = {x.y * u.x - x.x * u.y, x.w * u.z - x.z * u.w, y.y * v.x - y.x * v.y, y.w * v.z - y.z * v.w};
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        number[c][0][i] = pack_half2(even[2 * i], even[2 * i + 1]), number[c][1][i] = pack_half2(odd[2 * i], odd[2 * i + 1]);
+        if (!KEEP_LOST) continue;
+        lost[c][0][i] = rest_half2(even[2 * i], even[2 * i + 1], number[c][0][i]);
+        lost[c][1][i] = rest_half2(odd[2 * i], odd[2 * i + 1], number[c][1][i]);
+      }
     }
 #pragma unroll
     for (int o = 0; o < 2; o++)
@@ -368,20 +396,23 @@ __device__ __forceinline__ void turn_pairs(const arguments &a, const uint8_t *cu
       for (int tile = 0; tile < 2; tile++) {
         const uint4 *of_tile = (const uint4 *)(curves + k * CURVE_STEP_BYTES + (o * 2 + tile) * 1024) + lane;
         const uint4 value = of_tile[0], rest = of_tile[32];
-        mma_fp16(sums[o][tile], value.x, value.y, value.z, value.w, number[o][0], number[o][1]);
-        mma_fp16(sums[o][tile], value.x, value.y, value.z, value.w, lost[o][0], lost[o][1]);
-        mma_fp16(sums[o][tile], rest.x, rest.y, rest.z, rest.w, number[o][0], number[o][1]);
+#pragma unroll
+        for (int c = 0; c < COLUMN_TILES; c++) {
+          mma_fp16(sums[c][o][tile], value.x, value.y, value.z, value.w, number[c][o][0], number[c][o][1]);
+          if (KEEP_LOST) mma_fp16(sums[c][o][tile], value.x, value.y, value.z, value.w, lost[c][o][0], lost[c][o][1]);
+          mma_fp16(sums[c][o][tile], rest.x, rest.y, rest.z, rest.w, number[c][o][0], number[c][o][1]);
+        }
       }
   }
 #pragma unroll
   for (int tile = 0; tile < 2; tile++)
 #pragma unroll
-    for (int u = 0; u < 2; u++)
+    for (int n = 0; n < 2 * COLUMN_TILES; n++)
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const float even = sums[0][tile][2 * i + u], odd = sums[1][tile][2 * i + u];
-        turned[u][2 + tile][i] = even + odd;
-        turned[u][1 - tile][1 - i] = __shfl_xor_sync(~0u, even - odd, 28); /* rows g and 15 - g are as far from the centre */
+        const float even = sums[n / 2][0][tile][2 * i + n % 2], odd = sums[n / 2][1][tile][2 * i + n % 2];
+        turned.of[n][2 + tile][i] = even + odd;
+        turned.of[n][1 - tile][1 - i] = __shfl_xor_sync(~0u, even - odd, 28); /* rows g and 15 - g: as far from the centre */
       }
 }
 
@@ -538,13 +569,13 @@ __device__ inline void store_constant_gains(uint8_t *to) {
 }
 
 /*
- * The probabilities of 16 tokens as operand B: of 8 rows, tokens 2 q, 2 q + 1 and those 8 on of row lane / 4 in two words. Of 4
- * rows one word has both: column 2 r has tokens 0 to 7 of row r and column 2 r + 1 the others, so what multiplies the wrong
- * half of a column is zero, and sums of both columns belong together.
+ * The probabilities of 16 tokens as operand B: of 8 rows, tokens 2 q, 2 q + 1 and those 8 on of column lane / 4 in two words, and
+ * of 16 rows twice that. Of 4 rows one word has both: column 2 r has tokens 0 to 7 of row r and column 2 r + 1 the others, so
+ * what multiplies the wrong half of a column is zero, and sums of both columns belong together.
  */
 template <int NT> struct tile_probabilities {
   uint32_t words[NT];
-  __device__ __forceinline__ uint32_t get(int half) const { return words[NT == 1 ? 0 : half]; }
+  __device__ __forceinline__ uint32_t get(int columns, int half) const { return words[NT == 1 ? 0 : 2 * columns + half]; }
 };
 
 /* Of a lane's columns, gains of tokens 2 q and 2 q + 1 and those 8 on: of every class, tiles GAIN_TILE_BYTES apart. */
@@ -559,16 +590,17 @@ __device__ __forceinline__ column_gains column_gains_of(const page_gains &gains,
   return {{NT == 1 && column == 1 ? zeros : values, NT == 1 && column == 0 ? zeros : values + GAIN_HALF_BYTES}};
 }
 
-/* acc [block]: rows g and g + 8 of a block of crumbs, in units of 2^-24 and 2^-22. middle: sums of probabilities times gains, of
- * which FOUR_LOG_GAINS has as many as words of probabilities: in row g those of class g, g < 4, and the probabilities themselves
- * for g = 4; in row g + 8 a sixteenth of the same; tokens are those of the word, so of 8 rows tokens 0 to 7 are in the first
- * rows of the first and the others in the last rows of the second. Other forms have all in the first, in row g of class g.
- * `gains`: of ONE_GAIN the page's own, which are multiplied by `factors`; of_columns and of_row: of other forms, and of
- * FOUR_LOG_GAINS what a lane's row of these sums multiplies. */
+/* acc [tile of columns][block]: rows g and g + 8 of a block of crumbs, in units of 2^-24 and 2^-22. middle: sums of probabilities
+ * times gains. FOUR_LOG_GAINS has in row g those of class g, g < 4, and the probabilities themselves for g = 4, of tokens 0 to 7;
+ * in row g + 8 a sixteenth of the same of the others. Of 4 rows, whose columns have tokens of one half, the other half's row of a
+ * column is junk. Other forms have all in row g of class g. `gains`: of ONE_GAIN the page's own, which are multiplied by
+ * `factors`; of_columns and of_row: of other forms, and of FOUR_LOG_GAINS what a lane's row of these sums multiplies. */
 template <int FORM, int BLOCKS, bool ANY, int NT>
 __device__ inline void sum_values(const page_forms &a, const uint32_t *words, const uint16_t *gains, const uint32_t (&factors)[2],
                                   const column_gains &of_columns, const uint32_t *of_row, const tile_probabilities<NT> (&p)[4],
-                                  int lane, float (&acc)[BLOCKS][4], float (&middle)[NT][4]) {
+                                  int lane, float (&acc)[column_tiles_of(NT)][BLOCKS][4],
+                                  float (&middle)[column_tiles_of(NT)][4]) {
+  constexpr int COLUMN_TILES = column_tiles_of(NT);
   const int g = lane / 4, q = lane % 4, blocks = ANY ? a.value_crumbs / 16 : BLOCKS;
   constexpr uint32_t ONES = 0x3C003C00, SIXTEENS = 0x4C004C00;
   uint2 w[ANY ? 1 : BLOCKS];
@@ -577,46 +609,60 @@ __device__ inline void sum_values(const page_forms &a, const uint32_t *words, co
     for (int b = 0; b < BLOCKS; b++) w[b] = *(const uint2 *)(words + (b * 32 + lane) * 2);
 #pragma unroll
   for (int tile = 0; tile < 4; tile++) {
-    uint32_t weighted[GAIN_CLASSES][2];
+    uint32_t weighted[COLUMN_TILES][GAIN_CLASSES][2];
     if (FORM == ONE_GAIN) {
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const uint32_t of_tokens = ((const uint32_t *)gains)[tile * 8 + 4 * i + q];
-        weighted[0][i] = multiply_half2(p[tile].get(i), multiply_half2(of_tokens, factors[i]));
+        const uint32_t of_tokens = multiply_half2(((const uint32_t *)gains)[tile * 8 + 4 * i + q], factors[i]);
 #pragma unroll
-        for (int c = 1; c < GAIN_CLASSES; c++) weighted[c][i] = weighted[0][i];
+        for (int c = 0; c < COLUMN_TILES; c++)
+#pragma unroll
+          for (int k = 0; k < GAIN_CLASSES; k++)
+            weighted[c][k][i] = k == 0 ? multiply_half2(p[tile].get(c, i), of_tokens) : weighted[c][0][i];
       }
-      mma_fp16(middle[0], ONES, 0, SIXTEENS, 0, weighted[0][0], weighted[0][1]);
+#pragma unroll
+      for (int c = 0; c < COLUMN_TILES; c++) mma_fp16(middle[c], ONES, 0, SIXTEENS, 0, weighted[c][0][0], weighted[c][0][1]);
     } else {
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const uint4 x = *(const uint4 *)(of_columns.half[i] + tile * GAIN_TILE_BYTES);
-        weighted[0][i] = multiply_half2(p[tile].get(i), x.x), weighted[1][i] = multiply_half2(p[tile].get(i), x.y);
-        weighted[2][i] = multiply_half2(p[tile].get(i), x.z), weighted[3][i] = multiply_half2(p[tile].get(i), x.w);
+        const uint32_t of_class[GAIN_CLASSES] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+        for (int c = 0; c < COLUMN_TILES; c++)
+#pragma unroll
+          for (int k = 0; k < GAIN_CLASSES; k++) weighted[c][k][i] = multiply_half2(p[tile].get(c, i), of_class[k]);
       }
       if (FORM == FOUR_LOG_GAINS) { /* gains are the operand A */
         const uint32_t low = of_row[tile * GAIN_TILE_BYTES / 4], high = of_row[(GAIN_HALF_BYTES + tile * GAIN_TILE_BYTES) / 4];
+        if (NT == 1)
+          mma_fp16_half(middle[0], low, high, p[tile].words[0]);
+        else
 #pragma unroll
-        for (int k = 0; k < NT; k++) mma_fp16_half(middle[k], low, high, p[tile].words[k]);
+          for (int c = 0; c < COLUMN_TILES; c++) mma_fp16(middle[c], low, 0, 0, high, p[tile].get(c, 0), p[tile].get(c, 1));
       } else {
 #pragma unroll
-        for (int c = 0; c < GAIN_CLASSES; c++)
-          mma_fp16(middle[0], g == c ? ONES : 0, 0, g == c ? SIXTEENS : 0, 0, weighted[c][0], weighted[c][1]);
+        for (int c = 0; c < COLUMN_TILES; c++)
+#pragma unroll
+          for (int k = 0; k < GAIN_CLASSES; k++)
+            mma_fp16(middle[c], g == k ? ONES : 0, 0, g == k ? SIXTEENS : 0, 0, weighted[c][k][0], weighted[c][k][1]);
       }
     }
 #pragma unroll
-    for (int c = 0; c < GAIN_CLASSES; c++) {
+    for (int k = 0; k < GAIN_CLASSES; k++) {
 #pragma unroll
       for (int b = 0; b < BLOCKS; b++) {
-        if (!ANY && (b < class_begin(BLOCKS, c) || b >= class_begin(BLOCKS, c + 1))) continue;
-        if (ANY && (b < class_begin(blocks, c) || b >= class_begin(blocks, c + 1))) continue;
+        if (!ANY && (b < class_begin(BLOCKS, k) || b >= class_begin(BLOCKS, k + 1))) continue;
+        if (ANY && (b < class_begin(blocks, k) || b >= class_begin(blocks, k + 1))) continue;
         uint32_t x;
         if (ANY)
           x = words[(b * 32 + lane) * 2 + tile / 2];
         else
           x = tile / 2 ? w[b].y : w[b].x;
         if (tile % 2) x >>= 8;
-        mma_fp16(acc[b], x & 0x00030003u, x & 0x000C000Cu, x & 0x00300030u, x & 0x00C000C0u, weighted[c][0], weighted[c][1]);
+#pragma unroll
+        for (int c = 0; c < COLUMN_TILES; c++)
+          mma_fp16(acc[c][b], x & 0x00030003u, x & 0x000C000Cu, x & 0x00300030u, x & 0x00C000C0u, weighted[c][k][0],
+                   weighted[c][k][1]);
       }
     }
   }

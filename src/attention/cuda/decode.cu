@@ -49,11 +49,13 @@ int capability_of(const struct oscar_cuda *cuda, const void *kernel) {
   return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess ? attributes.ptxVersion : cuda->info.capability;
 }
 
+/* kernel NULL: there is none for so many rows. */
 choice choose(const struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer, int row_tiles) {
   const variant &v = *variant_of(shape->head_dim);
   const usual u = usual_of(v, layer, shape->window);
+  if (row_tiles == 4 && (u.form < 0 || u.kind >= decode::WIDE_KINDS || !v.wide[u.form][u.kind])) return {};
   if (u.form >= 0) {
-    const void *kernel = v.usual[u.form][u.kind][row_tiles - 1];
+    const void *kernel = row_tiles == 4 ? v.wide[u.form][u.kind] : v.usual[u.form][u.kind][row_tiles - 1];
     return {kernel, decode::block_shape_of(v.blocks, row_tiles, decode::USUAL_TURNS[u.kind], decode::USUAL_STEPS[u.kind], false,
                                            capability_of(cuda, kernel))};
   }
@@ -116,17 +118,18 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
         "attention on a GPU: head dimension %d with %d crumbs of values; there are kernels for 64, 96, 128 and 256, and up "
         "to 512 crumbs",
         shape->head_dim, layer->values.crumbs);
-  *rows = DECODE_ROWS;
-  if (layer->values.crumbs == 0) return OSCAR_OK;
+  *rows = 4;
   if (layer->keys.crumbs > 1024)
     return set_error(cuda->context, OSCAR_UNSUPPORTED, "attention on a GPU: keys of %d crumbs; at most 1024", layer->keys.crumbs);
-  if (!groups_fit(&layer->keys) || !groups_fit(&layer->values))
+  if (layer->values.crumbs > 0 && (!groups_fit(&layer->keys) || !groups_fit(&layer->values)))
     return set_error(cuda->context, OSCAR_UNSUPPORTED,
                      "attention on a GPU: rows with %d and %d groups of metadata; at most 4 gains, or one scale and zero",
                      layer->keys.groups, layer->values.groups);
   const decode::arguments a = arguments_of(shape, layer);
-  for (int row_tiles = 1; row_tiles <= 2; row_tiles++) {
-    const int bytes = decode::shared_layout_of(a, choose(cuda, shape, layer, row_tiles).shape, row_tiles).bytes;
+  for (int row_tiles = 1; row_tiles <= DECODE_ROWS / 4; row_tiles *= 2) {
+    const choice chosen = choose(cuda, shape, layer, row_tiles);
+    if (!chosen.kernel) continue;
+    const int bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
     if ((size_t)bytes <= cuda->shared_bytes)
       *rows = 4 * row_tiles;
     else if (row_tiles == 1)
@@ -144,7 +147,7 @@ int decode_most_blocks(const struct oscar_cuda *cuda) { return cuda->info.multip
 
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                         const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out) {
-  const int row_tiles = plan->rows > 4 ? 2 : 1;
+  const int row_tiles = row_tiles_of(plan->rows);
   const choice chosen = choose(cuda, shape, layer, row_tiles);
   decode::arguments a = arguments_of(shape, layer);
   a.tiles = plan->tiles;

@@ -12,6 +12,7 @@
 
 #include "attention/cuda/block_work.cuh"
 #include "attention/cuda/exact_page.cuh"
+#include "attention/cuda/wide_scores.cuh"
 
 namespace decode {
 
@@ -33,7 +34,7 @@ __host__ __device__ constexpr struct block_shape block_shape_of(int value_blocks
     warps = turns != STAYS || any ? 4 : 6;
   else if (any)
     warps = row_tiles == 2 ? 6 : 8;
-  else if (row_tiles == 2)
+  else if (row_tiles > 1)
     warps = turns == BY_WAVES && steps > 1 ? 6 : 8;
   return {has_little_memory(capability) ? warps * 5 / 8 : warps, 1};
 }
@@ -47,6 +48,7 @@ struct traits {
   static constexpr bool ANY_VALUES = ANY_VALUES_; /* any number of blocks of values, up to VALUE_BLOCKS */
   static constexpr how_it_turns TURNS = TURNS_;   /* the mean; ANY: in whatever way */
   static constexpr int STEPS = STEPS_;            /* of its curves; ANY: as many as there are */
+  static constexpr bool WIDE = NT_ == 4;          /* 16 rows */
 #ifdef __CUDA_ARCH__
   static constexpr struct block_shape SHAPE = block_shape_of(VALUE_BLOCKS_, NT_, TURNS_, STEPS_, ANY, __CUDA_ARCH__ / 10);
 #else
@@ -61,12 +63,13 @@ struct traits {
 
 /* Barriers of the block's copies, after those of its rings: queries, and curves, of two items in turn; the map. */
 enum block_copy { QUERIES, CURVES = QUERIES + 2, MAP = CURVES + 2, BLOCK_COPIES };
-/* Shared memory of a block, in bytes from its start. A warp has `of_warp` bytes from `warps` on for weights of curves (of a mean
- * that turns) and the gains of a page, and in their place its sums, when it is done with an item. Queries and curves of the next
- * item are `next_prepared` and `next_curves` bytes on from those of this one; 0: they come when this one is done with. */
+/* Shared memory of a block, in bytes from its start. A warp has sums.of_warp bytes from sums.codes on for weights of curves (of a
+ * mean that turns) and the gains of a page, and in their place its sums, when it is done with an item. Queries and curves of the
+ * next item are `next_prepared` and `next_curves` bytes on from those of this one; 0: they come when this one is done with. */
 struct shared_layout {
-  int angles, barriers, works, log_gains, constant_gains, prepared, next_prepared, curves, next_curves, map, warps, of_warp,
-      gains_of_warp, block, bytes;
+  int angles, barriers, works, log_gains, constant_gains, prepared, next_prepared, curves, next_curves, map, gains_of_warp, block,
+      bytes;
+  sums_layout sums;
 };
 __host__ __device__ inline prepared_layout prepared_of(const arguments &a, int row_tiles) {
   return prepared_layout_of(a.forms.key_crumbs / 16, a.turning_pairs, a.fast, row_tiles);
@@ -95,12 +98,10 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   s.next_prepared = a.copies_ahead ? prepared : 0, at += s.next_prepared;
   s.curves = at, at += curve_bytes(a);
   s.next_curves = a.copies_ahead && a.turns == BY_PAIRS ? curve_bytes(a) : 0, at += s.next_curves;
-  s.warps = at;
   s.gains_of_warp = a.turns == BY_WAVES ? WAVE_PAGES * row_tiles * a.rope.steps * 32 * WEIGHT_WORDS * 4 : 0;
-  const int sums = warp_sums_bytes(a.head_dim, a.forms.value_crumbs, row_tiles),
-            reading = s.gains_of_warp + (a.coded ? gains_bytes(a.forms) : 0);
-  s.of_warp = ((sums > reading ? sums : reading) + 15) / 16 * 16;
-  const int all = warps * s.of_warp, merging = merge_bytes(a.head_dim, row_tiles);
+  const int reading = s.gains_of_warp + (a.coded ? gains_bytes(a.forms) : 0);
+  s.sums = sums_layout_of(a.head_dim, a.forms.value_crumbs, row_tiles, at, reading, STAGES * a.slot_bytes);
+  const int all = warps * s.sums.of_warp, merging = merge_bytes(a.head_dim, row_tiles);
   s.block = at += ((all > merging ? all : merging) + 15) / 16 * 16;
   at += block_sums_of(a.forms.value_crumbs, row_tiles).bytes;
   s.map = at = (at + 127) / 128 * 128;
@@ -112,17 +113,20 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
 template <class T>
 __device__ inline void read_coded(const arguments &a, const struct decode_tile &tile, const reading &c, asking &asked,
                                   const reading &after, uint8_t *memory, const shared_layout &layout, int place, ring &ring) {
-  constexpr int NT = T::NT, BLOCKS = T::VALUE_BLOCKS;
-  constexpr bool ANY = T::ANY;
+  constexpr int NT = T::NT, BLOCKS = T::VALUE_BLOCKS, COLUMN_TILES = column_tiles_of(NT);
+  constexpr bool ANY = T::ANY, WIDE = T::WIDE;
   constexpr int STEPS = ANY ? 0 : T::STEPS;
   /* tiles whose products are begun before gains are made, as registers allow */
-  constexpr int EARLY_TILES = T::FORM != FOUR_LOG_GAINS ? 0 : NT == 1 ? 2 : T::TURNS == STAYS ? 1 : 0;
+  constexpr int EARLY_TILES = T::FORM != FOUR_LOG_GAINS || WIDE ? 0 : NT == 1 ? 2 : T::TURNS == STAYS ? 1 : 0;
+  /* what fp16 lost of amplitudes; queries of 16 rows lose as much, which heads of more channels bear */
+  constexpr bool KEEP_LOST = !WIDE || T::D <= 64;
   /* so that probabilities times gains of up to 2^1.75 stay fp16 numbers */
   constexpr float SLACK = T::FORM == FOUR_LOG_GAINS ? 2 : 0;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  uint8_t *own = memory + layout.warps + warp * layout.of_warp;
+  uint8_t *own = memory + layout.sums.codes + warp * layout.sums.of_warp;
+  const warp_sums to_sums = sums_of_warp<NT>(a.forms.value_crumbs, memory, layout.sums, warp);
   if (!page_is_next(ring, c.item)) {
-    store_no_codes<NT>(sums_of_warp<NT>(a.head_dim, a.forms.value_crumbs, own), a.forms.value_crumbs, lane);
+    store_no_codes<NT>(to_sums, a.forms.value_crumbs, lane);
     return;
   }
   const struct decode_page *pages = a.pages + c.coded_list;
@@ -135,29 +139,31 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   const struct row_constants *constants = (const struct row_constants *)(queries + prepared.constants);
   const float2 *amplitudes = (const float2 *)(queries + prepared.amplitudes);
   const uint4 *mixing = (const uint4 *)(queries + prepared.mixing);
-  query_operands<T::KEY_BLOCKS, NT> operands;
-  operands.load((const uint32_t *)queries, lane);
-  const uint32_t four = register_of(0x40800000u);
-  constexpr float UNIT = T::FORM == FOUR_LOG_GAINS ? 1 / KEY_GAIN_UNIT : 1;
-  score_scales<NT> scales;
+  typename std::conditional<WIDE, wide_queries<T::FORM, T::KEY_BLOCKS>, byte_queries<T::FORM, T::KEY_BLOCKS, NT>>::type mapped;
+  mapped.load((const uint32_t *)queries, constants, lane);
+  const uint32_t sixteen = register_of(0x41800000u);
   float zero[NT];
   coded_maxima<NT> maxima;
   softmax<NT> state;
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     const struct row_constants &row = constants[n * 4 + q];
-#pragma unroll
-    for (int p = 0; p < GAIN_CLASSES; p++) {
-      const int4 begin = *(const int4 *)row.begin[p];
-      scales.begin[n][p][0] = begin.x, scales.begin[n][p][1] = begin.y;
-      scales.begin[n][p][2] = begin.z, scales.begin[n][p][3] = begin.w;
-      scales.unit[n][p] = row.unit[p] * UNIT, scales.offset[n][p] = row.offset[p] * UNIT;
-    }
     zero[n] = row.zero;
     maxima.m[n] = 0, maxima.base[n] = row.mean + PROBABILITY_SHIFT, maxima.limit[n] = NONE;
     state.l[n] = 0;
   }
-  float acc[BLOCKS][4] = {}, middle[NT][4] = {}, zeros[NT] = {};
+  float acc[COLUMN_TILES][BLOCKS][4] = {}, middle[COLUMN_TILES][4] = {}, zeros[NT] = {};
+  const auto scale_acc = [&](const float(&factor)[NT]) {
+#pragma unroll
+    for (int c = 0; c < COLUMN_TILES; c++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float of_column = factor[row_tile_of<NT>(c, j % 2)];
+#pragma unroll
+        for (int b = 0; b < BLOCKS; b++) acc[c][b][j] *= of_column;
+        middle[c][j] *= of_column;
+      }
+  };
   int exponent = T::FORM == FOUR_LOG_GAINS || (ANY && forms.value_form == OSCAR_ROW_LOG_GAINS) ? 0 : -126;
   const page_gains gains = page_gains_of(own + layout.gains_of_warp, (const float *)(memory + layout.log_gains));
   const uint8_t *curves = memory + layout.curves + place * layout.next_curves;
@@ -169,7 +175,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
                            q * 4 + g % GAIN_CLASSES;
   int number = waves ? pages[min(g, c.coded - 1)].number : 0;
   const int content = content_of(c.item, NO_TILE);
-  float turned[2][4][2]; /* of this page, and of the next if `knows_next` */
+  turned_scores<NT> turned; /* of this page, and of the next if `knows_next` */
   bool knows_next = false;
   int i = 0;
   bool had_page;
@@ -194,10 +200,10 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         key_log_gains of_keys;
         of_keys.load(page + 256 * T::KEY_BLOCKS, lane);
         const uint32_t of_values = ((const uint32_t *)value_meta)[lane];
+        if constexpr (EARLY_TILES > 0)
 #pragma unroll
-        for (int t = 0; t < EARLY_TILES; t++)
-          sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, scales, lane, sums[t]);
-        of_keys.store(gains, four, lane);
+          for (int t = 0; t < EARLY_TILES; t++) sum_keys(blocks, (const uint32_t *)page, t, mapped, lane, sums[t]);
+        of_keys.store(gains, sixteen, lane);
         expand_value_log_gains(gains, of_values, lane);
       } else if (T::FORM == ONE_GAIN) {
         key_gains = page + 256 * T::KEY_BLOCKS;
@@ -208,13 +214,10 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       }
       __syncwarp();
       if (T::FORM != FOUR_LOG_GAINS && exponent != before) {
-        const float factor = ldexpf(1, max(before - exponent, -126));
+        float factor[NT];
 #pragma unroll
-        for (int b = 0; b < BLOCKS; b++)
-#pragma unroll
-          for (int j = 0; j < 4; j++) acc[b][j] *= factor;
-#pragma unroll
-        for (int j = 0; j < 4; j++) middle[0][j] *= factor;
+        for (int n = 0; n < NT; n++) factor[n] = ldexpf(1, max(before - exponent, -126));
+        scale_acc(factor);
       }
 
       float s[4][NT][2], largest[NT];
@@ -222,33 +225,45 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       for (int t = 0; t < 4; t++)
 #pragma unroll
         for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = maxima.base[n];
-      if (turns == BY_PAIRS) {
-        const int first = place_of_angles(ring.coded_before + i);
-        if (NT == 2 || !knows_next) {
-          knows_next = NT == 1 && i + 1 < c.coded;
+      if (turns == BY_PAIRS && NT > 1) {
+        wait_for_angles(ring);
+        turn_pairs<STEPS, NT, KEEP_LOST>(a, curves, amplitudes, angles_at(a, ring, place_of_angles(ring.coded_before + i)),
+                                         maxima.base, lane, turned);
+#pragma unroll
+        for (int t = 0; t < 4; t++)
+#pragma unroll
+          for (int n = 0; n < NT; n++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) s[t][n][j] = turned.of[n][t][j];
+      } else if (turns == BY_PAIRS) {
+        const auto add_turned = [&](int page) {
+#pragma unroll
+          for (int t = 0; t < 4; t++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) s[t][0][j] += turned.of[page][t][j];
+        };
+        if (!knows_next) {
+          const int first = place_of_angles(ring.coded_before + i);
+          knows_next = i + 1 < c.coded;
           wait_for_angles(ring);
           const int other = knows_next ? place_of_angles(ring.coded_before + i + 1) : first;
-          turn_pairs<STEPS, NT>(a, curves, amplitudes, angles_at(a, ring, g % 2 && NT == 1 ? other : first), lane, turned);
-#pragma unroll
-          for (int t = 0; t < 4; t++)
-#pragma unroll
-            for (int n = 0; n < NT; n++)
-#pragma unroll
-              for (int j = 0; j < 2; j++) s[t][n][j] += turned[n][t][j];
+          turn_pairs<STEPS, NT, KEEP_LOST>(a, curves, amplitudes, angles_at(a, ring, g % 2 ? other : first), maxima.base, lane,
+                                           turned);
+          add_turned(0);
         } else {
           knows_next = false;
-#pragma unroll
-          for (int t = 0; t < 4; t++)
-#pragma unroll
-            for (int j = 0; j < 2; j++) s[t][0][j] += turned[1][t][j];
+          add_turned(1);
         }
       }
       if (waves)
         score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
+      if constexpr (WIDE) score_wide((const uint32_t *)page, mapped, key_gains, lane, s);
 #pragma unroll
       for (int t = 0; t < 4; t++) {
-        if (t >= EARLY_TILES) sum_keys<T::KEY_BLOCKS, NT>(blocks, (const uint32_t *)page, t, operands, scales, lane, sums[0]);
-        scale_sums<T::FORM, NT>(sums[t < EARLY_TILES ? t : 0], t, scales, key_gains, lane, s[t]);
+        if constexpr (!WIDE) {
+          if (t >= EARLY_TILES) sum_keys(blocks, (const uint32_t *)page, t, mapped, lane, sums[0]);
+          scale_sums(sums[t < EARLY_TILES ? t : 0], t, mapped, key_gains, lane, s[t]);
+        }
         if (ANY && forms.key_form == OSCAR_ROW_SCALE_ZERO)
 #pragma unroll
           for (int n = 0; n < NT; n++)
@@ -276,14 +291,9 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       }
       float factor[NT];
       if (raise_coded_maxima<NT>(largest, SLACK, maxima, s, factor)) {
-        const float other = factor[NT - 1];
+        scale_acc(factor);
 #pragma unroll
-        for (int b = 0; b < BLOCKS; b++) acc[b][0] *= factor[0], acc[b][1] *= other, acc[b][2] *= factor[0], acc[b][3] *= other;
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-          middle[n][0] *= factor[0], middle[n][1] *= other, middle[n][2] *= factor[0], middle[n][3] *= other;
-          zeros[n] *= factor[n], state.l[n] *= factor[n];
-        }
+        for (int n = 0; n < NT; n++) zeros[n] *= factor[n], state.l[n] *= factor[n];
       }
       tile_probabilities<NT> p[4];
 #pragma unroll
@@ -307,7 +317,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
           }
 #pragma unroll
         for (int k = 0; k < NT; k++)
-          p[t].words[k] = transpose_8x8(NT == 1 ? pack_half2(x[0][0], x[1][0]) : pack_half2(x[k][0], x[k][NT - 1]));
+          p[t].words[k] = transpose_8x8(NT == 1 ? pack_half2(x[0][0], x[1][0])
+                                                : pack_half2(x[k % 2][k / 2 * 2], x[k % 2][NT == 1 ? 0 : k / 2 * 2 + 1]));
       }
       sum_values<T::FORM, BLOCKS, T::ANY_VALUES, NT>(forms, (const uint32_t *)(page + value_offset), value_meta, factors,
                                                      of_columns, of_row, p, lane, acc, middle);
@@ -320,8 +331,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   ring.coded_before += c.coded;
   /* of row n of the lane's, from both columns where there is but one */
   const auto sum_of_tokens = [&](int n) {
-    if (T::FORM == FOUR_LOG_GAINS) return middle[0][n] + 16 * middle[NT - 1][NT == 1 ? 3 : 2 + n];
-    return NT == 1 ? middle[0][0] + middle[0][1] : middle[0][n];
+    if (T::FORM == FOUR_LOG_GAINS) return middle[n / 2][n % 2] + 16 * middle[n / 2][NT == 1 ? 3 : 2 + n % 2];
+    return NT == 1 ? middle[0][0] + middle[0][1] : middle[n / 2][n % 2];
   };
   if (T::FORM == FOUR_LOG_GAINS) { /* sums of probabilities are those of row 4 */
 #pragma unroll
@@ -332,22 +343,24 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   }
 #pragma unroll
   for (int n = 0; n < NT; n++) state.m[n] = maxima.limit[n] > NONE ? maxima.m[n] : NONE;
-  const warp_sums sums = sums_of_warp<NT>(a.head_dim, forms.value_crumbs, own);
-  store_states<NT>(state, sums.code_states, lane, PROBABILITY_SHIFT);
+  store_states<NT>(state, to_sums.code_states, lane, PROBABILITY_SHIFT);
   const int stride = codes_width(forms.value_crumbs);
   const float low = ldexpf(1, 24 + exponent), high = ldexpf(1, 22 + exponent), one = ldexpf(1, exponent);
 #pragma unroll
   for (int b = 0; b < BLOCKS; b++) {
     if (T::ANY_VALUES && b >= forms.value_crumbs / 16) continue;
-    float *to = sums.codes + q * stride + b * 16 + g;
-    to[0] = (NT == 1 ? acc[b][0] + acc[b][1] : acc[b][0]) * low;
-    to[8] = (NT == 1 ? acc[b][2] + acc[b][3] : acc[b][2]) * high;
-    if (NT == 2) to[4 * stride] = acc[b][1] * low, to[4 * stride + 8] = acc[b][3] * high;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      const float(&of)[4] = acc[n / 2][b];
+      float *to = to_sums.codes + (4 * n + q) * stride + b * 16 + g;
+      to[0] = (NT == 1 ? of[0] + of[1] : of[n % 2]) * low;
+      to[8] = (NT == 1 ? of[2] + of[3] : of[2 + n % 2]) * high;
+    }
   }
   /* the sum of probabilities times gains of every group: that of any of its classes */
 #pragma unroll
   for (int n = 0; n < NT; n++) {
-    float *to = sums.codes + (n * 4 + q) * stride + forms.value_crumbs;
+    float *to = to_sums.codes + (n * 4 + q) * stride + forms.value_crumbs;
     if (ANY && forms.value_form == OSCAR_ROW_SCALE_ZERO) {
 #pragma unroll
       for (int step = 4; step < 32; step *= 2) zeros[n] += __shfl_xor_sync(~0u, zeros[n], step);
@@ -518,8 +531,9 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
         begin_curves(a, next.head, layout, place ^ 1, copies);
       }
     }
-    const reading &after = works->readings[(more ? number + 1 : number) % 2];
-    const warp_sums sums = sums_of_warp<NT>(T::D, a.forms.value_crumbs, memory + layout.warps + warp * layout.of_warp);
+    /* the ring of 16 rows has their sums between items */
+    const reading &after = works->readings[(more && !T::WIDE ? number + 1 : number) % 2];
+    const warp_sums sums = sums_of_warp<NT>(a.forms.value_crumbs, memory, layout.sums, warp);
     if (work.coded) {
       wait_for_copy(copies, QUERIES + place);
       if (a.turns == BY_PAIRS) wait_for_copy(copies, CURVES + place);
@@ -532,9 +546,9 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
     if (work.coded && a.map_is_here) wait_for_copy(copies, MAP);
     const item_output output = output_of(a, work, (const float *)(memory + layout.map));
     if (output.map_is_here)
-      finish_item<T::D, NT, WARPS, true>(output, a.forms, memory + layout.warps, layout.of_warp, memory + layout.block);
+      finish_item<T::D, NT, WARPS, true>(output, a.forms, memory, layout.sums, memory + layout.block);
     else
-      finish_item<T::D, NT, WARPS, false>(output, a.forms, memory + layout.warps, layout.of_warp, memory + layout.block);
+      finish_item<T::D, NT, WARPS, false>(output, a.forms, memory, layout.sums, memory + layout.block);
     hand_to_copies(); /* what comes is copied over what has been read here */
     __syncthreads();
     if (output.merges) { /* the block's first: what begins in a block and is others' too ends in another */
@@ -553,7 +567,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
    * began before it. */
   __syncwarp();
   if (works->merges)
-    merge_parts<T::D, WARPS>(output_of(a, works->first, (const float *)(memory + layout.map)), memory + layout.warps);
+    merge_parts<T::D, WARPS>(output_of(a, works->first, (const float *)(memory + layout.map)), memory + layout.sums.codes);
 }
 
 } // namespace decode

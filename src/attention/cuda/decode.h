@@ -25,7 +25,7 @@
 extern "C" {
 #endif
 
-#define DECODE_ROWS  8
+#define DECODE_ROWS  16
 #define EXACT_TOKENS 16
 #define GAIN_CLASSES 4
 /* Curves of a mean that turns come in steps, as many as a matrix product takes. Where so few pairs turn, two steps, it is faster
@@ -145,7 +145,7 @@ struct decode_rows {
 /* Whether kernels exist for a layer of this form. The reason, where not, is recorded. *rows: how many a tile may have, at most
  * DECODE_ROWS. */
 oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer, int *rows);
-size_t decode_prepared_bytes(const struct decode_layer *layer);
+size_t decode_prepared_bytes(const struct decode_layer *layer, int rows); /* rows: of decode_plan */
 size_t decode_part_bytes(const struct decode_shape *shape);
 int decode_most_blocks(const struct oscar_cuda *cuda); /* of any launch; where there are fewer units, only so many do something */
 

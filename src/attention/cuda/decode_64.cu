@@ -2,4 +2,4 @@
 #include "attention/cuda/decode.cuh"
 #include "attention/cuda/decode_variant.cuh"
 
-const decode::variant decode::variant_64 = VARIANT(64, 4);
+const decode::variant decode::variant_64 = VARIANT(64, 4, WIDE(64, 4));

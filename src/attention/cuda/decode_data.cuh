@@ -5,6 +5,10 @@
  * low, |q| <= 16256, of a power of two, `unit`, for each row and class: 15 bits, and everything after it is exact until sums
  * become floats. An operand has a column of high and one of low bytes for each row, so columns 2 r and 2 r + 1 of the scores
  * belong to row r of a tile of 4 rows.
+ *
+ * A tile of 16 rows has fp16 numbers instead, and a column for each row, eight at a time: column c is row c / 2 + c % 2 * 4 of
+ * them. Where pages have log gains, which are neither large nor small, their unit is fixed; else it is such that the largest of a
+ * row and class is in [2^13, 2^14).
  */
 #ifndef OSCAR_ATTENTION_CUDA_DECODE_DATA_H
 #define OSCAR_ATTENTION_CUDA_DECODE_DATA_H
@@ -25,11 +29,17 @@
 
 #define LARGEST_WHOLE 16256.0f /* 127 * 128 */
 
+/* Log gains of keys come times this. Crumbs of class p come as 4^p 2^-24 of what they are where queries are fp16, so queries come
+ * times WIDE_QUERY_UNIT 4^-p. */
+constexpr float KEY_GAIN_UNIT = 0x1p18f, WIDE_QUERY_UNIT = 0x1p24f / KEY_GAIN_UNIT;
+
 struct row_constants {
   /* Sums of a token begin at `begin`, [high, low] of it and of the eighth after it, so that their bits are floats: an operand as
    * it is, since registers would have to be brought together for it again and again. High and low ones both times `unit` plus
    * `offset` are scores, counted from the middle of the codes; exactly, as units are powers of two, or within 2^-24 of the most
-   * that a class may have. Crumbs of a class were multiplied by 4^class. */
+   * that a class may have. Crumbs of a class were multiplied by 4^class.
+   * Of 16 rows sums begin at -3/2 of the sum of a class's numbers, in 2^-24: with log gains, floats in `begin`, in that of row r
+   * of the first four of eight what a product wants, row r's and row (r + 4)'s, twice. With one gain it is in `offset`. */
   alignas(16) int begin[GAIN_CLASSES][4];
   float unit[GAIN_CLASSES], offset[GAIN_CLASSES];
   float mean; /* added to every score */
@@ -45,7 +55,19 @@ __host__ __device__ inline int operand_of_block(int blocks, int class_, int i) {
   return full * GAIN_CLASSES + (over == 1 ? 0 : class_ == 1 ? 0 : class_ == 3 ? 1 : 2);
 }
 
-/* A block of prepared memory, of a tile of `row_tiles` times 4 rows: words [row tile][blocks][32 lanes], row_constants [rows],
+/* The class of the block at a place among the operands. */
+__host__ __device__ inline int class_of_operand(int blocks, int operand) {
+  const int full = blocks / GAIN_CLASSES, over = blocks % GAIN_CLASSES, pairs = full / 2 * 2 * GAIN_CLASSES;
+  if (operand < pairs) return operand % (2 * GAIN_CLASSES) / 2;
+  if (operand < full * GAIN_CLASSES) return operand - pairs;
+  return over == 1 ? 3 : operand - full * GAIN_CLASSES == 2 ? 2 : 2 * (operand - full * GAIN_CLASSES) + 1;
+}
+
+/* Tiles have 4, 8 or 16 rows: row tiles of 4, as many as the largest tile of a launch needs. */
+__host__ __device__ inline int row_tiles_of(int rows) { return rows > 8 ? 4 : rows > 4 ? 2 : 1; }
+
+/* A block of prepared memory, of a tile of `row_tiles` times 4 rows: words [row tile][blocks][32 lanes], or of 16 rows
+ * [rows from 8 on][blocks][32 lanes][crumbs 0 and 2, 1 and 3 of four], row_constants [rows],
  * amplitudes (a, b) [rows][pairs that have curves], and the way from (cos, sin) of the pairs to weights of polynomials, as
  * operand B: [pairs / 8][8 row_tiles columns of 8][32 lanes] of words of values and of what fp16 lost of them, without eights
  * that have curves. */

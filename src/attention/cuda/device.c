@@ -15,7 +15,7 @@
 #define FIRST_PAGES 512 /* of a table of angles; it doubles */
 
 /* On an H100, a block of prefill_run reads a page for 128 rows in about PREFILL_COST times as long as a block of decode_run reads
- * one for 8. */
+ * one for 8, or two thirds of the rows that tiles may have where that is more. */
 #define PREFILL_COST 3
 
 /* Device memory that only grows; contents are not kept. */
@@ -60,7 +60,7 @@ struct device_attention {
   oscar_cache *cache;
   const struct cache_geometry *geometry;
   int group;
-  int most_rows; /* of a tile, that the kernels of all layers take */
+  int most_rows[2]; /* of a tile, that the kernels of all layers take: without a window, with one */
   float scale;
   struct decode_layer *layers; /* [layers] */
   int *rope_of_layer;          /* [layers] index of its rope; -1: none */
@@ -382,10 +382,12 @@ static oscar_status describe_layers(struct device_attention *a) {
       l->own_curves = has_own_curves(&codec_of(a, layer, 0, OSCAR_KEYS)->spec);
       l->turning_pairs = turning_pairs_of(a, layer);
     }
-    const struct decode_shape shape = shape_of(a, 0);
-    int rows = DECODE_ROWS;
-    if (status == OSCAR_OK) status = decode_check(a->cuda, &shape, l, &rows);
-    if (rows < a->most_rows) a->most_rows = rows;
+    for (int windowed = 0; windowed < 2 && status == OSCAR_OK; windowed++) {
+      const struct decode_shape shape = shape_of(a, windowed);
+      int rows = DECODE_ROWS;
+      status = decode_check(a->cuda, &shape, l, &rows);
+      if (rows < a->most_rows[windowed]) a->most_rows[windowed] = rows;
+    }
   }
   return status;
 }
@@ -400,7 +402,7 @@ oscar_status device_attention_create(oscar_cache *cache, int query_heads, float 
   a->geometry = g;
   a->group = query_heads / g->kv_heads;
   a->scale = scale;
-  a->most_rows = DECODE_ROWS;
+  a->most_rows[0] = a->most_rows[1] = DECODE_ROWS;
   a->layers = mem_zalloc(g->context, (size_t)g->layers, sizeof *a->layers);
   a->rope_of_layer = a->layers ? mem_zalloc(g->context, (size_t)g->layers, sizeof *a->rope_of_layer) : NULL;
   a->ropes = a->rope_of_layer ? mem_zalloc(g->context, (size_t)g->layers, sizeof *a->ropes) : NULL;
@@ -471,7 +473,7 @@ static oscar_status reserve_jobs(struct device_attention *a, struct kept_plan *k
 static bool prefill_pays(const struct device_attention *a, int n) {
   if (a->way != ATTENTION_BY_COST) return a->way == ATTENTION_PREFILL;
   const int64_t rows = (int64_t)n * a->group, tiles = (rows + PREFILL_ROWS - 1) / PREFILL_ROWS;
-  return PREFILL_COST * tiles <= rows / DECODE_ROWS;
+  return PREFILL_COST * tiles <= rows / (a->most_rows[0] > 8 ? a->most_rows[0] * 2 / 3 : 8);
 }
 
 /* Which jobs are whose. */
@@ -531,16 +533,20 @@ static oscar_status fill_plan(struct device_attention *a, struct planned *p, int
 static oscar_status plan_few(struct device_attention *a, struct kept_plan *kept, int layer, int window) {
   struct planned *p = &kept->few;
   const size_t tiles_at = 256;
-  const struct plan_bounds bound = plan_bound(a->group, a->most_rows, layer, p->jobs, p->n_jobs);
+  const int blocks = a->cuda->info.multiprocessors, any = a->most_rows[window > 0];
+  int most_rows = any;
+  if (a->way == ATTENTION_DECODE && any > 8) most_rows = 8;
+  if (a->way != ATTENTION_DECODE && a->way != ATTENTION_DECODE_WIDE)
+    most_rows = plan_rows(a->group, a->geometry->kv_heads, blocks, any, layer, window, p->jobs, p->n_jobs);
+  const struct plan_bounds bound = plan_bound(a->group, most_rows, layer, p->jobs, p->n_jobs);
   size_t page_offset;
   oscar_status status = reserve_plan(a, p, tiles_at + bound.tiles * sizeof(struct decode_tile), bound.pages, &page_offset);
   if (status != OSCAR_OK) return status;
   uint8_t *host = p->host, *memory = p->memory.memory;
   struct decode_tile *tiles = (struct decode_tile *)(void *)(host + tiles_at);
-  status = fill_plan(a, p, a->most_rows, layer, window, tiles, (struct decode_page *)(void *)(host + page_offset));
+  status = fill_plan(a, p, most_rows, layer, window, tiles, (struct decode_page *)(void *)(host + page_offset));
   if (status != OSCAR_OK) return status;
-  if (!line_lay(tiles, p->result.tiles, a->geometry->kv_heads, a->cuda->info.multiprocessors, (struct decode_line *)(void *)host))
-    return too_many(a);
+  if (!line_lay(tiles, p->result.tiles, a->geometry->kv_heads, blocks, (struct decode_line *)(void *)host)) return too_many(a);
   kept->few_plan = (struct decode_plan){.tiles = (const struct decode_tile *)(const void *)(memory + tiles_at),
                                         .pages = (const struct decode_page *)(const void *)(memory + page_offset),
                                         .line = (const struct decode_line *)(const void *)memory,
@@ -621,7 +627,7 @@ static oscar_status reserve_space(struct device_attention *a, int layer, const s
   const struct decode_shape shape = shape_of(a, 0);
   const size_t items = (size_t)plan->tiles * (size_t)shape.kv_heads;
   oscar_status status = OSCAR_OK;
-  if (coded) status = space_reserve(a, &a->prepared, items * decode_prepared_bytes(&a->layers[layer]));
+  if (coded) status = space_reserve(a, &a->prepared, items * decode_prepared_bytes(&a->layers[layer], plan->rows));
   const size_t before = a->parts.bytes;
   if (status == OSCAR_OK)
     status = space_reserve(a, &a->parts, (items + (size_t)decode_most_blocks(a->cuda)) * decode_part_bytes(&shape));
@@ -680,8 +686,9 @@ static oscar_status list_jobs(struct device_attention *a, oscar_sequence *const 
 }
 
 oscar_status device_attention_make_ready(struct device_attention *a, const int *windows, int n_windows,
-                                         oscar_sequence *const *sequences, int count) {
+                                         oscar_sequence *const *sequences, int count, int *kernels) {
   const struct cache_geometry *g = a->geometry;
+  *kernels = 0;
   oscar_status status = list_jobs(a, sequences, count);
   if (status == OSCAR_OK)
     status =
@@ -691,6 +698,7 @@ oscar_status device_attention_make_ready(struct device_attention *a, const int *
     status = find_plan(a, EVERY_LAYER, windows[i], a->step_jobs, count, &kept);
     if (status == OSCAR_OK && kept->many.n_jobs > 0)
       status = set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention of single tokens by the kernels for prompts");
+    if (kept->few.result.rows > 8) *kernels = 1; /* windows are for kernels of 8 rows */
     for (int layer = 0; layer < g->layers && status == OSCAR_OK; layer++)
       status = reserve_space(a, layer, &kept->few.result, g->codecs != NULL);
     for (int rope = 0; rope < a->rope_count && status == OSCAR_OK; rope++)

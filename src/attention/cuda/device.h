@@ -20,12 +20,13 @@ oscar_status device_attention_run(struct device_attention *attention, int layer,
                                   int n_jobs);
 /* As attention_make_ready and attention_step. */
 oscar_status device_attention_make_ready(struct device_attention *attention, const int *windows, int n_windows,
-                                         oscar_sequence *const *sequences, int count);
+                                         oscar_sequence *const *sequences, int count, int *kernels);
 oscar_status device_attention_step(struct device_attention *attention, int layer, int window, const struct decode_rows *rows,
                                    float *out);
 
-/* Which kernels read for jobs from here on: for tests and benchmarks. ATTENTION_PREFILL: wherever there is one. */
-enum attention_way { ATTENTION_BY_COST, ATTENTION_DECODE, ATTENTION_PREFILL };
+/* Which kernels read for jobs from here on: for tests and benchmarks. ATTENTION_DECODE: tiles of 8
+ * rows; ATTENTION_DECODE_WIDE, ATTENTION_PREFILL: those of 16 rows and those for prompts wherever there are such. */
+enum attention_way { ATTENTION_BY_COST, ATTENTION_DECODE, ATTENTION_DECODE_WIDE, ATTENTION_PREFILL };
 void device_attention_choose(struct device_attention *attention, enum attention_way way);
 /* The same of an attention object over a cache on a GPU. */
 void attention_choose(oscar_attention *attention, enum attention_way way);

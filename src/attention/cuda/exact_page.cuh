@@ -18,8 +18,8 @@ __device__ __forceinline__ uint32_t pack_or_rest(float low, float high, bool res
 /* A word of every 32 bytes of a tile's queries, asked for early by a warp that has exact tiles, so that they are near when
  * read_exact comes to them. */
 template <class T> struct near_queries {
-  static constexpr int IN_ROW = T::D / 8, WORDS = (4 * T::NT * IN_ROW + 31) / 32;
-  int words[WORDS];
+  static constexpr int IN_ROW = T::D / 8, WORDS = T::WIDE ? 0 : (4 * T::NT * IN_ROW + 31) / 32; /* no registers are left */
+  int words[WORDS ? WORDS : 1];
   __device__ __forceinline__ void load(const arguments &a, const struct decode_tile &tile, const reading &r, int lane) {
 #pragma unroll
     for (int i = 0; i < WORDS; i++) {
@@ -37,11 +37,12 @@ template <class T> struct near_queries {
 
 /* The exact tiles of `r`, 16 tokens each. Scores and sums as for codes, with BF16 operands: a lane's 16 bytes
  * are eight channels of a token, in whatever order of inputs both operands agree on. Queries and probabilities come as two BF16
- * numbers each, in neighbouring columns. */
+ * numbers each: in neighbouring columns of four rows, else in two products. */
 template <class T>
 __device__ inline void read_exact(const arguments &a, const struct decode_tile &tile, const reading &r, asking &asked,
                                   const reading &after, ring &ring, const warp_sums &sums) {
   constexpr int D = T::D, NT = T::NT, STEPS = D / 32, CHUNKS = (D + 63) / 64;
+  constexpr int COLUMN_TILES = column_tiles_of(NT), PRODUCTS = NT == 1 ? 1 : 2;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   if (next_tile(ring, r.item) == NO_TILE) {
     store_no_states<NT>(sums.exact_states, lane);
@@ -49,7 +50,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
   }
   int number = exact_page(a, r, r.exact_from)->number; /* of the next tile's page */
   softmax<NT> state;
-  float acc[NT][CHUNKS * 4][4] = {};
+  float acc[COLUMN_TILES][CHUNKS * 4][4] = {};
   int64_t seen[NT]; /* the last position that this lane's row sees */
 #pragma unroll
   for (int n = 0; n < NT; n++) {
@@ -58,10 +59,10 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
     seen[n] = row < tile.rows ? tile.position + (tile.first_row + row) / a.group : -1;
   }
   const int64_t last = tile.position + (tile.first_row + tile.rows - 1) / a.group;
-  uint32_t operand[NT][STEPS][4];
+  uint32_t operand[COLUMN_TILES][PRODUCTS][STEPS][4];
 #pragma unroll
-  for (int n = 0; n < NT; n++) {
-    const int row = n * 4 + g / 2;
+  for (int c = 0; c < COLUMN_TILES; c++) {
+    const int row = 8 * c + row_of_column<NT>(g);
     const float *mine = a.q + row_offset(tile, row < tile.rows ? row : 0, a.kv_heads, a.group, r.head, D);
     const float scale = row < tile.rows ? a.scale : 0;
 #pragma unroll
@@ -69,24 +70,31 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
         const float4 x = *(const float4 *)(mine + 32 * j + 8 * q + 2 * i);
-        operand[n][j][i] = pack_or_rest(x.x * scale, x.y * scale, g % 2);
-        operand[n][j][i + 1] = pack_or_rest(x.z * scale, x.w * scale, g % 2);
+#pragma unroll
+        for (int k = 0; k < PRODUCTS; k++) {
+          const bool rest = NT == 1 ? g % 2 : k;
+          operand[c][k][j][i] = pack_or_rest(x.x * scale, x.y * scale, rest);
+          operand[c][k][j][i + 1] = pack_or_rest(x.z * scale, x.w * scale, rest);
+        }
       }
   }
   for (int i; (i = next_tile(ring, r.item)) != NO_TILE;) {
     const int64_t position = (int64_t)number * 64 + i % 4 * 16;
     number = exact_page(a, r, min(i + 1, r.exact_from + r.exact - 1))->number;
-    float s[NT][4] = {};
+    float s[COLUMN_TILES][4] = {};
     const uint16_t *keys = (const uint16_t *)wait_for_slot(a, ring);
 #pragma unroll
     for (int j = 0; j < STEPS; j++) {
       const uint4 low = *(const uint4 *)(keys + g * D + 32 * j + 8 * q),
                   high = *(const uint4 *)(keys + (g + 8) * D + 32 * j + 8 * q);
 #pragma unroll
-      for (int n = 0; n < NT; n++) {
-        mma_bf16(s[n], low.x, high.x, low.y, high.y, operand[n][j][0], operand[n][j][1]);
-        mma_bf16(s[n], low.z, high.z, low.w, high.w, operand[n][j][2], operand[n][j][3]);
-      }
+      for (int c = 0; c < COLUMN_TILES; c++)
+#pragma unroll
+        for (int k = 0; k < PRODUCTS; k++) {
+          const uint32_t(&of)[4] = operand[c][k][j];
+          mma_bf16(s[c], low.x, high.x, low.y, high.y, of[0], of[1]);
+          mma_bf16(s[c], low.z, high.z, low.w, high.w, of[2], of[3]);
+        }
     }
     leave_slot(ring);
     fill_ring(a, ring, asked, after, lane);
@@ -97,27 +105,35 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
       for (int j = 0; j < 2; j++) {
         const int64_t at = position + g + 8 * j;
         const bool visible = at <= seen[n] && (a.window == 0 || at > seen[n] - a.window);
-        score[n][j] = visible ? s[n][2 * j] + s[n][2 * j + 1] : NONE;
+        score[n][j] = !visible ? NONE : NT == 1 ? s[0][2 * j] + s[0][2 * j + 1] : s[n / 2][2 * j + n % 2];
       }
 #pragma unroll
     for (int n = 0; n < NT; n++) largest[n] = fmaxf(score[n][0], score[n][1]);
     if (raise_maxima<NT>(largest, 0, state, factor)) {
 #pragma unroll
-      for (int n = 0; n < NT; n++)
+      for (int c = 0; c < COLUMN_TILES; c++)
 #pragma unroll
         for (int b = 0; b < CHUNKS * 4; b++)
 #pragma unroll
-          for (int j = 0; j < 4; j++) acc[n][b][j] *= factor[n];
+          for (int j = 0; j < 4; j++) acc[c][b][j] *= factor[row_tile_of<NT>(c, j % 2)];
     }
-    uint32_t p[NT][2];
+    float x[NT][2];
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll
       for (int j = 0; j < 2; j++) {
-        const float x = score[n][j] > NONE ? exp2_fast(score[n][j] - state.m[n]) : 0;
-        state.l[n] += x;
-        const uint32_t rounded = pack_bf162(x, 0);
-        p[n][j] = transpose_8x8(pack_bf162(x, x - low_bf16(rounded)));
+        x[n][j] = score[n][j] > NONE ? exp2_fast(score[n][j] - state.m[n]) : 0;
+        state.l[n] += x[n][j];
+      }
+    uint32_t p[COLUMN_TILES][PRODUCTS][2];
+#pragma unroll
+    for (int c = 0; c < COLUMN_TILES; c++)
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const float even = x[row_tile_of<NT>(c, 0)][j], odd = x[row_tile_of<NT>(c, 1)][j];
+        const uint32_t rounded = pack_bf162(even, odd);
+        p[c][0][j] = transpose_8x8(NT == 1 ? pack_bf162(even, even - low_bf16(rounded)) : rounded);
+        if (NT > 1) p[c][PRODUCTS - 1][j] = transpose_8x8(pack_bf162(even - low_bf16(rounded), odd - high_bf16(rounded)));
       }
     const uint16_t *values = (const uint16_t *)wait_for_slot(a, ring);
 #pragma unroll
@@ -133,9 +149,11 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
 #pragma unroll
       for (int b = 0; b < 4; b++)
 #pragma unroll
-        for (int n = 0; n < NT; n++)
-          mma_bf16(acc[n][chunk * 4 + b], __byte_perm(v0[b], v1[b], 0x5410), __byte_perm(v0[b], v1[b], 0x7632),
-                   __byte_perm(v2[b], v3[b], 0x5410), __byte_perm(v2[b], v3[b], 0x7632), p[n][0], p[n][1]);
+        for (int c = 0; c < COLUMN_TILES; c++)
+#pragma unroll
+          for (int k = 0; k < PRODUCTS; k++)
+            mma_bf16(acc[c][chunk * 4 + b], __byte_perm(v0[b], v1[b], 0x5410), __byte_perm(v0[b], v1[b], 0x7632),
+                     __byte_perm(v2[b], v3[b], 0x5410), __byte_perm(v2[b], v3[b], 0x7632), p[c][k][0], p[c][k][1]);
     }
     leave_slot(ring);
     fill_ring(a, ring, asked, after, lane);
@@ -149,9 +167,10 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
       if (D % 64 != 0 && channel >= D) continue;
       float *to = sums.exact + (n * 4 + q) * D + channel;
 #pragma unroll
-      for (int b = 0; b < 4; b++)
-        *(float2 *)(to + 2 * b) =
-            make_float2(acc[n][chunk * 4 + b][0] + acc[n][chunk * 4 + b][1], acc[n][chunk * 4 + b][2] + acc[n][chunk * 4 + b][3]);
+      for (int b = 0; b < 4; b++) {
+        const float(&of)[4] = acc[n / 2][chunk * 4 + b];
+        *(float2 *)(to + 2 * b) = NT == 1 ? make_float2(of[0] + of[1], of[2] + of[3]) : make_float2(of[n % 2], of[2 + n % 2]);
+      }
     }
 }
 

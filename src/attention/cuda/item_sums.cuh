@@ -22,13 +22,21 @@ struct warp_sums {
   float2 *code_states, *exact_states;
 };
 __host__ __device__ inline int codes_width(int crumbs) { return crumbs ? crumbs + GAIN_CLASSES + 4 : 0; }
-__host__ __device__ inline int warp_sums_bytes(int head_dim, int crumbs, int row_tiles) {
-  return row_tiles * 4 * (codes_width(crumbs) + head_dim + 4) * 4;
+/* Where they are in a block's shared memory: of warps, so many bytes apart. */
+struct sums_layout {
+  int codes, of_warp, exact, exact_of_warp;
+};
+/* at: where they may begin. least: what a warp needs there besides, in their place. 16 rows have their exact sums in the warp's
+ * ring, which begins the memory and has `ring` bytes: they would not fit beside it. */
+__host__ __device__ inline sums_layout sums_layout_of(int head_dim, int crumbs, int row_tiles, int at, int least, int ring) {
+  const int rows = 4 * row_tiles, before = rows * (codes_width(crumbs) + 4) * 4, exact = rows * head_dim * 4;
+  const int sums = before + (row_tiles < 4 ? exact : 0), of_warp = ((sums > least ? sums : least) + 15) / 16 * 16;
+  return row_tiles < 4 ? sums_layout{at, of_warp, at + before, of_warp} : sums_layout{at, of_warp, 0, ring};
 }
-template <int NT> __device__ inline warp_sums sums_of_warp(int head_dim, int crumbs, uint8_t *memory) {
-  float *codes = (float *)memory, *exact = codes + 4 * NT * codes_width(crumbs);
-  float2 *states = (float2 *)(exact + 4 * NT * head_dim);
-  return {codes, exact, states, states + 4 * NT};
+template <int NT> __device__ inline warp_sums sums_of_warp(int crumbs, uint8_t *memory, const sums_layout &layout, int warp) {
+  float *codes = (float *)(memory + layout.codes + warp * layout.of_warp);
+  float2 *states = (float2 *)(codes + 4 * NT * codes_width(crumbs));
+  return {codes, (float *)(memory + layout.exact + warp * layout.exact_of_warp), states, states + 4 * NT};
 }
 
 /* What the block makes of them, in bytes from its start. inputs [crumbs + groups + 1][4 NT rows]: sums of codes, minus sums of
@@ -192,16 +200,17 @@ template <int D, int WARPS> __device__ inline void merge_parts(const item_output
 }
 
 /* What all warps have of an item goes where it belongs: to the output, or to the block's part. By the whole block, after the
- * warps have stored their sums, each in `bytes` from `warps` on; what is there may be written again after the next __syncthreads.
+ * warps have stored their sums; what is there may be written again after the next __syncthreads. block: room for block_sums.
  * HERE: the map is in shared memory.
  */
 template <int D, int NT, int WARPS, bool HERE>
-__device__ inline void finish_item(const item_output &o, const page_forms &forms, uint8_t *warps, int bytes, uint8_t *block) {
+__device__ inline void finish_item(const item_output &o, const page_forms &forms, uint8_t *memory, const sums_layout &sums_at,
+                                   uint8_t *block) {
   constexpr int ROWS = 4 * NT;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = o.tile.rows, crumbs = forms.value_crumbs;
   const block_sums layout = block_sums_of(crumbs, NT);
   float *inputs = (float *)(block + layout.inputs), *totals = (float *)(block + layout.totals);
-  const warp_sums first = sums_of_warp<NT>(D, crumbs, warps), mine = sums_of_warp<NT>(D, crumbs, warps + warp * bytes);
+  const warp_sums first = sums_of_warp<NT>(crumbs, memory, sums_at, 0), mine = sums_of_warp<NT>(crumbs, memory, sums_at, warp);
   /* the warp's inputs of the map, in fours, of which some are asked for before others are done */
   const int fours = (o.inputs + 3) / 4;
   const int begin = 4 * begin_of_block(warp, fours, WARPS), end = min(4 * begin_of_block(warp + 1, fours, WARPS), o.inputs);
@@ -219,8 +228,8 @@ __device__ inline void finish_item(const item_output &o, const page_forms &forms
     const int of = lane / ROWS + i * STEP;
     states[0][i] = states[1][i] = make_float2(NONE, 0);
     if (WARPS % STEP == 0 || of < WARPS) {
-      states[0][i] = *(const float2 *)((const uint8_t *)(first.code_states + row) + of * bytes);
-      states[1][i] = *(const float2 *)((const uint8_t *)(first.exact_states + row) + of * bytes);
+      states[0][i] = *(const float2 *)((const uint8_t *)(first.code_states + row) + of * sums_at.of_warp);
+      states[1][i] = *(const float2 *)((const uint8_t *)(first.exact_states + row) + of * sums_at.of_warp);
     }
     m = fmaxf(m, fmaxf(states[0][i].x, states[1][i].x));
   }
@@ -254,7 +263,7 @@ __device__ inline void finish_item(const item_output &o, const page_forms &forms
     const uint8_t *from = (const uint8_t *)(first.codes + row * codes_width(crumbs) + i);
     float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) add_scaled(sum, of_codes[w], *(const float4 *)(from + w * bytes));
+    for (int w = 0; w < WARPS; w++) add_scaled(sum, of_codes[w], *(const float4 *)(from + w * sums_at.of_warp));
     const auto put = [&](int input, float x) {
       if (input < o.inputs) inputs[input * ROWS + row] = input < crumbs ? x : input == o.inputs - 1 ? l[0] : -x;
     };
@@ -283,7 +292,7 @@ __device__ inline void finish_item(const item_output &o, const page_forms &forms
     const uint8_t *from = (const uint8_t *)(first.exact + row * D + column);
     float4 sum = *(const float4 *)from;
 #pragma unroll
-    for (int w = 1; w < WARPS; w++) add_scaled(sum, 1, *(const float4 *)(from + w * bytes));
+    for (int w = 1; w < WARPS; w++) add_scaled(sum, 1, *(const float4 *)(from + w * sums_at.exact_of_warp));
     if (o.count > 1) {
       leave_numbers((float4 *)(o.part + 2 * DECODE_ROWS + row * D + column), sum);
       continue;

@@ -62,6 +62,10 @@ LINE_BOTH_SIDES static inline struct line_place line_place_of(const struct decod
   return place;
 }
 
+/* Whether tiles of up to 16 rows are sooner done with than tiles of up to 8, where so many blocks run at a time: pages that are
+ * read, of all tiles and KV heads, with each. */
+bool line_wide_pays(int64_t pages_of_8, int64_t pages_of_16, int blocks);
+
 #ifdef __cplusplus
 }
 #endif

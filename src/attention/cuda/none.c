@@ -13,8 +13,8 @@ oscar_status device_attention_run(struct device_attention *attention, int layer,
   return OSCAR_UNSUPPORTED;
 }
 oscar_status device_attention_make_ready(struct device_attention *attention, const int *windows, int n_windows,
-                                         oscar_sequence *const *sequences, int count) {
-  (void)attention, (void)windows, (void)n_windows, (void)sequences, (void)count;
+                                         oscar_sequence *const *sequences, int count, int *kernels) {
+  (void)attention, (void)windows, (void)n_windows, (void)sequences, (void)count, (void)kernels;
   return OSCAR_UNSUPPORTED;
 }
 oscar_status device_attention_step(struct device_attention *attention, int layer, int window, const struct decode_rows *rows,

@@ -6,6 +6,8 @@
  */
 #include "attention/cuda/plan.h"
 
+#include "attention/cuda/line.h"
+
 #include <stdlib.h>
 
 static int64_t window_begin(int window, int64_t position) { return window > 0 && position >= window ? position - window + 1 : 0; }
@@ -73,6 +75,18 @@ struct plan_result plan_fill(const struct cache_geometry *g, int group, int most
     }
   }
   return r;
+}
+
+int plan_rows(int group, int kv_heads, int blocks, int most_rows, int layer, int window, const struct plan_job *jobs,
+              int n_jobs) {
+  if (most_rows <= 8) return most_rows;
+  int64_t pages[2] = {0, 0};
+  for (int i = 0; i < n_jobs; i++) {
+    const int64_t end = sequence_visible(jobs[i].sequence, layer), rows = (int64_t)jobs[i].n * group;
+    const int64_t each = kv_heads * (end / PAGE_TOKENS + 1 - window_begin(window, end - jobs[i].n) / PAGE_TOKENS);
+    for (int k = 0; k < 2; k++) pages[k] += each * ((rows + (8 << k) - 1) / (8 << k));
+  }
+  return line_wide_pays(pages[0], pages[1], blocks) ? most_rows : 8;
 }
 
 #define LEAST_PART_PAGES 4 /* a part of fewer costs more in what it has to do besides than it saves */

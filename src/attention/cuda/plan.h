@@ -30,6 +30,9 @@ struct plan_result {
 struct plan_result plan_fill(const struct cache_geometry *geometry, int group, int most_rows, int layer, int window,
                              const struct plan_job *jobs, int n_jobs, struct decode_tile *tiles, struct decode_page *pages);
 
+/* How many rows tiles best have, of those that kernels take. */
+int plan_rows(int group, int kv_heads, int blocks, int most_rows, int layer, int window, const struct plan_job *jobs, int n_jobs);
+
 /* How many parts each of `tiles` tiles is cut into, so that `blocks` blocks at a time are soonest done with them for all KV
  * heads. pages: that the longest reads. 1: they are not cut. */
 int plan_parts(int tiles, int kv_heads, int64_t pages, int blocks);

@@ -1,10 +1,10 @@
 /*
  * prepare.cu - queries into the space of codes (decode_data.cuh): one product with the map of the keys, then whole numbers.
  *
- * A block of threads has eight rows of a KV head, those of a tile or, where tiles have at most four, of two, and up to 32 columns
- * of the map at a time: a class of crumbs, or columns of the mean and its turning part. Eight warps divide the inputs of the
- * product among themselves. What does not depend on the kernel before, the first columns and the turning of heads, is there
- * before that has ended.
+ * A block of threads has eight rows of a KV head, those of a tile, of two where tiles have at most four, or half of those of a
+ * tile of 16, and up to 32 columns of the map at a time: a class of crumbs, or columns of the mean and its turning part. Eight
+ * warps divide the inputs of the product among themselves. What does not depend on the kernel before, the first columns and the
+ * turning of heads, is there before that has ended.
  *
  * decode_enter takes queries before norms and RoPE: every block norms and rotates its rows, one each warp, which takes less than
  * a launch between would. Another block of every (tile, KV head) writes them, for exact pages, and the new rows of k and v.
@@ -17,7 +17,8 @@
 namespace {
 
 constexpr int COLUMNS = 32, SPLITS = 8, PAIRS = COLUMNS / 2, MAX_CLASS_COLUMNS = 288; /* of 1024 crumbs, whole chunks */
-static_assert(SPLITS == DECODE_ROWS, "a warp has a row, or a part of the inputs");
+constexpr float LARGEST_FP16 = 65504;
+constexpr int ROWS = SPLITS; /* of a block: a warp has a row, or a part of the inputs */
 
 struct arguments {
   const struct decode_tile *tiles;
@@ -27,7 +28,7 @@ struct arguments {
   uint8_t *prepared;
   const float *series;
   int kv_heads, group, head_dim, rows, crumbs, groups, pairs, fast, rotating_pairs, row_tiles;
-  int tile_count, log_together; /* tiles of a block, 1 or 2: a power of two */
+  int tile_count, log_rows; /* log_rows: of the rows of a tile, 4 row_tiles */
   bool stores_zero;
   float scale;
   /* of decode_enter */
@@ -36,16 +37,18 @@ struct arguments {
   size_t unit_bytes;
 };
 
-/* Blocks are [KV heads][what of the map][tiles, `together` of them each]. Where one of a block's DECODE_ROWS rows belongs: */
+/* Blocks are [KV heads][what of the map][rows of all tiles, ROWS each]. Where one of a block's rows belongs: */
 struct row_place {
   int tile, row; /* tile: of all; row: of the tile */
   bool there;    /* such a tile */
 };
 __device__ __forceinline__ row_place place_of_row(const arguments &a, int row) {
-  const int of_tile = DECODE_ROWS >> a.log_together;
-  const int tile = ((int)blockIdx.x << a.log_together) + (row >= of_tile);
-  return {tile, row & (of_tile - 1), tile < a.tile_count};
+  const int of_all = (int)blockIdx.x * ROWS + row, tile = of_all >> a.log_rows;
+  return {tile, of_all & ((1 << a.log_rows) - 1), tile < a.tile_count};
 }
+/* Tiles that a block has rows of, and rows of a tile that it has at most. */
+__host__ __device__ __forceinline__ int tiles_together(const arguments &a) { return a.row_tiles == 1 ? 2 : 1; }
+__host__ __device__ __forceinline__ int rows_together(const arguments &a) { return a.row_tiles == 1 ? 4 : ROWS; }
 /* Of a tile and the block's KV head. */
 __device__ __forceinline__ uint8_t *prepared_of(const arguments &a, const prepared_layout &layout, int tile) {
   return a.prepared + ((size_t)tile * a.kv_heads + blockIdx.z) * layout.bytes;
@@ -63,22 +66,22 @@ template <int D> __device__ __forceinline__ column_part<D> load_column(const arg
 
 /* Sums of 32 columns for the 8 rows, left in sums[column][row]. */
 template <int D>
-__device__ __forceinline__ void multiply_columns(const column_part<D> &column, const float *q,
-                                                 float (*parts)[COLUMNS][DECODE_ROWS + 1], float (*sums)[DECODE_ROWS]) {
+__device__ __forceinline__ void multiply_columns(const column_part<D> &column, const float *q, float (*parts)[COLUMNS][ROWS + 1],
+                                                 float (*sums)[ROWS]) {
   const int lane = threadIdx.x % COLUMNS, split = threadIdx.x / COLUMNS;
   const int begin = split * (D / SPLITS);
-  float sum[DECODE_ROWS] = {0};
+  float sum[ROWS] = {0};
 #pragma unroll
   for (int i = 0; i < D / SPLITS; i++) {
     const float m = column.at[i];
-    const float4 q0 = *(const float4 *)(q + (begin + i) * DECODE_ROWS), q1 = *(const float4 *)(q + (begin + i) * DECODE_ROWS + 4);
+    const float4 q0 = *(const float4 *)(q + (begin + i) * ROWS), q1 = *(const float4 *)(q + (begin + i) * ROWS + 4);
     sum[0] += q0.x * m, sum[1] += q0.y * m, sum[2] += q0.z * m, sum[3] += q0.w * m;
     sum[4] += q1.x * m, sum[5] += q1.y * m, sum[6] += q1.z * m, sum[7] += q1.w * m;
   }
 #pragma unroll
-  for (int r = 0; r < DECODE_ROWS; r++) parts[split][lane][r] = sum[r];
+  for (int r = 0; r < ROWS; r++) parts[split][lane][r] = sum[r];
   __syncthreads();
-  const int of = threadIdx.x / DECODE_ROWS, row = threadIdx.x % DECODE_ROWS;
+  const int of = threadIdx.x / ROWS, row = threadIdx.x % ROWS;
   float total = 0;
 #pragma unroll
   for (int s = 0; s < SPLITS; s++) total += parts[s][of][row];
@@ -86,9 +89,56 @@ __device__ __forceinline__ void multiply_columns(const column_part<D> &column, c
   __syncthreads();
 }
 
+/* A warp makes one row of a class into fp16 numbers, for tiles of 16 rows: in a unit that is fixed where there are four gains,
+ * else in one of their own. */
+__device__ void write_wide_class(const arguments &a, const prepared_layout &layout, int class_, int count,
+                                 const float (*mapped)[ROWS]) {
+  const int of_block = threadIdx.x / 32, lane = threadIdx.x % 32, blocks = a.crumbs / 16;
+  const row_place place = place_of_row(a, of_block);
+  if (!place.there) return;
+  uint8_t *prepared = prepared_of(a, layout, place.tile);
+  const bool fixed = a.groups == GAIN_CLASSES;
+  float scale = ldexpf(WIDE_QUERY_UNIT, -2 * class_), unit = 1;
+  if (!fixed) {
+    float largest = 0;
+    for (int i = lane; i < count; i += 32) largest = fmaxf(largest, fabsf(mapped[i][of_block]));
+    int exponent;
+    frexpf(largest_of_warp(largest), &exponent);
+    exponent = max(exponent - 14, -100);
+    scale = ldexpf(1, -exponent), unit = ldexpf(1, exponent);
+  }
+  const int row = place.row % 8, column = row % 4 * 2 + row / 4;
+  uint32_t *words = (uint32_t *)prepared + place.row / 8 * blocks * 64 + column * 8;
+  float sum = 0;
+  for (int i = lane; i < count / 4; i += 32) { /* four crumbs of a block */
+    float x[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++) x[k] = fminf(fmaxf(mapped[4 * i + k][of_block] * scale, -LARGEST_FP16), LARGEST_FP16);
+    uint32_t *to = words + operand_of_block(blocks, class_, i / 4) * 64 + i % 4 * 2;
+#pragma unroll
+    for (int k = 0; k < 2; k++) { /* crumbs 0 and 2, 1 and 3 */
+      const uint32_t packed = pack_half2(x[k], x[k + 2]);
+      const float2 rounded = unpack_half2(packed);
+      sum += rounded.x + rounded.y;
+      to[k] = packed;
+    }
+  }
+  sum = sum_of_warp(sum);
+  if (lane != 0) return;
+  struct row_constants *constants = (struct row_constants *)(prepared + layout.constants) + place.row;
+  const float begin = -1.5f * 0x1p-24f * sum; /* the middle of a crumb is 3/2 */
+  if (!fixed) {
+    constants->unit[class_] = unit;
+    constants->offset[class_] = begin;
+    return;
+  }
+  float *to = (float *)(constants - row / 4 * 4)->begin[class_] + row / 4;
+  to[0] = to[2] = ldexpf(begin, 2 * class_);
+}
+
 /* A warp makes one row of a class into bytes. */
 __device__ void write_class(const arguments &a, const prepared_layout &layout, int class_, int count,
-                            const float (*mapped)[DECODE_ROWS]) {
+                            const float (*mapped)[ROWS]) {
   const int of_block = threadIdx.x / 32, lane = threadIdx.x % 32, blocks = a.crumbs / 16;
   const row_place place = place_of_row(a, of_block);
   const int row = place.row;
@@ -131,7 +181,7 @@ __device__ void write_class(const arguments &a, const prepared_layout &layout, i
 /* The way from (cos, sin) of 16 pairs from `first` on to weights of polynomials, for the rows of a tile, from `first_row` of the
  * block's on. */
 __device__ void write_mixing(const arguments &a, const prepared_layout &layout, int first, uint8_t *prepared, int first_row,
-                             const float (*mapped)[DECODE_ROWS]) {
+                             const float (*mapped)[ROWS]) {
   const int columns = 8 * a.row_tiles;
   for (int i = threadIdx.x; i < PAIRS / 8 * columns * 32; i += COLUMNS * SPLITS) {
     const int k = i / 32 / columns, column = i / 32 % columns, operand_lane = i % 32, odd = column % 2;
@@ -163,37 +213,39 @@ __device__ __forceinline__ const float *new_query(const arguments &a, const stru
   return a.rows_in.q + (size_t)(tile.token + r / a.group) * a.rows_in.q_pitch + (size_t)(head * a.group + r % a.group) * D;
 }
 
-/* The warp's row of the block's queries -> q [D][DECODE_ROWS], scaled; zeros where there is none (NULL). */
+/* The warp's row of the block's queries -> q [D][ROWS], scaled; zeros where there is none (NULL). */
 template <bool ENTER, int D>
 __device__ __forceinline__ void bring_query(const arguments &a, const float *from, const turns<D> &turned, float *q) {
   const int lane = threadIdx.x % 32;
   const float scale = a.scale;
   float *to = q + threadIdx.x / 32;
   if (!from)
-    for (int i = lane; i < D; i += 32) to[i * DECODE_ROWS] = 0;
+    for (int i = lane; i < D; i += 32) to[i * ROWS] = 0;
   else if (ENTER)
     rotate_head(from, a.rows_in.q_norm, a.rows_in.eps, D, a.rows_in.rotation, turned, lane,
-                [to, scale](int i, float x) { to[i * DECODE_ROWS] = x * scale; });
+                [to, scale](int i, float x) { to[i * ROWS] = x * scale; });
   else
-    for (int i = lane; i < D; i += 32) to[i * DECODE_ROWS] = from[i] * scale;
+    for (int i = lane; i < D; i += 32) to[i * ROWS] = from[i] * scale;
 }
 
-/* The rows of the tile as they go on: queries as they are, and keys and values, once for all tiles of a token, in BF16. */
+/* The block's rows of the tile, from `first` on, as they go on: queries as they are, and keys and values, once for all tiles of a
+ * token, in BF16. */
 template <int D>
-__device__ __forceinline__ void write_rows_of(const arguments &a, const struct decode_tile &tile, int head,
+__device__ __forceinline__ void write_rows_of(const arguments &a, const struct decode_tile &tile, int head, int first,
                                               const turns<D> &turned) {
   const struct decode_rows &in = a.rows_in;
-  const int lane = threadIdx.x % 32, all = tile.rows + (tile.first_row == 0 ? 2 : 0);
+  const int end = min(first + rows_together(a), tile.rows);
+  const int lane = threadIdx.x % 32, all = end + (tile.first_row + first == 0 ? 2 : 0);
   const size_t kv_row = (size_t)tile.token * in.kv_pitch + (size_t)head * D;
   const struct write_place place = in.places[tile.token];
-  for (int row = threadIdx.x / 32; row < all; row += SPLITS) {
-    if (row < tile.rows) {
+  for (int row = first + threadIdx.x / 32; row < all; row += SPLITS) {
+    if (row < end) {
       float *to = in.rotated + row_offset(tile, row, a.kv_heads, a.group, head, D);
       rotate_head(new_query<D>(a, tile, row, head), in.q_norm, in.eps, D, in.rotation, turned, lane,
                   [to](int i, float x) { to[i] = x; });
       continue;
     }
-    const int side = row - tile.rows;
+    const int side = row - end;
     uint16_t *to =
         (uint16_t *)(a.memory + (size_t)place.unit * a.unit_bytes) + (((size_t)head * 2 + side) * PAGE_TOKENS + place.place) * D;
     bool finite = true;
@@ -227,22 +279,22 @@ __device__ int first_column(const arguments &a, int head, int lane) {
  * of eight sequences, or sixteen, run at once: they are short, and a second turn takes as long as the first. */
 template <bool ENTER, int D>
 __global__ void __launch_bounds__(COLUMNS *SPLITS, D <= 128 ? 5 : 3) prepare_kernel(const __grid_constant__ arguments a) {
-  __shared__ float4 q_rows[D * DECODE_ROWS / 4];
-  __shared__ float parts[SPLITS][COLUMNS][DECODE_ROWS + 1];
-  __shared__ float mapped[MAX_CLASS_COLUMNS][DECODE_ROWS];
+  __shared__ float4 q_rows[D * ROWS / 4];
+  __shared__ float parts[SPLITS][COLUMNS][ROWS + 1];
+  __shared__ float mapped[MAX_CLASS_COLUMNS][ROWS];
   /* Attention begins to read coded pages now; what writes them comes long before decode_enter, but may come just before
    * decode_prepare. */
   if (ENTER) start_kernel_after();
   const int head = blockIdx.z, blocks = a.crumbs / 16, lane = threadIdx.x % COLUMNS;
-  const int writer = ENTER ? (int)blockIdx.y - (int)gridDim.y + (1 << a.log_together) : -1; /* of which tile; < 0: it maps */
-  const row_place place = place_of_row(a, writer >= 0 ? writer * (DECODE_ROWS / 2) : (int)threadIdx.x / 32);
+  const int writer = ENTER ? (int)blockIdx.y - (int)gridDim.y + tiles_together(a) : -1; /* of which tile; < 0: it maps */
+  const row_place place = place_of_row(a, writer >= 0 ? writer * rows_together(a) : (int)threadIdx.x / 32);
   struct decode_tile tile = {};
   if (place.there) tile = a.tiles[place.tile];
   turns<D> turned;
   if (ENTER && place.there) turned = turns_at<(D + 63) / 64>(a.rows_in.rotation, a.rows_in.positions[tile.token], lane);
   if (writer >= 0) {
     wait_for_kernel_before();
-    if (place.there) write_rows_of<D>(a, tile, head, turned);
+    if (place.there) write_rows_of<D>(a, tile, head, place.row, turned);
     return;
   }
   const float *from = nullptr;
@@ -262,10 +314,13 @@ __global__ void __launch_bounds__(COLUMNS *SPLITS, D <= 128 ? 5 : 3) prepare_ker
       if (done > 0) column = load_column<D>(a, map, done + lane < count ? first + done + lane : -1);
       multiply_columns<D>(column, q, parts, mapped + done);
     }
-    write_class(a, layout, class_, count, mapped);
+    if (a.row_tiles == 4)
+      write_wide_class(a, layout, class_, count, mapped);
+    else
+      write_class(a, layout, class_, count, mapped);
     return;
   }
-  const int of = threadIdx.x / DECODE_ROWS, of_block = threadIdx.x % DECODE_ROWS;
+  const int of = threadIdx.x / ROWS, of_block = threadIdx.x % ROWS;
   const row_place to = place_of_row(a, of_block);
   const bool is_row = to.there && to.row < 4 * a.row_tiles;
   multiply_columns<D>(column, q, parts, mapped);
@@ -281,7 +336,7 @@ __global__ void __launch_bounds__(COLUMNS *SPLITS, D <= 128 ? 5 : 3) prepare_ker
     ((float2 *)(prepared_of(a, layout, to.tile) + layout.amplitudes))[to.row * a.fast + first + of] =
         make_float2(mapped[of][of_block], mapped[PAIRS + of][of_block]);
   if (a.pairs == a.fast) return;
-  for (int row = 0; row < DECODE_ROWS; row += DECODE_ROWS >> a.log_together) {
+  for (int row = 0; row < ROWS; row += rows_together(a)) {
     const row_place tile = place_of_row(a, row);
     if (tile.there) write_mixing(a, layout, first, prepared_of(a, layout, tile.tile), row, mapped);
   }
@@ -289,8 +344,8 @@ __global__ void __launch_bounds__(COLUMNS *SPLITS, D <= 128 ? 5 : 3) prepare_ker
 
 } // namespace
 
-size_t decode_prepared_bytes(const struct decode_layer *layer) {
-  return (size_t)prepared_layout_of(layer->keys.crumbs / 16, layer->turning_pairs, curved_pairs(layer), 2).bytes;
+size_t decode_prepared_bytes(const struct decode_layer *layer, int rows) {
+  return (size_t)prepared_layout_of(layer->keys.crumbs / 16, layer->turning_pairs, curved_pairs(layer), row_tiles_of(rows)).bytes;
 }
 
 static arguments arguments_of(const struct decode_shape *shape, const struct decode_layer *layer, const struct decode_plan *plan,
@@ -309,8 +364,8 @@ static arguments arguments_of(const struct decode_shape *shape, const struct dec
   a.pairs = layer->turning_pairs;
   a.fast = curved_pairs(layer);
   a.series = layer->rope ? layer->rope->series : nullptr;
-  a.row_tiles = plan->rows > 4 ? 2 : 1;
-  a.log_together = 2 - a.row_tiles;
+  a.row_tiles = row_tiles_of(plan->rows);
+  a.log_rows = a.row_tiles == 1 ? 2 : a.row_tiles == 2 ? 3 : 4;
   a.tile_count = plan->tile_count;
   a.rotating_pairs = layer->rotating_pairs;
   a.stores_zero = layer->keys.form == OSCAR_ROW_SCALE_ZERO;
@@ -323,8 +378,7 @@ template <bool ENTER> static oscar_status launch(struct oscar_cuda *cuda, const 
                                     : a.head_dim == 96  ? prepare_kernel<ENTER, 96>
                                     : a.head_dim == 128 ? prepare_kernel<ENTER, 128>
                                                         : prepare_kernel<ENTER, 256>;
-  const dim3 grid((unsigned)((a.tile_count + (1 << a.log_together) - 1) >> a.log_together), (unsigned)blocks,
-                  (unsigned)a.kv_heads);
+  const dim3 grid((unsigned)(((a.tile_count << a.log_rows) + ROWS - 1) / ROWS), (unsigned)blocks, (unsigned)a.kv_heads);
   return cuda_result(cuda, launch_kernel(cuda, kernel, grid, COLUMNS * SPLITS, 0, a), what);
 }
 
@@ -345,5 +399,5 @@ oscar_status decode_enter(struct oscar_cuda *cuda, const struct decode_shape *sh
   a.memory = layer->memory;
   a.unit_bytes = layer->unit_bytes;
   const bool coded = layer->keys.crumbs > 0;
-  return launch<true>(cuda, a, (1 << a.log_together) + (coded ? mapping_blocks(a) : 0), "entering rows");
+  return launch<true>(cuda, a, tiles_together(a) + (coded ? mapping_blocks(a) : 0), "entering rows");
 }
