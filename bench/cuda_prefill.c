@@ -2,7 +2,7 @@
  * bench/cuda_prefill.c - attention of prompts on a GPU: many queries of one sequence over what is cached and themselves.
  *
  *   bench_cuda_prefill [--query-heads N] [--kv-heads N] [--head-dim N] [--case NAME] [--form NAME] [--csv FILE]
- *                      [--way prefill|decode]
+ *                      [--way prefill|decode|wide]
  *
  * A cache of one layer is filled with random rows, so coded pages are made as in use; then the queries of the last tokens are run
  * again and again. TFLOPS count 4 head_dim operations for every pair of a query and a position that it sees, as is usual,
@@ -32,7 +32,8 @@ static const struct {
 } cases[] = {{"8192", 8192, 8192},           {"32768", 32768, 32768},
              {"4096 on 36864", 36864, 4096}, {"4096 on 106496", 106496, 4096},
              {"512 on 102912", 102912, 512}, {"64 on 102464", 102464, 64},
-             {"8 on 102408", 102408, 8}};
+             {"16 on 102416", 102416, 16},   {"8 on 102408", 102408, 8},
+             {"4 on 102404", 102404, 4}};
 
 static const struct {
   const char *name;
@@ -163,7 +164,7 @@ static bool parse(int argc, char **argv, struct options *o) {
     else if (!strcmp(name, "--csv"))
       o->csv = value;
     else if (!strcmp(name, "--way"))
-      o->way = !strcmp(value, "decode") ? ATTENTION_DECODE : ATTENTION_PREFILL;
+      o->way = !strcmp(value, "decode") ? ATTENTION_DECODE : !strcmp(value, "wide") ? ATTENTION_DECODE_WIDE : ATTENTION_PREFILL;
     else
       return false;
   }
@@ -175,7 +176,7 @@ int main(int argc, char **argv) {
   struct options o = {.query_heads = 32, .kv_heads = 8, .head_dim = 128};
   if (!parse(argc, argv, &o)) {
     fprintf(stderr, "usage: bench_cuda_prefill [--query-heads N] [--kv-heads N] [--head-dim N] [--case NAME] [--form NAME] "
-                    "[--csv FILE] [--way prefill|decode]\n");
+                    "[--csv FILE] [--way prefill|decode|wide]\n");
     return 2;
   }
   if (oscar_context_create(NULL, &context) != OSCAR_OK) return 1;

@@ -14,6 +14,8 @@
 #include "attention/cuda/exact_page.cuh"
 #include "attention/cuda/wide_scores.cuh"
 
+#include <type_traits>
+
 namespace decode {
 
 /* Warps of a block, blocks of a multiprocessor: as much as registers and shared memory allow. */
@@ -117,9 +119,10 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   constexpr bool ANY = T::ANY, WIDE = T::WIDE;
   constexpr int STEPS = ANY ? 0 : T::STEPS;
   /* tiles whose products are begun before gains are made, as registers allow */
-  constexpr int EARLY_TILES = T::FORM != FOUR_LOG_GAINS || WIDE ? 0 : NT == 1 ? 2 : T::TURNS == STAYS ? 1 : 0;
-  /* what fp16 lost of amplitudes; queries of 16 rows lose as much, which heads of more channels bear */
-  constexpr bool KEEP_LOST = !WIDE || T::D <= 64;
+  constexpr int EARLY_TILES = T::FORM != FOUR_LOG_GAINS || WIDE ? 0 : NT == 1 ? 2 : 1;
+  constexpr bool BEGINS_EARLY = !WIDE && !ANY; /* scores, before the page is there; likewise */
+  /* what fp16 lost of turned amplitudes: a part of the error that heads of more channels bear */
+  constexpr bool KEEP_LOST = ANY || T::D <= 64;
   /* so that probabilities times gains of up to 2^1.75 stay fp16 numbers */
   constexpr float SLACK = T::FORM == FOUR_LOG_GAINS ? 2 : 0;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
@@ -189,6 +192,45 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         number = pages[min(i + WAVE_PAGES + g, c.coded - 1)].number;
         __syncwarp();
       }
+      float s[4][NT][2], largest[NT];
+      /* With the mean. */
+      const auto begin_scores = [&]() {
+#pragma unroll
+        for (int t = 0; t < 4; t++)
+#pragma unroll
+          for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = maxima.base[n];
+        if (turns == BY_PAIRS && NT > 1) {
+          wait_for_angles(ring);
+          turn_pairs<STEPS, NT, KEEP_LOST>(a, curves, amplitudes, angles_at(a, ring, place_of_angles(ring.coded_before + i)),
+                                           maxima.base, lane, turned);
+#pragma unroll
+          for (int t = 0; t < 4; t++)
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+#pragma unroll
+              for (int j = 0; j < 2; j++) s[t][n][j] = turned.of[n][t][j];
+        } else if (turns == BY_PAIRS) {
+          const auto add_turned = [&](int page) {
+#pragma unroll
+            for (int t = 0; t < 4; t++)
+#pragma unroll
+              for (int j = 0; j < 2; j++) s[t][0][j] += turned.of[page][t][j];
+          };
+          if (!knows_next) {
+            const int first = place_of_angles(ring.coded_before + i);
+            knows_next = i + 1 < c.coded;
+            wait_for_angles(ring);
+            const int other = knows_next ? place_of_angles(ring.coded_before + i + 1) : first;
+            turn_pairs<STEPS, NT, KEEP_LOST>(a, curves, amplitudes, angles_at(a, ring, g % 2 ? other : first), maxima.base, lane,
+                                             turned);
+            add_turned(0);
+          } else {
+            knows_next = false;
+            add_turned(1);
+          }
+        }
+      };
+      if (BEGINS_EARLY) begin_scores();
       const uint8_t *page = wait_for_slot(a, ring);
       const int value_offset = ANY ? a.value_offset : 256 * T::KEY_BLOCKS + 128;
       const uint16_t *value_meta = (const uint16_t *)(page + value_offset + (ANY ? 16 * forms.value_crumbs : 256 * BLOCKS));
@@ -220,41 +262,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         scale_acc(factor);
       }
 
-      float s[4][NT][2], largest[NT];
-#pragma unroll
-      for (int t = 0; t < 4; t++)
-#pragma unroll
-        for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = maxima.base[n];
-      if (turns == BY_PAIRS && NT > 1) {
-        wait_for_angles(ring);
-        turn_pairs<STEPS, NT, KEEP_LOST>(a, curves, amplitudes, angles_at(a, ring, place_of_angles(ring.coded_before + i)),
-                                         maxima.base, lane, turned);
-#pragma unroll
-        for (int t = 0; t < 4; t++)
-#pragma unroll
-          for (int n = 0; n < NT; n++)
-#pragma unroll
-            for (int j = 0; j < 2; j++) s[t][n][j] = turned.of[n][t][j];
-      } else if (turns == BY_PAIRS) {
-        const auto add_turned = [&](int page) {
-#pragma unroll
-          for (int t = 0; t < 4; t++)
-#pragma unroll
-            for (int j = 0; j < 2; j++) s[t][0][j] += turned.of[page][t][j];
-        };
-        if (!knows_next) {
-          const int first = place_of_angles(ring.coded_before + i);
-          knows_next = i + 1 < c.coded;
-          wait_for_angles(ring);
-          const int other = knows_next ? place_of_angles(ring.coded_before + i + 1) : first;
-          turn_pairs<STEPS, NT, KEEP_LOST>(a, curves, amplitudes, angles_at(a, ring, g % 2 ? other : first), maxima.base, lane,
-                                           turned);
-          add_turned(0);
-        } else {
-          knows_next = false;
-          add_turned(1);
-        }
-      }
+      if (!BEGINS_EARLY) begin_scores();
       if (waves)
         score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
       if constexpr (WIDE) score_wide((const uint32_t *)page, mapped, key_gains, lane, s);

@@ -15,8 +15,9 @@
 #define FIRST_PAGES 512 /* of a table of angles; it doubles */
 
 /* On an H100, a block of prefill_run reads a page for 128 rows in about PREFILL_COST times as long as a block of decode_run reads
- * one for 8, or two thirds of the rows that tiles may have where that is more. */
-#define PREFILL_COST 3
+ * one for 8, and PREFILL_WIDE_COST times as long as one for 16. */
+#define PREFILL_COST      5
+#define PREFILL_WIDE_COST 3
 
 /* Device memory that only grows; contents are not kept. */
 struct space {
@@ -473,7 +474,7 @@ static oscar_status reserve_jobs(struct device_attention *a, struct kept_plan *k
 static bool prefill_pays(const struct device_attention *a, int n) {
   if (a->way != ATTENTION_BY_COST) return a->way == ATTENTION_PREFILL;
   const int64_t rows = (int64_t)n * a->group, tiles = (rows + PREFILL_ROWS - 1) / PREFILL_ROWS;
-  return PREFILL_COST * tiles <= rows / (a->most_rows[0] > 8 ? a->most_rows[0] * 2 / 3 : 8);
+  return a->most_rows[0] < 16 ? PREFILL_COST * tiles <= rows / 8 : PREFILL_WIDE_COST * tiles <= rows / 16;
 }
 
 /* Which jobs are whose. */
@@ -533,11 +534,12 @@ static oscar_status fill_plan(struct device_attention *a, struct planned *p, int
 static oscar_status plan_few(struct device_attention *a, struct kept_plan *kept, int layer, int window) {
   struct planned *p = &kept->few;
   const size_t tiles_at = 256;
-  const int blocks = a->cuda->info.multiprocessors, any = a->most_rows[window > 0];
-  int most_rows = any;
-  if (a->way == ATTENTION_DECODE && any > 8) most_rows = 8;
-  if (a->way != ATTENTION_DECODE && a->way != ATTENTION_DECODE_WIDE)
-    most_rows = plan_rows(a->group, a->geometry->kv_heads, blocks, any, layer, window, p->jobs, p->n_jobs);
+  const int blocks = a->cuda->info.multiprocessors;
+  int most_rows = a->most_rows[window > 0];
+  if (a->way == ATTENTION_DECODE)
+    most_rows = most_rows < 8 ? most_rows : 8;
+  else if (a->way != ATTENTION_DECODE_WIDE)
+    most_rows = plan_rows(a->group, a->geometry->kv_heads, blocks, most_rows, layer, window, p->jobs, p->n_jobs);
   const struct plan_bounds bound = plan_bound(a->group, most_rows, layer, p->jobs, p->n_jobs);
   size_t page_offset;
   oscar_status status = reserve_plan(a, p, tiles_at + bound.tiles * sizeof(struct decode_tile), bound.pages, &page_offset);
