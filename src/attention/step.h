@@ -14,7 +14,7 @@
 
 /* The most windows of a step's layers (0, none, counts as one). */
 #define STEP_WINDOWS 2
-#define STEP_KERNELS 2
+#define STEP_KERNELS (1 << STEP_WINDOWS)
 
 /* sequences [count] have a step of one token open; all layers count as written. windows: those that attention_step will be called
  * with. *kernels: which ones it will take, below STEP_KERNELS. Errors: INVALID_ARGUMENT, NO_MEMORY. */

@@ -700,7 +700,7 @@ oscar_status device_attention_make_ready(struct device_attention *a, const int *
     status = find_plan(a, EVERY_LAYER, windows[i], a->step_jobs, count, &kept);
     if (status == OSCAR_OK && kept->many.n_jobs > 0)
       status = set_error(context_of(a), OSCAR_INVALID_ARGUMENT, "attention of single tokens by the kernels for prompts");
-    if (kept->few.result.rows > 8) *kernels = 1; /* windows are for kernels of 8 rows */
+    if (kept->few.result.rows > 8) *kernels |= 1 << i;
     for (int layer = 0; layer < g->layers && status == OSCAR_OK; layer++)
       status = reserve_space(a, layer, &kept->few.result, g->codecs != NULL);
     for (int rope = 0; rope < a->rope_count && status == OSCAR_OK; rope++)
