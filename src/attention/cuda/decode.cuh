@@ -120,7 +120,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   constexpr int STEPS = ANY ? 0 : T::STEPS;
   /* tiles whose products are begun before gains are made, as registers allow */
   constexpr int EARLY_TILES = T::FORM != FOUR_LOG_GAINS || WIDE ? 0 : NT == 1 ? 2 : 1;
-  constexpr bool BEGINS_EARLY = !WIDE && !ANY && BLOCKS <= 8; /* scores, before the page is there; likewise */
+  constexpr bool BEGINS_EARLY = !WIDE && !ANY; /* scores, before the page is there; likewise */
   /* what fp16 lost of turned amplitudes: a part of the error that heads of more channels bear */
   constexpr bool KEEP_LOST = ANY || T::D <= 64;
   /* so that probabilities times gains of up to 2^1.75 stay fp16 numbers */

@@ -55,14 +55,6 @@ __host__ __device__ inline int operand_of_block(int blocks, int class_, int i) {
   return full * GAIN_CLASSES + (over == 1 ? 0 : class_ == 1 ? 0 : class_ == 3 ? 1 : 2);
 }
 
-/* The class of the block at a place among the operands. */
-__host__ __device__ inline int class_of_operand(int blocks, int operand) {
-  const int full = blocks / GAIN_CLASSES, over = blocks % GAIN_CLASSES, pairs = full / 2 * 2 * GAIN_CLASSES;
-  if (operand < pairs) return operand % (2 * GAIN_CLASSES) / 2;
-  if (operand < full * GAIN_CLASSES) return operand - pairs;
-  return over == 1 ? 3 : operand - full * GAIN_CLASSES == 2 ? 2 : 2 * (operand - full * GAIN_CLASSES) + 1;
-}
-
 /* Tiles have 4, 8 or 16 rows: row tiles of 4, as many as the largest tile of a launch needs. */
 __host__ __device__ inline int row_tiles_of(int rows) { return rows > 8 ? 4 : rows > 4 ? 2 : 1; }
 

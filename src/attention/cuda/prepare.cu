@@ -48,7 +48,7 @@ __device__ __forceinline__ row_place place_of_row(const arguments &a, int row) {
 }
 /* Tiles that a block has rows of, and rows of a tile that it has at most. */
 __host__ __device__ __forceinline__ int tiles_together(const arguments &a) { return a.row_tiles == 1 ? 2 : 1; }
-__host__ __device__ __forceinline__ int rows_together(const arguments &a) { return a.row_tiles == 1 ? 4 : ROWS; }
+__host__ __device__ __forceinline__ int rows_together(const arguments &a) { return ROWS / tiles_together(a); }
 /* Of a tile and the block's KV head. */
 __device__ __forceinline__ uint8_t *prepared_of(const arguments &a, const prepared_layout &layout, int tile) {
   return a.prepared + ((size_t)tile * a.kv_heads + blockIdx.z) * layout.bytes;

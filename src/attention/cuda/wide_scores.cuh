@@ -44,12 +44,15 @@ template <int FORM, int BLOCKS> struct wide_queries {
       for (int c = 0; c < 2; c++) {
         const wide_units column(rows[8 * c + row_of_column<4>(g)]);
 #pragma unroll
-        for (int i = 0; i < BLOCKS; i++) {
-          const int p = class_of_operand(BLOCKS, i);
+        for (int p = 0; p < GAIN_CLASSES; p++) {
           const float factor = ldexpf(column.factor[p], -2 * p);
-          const uint2 of = operands[(c * BLOCKS + i) * 32];
-          words[c][i] =
-              make_uint2(multiply_half2(of.x, pack_half2(factor, factor)), multiply_half2(of.y, pack_half2(factor, factor)));
+          const uint32_t factors = pack_half2(factor, factor);
+#pragma unroll
+          for (int i = 0; i < class_begin(BLOCKS, p + 1) - class_begin(BLOCKS, p); i++) {
+            const int operand = operand_of_block(BLOCKS, p, i);
+            const uint2 of = operands[(c * BLOCKS + operand) * 32];
+            words[c][operand] = make_uint2(multiply_half2(of.x, factors), multiply_half2(of.y, factors));
+          }
         }
 #pragma unroll
         for (int u = 0; u < 2; u++) {
@@ -99,7 +102,6 @@ template <int BLOCKS> struct key_words {
     const uint4 w = *(const uint4 *)(words + FULL * 256 + lane * 4);
     over[0] = w.x, over[1] = w.y, over[2] = w.z, over[3] = w.w;
   }
-  __device__ __forceinline__ static constexpr int blocks_of(int class_) { return FULL + (OVER && class_ % 2); }
   /* In the last block of a class that has one more, token g + 8 is two bits below its place. */
   __device__ __forceinline__ uint2 get(int block, int tile) const {
     if (block < FULL) return make_uint2(full[block][tile][0], full[block][tile][1]);
@@ -127,7 +129,7 @@ __device__ __forceinline__ void score_wide(const uint32_t *words, const wide_que
         sums[t][c][0] = begin.x, sums[t][c][1] = begin.y, sums[t][c][2] = begin.z, sums[t][c][3] = begin.w;
     }
 #pragma unroll
-    for (int i = 0; i < key_words<BLOCKS>::blocks_of(p); i++) {
+    for (int i = 0; i < class_begin(BLOCKS, p + 1) - class_begin(BLOCKS, p); i++) {
       const int operand = operand_of_block(BLOCKS, p, i);
       const uint2 b[2] = {queries.get(0, operand), queries.get(1, operand)};
 #pragma unroll
