@@ -23,6 +23,7 @@ enum {
 struct small_model {
   struct gguf_writer table, data;
   uint64_t tensors, random;
+  int heads; /* of queries */
   char path[64];
 };
 
@@ -84,7 +85,8 @@ static inline void small_vector(struct small_model *m, const char *name, uint64_
 }
 
 static inline void small_layer(struct small_model *m, int layer, const char *architecture) {
-  const uint64_t e = SMALL_EMBEDDING, f = SMALL_FEED_FORWARD, d = SMALL_HEAD_DIM, q = SMALL_HEADS * d, kv = SMALL_KV_HEADS * d;
+  const uint64_t e = SMALL_EMBEDDING, f = SMALL_FEED_FORWARD, d = SMALL_HEAD_DIM, q = (uint64_t)m->heads * d,
+                 kv = SMALL_KV_HEADS * d;
   const bool qwen = strcmp(architecture, "qwen2") == 0, gemma = strcmp(architecture, "gemma3") == 0;
   const struct {
     const char *name;
@@ -112,14 +114,14 @@ static inline void small_layer(struct small_model *m, int layer, const char *arc
   }
 }
 
-static inline void small_keys(struct gguf_writer *w, const char *architecture, uint64_t *keys) {
+static inline void small_keys(struct gguf_writer *w, const char *architecture, int heads, uint64_t *keys) {
   const struct {
     const char *name;
     uint32_t value;
   } numbers[] = {{"block_count", SMALL_LAYERS},
                  {"embedding_length", SMALL_EMBEDDING},
                  {"feed_forward_length", SMALL_FEED_FORWARD},
-                 {"attention.head_count", SMALL_HEADS},
+                 {"attention.head_count", (uint32_t)heads},
                  {"attention.head_count_kv", SMALL_KV_HEADS},
                  {"attention.key_length", SMALL_HEAD_DIM},
                  {"attention.sliding_window", SMALL_WINDOW},
@@ -144,11 +146,11 @@ static inline void small_keys(struct gguf_writer *w, const char *architecture, u
 }
 
 /* Writes the file; its path is valid until small_model_free. tied: the output is the embedding. */
-static inline void small_model_make(struct small_model *m, const char *architecture, bool tied, uint64_t seed) {
-  *m = (struct small_model){.random = seed, .path = "/tmp/oscar-small-XXXXXX.gguf"};
+static inline void small_model_make_of(struct small_model *m, const char *architecture, int heads, bool tied, uint64_t seed) {
+  *m = (struct small_model){.random = seed, .heads = heads, .path = "/tmp/oscar-small-XXXXXX.gguf"};
   struct gguf_writer keys = {0}, head = {0};
   uint64_t n_keys;
-  small_keys(&keys, architecture, &n_keys);
+  small_keys(&keys, architecture, heads, &n_keys);
   small_tensor(m, "token_embd.weight", SMALL_VOCAB, SMALL_EMBEDDING, WEIGHT_Q8_0);
   if (!tied) small_tensor(m, "output.weight", SMALL_VOCAB, SMALL_EMBEDDING, WEIGHT_Q6_K);
   small_vector(m, "output_norm.weight", SMALL_EMBEDDING, 1);
@@ -166,6 +168,10 @@ static inline void small_model_make(struct small_model *m, const char *architect
   writer_free(&keys);
   writer_free(&m->data);
   writer_free(&m->table);
+}
+
+static inline void small_model_make(struct small_model *m, const char *architecture, bool tied, uint64_t seed) {
+  small_model_make_of(m, architecture, SMALL_HEADS, tied, seed);
 }
 
 static inline void small_model_free(struct small_model *m) { assert_int_equal(unlink(m->path), 0); }

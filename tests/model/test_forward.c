@@ -4,6 +4,7 @@
  */
 #include "small_model.h"
 
+#include "attention/cuda/line.h"
 #include "engine/sampler.h"
 #include "model/model.h"
 
@@ -22,8 +23,40 @@ struct rig {
   struct runner *runner;
 };
 
+/* What a cache keeps of old pages: all of them; a set of codecs that needs no data; log gains, as fits have. */
+enum pages { PAGES_EXACT, PAGES_PLAIN, PAGES_LOG_GAINS };
+
+static oscar_codec_set *make_codecs(oscar_context *context, const oscar_cache_options *options, enum pages pages) {
+  const oscar_codec_set_info info = {options->layers, options->kv_heads, options->head_dim, "int2-hadamard", "", ""};
+  const oscar_plain_options plain = {true, 1, 0, 1, 1};
+  oscar_codec_set *set = NULL;
+  if (pages == PAGES_PLAIN) assert_ok(context, oscar_codec_set_create_plain(context, &info, &plain, &set));
+  if (pages != PAGES_LOG_GAINS) return set;
+  static float unit[SMALL_HEAD_DIM * SMALL_HEAD_DIM], steps[SMALL_HEAD_DIM], mean[SMALL_HEAD_DIM];
+  uint8_t crumbs[SMALL_HEAD_DIM];
+  for (int i = 0; i < SMALL_HEAD_DIM; i++) unit[i * (SMALL_HEAD_DIM + 1)] = 1, steps[i] = 1, crumbs[i] = 1;
+  const oscar_codec_spec spec = {.head_dim = SMALL_HEAD_DIM,
+                                 .channels = SMALL_HEAD_DIM,
+                                 .form = OSCAR_ROW_LOG_GAINS,
+                                 .groups = 4,
+                                 .clip_ratio = 1,
+                                 .crumbs = crumbs,
+                                 .steps = steps,
+                                 .mean = mean,
+                                 .encode = unit,
+                                 .decode = unit};
+  oscar_codec *codec;
+  assert_ok(context, oscar_codec_create(context, &spec, &codec));
+  assert_ok(context, oscar_codec_set_create(context, &info, &set));
+  for (int place = 0; place < options->layers * options->kv_heads * 2; place++)
+    assert_ok(context, oscar_codec_set_assign(set, place / 2 / options->kv_heads, place / 2 % options->kv_heads,
+                                              (oscar_side)(place % 2), codec));
+  oscar_codec_release(codec);
+  return set;
+}
+
 /* false: no such device, or the library cannot keep caches there */
-static bool open_rig_with(struct rig *r, const char *path, bool coded, bool on_gpu, enum weight_form form, int sequences,
+static bool open_rig_with(struct rig *r, const char *path, enum pages pages, bool on_gpu, enum weight_form form, int sequences,
                           int threads) {
   *r = (struct rig){.context = test_context(OSCAR_ISA_AUTO, threads)};
   oscar_status status = on_gpu ? oscar_cuda_create(r->context, NULL, &r->cuda) : OSCAR_OK;
@@ -38,10 +71,7 @@ static bool open_rig_with(struct rig *r, const char *path, bool coded, bool on_g
   assert_ok(r->context, model_load(r->context, r->backend, path, &r->model));
   oscar_cache_options options;
   model_cache_options(r->model, &options);
-  const oscar_codec_set_info info = {options.layers, options.kv_heads, options.head_dim, "int2-hadamard", "", ""};
-  const oscar_plain_options plain = {true, 1, 0, 1, 1};
-  if (coded) assert_ok(r->context, oscar_codec_set_create_plain(r->context, &info, &plain, &r->codecs));
-  options.codecs = r->codecs;
+  options.codecs = r->codecs = make_codecs(r->context, &options, pages);
   options.recent_pages = 1;
   options.budget_bytes = oscar_cache_bytes_for(&options, LENGTH, sequences, CHUNK);
   assert_ok(r->context, oscar_cache_create(r->context, &options, &r->cache));
@@ -49,8 +79,8 @@ static bool open_rig_with(struct rig *r, const char *path, bool coded, bool on_g
   return true;
 }
 
-static bool open_rig(struct rig *r, const char *path, bool coded, bool on_gpu, int sequences) {
-  return open_rig_with(r, path, coded, on_gpu, WEIGHTS_BF16, sequences, 2);
+static bool open_rig(struct rig *r, const char *path, enum pages pages, bool on_gpu, int sequences) {
+  return open_rig_with(r, path, pages, on_gpu, WEIGHTS_BF16, sequences, 2);
 }
 
 static void close_rig(struct rig *r) {
@@ -162,9 +192,11 @@ static const struct step mixed[] = {
 
 static const struct {
   const char *architecture;
-  bool tied, coded;
-} cases[] = {
-    {"llama", true, false}, {"llama", false, true}, {"qwen2", false, true}, {"gemma3", true, true}, {"gemma3", false, false}};
+  bool tied;
+  enum pages pages;
+} cases[] = {{"llama", true, PAGES_EXACT},  {"llama", false, PAGES_PLAIN},  {"qwen2", false, PAGES_PLAIN},
+             {"gemma3", true, PAGES_PLAIN}, {"gemma3", false, PAGES_EXACT}, {"qwen2", true, PAGES_LOG_GAINS}};
+static const char *const page_names[] = {"BF16", "2 bits", "2 bits, log gains"};
 
 static void sequences_share_steps_without_a_trace(void **state) {
   (void)state;
@@ -172,8 +204,8 @@ static void sequences_share_steps_without_a_trace(void **state) {
     struct small_model m;
     struct rig alone, together;
     small_model_make(&m, cases[c].architecture, cases[c].tied, c + 1);
-    assert_true(open_rig(&alone, m.path, cases[c].coded, false, 4));
-    assert_true(open_rig(&together, m.path, cases[c].coded, false, 4));
+    assert_true(open_rig(&alone, m.path, cases[c].pages, false, 4));
+    assert_true(open_rig(&together, m.path, cases[c].pages, false, 4));
     compare_steps(&alone, &together, 4, mixed, (int)ARRAY_LENGTH(mixed), 0);
     close_rig(&together);
     close_rig(&alone);
@@ -225,7 +257,7 @@ static void a_prompt_can_be_cut_anywhere_beside_anything(void **state) {
     struct rig r;
     small_model_make(&m, cases[c].architecture, cases[c].tied, c + 1);
     for (size_t w = 0; w < ARRAY_LENGTH(ways); w++) {
-      assert_true(open_rig_with(&r, m.path, cases[c].coded, false, WEIGHTS_BF16, 3, ways[w].threads));
+      assert_true(open_rig_with(&r, m.path, cases[c].pages, false, WEIGHTS_BF16, 3, ways[w].threads));
       run_cut(&r, ways[w].piece, ways[w].few, ways[w].beside, w ? got : expected);
       if (w && memcmp(got, expected, bytes) != 0)
         fail_msg("case %zu (%s): cut into %d and %d tokens, other logits than into %d and %d", c, cases[c].architecture,
@@ -246,8 +278,8 @@ static void many_sequences_decode_together(void **state) {
   for (int s = 0; s < 4; s++)
     for (int i = 0; i < MOST_JOBS; i++) steps[s].n[i] = 1 + (i * (s + 3) % 5 == 0) * 2, steps[s].outputs[i] = (i + s) % 3 > 0;
   small_model_make(&m, "llama", true, 5);
-  assert_true(open_rig(&alone, m.path, false, false, MOST_JOBS));
-  assert_true(open_rig(&together, m.path, false, false, MOST_JOBS));
+  assert_true(open_rig(&alone, m.path, PAGES_EXACT, false, MOST_JOBS));
+  assert_true(open_rig(&together, m.path, PAGES_EXACT, false, MOST_JOBS));
   compare_steps(&alone, &together, MOST_JOBS, steps, 4, 0);
   close_rig(&together);
   close_rig(&alone);
@@ -262,7 +294,7 @@ static void a_step_that_fails_changes_nothing(void **state) {
   static int32_t ids[CHUNK];
   oscar_sequence *s[3];
   small_model_make(&m, "llama", true, 5);
-  assert_true(open_rig(&r, m.path, false, false, 2));
+  assert_true(open_rig(&r, m.path, PAGES_EXACT, false, 2));
   make_sequences(&r, 3, s);
   struct forward_job jobs[3] = {{.sequence = s[0], .n = 100, .ids = ids},
                                 {.sequence = s[1], .n = 100, .ids = ids},
@@ -333,14 +365,14 @@ static void a_gpu_gives_what_the_cpu_gives(void **state) {
     struct small_model m;
     struct rig cpu, gpu;
     small_model_make(&m, cases[c].architecture, cases[c].tied, c + 1);
-    if (!open_rig(&gpu, m.path, cases[c].coded, true, 4)) {
+    if (!open_rig(&gpu, m.path, cases[c].pages, true, 4)) {
       small_model_free(&m);
       continue;
     }
-    assert_true(open_rig(&cpu, m.path, cases[c].coded, false, 4));
-    printf("%s%s, %s\n", cases[c].architecture, cases[c].tied ? ", tied" : "", cases[c].coded ? "2 bits" : "BF16");
+    assert_true(open_rig(&cpu, m.path, cases[c].pages, false, 4));
+    printf("%s%s, %s\n", cases[c].architecture, cases[c].tied ? ", tied" : "", page_names[cases[c].pages]);
     /* Codes are steps: a value beside a threshold makes one of its own. */
-    const double bound = cases[c].coded ? 10 * GPU_BOUND : GPU_BOUND;
+    const double bound = cases[c].pages != PAGES_EXACT ? 10 * GPU_BOUND : GPU_BOUND;
     compare_steps(&cpu, &gpu, 4, mixed, (int)ARRAY_LENGTH(mixed), bound);
     compare_steps(&gpu, &gpu, 1, mixed, 2, bound);
     struct seen host, device;
@@ -365,8 +397,8 @@ static void fp8_weights_give_about_the_same(void **state) {
     struct small_model m;
     struct rig bf16, fp8;
     small_model_make(&m, cases[c].architecture, cases[c].tied, c + 1);
-    if (open_rig(&bf16, m.path, false, true, 4)) {
-      assert_true(open_rig_with(&fp8, m.path, false, true, WEIGHTS_FP8, 4, 2));
+    if (open_rig(&bf16, m.path, PAGES_EXACT, true, 4)) {
+      assert_true(open_rig_with(&fp8, m.path, PAGES_EXACT, true, WEIGHTS_FP8, 4, 2));
       assert_true(model_packed_bytes(fp8.model) < model_packed_bytes(bf16.model));
       printf("%s%s, FP8\n", cases[c].architecture, cases[c].tied ? ", tied" : "");
       compare_steps(&bf16, &fp8, 4, mixed, (int)ARRAY_LENGTH(mixed), 0.2);
@@ -393,11 +425,11 @@ static void decoding_gives_what_other_steps_give(void **state) {
     struct small_model m;
     struct rig watched, decoding;
     small_model_make(&m, cases[c].architecture, cases[c].tied, c + 1);
-    if (!open_rig(&watched, m.path, cases[c].coded, true, 2)) {
+    if (!open_rig(&watched, m.path, cases[c].pages, true, 2)) {
       small_model_free(&m);
       continue;
     }
-    assert_true(open_rig(&decoding, m.path, cases[c].coded, true, 2));
+    assert_true(open_rig(&decoding, m.path, cases[c].pages, true, 2));
     oscar_sequence *a, *b;
     make_sequences(&watched, 1, &a);
     make_sequences(&decoding, 1, &b);
@@ -414,7 +446,7 @@ static void decoding_gives_what_other_steps_give(void **state) {
       worst = fmax(worst, relative_distance(x, y, SMALL_VOCAB));
     }
     assert_int_equal(calls, 220 * SMALL_LAYERS);
-    printf("  %s, %s: %.2g\n", cases[c].architecture, cases[c].coded ? "2 bits" : "BF16", worst);
+    printf("  %s, %s: %.2g\n", cases[c].architecture, page_names[cases[c].pages], worst);
     assert_true(worst < 1e-6);
     oscar_sequence_free(a);
     oscar_sequence_free(b);
@@ -513,11 +545,11 @@ static void replayed_steps_have_the_bits_of_direct_ones(void **state) {
     struct small_model m;
     struct twins t = {.n = 0};
     small_model_make(&m, cases[c].architecture, cases[c].tied, c + 1);
-    if (!open_rig(&t.rig[0], m.path, cases[c].coded, true, 6)) {
+    if (!open_rig(&t.rig[0], m.path, cases[c].pages, true, 6)) {
       small_model_free(&m);
       continue;
     }
-    assert_true(open_rig(&t.rig[1], m.path, cases[c].coded, true, 6));
+    assert_true(open_rig(&t.rig[1], m.path, cases[c].pages, true, 6));
     runner_record(t.rig[0].runner, false);
     twins_live(&t, c + 1);
     while (t.n > 0) twins_drop(&t, 0);
@@ -541,8 +573,8 @@ static void many_sequences_replay(enum weight_form weights) {
   struct small_model m;
   struct twins t = {.n = 0};
   small_model_make(&m, "qwen2", false, 9);
-  assert_true(open_rig_with(&t.rig[0], m.path, true, true, weights, MANY, 2));
-  assert_true(open_rig_with(&t.rig[1], m.path, true, true, weights, MANY, 2));
+  assert_true(open_rig_with(&t.rig[0], m.path, PAGES_PLAIN, true, weights, MANY, 2));
+  assert_true(open_rig_with(&t.rig[1], m.path, PAGES_PLAIN, true, weights, MANY, 2));
   runner_record(t.rig[0].runner, false);
   int all[MANY];
   for (int i = 0; i < MANY; i++) {
@@ -564,6 +596,34 @@ static void replayed_steps_of_many_sequences_have_the_bits_of_direct_ones(void *
   many_sequences_replay(WEIGHTS_FP8);
 }
 
+/* Steps of groups of twelve heads, from before to after the length from which tiles have sixteen rows: a recording of the former
+ * is not replayed for the latter. */
+static void replayed_steps_keep_their_bits_when_tiles_grow(void **state) {
+  (void)state;
+  enum { MANY = 40 };
+  if (oscar_cuda_count() == 0) skip();
+  struct small_model m;
+  struct twins t = {.n = 0};
+  small_model_make_of(&m, "qwen2", 12 * SMALL_KV_HEADS, false, 10);
+  assert_true(open_rig(&t.rig[0], m.path, PAGES_LOG_GAINS, true, MANY));
+  assert_true(open_rig(&t.rig[1], m.path, PAGES_LOG_GAINS, true, MANY));
+  runner_record(t.rig[0].runner, false);
+  oscar_cuda_info info;
+  oscar_cuda_describe(t.rig[0].cuda, &info);
+  int64_t pages = 1; /* of a sequence, with which sixteen rows pay */
+  while (!line_wide_pays(2 * MANY * SMALL_KV_HEADS * pages, MANY * SMALL_KV_HEADS * pages, info.multiprocessors)) pages++;
+  twins_add(&t, -1);
+  for (int64_t left = (pages - 1) * 64 - 20, n; left > 0; left -= n)
+    twins_step(&t, 1, &(int){0}, (int)(n = left < CHUNK ? left : CHUNK), OSCAR_OK);
+  int all[MANY] = {0};
+  for (int i = 1; i < MANY; i++) twins_add(&t, 0), all[i] = i;
+  for (int i = 0; i < 40; i++) twins_step(&t, MANY, all, 1, OSCAR_OK);
+  while (t.n > 0) twins_drop(&t, 0);
+  close_rig(&t.rig[1]);
+  close_rig(&t.rig[0]);
+  small_model_free(&m);
+}
+
 /* Two sequences with a sampler each, in steps of both: those that are sampled give the ids that the host finds in logits. */
 static void sampled_steps_choose_what_the_host_chooses(void **state) {
   (void)state;
@@ -574,8 +634,8 @@ static void sampled_steps_choose_what_the_host_chooses(void **state) {
   struct twins t = {.n = 0};
   struct sampler *samplers[2][2];
   small_model_make(&m, "llama", true, 3);
-  if (!open_rig(&t.rig[0], m.path, true, true, 2)) skip();
-  assert_true(open_rig(&t.rig[1], m.path, true, true, 2));
+  if (!open_rig(&t.rig[0], m.path, PAGES_PLAIN, true, 2)) skip();
+  assert_true(open_rig(&t.rig[1], m.path, PAGES_PLAIN, true, 2));
   twins_add(&t, -1);
   twins_add(&t, -1);
   for (int i = 0; i < 4; i++)
@@ -621,7 +681,7 @@ static void tokens_are_sampled_on_gpus_only(void **state) {
   struct rig r;
   oscar_sequence *s;
   small_model_make(&m, "llama", true, 3);
-  assert_true(open_rig(&r, m.path, false, false, 1));
+  assert_true(open_rig(&r, m.path, PAGES_EXACT, false, 1));
   make_sequences(&r, 1, &s);
   const struct forward_job job = {.sequence = s, .n = 1, .ids = &(int32_t){1}, .outputs = 1};
   assert_false(runner_can_sample(r.runner));
@@ -643,6 +703,7 @@ int main(void) {
       cmocka_unit_test(decoding_gives_what_other_steps_give),
       cmocka_unit_test(replayed_steps_have_the_bits_of_direct_ones),
       cmocka_unit_test(replayed_steps_of_many_sequences_have_the_bits_of_direct_ones),
+      cmocka_unit_test(replayed_steps_keep_their_bits_when_tiles_grow),
       cmocka_unit_test(sampled_steps_choose_what_the_host_chooses),
       cmocka_unit_test(tokens_are_sampled_on_gpus_only),
   };
