@@ -337,7 +337,7 @@ struct bench {
       }
     }
     decode_line line;
-    if (!line_lay(tiles.data(), (int)tiles.size(), o.kv_heads, info.multiprocessors, &line)) {
+    if (!line_lay(tiles.data(), (int)tiles.size(), o.kv_heads, decode_blocks(cuda), &line)) {
       fprintf(stderr, "too much for one launch\n");
       exit(1);
     }
@@ -347,7 +347,7 @@ struct bench {
     plan.line = keep(std::vector<decode_line>(1, line));
     const size_t items = tiles.size() * o.kv_heads, width = (size_t)o.query_heads * o.head_dim * what.lengths.size();
     if (how.coded) space.prepared = keep_empty(items * decode_prepared_bytes(&layers[0], plan.rows));
-    space.parts = keep(std::vector<float>((items + decode_most_blocks(cuda)) * decode_part_bytes(&shape) / sizeof(float), 0));
+    space.parts = keep(std::vector<float>((items + decode_blocks(cuda)) * decode_part_bytes(&shape) / sizeof(float), 0));
     q = keep(normals(width, 1, 3));
     out = (float *)keep_empty(width * 4);
     std::vector<double> frequencies(o.head_dim / 2);
@@ -378,8 +378,8 @@ struct bench {
   }
   void read() {
     for (int i = 0; i < o.layers; i++)
-      read_kernel<<<decode_most_blocks(cuda), 512, 0, stream>>>((const uint4 *)(pages + layer_bytes * i), bytes / 16,
-                                                                (uint32_t *)out);
+      read_kernel<<<2 * decode_blocks(cuda), 512, 0, stream>>>((const uint4 *)(pages + layer_bytes * i), bytes / 16,
+                                                               (uint32_t *)out);
     check(cudaGetLastError());
   }
 

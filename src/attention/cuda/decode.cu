@@ -6,8 +6,6 @@
 
 namespace {
 
-constexpr int MOST_BLOCKS = 2; /* of a multiprocessor */
-
 using decode::variant;
 
 const variant *variant_of(int head_dim) {
@@ -40,10 +38,10 @@ usual usual_of(const variant &v, const struct decode_layer *layer, int window) {
 
 struct choice {
   const void *kernel;
-  decode::block_shape shape;
+  int warps; /* of a block */
 };
 
-/* The compute capability that a kernel was compiled for, which has its shape of blocks: the device's may be a later one. */
+/* The compute capability that a kernel was compiled for, which has its warps of a block: the device's may be a later one. */
 int capability_of(const struct oscar_cuda *cuda, const void *kernel) {
   cudaFuncAttributes attributes;
   return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess ? attributes.ptxVersion : cuda->info.capability;
@@ -56,13 +54,13 @@ choice choose(const struct oscar_cuda *cuda, const struct decode_shape *shape, c
   if (row_tiles == 4 && (u.form < 0 || u.kind >= decode::WIDE_KINDS || !v.wide[u.form][u.kind])) return {};
   if (u.form >= 0) {
     const void *kernel = row_tiles == 4 ? v.wide[u.form][u.kind] : v.usual[u.form][u.kind][row_tiles - 1];
-    return {kernel, decode::block_shape_of(v.blocks, row_tiles, decode::USUAL_TURNS[u.kind], decode::USUAL_STEPS[u.kind], false,
-                                           capability_of(cuda, kernel))};
+    return {kernel, decode::warps_of(v.blocks, row_tiles, decode::USUAL_TURNS[u.kind], decode::USUAL_STEPS[u.kind], false,
+                                     capability_of(cuda, kernel))};
   }
   const bool usual_values = layer->values.crumbs == 16 * v.blocks;
   const void *kernel = usual_values ? v.any_keys[row_tiles - 1] : v.any[row_tiles - 1];
-  return {kernel, decode::block_shape_of(usual_values ? v.blocks : decode::MOST_VALUE_BLOCKS, row_tiles, decode::STAYS, 0, true,
-                                         capability_of(cuda, kernel))};
+  return {kernel, decode::warps_of(usual_values ? v.blocks : decode::MOST_VALUE_BLOCKS, row_tiles, decode::STAYS, 0, true,
+                                   capability_of(cuda, kernel))};
 }
 
 decode::arguments arguments_of(const struct decode_shape *shape, const struct decode_layer *layer) {
@@ -129,7 +127,7 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
   for (int row_tiles = 1; row_tiles <= DECODE_ROWS / 4; row_tiles *= 2) {
     const choice chosen = choose(cuda, shape, layer, row_tiles);
     if (!chosen.kernel) continue;
-    const int bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
+    const int bytes = decode::shared_layout_of(a, chosen.warps, row_tiles).bytes;
     if ((size_t)bytes <= cuda->shared_bytes)
       *rows = 4 * row_tiles;
     else if (row_tiles == 1)
@@ -143,7 +141,7 @@ oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *sh
 
 size_t decode_part_bytes(const struct decode_shape *shape) { return part_floats(shape->head_dim) * sizeof(float); }
 
-int decode_most_blocks(const struct oscar_cuda *cuda) { return cuda->info.multiprocessors * MOST_BLOCKS; }
+int decode_blocks(const struct oscar_cuda *cuda) { return cuda->info.multiprocessors; }
 
 oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,
                         const struct decode_plan *plan, const float *q, const struct decode_space *space, float *out) {
@@ -154,7 +152,7 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
   a.pages = plan->pages;
   a.tile_count = plan->tile_count;
   a.line = plan->line;
-  a.blocks = cuda->info.multiprocessors * chosen.shape.blocks;
+  a.blocks = decode_blocks(cuda);
   a.q = q;
   a.prepared = (const uint8_t *)space->prepared;
   a.parts = space->parts;
@@ -163,12 +161,12 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
   int bytes = 0;
   for (const auto &each : wanted) {
     a.map_is_here = each[0], a.copies_ahead = each[1];
-    bytes = decode::shared_layout_of(a, chosen.shape, row_tiles).bytes;
+    bytes = decode::shared_layout_of(a, chosen.warps, row_tiles).bytes;
     if ((size_t)bytes <= cuda->shared_bytes) break;
   }
   oscar_status status = cuda_result(cuda, cudaFuncSetAttribute(chosen.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                                     "asking for shared memory");
   if (status != OSCAR_OK) return status;
   void *arguments[] = {&a};
-  return launch_early(cuda, chosen.kernel, dim3((unsigned)a.blocks), chosen.shape.warps * 32, bytes, arguments, "attention");
+  return launch_early(cuda, chosen.kernel, dim3((unsigned)a.blocks), chosen.warps * 32, bytes, arguments, "attention");
 }

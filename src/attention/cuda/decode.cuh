@@ -18,17 +18,14 @@
 
 namespace decode {
 
-/* Warps of a block, blocks of a multiprocessor: as much as registers and shared memory allow. */
-struct block_shape {
-  int warps, blocks;
-};
 /* Where a multiprocessor has 100 KB of shared memory instead of 160 or more. */
 __host__ __device__ constexpr bool has_little_memory(int capability) {
   return capability == 86 || capability == 89 || capability >= 120;
 }
-/* turns, steps: of a mean that turns; any: kernels for any form */
-__host__ __device__ constexpr struct block_shape block_shape_of(int value_blocks, int row_tiles, how_it_turns turns, int steps,
-                                                                bool any, int capability) {
+/* Warps of a block, of which a multiprocessor has one: as many as registers and shared memory allow. turns, steps: of a mean
+ * that turns; any: kernels for any form. */
+__host__ __device__ constexpr int warps_of(int value_blocks, int row_tiles, how_it_turns turns, int steps, bool any,
+                                           int capability) {
   int warps = value_blocks > 6 ? 8 : 12;
   if (value_blocks > 16)
     warps = 4;
@@ -38,7 +35,7 @@ __host__ __device__ constexpr struct block_shape block_shape_of(int value_blocks
     warps = row_tiles == 2 ? 6 : 8;
   else if (row_tiles > 1)
     warps = turns == BY_WAVES && steps > 1 ? 6 : 8;
-  return {has_little_memory(capability) ? warps * 5 / 8 : warps, 1};
+  return has_little_memory(capability) ? warps * 5 / 8 : warps;
 }
 
 /* What is known when a kernel is compiled. */
@@ -52,15 +49,14 @@ struct traits {
   static constexpr int STEPS = STEPS_;            /* of its curves; ANY: as many as there are */
   static constexpr bool WIDE = NT_ == 4;          /* 16 rows */
 #ifdef __CUDA_ARCH__
-  static constexpr struct block_shape SHAPE = block_shape_of(VALUE_BLOCKS_, NT_, TURNS_, STEPS_, ANY, __CUDA_ARCH__ / 10);
+  static constexpr int WARPS = warps_of(VALUE_BLOCKS_, NT_, TURNS_, STEPS_, ANY, __CUDA_ARCH__ / 10);
 #else
-  static constexpr struct block_shape SHAPE = {1, 1}; /* the host asks for that of its device */
+  static constexpr int WARPS = 1; /* the host asks for those of its device */
 #endif
   /* of pages, where not ANY */
   static constexpr int GROUPS = FORM == FOUR_LOG_GAINS ? GAIN_CLASSES : 1;
   static constexpr int ROW_FORM = FORM == FOUR_LOG_GAINS ? OSCAR_ROW_LOG_GAINS : OSCAR_ROW_GAIN;
   static constexpr int KEY_BYTES = 256 * KEY_BLOCKS + 128, VALUE_BYTES = 256 * VALUE_BLOCKS + 128;
-  static constexpr int WARPS = SHAPE.warps, BLOCKS = SHAPE.blocks;
 };
 
 /* Barriers of the block's copies, after those of its rings: queries, and curves, of two items in turn; the map. */
@@ -84,9 +80,8 @@ __host__ __device__ inline int curve_bytes(const arguments &a) {
 __host__ __device__ inline int value_inputs(const page_forms &forms) { return forms.value_crumbs + forms.value_groups + 1; }
 __host__ __device__ inline int map_bytes(const arguments &a) { return value_inputs(a.forms) * a.head_dim * 4; }
 
-__host__ __device__ inline struct shared_layout shared_layout_of(const arguments &a, struct block_shape shape, int row_tiles) {
+__host__ __device__ inline struct shared_layout shared_layout_of(const arguments &a, int warps, int row_tiles) {
   struct shared_layout s;
-  const int warps = shape.warps;
   int at = warps * STAGES * a.slot_bytes;
   s.angles = at, at += warps * angles_bytes(a);
   s.barriers = at, at += 8 * (warps * STAGES + BLOCK_COPIES);
@@ -457,7 +452,7 @@ __device__ __forceinline__ void begin_map(const arguments &a, int head, const sh
   if (a.map_is_here) begin_block_copy(c.memory + layout.map, map_of(a, head), map_bytes(a), c.barriers + MAP);
 }
 
-template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) kernel(const __grid_constant__ arguments given) {
+template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(const __grid_constant__ arguments given) {
   const arguments a = known_arguments<T>(given);
   constexpr int WARPS = T::WARPS, NT = T::NT;
   extern __shared__ __align__(128) uint8_t memory[];
@@ -466,7 +461,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, T::BLOCKS) k
   /* asked for together, with what of the tile lies elsewhere */
   const int probe = probe_of(a, 0, a.tile_count, lane), early = load_now(&a.tiles[min(lane, a.tile_count - 1)].token);
   const struct decode_line line = *a.line;
-  const shared_layout layout = shared_layout_of(a, T::SHAPE, NT);
+  const shared_layout layout = shared_layout_of(a, T::WARPS, NT);
   uint64_t *barriers = (uint64_t *)(memory + layout.barriers);
   ring ring = {memory + warp * STAGES * a.slot_bytes,
                barriers + warp * STAGES,

@@ -125,7 +125,7 @@ struct decode_plan {
 /* Work space on the device. */
 struct decode_space {
   void *prepared; /* decode_prepared_bytes for each tile and KV head */
-  float *parts;   /* decode_part_bytes for each of tiles kv_heads + decode_most_blocks; all 0, before a launch and after it */
+  float *parts;   /* decode_part_bytes for each of tiles kv_heads + decode_blocks; all 0, before a launch and after it */
 };
 
 /* New tokens, one of each sequence, as products leave them: of each token q, k and v [heads][head_dim]. All on the device but for
@@ -147,7 +147,7 @@ struct decode_rows {
 oscar_status decode_check(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer, int *rows);
 size_t decode_prepared_bytes(const struct decode_layer *layer, int rows); /* rows: of decode_plan */
 size_t decode_part_bytes(const struct decode_shape *shape);
-int decode_most_blocks(const struct oscar_cuda *cuda); /* of any launch; where there are fewer units, only so many do something */
+int decode_blocks(const struct oscar_cuda *cuda); /* of a launch; where there are fewer units, only so many do something */
 
 /* Maps the queries into the space of codes: q [tokens][query_heads][head_dim] -> prepared. Only where pages are coded. */
 oscar_status decode_prepare(struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer,

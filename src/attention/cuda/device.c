@@ -534,7 +534,7 @@ static oscar_status fill_plan(struct device_attention *a, struct planned *p, int
 static oscar_status plan_few(struct device_attention *a, struct kept_plan *kept, int layer, int window) {
   struct planned *p = &kept->few;
   const size_t tiles_at = 256;
-  const int blocks = a->cuda->info.multiprocessors;
+  const int blocks = decode_blocks(a->cuda);
   int most_rows = a->most_rows[window > 0];
   if (a->way == ATTENTION_DECODE)
     most_rows = most_rows < 8 ? most_rows : 8;
@@ -632,7 +632,7 @@ static oscar_status reserve_space(struct device_attention *a, int layer, const s
   if (coded) status = space_reserve(a, &a->prepared, items * decode_prepared_bytes(&a->layers[layer], plan->rows));
   const size_t before = a->parts.bytes;
   if (status == OSCAR_OK)
-    status = space_reserve(a, &a->parts, (items + (size_t)decode_most_blocks(a->cuda)) * decode_part_bytes(&shape));
+    status = space_reserve(a, &a->parts, (items + (size_t)decode_blocks(a->cuda)) * decode_part_bytes(&shape));
   if (status != OSCAR_OK || a->parts.bytes == before) return status;
   status = cuda_clear(a->cuda, a->parts.memory, a->parts.bytes);
   if (status != OSCAR_OK) space_free(a, &a->parts); /* what is not zero would be taken for sums */
