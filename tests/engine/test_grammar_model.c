@@ -29,9 +29,34 @@ static int by_time(const void *a, const void *b) {
   return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
 }
 
+/* What the walks below ask of every token at every step, found out once. */
+enum { ENDS = 1, BEGINS_CLOSING = 2, HAS_CLOSING = 4 };
+static uint8_t *traits_of(const struct token_table *t) {
+  uint8_t *traits = calloc((size_t)t->vocab, 1);
+  assert_non_null(traits);
+  for (int32_t id = 0; id < t->vocab; id++) {
+    const char *spelled = t->text + t->offset[id];
+    const size_t bytes = t->offset[id + 1] - t->offset[id];
+    if (token_ends(t, id)) traits[id] |= ENDS;
+    if (strchr("\"}]", *spelled)) traits[id] |= BEGINS_CLOSING;
+    if (memchr(spelled, '"', bytes) || memchr(spelled, ']', bytes) || memchr(spelled, '\\', bytes)) traits[id] |= HAS_CLOSING;
+  }
+  return traits;
+}
+
+/* The first token from `id` on that is in the mask; the vocabulary's size: none. */
+static int32_t next_allowed(const struct token_table *t, const uint64_t *allowed, int32_t id) {
+  while (id < t->vocab) {
+    const uint64_t rest = allowed[id / 64] >> (id % 64);
+    if (rest) return id + __builtin_ctzll(rest);
+    id += 64 - id % 64;
+  }
+  return t->vocab;
+}
+
 /* One answer: any token that is allowed, later on one with a quote or bracket where there is one. False: it got too long. */
-static bool answer(const struct grammar *g, const struct token_table *t, uint64_t *random, uint64_t *allowed, double *ms,
-                   int *n_ms, json_t **value) {
+static bool answer(const struct grammar *g, const struct token_table *t, const uint8_t *traits, uint64_t *random,
+                   uint64_t *allowed, double *ms, int *n_ms, json_t **value) {
   struct grammar_state *s;
   char text[8192];
   size_t n = 0;
@@ -47,11 +72,12 @@ static bool answer(const struct grammar *g, const struct token_table *t, uint64_
     const double begun = thread_ms();
     assert_int_equal(grammar_allowed(s, allowed), OSCAR_OK);
     ms[(*n_ms)++] = thread_ms() - begun;
-    for (int32_t id = 0; id < t->vocab; id++) {
-      if (step % 40 == 7 && grammar_allows(s, id) != bit_of(allowed, id)) fail_msg("token %d differs in the mask", (int)id);
-      if (!bit_of(allowed, id) || token_ends(t, id)) continue;
+    for (int32_t id = 0; step % 40 == 7 && id < t->vocab; id++)
+      if (grammar_allows(s, id) != bit_of(allowed, id)) fail_msg("token %d differs in the mask", (int)id);
+    for (int32_t id = -1; (id = next_allowed(t, allowed, id + 1)) < t->vocab;) {
+      if (traits[id] & ENDS) continue;
       few[n_few++] = id;
-      if (strchr("\"}]", t->text[t->offset[id]])) closing[n_closing++] = id;
+      if (traits[id] & BEGINS_CLOSING) closing[n_closing++] = id;
     }
     assert_true(n_few > 0);
     const bool close = n_closing > 0 && test_random(random) % 10 < (step < 40 ? 2u : 9u);
@@ -88,10 +114,11 @@ static void try_model(const char *name) {
   printf(", a schema in %.2f ms\n", thread_ms() - begun);
   uint64_t *allowed = malloc(((size_t)t->vocab + 63) / 64 * sizeof *allowed), random = 5;
   double *ms = malloc(40 * 250 * sizeof *ms);
+  uint8_t *traits = traits_of(t);
   int n = 0, finished = 0;
   for (int round = 0; round < 40; round++) {
     json_t *value = NULL;
-    if (!answer(g, t, &random, allowed, ms, &n, &value)) continue;
+    if (!answer(g, t, traits, &random, allowed, ms, &n, &value)) continue;
     finished++;
     assert_true(json_is_string(json_object_get(value, "name")));
     assert_in_range(json_integer_value(json_object_get(value, "age")), 0, 150);
@@ -107,6 +134,7 @@ static void try_model(const char *name) {
          first, sum / n, ms[n / 2], ms[n * 9 / 10], ms[n * 99 / 100], ms[n - 1]);
   grammar_free(g);
   token_table_free(t);
+  free(traits);
 
   static const char control[] = "root ::= \"<|im_start|>\" | \"<|endoftext|>\"";
   /* a control token is text only where it is named */
@@ -146,18 +174,17 @@ static size_t long_answer(const struct grammar *g, const struct token_table *t, 
   size_t n = 0;
   uint64_t *allowed = malloc(((size_t)t->vocab + 63) / 64 * sizeof *allowed);
   int32_t *open = malloc((size_t)t->vocab * sizeof *open), *all = malloc((size_t)t->vocab * sizeof *all);
+  uint8_t *traits = traits_of(t);
   assert_int_equal(grammar_state_create(g, t, &s), OSCAR_OK);
   for (*n_ms = 0; *n_ms < most && !grammar_must_end(s) && n + 512 < room; (*n_ms)++) {
     int n_open = 0, n_all = 0;
     const double begun = thread_ms();
     assert_int_equal(grammar_allowed(s, allowed), OSCAR_OK);
     ms[*n_ms] = thread_ms() - begun;
-    for (int32_t id = 0; id < t->vocab; id++) {
-      if (!bit_of(allowed, id) || token_ends(t, id)) continue;
+    for (int32_t id = -1; (id = next_allowed(t, allowed, id + 1)) < t->vocab;) {
+      if (traits[id] & ENDS) continue;
       all[n_all++] = id;
-      const char *spelled = t->text + t->offset[id];
-      const size_t bytes = t->offset[id + 1] - t->offset[id];
-      if (!memchr(spelled, '"', bytes) && !memchr(spelled, ']', bytes) && !memchr(spelled, '\\', bytes)) open[n_open++] = id;
+      if (!(traits[id] & HAS_CLOSING)) open[n_open++] = id;
     }
     assert_true(n_all > 0);
     const int32_t id = n_open ? open[test_random(random) % (unsigned)n_open] : all[test_random(random) % (unsigned)n_all];
@@ -170,6 +197,7 @@ static size_t long_answer(const struct grammar *g, const struct token_table *t, 
   free(allowed);
   free(open);
   free(all);
+  free(traits);
   return n;
 }
 
