@@ -71,15 +71,20 @@ static inline bool test_larger(int argc, char **argv) { return argc > 1 && strst
 static inline bool test_at_length(void) { return getenv("OSCAR_TEST_LONG") != NULL; }
 static inline int rounds(int every_day, int at_length) { return test_at_length() ? at_length : every_day; }
 
-/* Whether the address sanitizer watches. Plain C takes five times as long then, so that there a test may leave out repetitions
- * that the release build has. */
+/* Whether a sanitizer watches. Plain C takes five times as long then, so that there a test may leave out repetitions that the
+ * release build has. */
 #if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define ADDRESSES_WATCHED true
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED true
 #endif
 #endif
-#ifndef ADDRESSES_WATCHED
-#define ADDRESSES_WATCHED false
+#ifndef SANITIZED
+#define SANITIZED false
+#endif
+
+/* Whether an emulator runs the test (tests/cross), which then leaves out sizes beyond any model's heads. */
+#ifndef EMULATED
+#define EMULATED false
 #endif
 
 /* A file of the optional reference material beside the checkout, or NULL with a printed reason. */

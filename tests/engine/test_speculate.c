@@ -258,6 +258,7 @@ static void answers_are_those_without_lookup(void **state) {
       struct setting s = settings[i];
       s.isa = levels[l];
       if (s.isa == OSCAR_ISA_PORTABLE && i != 3) continue; /* slow */
+      if (SANITIZED && !test_at_length() && s.isa == OSCAR_ISA_AVX2 && i % 2 == 0 && has_level(OSCAR_ISA_AVX512)) continue;
       compare(m.path, s, i == 1 ? 4 : MOST_GUESSES, NULL, i == 2);
     }
   }
