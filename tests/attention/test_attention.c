@@ -8,8 +8,8 @@
 static void check_setup(struct setup setup, int tokens, int window, int chunk, int stride) {
   static int portable;
   if (!available(setup.isa)) return;
-  /* Kernels in plain C would take half of the time under a sanitizer, where two of five setups do; the lists below have
-   * no period of five. */
+  /* Kernels in plain C would take half of the time under a sanitizer, where two of five setups do; no list below has a period of
+   * five. */
   if (SANITIZED && !test_at_length() && setup.isa == OSCAR_ISA_PORTABLE && portable++ % 5 > 1) return;
   struct fixture f = open_fixture(setup);
   struct text t = random_text(&f, (uint64_t)(tokens + window + chunk), tokens, f.setup.layers - 1);
