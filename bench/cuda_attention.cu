@@ -301,13 +301,10 @@ struct bench {
       fprintf(stderr, "there is no kernel for this\n");
       exit(1);
     }
-    oscar_cuda_info info;
-    oscar_cuda_describe(cuda, &info);
     if (most_rows > 8) {
       int64_t pages = 0;
       for (int length : what.lengths) pages += (length + 63) / 64 * o.kv_heads;
-      if (!line_wide_pays(pages * ((shape.group + 7) / 8), pages * ((shape.group + 15) / 16), info.multiprocessors))
-        most_rows = 8;
+      if (!line_wide_pays(pages * ((shape.group + 7) / 8), pages * ((shape.group + 15) / 16), decode_blocks(cuda))) most_rows = 8;
     }
     for (int length : what.lengths) {
       const int all = (length + 63) / 64, exact = how.coded ? std::min(all, 6) : all;

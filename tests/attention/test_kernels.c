@@ -221,7 +221,8 @@ static void coded_values_follow_their_definition(void **state) {
     for (int r = 0; r < MAX_ROWS && f->meta_values < 2; r++) centre(f, truth + r * width);
     for (int k = 0; k < page_count; k++) {
       float *panel = aligned(pages[k]->panel_bytes(16, NULL, f));
-      for (size_t n = (i + (size_t)k) % (size_t)rounds(2, 1); n < ARRAY_LENGTH(row_counts); n += (size_t)rounds(2, 1)) {
+      const size_t stride_of_counts = (size_t)rounds(2, 1);
+      for (size_t n = (i + (size_t)k) % stride_of_counts; n < ARRAY_LENGTH(row_counts); n += stride_of_counts) {
         int rows = row_counts[n], written = rows_written(pages[k], rows);
         for (int twice = 0; twice < 2; twice++) { /* adds to what is there */
           memset(out, 0, sizeof(float) * MAX_ROWS * (size_t)stride);
@@ -299,7 +300,8 @@ static void waves_follow_their_definition(void **state) {
     float *scores = aligned(sizeof(float) * MAX_ROWS * PAGE_TOKENS), angle[256];
     double *truth = aligned(sizeof(double) * MAX_ROWS * PAGE_TOKENS);
     static const int64_t at_page[] = {0, 1, 77, 12345};
-    for (size_t n = i % (size_t)rounds(2, 1); n < ARRAY_LENGTH(row_counts) * ARRAY_LENGTH(at_page); n += (size_t)rounds(2, 1)) {
+    const size_t stride_of_counts = (size_t)rounds(2, 1);
+    for (size_t n = i % stride_of_counts; n < ARRAY_LENGTH(row_counts) * ARRAY_LENGTH(at_page); n += stride_of_counts) {
       int rows = row_counts[n % ARRAY_LENGTH(row_counts)];
       int64_t page = at_page[n / ARRAY_LENGTH(row_counts)];
       fill(&seed, MAX_ROWS * width, 1, mapped);

@@ -136,6 +136,7 @@ static void check_few_tokens(struct bench *b, enum weight_type type, int64_t row
 
 static void every_kernel_agrees_with_double_precision(void **state) {
   (void)state;
+  const size_t stride = (size_t)rounds(3, 1); /* of counts of tokens */
   static const int tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
   for (size_t i = 0; i < ARRAY_LENGTH(all_levels); i++) {
     struct bench b;
@@ -152,7 +153,7 @@ static void every_kernel_agrees_with_double_precision(void **state) {
       bool is_float = elements == 1;
       size_t widths = is_float ? ARRAY_LENGTH(float_cols) : ARRAY_LENGTH(block_counts);
       for (size_t c = 0; c < widths; c++)
-        for (size_t t = c % (size_t)rounds(3, 1); t < ARRAY_LENGTH(tokens); t += (size_t)rounds(3, 1)) {
+        for (size_t t = c % stride; t < ARRAY_LENGTH(tokens); t += stride) {
           int64_t cols = is_float ? float_cols[c] : block_counts[c] * elements;
           check_few_tokens(&b, type, 1, cols, tokens[t]);
           check_few_tokens(&b, type, 5, cols, tokens[t]);

@@ -464,6 +464,12 @@ struct twins {
   int32_t next; /* token ids differ from step to step, and from sequence to sequence */
 };
 
+static void twins_open(struct twins *t, const char *path, enum pages pages, enum weight_form weights, int sequences) {
+  *t = (struct twins){.n = 0};
+  for (int side = 0; side < 2; side++) assert_true(open_rig_with(&t->rig[side], path, pages, true, weights, sequences, 2));
+  runner_record(t->rig[0].runner, false);
+}
+
 static void twins_step(struct twins *t, int count, const int *which, int tokens, oscar_status expected) {
   static float logits[2][MOST_JOBS * SMALL_VOCAB];
   static int32_t ids[CHUNK];
@@ -504,6 +510,11 @@ static void twins_cut(struct twins *t, int which, uint64_t by) {
                                                             OSCAR_REWIND_REFILL, &resume[side]));
   }
   assert_int_equal(resume[0], resume[1]);
+}
+
+static void twins_close(struct twins *t) {
+  while (t->n > 0) twins_drop(t, 0);
+  for (int side = 0; side < 2; side++) close_rig(&t->rig[side]);
 }
 
 /* Sequences come, go, fork, are cut, read prompts, and decode in steps of any of them, over ends of pages. */
@@ -560,9 +571,7 @@ static void replayed_steps_have_the_bits_of_direct_ones(void **state) {
     for (int i = 0; i < 3; i++) twins_step(&t, 2, (int[]){0, 1}, 1, OSCAR_OK);
     twins_step(&t, 2, (int[]){1, 1}, 1, OSCAR_INVALID_ARGUMENT); /* its step is open already */
     for (int i = 0; i < 70; i++) twins_step(&t, 2, (int[]){0, 1}, 1, OSCAR_OK);
-    while (t.n > 0) twins_drop(&t, 0);
-    close_rig(&t.rig[1]);
-    close_rig(&t.rig[0]);
+    twins_close(&t);
     small_model_free(&m);
   }
 }
@@ -571,11 +580,9 @@ static void replayed_steps_have_the_bits_of_direct_ones(void **state) {
 static void many_sequences_replay(enum weight_form weights) {
   enum { MANY = 40 };
   struct small_model m;
-  struct twins t = {.n = 0};
+  struct twins t;
   small_model_make(&m, "qwen2", false, 9);
-  assert_true(open_rig_with(&t.rig[0], m.path, PAGES_PLAIN, true, weights, MANY, 2));
-  assert_true(open_rig_with(&t.rig[1], m.path, PAGES_PLAIN, true, weights, MANY, 2));
-  runner_record(t.rig[0].runner, false);
+  twins_open(&t, m.path, PAGES_PLAIN, weights, MANY);
   int all[MANY];
   for (int i = 0; i < MANY; i++) {
     all[i] = i;
@@ -583,9 +590,7 @@ static void many_sequences_replay(enum weight_form weights) {
     twins_step(&t, 1, &all[i], 1 + i * 5, OSCAR_OK);
   }
   for (int i = 0; i < 80; i++) twins_step(&t, i % 20 == 7 ? MANY / 2 : MANY - i / 30, all, 1, OSCAR_OK);
-  while (t.n > 0) twins_drop(&t, 0);
-  close_rig(&t.rig[1]);
-  close_rig(&t.rig[0]);
+  twins_close(&t);
   small_model_free(&m);
 }
 
@@ -603,11 +608,9 @@ static void replayed_steps_keep_their_bits_when_tiles_grow(void **state) {
   enum { MANY = 40 };
   if (oscar_cuda_count() == 0) skip();
   struct small_model m;
-  struct twins t = {.n = 0};
+  struct twins t;
   small_model_make_of(&m, "qwen2", 12 * SMALL_KV_HEADS, false, 10);
-  assert_true(open_rig(&t.rig[0], m.path, PAGES_LOG_GAINS, true, MANY));
-  assert_true(open_rig(&t.rig[1], m.path, PAGES_LOG_GAINS, true, MANY));
-  runner_record(t.rig[0].runner, false);
+  twins_open(&t, m.path, PAGES_LOG_GAINS, WEIGHTS_BF16, MANY);
   oscar_cuda_info info;
   oscar_cuda_describe(t.rig[0].cuda, &info);
   int64_t pages = 1; /* of a sequence, with which sixteen rows pay */
@@ -618,9 +621,7 @@ static void replayed_steps_keep_their_bits_when_tiles_grow(void **state) {
   int all[MANY] = {0};
   for (int i = 1; i < MANY; i++) twins_add(&t, 0), all[i] = i;
   for (int i = 0; i < 40; i++) twins_step(&t, MANY, all, 1, OSCAR_OK);
-  while (t.n > 0) twins_drop(&t, 0);
-  close_rig(&t.rig[1]);
-  close_rig(&t.rig[0]);
+  twins_close(&t);
   small_model_free(&m);
 }
 
@@ -669,9 +670,7 @@ static void sampled_steps_choose_what_the_host_chooses(void **state) {
   struct forward_job none = {.sequence = t.s[1][0], .n = 1, .ids = ids[0], .outputs = 0};
   assert_int_equal(runner_sample_all(t.rig[1].runner, 1, &none, &(struct sampling){0}, &(int32_t){0}), OSCAR_INVALID_ARGUMENT);
   for (int i = 0; i < 4; i++) sampler_free(samplers[i / 2][i % 2]);
-  while (t.n > 0) twins_drop(&t, 0);
-  close_rig(&t.rig[1]);
-  close_rig(&t.rig[0]);
+  twins_close(&t);
   small_model_free(&m);
 }
 
