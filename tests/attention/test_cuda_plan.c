@@ -426,11 +426,16 @@ static void tables_turn_means(void **state) {
   oscar_context_free(context);
 }
 
-/* Element (k, n) of an operand B with `inputs` rows: the value and what fp16 lost of it. */
-static double operand_element(const uint32_t *operand, int inputs, int k, int n) {
-  const uint32_t *words =
-      operand + (((size_t)(n / 8) * (size_t)(inputs / 16) + (size_t)(k / 16)) * 32 + (size_t)(n % 8 * 4 + k % 8 / 2)) * 4;
-  return (double)half_of(words[k % 16 / 8], k % 2) + (double)half_of(words[2 + k % 16 / 8], k % 2);
+/* A number of a map and what fp16 lost of it, in operands of 64 rows: eight rows are 1024 bytes, and a row's 16-byte pieces lie
+ * in an order that depends on the row (PTX ISA, "128-byte swizzle mode"). */
+static double map_element(const uint8_t *map, int columns, int row, int column) {
+  const size_t operand = (size_t)((columns + 63) / 64) * 8192;
+  const uint8_t *at = map + (size_t)(row / 64) * 2 * operand + (size_t)(column / 64) * 8192 + (size_t)(row % 64 / 8) * 1024 +
+                      (size_t)(row % 8) * 128 + (size_t)((column % 64 / 8 ^ row % 8) * 16 + column % 8 * 2);
+  uint16_t value, rest;
+  memcpy(&value, at, 2);
+  memcpy(&rest, at + operand, 2);
+  return (double)f16_to_f32(value) + (double)f16_to_f32(rest);
 }
 
 /* What runs bring to the places of a head: the pair of each. Places are filled once, in order, and a pair's pieces lie as those
@@ -486,9 +491,9 @@ static void runs_bring_what_turns(void **state) {
     const struct prefill_table_sizes sizes = prefill_table_sizes_of(1, codecs, codecs);
     const int places = (count + 7) / 8 * 8;
     assert_int_equal(sizes.turning_pairs, places);
-    uint8_t *memory = malloc(sizes.keys + sizes.values + sizes.scales + sizes.runs);
+    uint8_t *memory = malloc(prefill_table_bytes(&sizes));
     prefill_tables_fill(1, codecs, codecs, D / 2, memory);
-    const struct wave_run *run = (const struct wave_run *)(void *)(memory + sizes.keys + sizes.values + sizes.scales);
+    const struct wave_run *run = prefill_tables_at(&sizes, memory).runs;
     int of[D / 2] = {0}, found = 0;
     find_places(run, places, D / 2, of);
     for (int k = 0; k < places; k++) found += found < count && of[k] == pair[found];
@@ -540,11 +545,13 @@ static void prefill_tables_hold_maps(void **state) {
     const struct prefill_table_sizes sizes = prefill_table_sizes_of(2, codecs, codecs);
     assert_int_equal(sizes.turning_pairs, TURNING);
     assert_int_equal(sizes.key_columns, crumbs + 2 * TURNING);
-    uint8_t *memory = malloc(sizes.keys + sizes.values + sizes.scales + sizes.runs);
+    uint8_t *memory = malloc(prefill_table_bytes(&sizes));
     prefill_tables_fill(2, codecs, codecs, D / 2, memory);
-    const uint32_t *keys = (const uint32_t *)(void *)(memory + sizes.keys / 2), /* of the second head */
-        *values = (const uint32_t *)(void *)(memory + sizes.keys + sizes.values / 2);
-    const float *scales = (const float *)(void *)(memory + sizes.keys + sizes.values) + 2;
+    const struct prefill_tables tables = prefill_tables_at(&sizes, memory);
+    /* of the second head */
+    const uint8_t *keys = (const uint8_t *)tables.keys + sizes.keys / 2,
+                  *values = (const uint8_t *)tables.values + sizes.values / 2;
+    const float *scales = tables.scales + 2, *means = tables.means + D;
     bool taken[D * 2 + 32] = {false};
     for (int c = 0; c < crumbs; c++) {
       const int column = prefill_key_column(crumbs / 16, c);
@@ -553,16 +560,15 @@ static void prefill_tables_hold_maps(void **state) {
       taken[column] = true;
       for (int i = 0; i < D; i++) {
         const double expected = (double)codec->map[c * D + i];
-        assert_true(fabs(operand_element(keys, D, i, column) * (double)scales[0] - expected) < 1e-6 * (double)scales[0]);
-        assert_true(fabs(operand_element(values, crumbs, c, i) * (double)scales[1] - expected) < 1e-6 * (double)scales[1]);
+        assert_true(fabs(map_element(keys, D, column, i) * (double)scales[0] - expected) < 1e-6 * (double)scales[0]);
+        assert_true(fabs(map_element(values, D, c, i) * (double)scales[1] - expected) < 1e-6 * (double)scales[1]);
       }
     }
-    for (int i = 0; i < D; i++) {
-      assert_true(fabs(operand_element(keys, D, i, sizes.key_columns) * (double)scales[0] - (double)mean[i]) < 1e-5);
-    }
+    for (int i = 0; i < D; i++) assert_true(fabs((double)means[i] - (double)mean[i]) < 1e-6);
+    for (int row = sizes.key_columns; row < (sizes.key_columns + 63) / 64 * 64; row++) /* queries have zeros there */
+      for (int i = 0; i < D; i++) assert_true(map_element(keys, D, row, i) == 0);
     int places[TURNING];
-    find_places((const struct wave_run *)(void *)(memory + sizes.keys + sizes.values + sizes.scales) + TURNING, TURNING, D / 2,
-                places);
+    find_places(tables.runs + TURNING, TURNING, D / 2, places);
     bool turns[D / 2] = {false};
     for (int k = 0; k < TURNING; k++) {
       int of = 0;
@@ -570,7 +576,7 @@ static void prefill_tables_hold_maps(void **state) {
       if (of < PAIRS) turns[places[k]] = true;
       for (int i = 0; i < D; i++)
         for (int part = 0; part < 2; part++) {
-          const double amplitude = operand_element(keys, D, i, crumbs + 2 * k + part) * (double)scales[0];
+          const double amplitude = map_element(keys, D, crumbs + 2 * k + part, i) * (double)scales[0];
           const double expected = of < PAIRS ? (double)codec->map[(crumbs + 2 + of + part * PAIRS) * D + i] : 0;
           assert_true(fabs(amplitude - expected) < 1e-5);
         }

@@ -210,24 +210,16 @@ static const oscar_codec **codecs_of(const struct device_attention *a, int layer
   return codecs;
 }
 
-static size_t prefill_bytes(const struct prefill_table_sizes *s) { return s->keys + s->values + s->scales + s->runs; }
-
 static oscar_status upload_prefill(struct device_attention *a, int layer, uint8_t *to, const oscar_codec *const *codecs,
                                    const struct prefill_table_sizes *sizes) {
   const int heads = a->geometry->kv_heads;
-  uint8_t *host = mem_alloc(context_of(a), prefill_bytes(sizes), 1);
+  uint8_t *host = mem_alloc(context_of(a), prefill_table_bytes(sizes), 1);
   if (!host) return OSCAR_NO_MEMORY;
   const int rope = a->rope_of_layer[layer];
   prefill_tables_fill(heads, codecs, codecs + heads, rope < 0 ? 0 : prefill_wave_pairs(a->ropes[rope].sizes.pairs), host);
-  oscar_status status = cuda_upload(a->cuda, to, host, prefill_bytes(sizes));
+  oscar_status status = cuda_upload(a->cuda, to, host, prefill_table_bytes(sizes));
   mem_free(context_of(a), host);
-  a->prefill[layer] =
-      (struct prefill_tables){.key_columns = sizes->key_columns,
-                              .turning_pairs = sizes->turning_pairs,
-                              .keys = to,
-                              .values = to + sizes->keys,
-                              .scales = (const float *)(const void *)(to + sizes->keys + sizes->values),
-                              .runs = (const struct wave_run *)(const void *)(to + sizes->keys + sizes->values + sizes->scales)};
+  a->prefill[layer] = prefill_tables_at(sizes, to);
   return status;
 }
 
@@ -248,7 +240,7 @@ static oscar_status make_prefill(struct device_attention *a) {
       }
       sizes[layer] = prefill_table_sizes_of(g->kv_heads, codecs, codecs + g->kv_heads);
       mem_free(context_of(a), codecs);
-      total += round_up(prefill_bytes(&sizes[layer]), 256);
+      total += round_up(prefill_table_bytes(&sizes[layer]), 256);
     }
     a->has_prefill = prefill_serves(a->cuda, &shape, &a->layers[layer], &sizes[layer]);
   }
@@ -261,7 +253,7 @@ static oscar_status make_prefill(struct device_attention *a) {
       const oscar_codec **codecs = codecs_of(a, layer);
       status = codecs ? upload_prefill(a, layer, to, codecs, &sizes[layer]) : OSCAR_NO_MEMORY;
       mem_free(context_of(a), codecs);
-      to += round_up(prefill_bytes(&sizes[layer]), 256);
+      to += round_up(prefill_table_bytes(&sizes[layer]), 256);
     }
   }
   mem_free(context_of(a), sizes);

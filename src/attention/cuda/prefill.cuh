@@ -10,8 +10,9 @@
  *   values   coded [crumbs][64 tokens], exact [64 tokens][head_dim]
  *
  * Coded pages come first, with queries in the space of codes. Then sums are brought out of it, and exact pages are added to them
- * in the space of the model. Turning means are further inputs of scores, [pairs of the head][cos, sin][64 tokens] beside the
- * keys: their amplitudes are columns of queries.
+ * in the space of the model. The maps in and out of that space come through the same slots, as if they were exact pages. Turning
+ * means are further inputs of scores, [pairs of the head][cos, sin][64 tokens] beside the keys: their amplitudes are columns of
+ * queries.
  */
 #ifndef OSCAR_ATTENTION_CUDA_PREFILL_CUH
 #define OSCAR_ATTENTION_CUDA_PREFILL_CUH
@@ -30,10 +31,7 @@ __device__ inline void consume_tile(const arguments &a, const struct prefill_til
                                     ring &keys, ring &values) {
   constexpr int D = T::D;
   const struct decode_tile &tile = part.of;
-  if (group * GROUP_ROWS >= tile.rows) {
-    let_pass(keys, values, tile.coded_pages + tile.exact_pages);
-    return;
-  }
+  if (group * GROUP_ROWS >= tile.rows) return; /* barriers do not count it */
   const lane_rows rows = lane_rows_of<D>(a, tile, head, group);
   const int last_row = min((group + 1) * GROUP_ROWS, tile.rows) - 1;
   sight sight;
@@ -45,13 +43,13 @@ __device__ inline void consume_tile(const arguments &a, const struct prefill_til
   float m[2] = {LEAST, LEAST}, l[2] = {0, 0}, o[D / 2] = {};
   if (tile.coded_pages > 0) {
     float sums[T::CRUMBS / 2] = {}, mean[2];
-    map_queries<D>(a, rows, head, queries, mean);
+    map_queries<D>(a, rows, head, queries, keys, mean);
     writes_visible_to_products();
     warpgroup_barrier(1 + group);
     consume<false, score_steps<T::STEPS, T::CRUMBS / 16>>(keys, values, queries, {a.tables.key_columns / 16, a.key_crumbs / 16},
                                                           a.pages + tile.coded_first, tile.coded_pages, sight, a.code_unit, sums,
                                                           m, l);
-    map_sums<D, T::CRUMBS>(a, head, sums, mean, m, l, o);
+    map_sums<D, T::CRUMBS>(a, head, sums, mean, values, m, l, o);
     warpgroup_barrier(1 + group); /* all have read their last scores */
   }
   if (tile.exact_pages > 0) {
@@ -75,11 +73,12 @@ template <class T> __global__ void __launch_bounds__(THREADS, 1) kernel(const __
   const struct decode_tile &tile = part.of;
   const int64_t last = tile.position + (tile.first_row + tile.rows - 1) / a.group;
   if (threadIdx.x == 0) {
+    const int readers = tile.rows > GROUP_ROWS ? 8 : 4;
     for (int i = 0; i < a.stages; i++) {
-      barrier_init(barriers + 8 * i, 4);                     /* warps that fill keys */
-      barrier_init(barriers + 8 * (MOST_STAGES + i), 8);     /* warps that have read them */
-      barrier_init(barriers + 8 * (2 * MOST_STAGES + i), 4); /* the same of values */
-      barrier_init(barriers + 8 * (3 * MOST_STAGES + i), 8);
+      barrier_init(barriers + 8 * i, 4);                       /* warps that fill keys */
+      barrier_init(barriers + 8 * (MOST_STAGES + i), readers); /* warps that have read them */
+      barrier_init(barriers + 8 * (2 * MOST_STAGES + i), 4);   /* the same of values */
+      barrier_init(barriers + 8 * (3 * MOST_STAGES + i), readers);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -94,6 +93,7 @@ template <class T> __global__ void __launch_bounds__(THREADS, 1) kernel(const __
   } else {
     give_registers<PRODUCER_REGISTERS>();
     if (group == 2) {
+      if (tile.coded_pages > 0) produce_map<T::D>(a.tables.keys, head, a.map_chunks, keys);
       if (tile.coded_pages > 0 && a.log_gains)
         produce_coded_keys<T::STEPS ? T::CRUMBS / 16 : 0, true>(a, tile, head, keys, base + layout.gain_table);
       else if (tile.coded_pages > 0)
@@ -104,6 +104,7 @@ template <class T> __global__ void __launch_bounds__(THREADS, 1) kernel(const __
         produce_coded_values<T::CRUMBS / 16, true>(a, tile, head, values, base + layout.gains, base + layout.gain_table);
       else if (tile.coded_pages > 0)
         produce_coded_values<T::CRUMBS / 16, false>(a, tile, head, values, base + layout.gains, 0);
+      if (tile.coded_pages > 0) produce_map<T::D>(a.tables.values, head, T::CRUMBS / PAGE, values);
       if (tile.exact_pages > 0) produce_exact<T::D>(a, tile, head, 1, last, values);
     }
   }

@@ -30,6 +30,14 @@ struct prefill_plan {
   int tile_count, part_count; /* parts of tiles that are cut */
 };
 
+/* Where a number is in an operand of PREFILL_SIDE rows that lies in shared memory, or in memory to be copied there: in bytes. 64
+ * columns lie together, and the 16-byte pieces of row r are where their number xor r mod 8 says (warpgroup.cuh). */
+#define PREFILL_SIDE                   64 /* of a product: tokens of a page, columns of queries, crumbs */
+#define PREFILL_OPERAND_BYTES(columns) (((columns) + 63) / 64 * (PREFILL_SIDE * 128))
+ON_BOTH static inline int prefill_operand_place(int row, int column) {
+  return column / 64 * (PREFILL_SIDE * 128) + row * 128 + ((column % 64 / 8 ^ row) & 7) * 16 + column % 8 * 2;
+}
+
 /* What prefill needs of a layer's codecs besides decode_layer: maps as operands of matrix products, and how means turn. On the
  * device. Columns of keys: their crumbs (prefill_key_column), then cos and sin of turning_pairs pairs of the rope, which are
  * others in every head: those that its mean turns in, and as many more of amplitude 0 as make the number that of all heads and a
@@ -43,10 +51,12 @@ struct wave_run {
 };
 struct prefill_tables {
   int key_columns, turning_pairs;
-  /* Operands B of m16n8k16: [kv_heads][tiles of 8 columns][head_dim / 16][lane] of two words of values and two of what fp16 lost
-   * of them. Keys: columns as above, in one tile more the mean and seven of 0; values: inputs are crumbs, columns channels. */
+  /* Operands of PREFILL_SIDE rows and head_dim columns (prefill_operand_place): fp16 numbers, then what fp16 lost of them, in
+   * turn. keys [kv_heads][columns as above / 64, and zeros]: a row is what makes a column of a query of its channels. values
+   * [kv_heads][crumbs / 64]: rows are crumbs, columns channels. */
   const void *keys, *values;
   const float *scales; /* [kv_heads][2]: what the operands of keys and of values are to be multiplied with, powers of two */
+  const float *means;  /* [kv_heads][head_dim]: what makes a query's score with the mean */
   const struct wave_run *runs; /* [kv_heads][turning_pairs], those of 0 pairs last */
 };
 
@@ -68,13 +78,18 @@ ON_BOTH static inline int prefill_token_column(int token) {
 
 struct prefill_table_sizes {
   int key_columns, turning_pairs;
-  size_t keys, values, scales, runs; /* bytes, multiples of 16 */
+  size_t keys, values, scales, means, runs; /* bytes, multiples of 16 */
 };
+static inline size_t prefill_table_bytes(const struct prefill_table_sizes *s) {
+  return s->keys + s->values + s->scales + s->means + s->runs;
+}
 /* A layer's codecs: one of each KV head, [kv_heads]. */
 struct prefill_table_sizes prefill_table_sizes_of(int kv_heads, const oscar_codec *const *keys, const oscar_codec *const *values);
-/* One after the other, in host memory; wave_pairs: prefill_wave_pairs of the rope. */
+/* prefill_table_bytes of host memory; wave_pairs: prefill_wave_pairs of the rope. */
 void prefill_tables_fill(int kv_heads, const oscar_codec *const *keys, const oscar_codec *const *values, int wave_pairs,
                          void *memory);
+/* Where they are in that memory, or in a copy of it on the device. */
+struct prefill_tables prefill_tables_at(const struct prefill_table_sizes *sizes, const void *memory);
 
 /* cos, then sin, of a pair's angle at all tokens of a page, in the order of columns of scores and with the pieces of a row where
  * operands have them: what turning pairs add to keys. Where pieces are depends on the number of the row, so a pair lies there

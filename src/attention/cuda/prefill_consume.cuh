@@ -178,18 +178,6 @@ __device__ __forceinline__ void consume(ring &keys, ring &values, uint32_t queri
   values.next();
 }
 
-/* A group without rows lets pages pass. */
-__device__ inline void let_pass(ring &keys, ring &values, int pages) {
-  for (int i = 0; i < pages; i++) {
-    keys.wait_full();
-    keys.release();
-    keys.next();
-    values.wait_full();
-    values.release();
-    values.next();
-  }
-}
-
 /* The two rows of a lane, as numbers of rows of the tile; where they are in q and out. */
 struct lane_rows {
   int row[2];
@@ -208,81 +196,103 @@ __device__ inline lane_rows lane_rows_of(const arguments &a, const struct decode
   return r;
 }
 
-/* Channels 16 k .. 16 k + 15 of a warp's 16 queries, scaled, as operand A; rest: what fp16 lost. */
-__device__ __forceinline__ void load_queries(const arguments &a, const lane_rows &rows, int k, uint32_t (&value)[4],
-                                             uint32_t (&rest)[4]) {
+/* Numbers of a warp's 16 rows as operand A, and what fp16 lost of them, of STEPS times 16 columns. */
+template <int STEPS> struct row_operand { uint32_t value[STEPS][4], rest[STEPS][4]; };
+
+/* Of channels 16 k + 8 (i / 2) + 2 q and the next, row i % 2 of a lane: its queries, scaled. */
+__device__ __forceinline__ float2 load_query(const arguments &a, const lane_rows &rows, int k, int i) {
+  const int h = i % 2, channel = 16 * k + i / 2 * 8 + threadIdx.x % 4 * 2;
+  const float2 x = *(const float2 *)(a.q + rows.offset[h] + channel);
+  return rows.there[h] ? make_float2(x.x * a.scale, x.y * a.scale) : make_float2(0, 0);
+}
+
+/* Adds the product of `rows`, steps first to first + COUNT - 1 of them, with the next two slots: numbers of an operand, and what
+ * fp16 lost of them. BY_ROWS: as in products. */
+template <bool BY_ROWS, int COUNT, int STEPS, int N>
+__device__ __forceinline__ void multiply_map(float (&sums)[N], const row_operand<STEPS> &rows, int first, ring &slots) {
+  const auto step = [&](const uint32_t(&a)[4], uint32_t slot, int k) {
+    if constexpr (BY_ROWS)
+      product_from_registers<true>(sums, a, operand_descriptor(slot, COLUMN_BYTES) + (16 * 128 * k >> 4));
+    else
+      product_from_registers<false>(sums, a, operand_descriptor(slot, 16) + ((k / 4 * COLUMN_BYTES + k % 4 * 32) >> 4));
+  };
+  slots.wait_full();
+  products_begin();
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const int h = i % 2, channel = 16 * k + i / 2 * 8 + threadIdx.x % 4 * 2;
-    float2 x = *(const float2 *)(a.q + rows.offset[h] + channel);
-    x.x = rows.there[h] ? x.x * a.scale : 0, x.y = rows.there[h] ? x.y * a.scale : 0;
-    value[i] = pack_half2(x.x, x.y);
-    rest[i] = rest_half2(x.x, x.y, value[i]);
-  }
+  for (int k = 0; k < COUNT; k++) step(rows.value[first + k], slots.at(), k);
+#pragma unroll
+  for (int k = 0; k < COUNT; k++) step(rows.rest[first + k], slots.at(), k);
+  products_commit();
+  ring lost = slots;
+  lost.next();
+  lost.wait_full();
+#pragma unroll
+  for (int k = 0; k < COUNT; k++) step(rows.value[first + k], lost.at(), k);
+  products_commit();
+  products_wait<1>();
+  slots.release();
+  products_wait<0>();
+  lost.release();
+  slots = lost;
+  slots.next();
 }
 
 /* Queries in the space of codes, as operand A of scores; returns what the mean adds to the scores of a lane's rows. */
 template <int D>
-__device__ inline void map_queries(const arguments &a, const lane_rows &rows, int head, uint32_t to, float (&mean)[2]) {
+__device__ inline void map_queries(const arguments &a, const lane_rows &rows, int head, uint32_t to, ring &slots,
+                                   float (&mean)[2]) {
   constexpr int STEPS = D / 16;
-  const int lane = threadIdx.x % 32, tiles = a.tables.key_columns / 8, turning = a.key_crumbs / 8;
-  const uint4 *map = (const uint4 *)a.tables.keys + (size_t)head * (tiles + 1) * STEPS * 32 + lane;
-  const float scale = a.tables.scales[2 * head];
-  uint32_t value[STEPS][4], rest[STEPS][4];
+  const int lane = threadIdx.x % 32;
+  const float *of_mean = a.tables.means + head * D + lane % 4 * 2, scale = a.tables.scales[2 * head];
+  row_operand<STEPS> queries;
+  mean[0] = mean[1] = 0;
 #pragma unroll
-  for (int k = 0; k < STEPS; k++) load_queries(a, rows, k, value[k], rest[k]);
-  uint4 next[STEPS];
+  for (int k = 0; k < STEPS; k++)
 #pragma unroll
-  for (int k = 0; k < STEPS; k++) next[k] = __ldg(map + k * 32);
+    for (int i = 0; i < 4; i++) {
+      const float2 x = load_query(a, rows, k, i), m = __ldg((const float2 *)(of_mean + 16 * k + i / 2 * 8));
+      queries.value[k][i] = pack_half2(x.x, x.y);
+      queries.rest[k][i] = rest_half2(x.x, x.y, queries.value[k][i]);
+      mean[i % 2] += x.x * m.x + x.y * m.y;
+    }
+#pragma unroll
+  for (int h = 0; h < 2; h++)
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) mean[h] += __shfl_xor_sync(~0u, mean[h], step);
 #pragma unroll 1
-  for (int tile = 0; tile <= tiles; tile++) {
-    uint4 b[STEPS];
-    float c[4] = {}, d[4] = {}, e[4] = {};
+  for (int chunk = 0; chunk < a.map_chunks; chunk++) {
+    float x[32] = {};
+    multiply_map<false, STEPS>(x, queries, 0, slots);
 #pragma unroll
-    for (int k = 0; k < STEPS; k++) {
-      b[k] = next[k];
-      next[k] = __ldg(map + (min(tile + 1, tiles) * STEPS + k) * 32);
+    for (int j = 0; j < 8; j++) {
+      const float unit = 64 * chunk + 8 * j < a.key_crumbs ? scale : scale / a.code_unit;
+#pragma unroll
+      for (int h = 0; h < 2; h++)
+        store_4(to + chunk * COLUMN_BYTES + swizzled(rows.row[h] % GROUP_ROWS, j) + lane % 4 * 4,
+                pack_half2(x[4 * j + 2 * h] * unit, x[4 * j + 2 * h + 1] * unit));
     }
-#pragma unroll
-    for (int k = 0; k < STEPS; k++) {
-      mma_fp16(c, value[k][0], value[k][1], value[k][2], value[k][3], b[k].x, b[k].y);
-      mma_fp16(d, rest[k][0], rest[k][1], rest[k][2], rest[k][3], b[k].x, b[k].y);
-      mma_fp16(e, value[k][0], value[k][1], value[k][2], value[k][3], b[k].z, b[k].w);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++) c[i] = (c[i] + (d[i] + e[i])) * (tile >= turning && tile < tiles ? scale / a.code_unit : scale);
-    if (tile == tiles) { /* its first column is the mean */
-      mean[0] = __shfl_sync(~0u, c[0], lane / 4 * 4);
-      mean[1] = __shfl_sync(~0u, c[2], lane / 4 * 4);
-      return;
-    }
-    const uint32_t at = to + tile / 8 * COLUMN_BYTES + lane % 4 * 4;
-#pragma unroll
-    for (int h = 0; h < 2; h++) store_4(at + swizzled(rows.row[h] % GROUP_ROWS, tile % 8), pack_half2(c[2 * h], c[2 * h + 1]));
   }
 }
 
 template <int D> __device__ inline void store_queries(const arguments &a, const lane_rows &rows, uint32_t to) {
 #pragma unroll
-  for (int k = 0; k < D / 16; k++) {
-    uint32_t value[4], rest[4];
-    load_queries(a, rows, k, value, rest);
+  for (int k = 0; k < D / 16; k++)
 #pragma unroll
     for (int i = 0; i < 4; i++) {
+      const float2 x = load_query(a, rows, k, i);
       const int piece = 2 * k + i / 2;
-      store_4(to + piece / 8 * COLUMN_BYTES + swizzled(rows.row[i % 2] % GROUP_ROWS, piece) + threadIdx.x % 4 * 4, value[i]);
+      store_4(to + piece / 8 * COLUMN_BYTES + swizzled(rows.row[i % 2] % GROUP_ROWS, piece) + threadIdx.x % 4 * 4,
+              pack_half2(x.x, x.y));
     }
-  }
 }
 
 /* Sums of codes, over l, out of their space: `out` is what a softmax with the same maxima and weight 2^SHIFT would have summed
  * up, so m and l are made those. */
 template <int D, int CRUMBS>
 __device__ inline void map_sums(const arguments &a, int head, const float (&sums)[CRUMBS / 2], const float (&mean)[2],
-                                float (&m)[2], float (&l)[2], float (&out)[D / 2]) {
-  constexpr int STEPS = CRUMBS / 16;
+                                ring &slots, float (&m)[2], float (&l)[2], float (&out)[D / 2]) {
+  constexpr int STEPS = CRUMBS / 16, OF_SLOT = PAGE / 16;
   const int lane = threadIdx.x % 32;
-  const uint4 *map = (const uint4 *)a.tables.values + (size_t)head * (D / 8) * STEPS * 32 + lane;
   const float *value_mean = a.value_mean + head * a.value_mean_stride + lane % 4 * 2;
   const float scale = a.tables.scales[2 * head + 1];
   float inverse[2], weight[2];
@@ -295,30 +305,26 @@ __device__ inline void map_sums(const arguments &a, int head, const float (&sums
     m[h] = l[h] > 0 ? m[h] - SHIFT + __log2f(l[h]) + mean[h] : LEAST;
     l[h] = lane % 4 == 0 ? weight[h] : 0; /* lanes add theirs up in the end */
   }
-  uint32_t value[STEPS][4], rest[STEPS][4];
+  row_operand<STEPS> of_codes;
 #pragma unroll
   for (int k = 0; k < STEPS; k++)
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const float x = sums[8 * k + 2 * i] * inverse[i % 2], y = sums[8 * k + 2 * i + 1] * inverse[i % 2];
-      value[k][i] = pack_half2(x, y);
-      rest[k][i] = rest_half2(x, y, value[k][i]);
+      of_codes.value[k][i] = pack_half2(x, y);
+      of_codes.rest[k][i] = rest_half2(x, y, of_codes.value[k][i]);
     }
+#pragma unroll
+  for (int j = 0; j < D / 2; j++) out[j] = 0;
+#pragma unroll
+  for (int first = 0; first < STEPS; first += OF_SLOT) multiply_map<true, OF_SLOT>(out, of_codes, first, slots);
 #pragma unroll
   for (int tile = 0; tile < D / 8; tile++) {
-    float c[4] = {}, d[4] = {}, e[4] = {};
-#pragma unroll
-    for (int k = 0; k < STEPS; k++) {
-      const uint4 b = __ldg(map + (tile * STEPS + k) * 32);
-      mma_fp16(c, value[k][0], value[k][1], value[k][2], value[k][3], b.x, b.y);
-      mma_fp16(d, rest[k][0], rest[k][1], rest[k][2], rest[k][3], b.x, b.y);
-      mma_fp16(e, value[k][0], value[k][1], value[k][2], value[k][3], b.z, b.w);
-    }
     const float2 plus = __ldg((const float2 *)(value_mean + tile * 8));
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      out[4 * tile + 2 * h] = ((c[2 * h] + (d[2 * h] + e[2 * h])) * scale + plus.x) * weight[h];
-      out[4 * tile + 2 * h + 1] = ((c[2 * h + 1] + (d[2 * h + 1] + e[2 * h + 1])) * scale + plus.y) * weight[h];
+      out[4 * tile + 2 * h] = (out[4 * tile + 2 * h] * scale + plus.x) * weight[h];
+      out[4 * tile + 2 * h + 1] = (out[4 * tile + 2 * h + 1] * scale + plus.y) * weight[h];
     }
   }
 }

@@ -40,6 +40,7 @@ struct arguments {
   size_t value_mean_stride;
   int tile_count, kv_heads, group, window;
   int key_crumbs, value_crumbs, head_bytes, value_offset;
+  int map_chunks; /* of PAGE columns of keys, that queries are brought into */
   bool log_gains;
   int stages, key_slot_bytes, value_slot_bytes, query_bytes; /* query_bytes: of a group */
   float scale, code_unit; /* scores and sums of coded pages are to be multiplied with code_unit */

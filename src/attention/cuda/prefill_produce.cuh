@@ -12,6 +12,21 @@ namespace prefill {
 __device__ __forceinline__ uint32_t half2_of(const __half2 &x) { return *reinterpret_cast<const uint32_t *>(&x); }
 __device__ __forceinline__ __half2 as_half2(uint32_t x) { return *reinterpret_cast<__half2 *>(&x); }
 
+/* The map of a KV head, `chunks` operands of numbers and of what fp16 lost of them, into a slot each. By a group. */
+template <int D> __device__ inline void produce_map(const void *map, int head, int chunks, ring &slots) {
+  constexpr int BYTES = PREFILL_OPERAND_BYTES(D);
+  const uint8_t *from = (const uint8_t *)map + (size_t)head * chunks * 2 * BYTES;
+  for (int i = 0; i < 2 * chunks; i++) {
+    slots.wait_empty();
+    if (threadIdx.x % GROUP_THREADS == 0) {
+      slots.expect(BYTES);
+      slots.copy(0, from + (size_t)i * BYTES, BYTES);
+    }
+    slots.filled();
+    slots.next();
+  }
+}
+
 /* What crumbs are multiplied with, in both halves: (c - 3/2) gain is what comes out. Log gains: crumbs at bits p and p + 1 of
  * half words are, as they are, subnormal numbers 2^(p - 24) c; factor is gain LOG_UNIT 2^(24 - p), offset -3/2 gain LOG_UNIT, and
  * their fused product and sum is exact. Else factor is four times the gain. */

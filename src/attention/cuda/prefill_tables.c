@@ -6,6 +6,11 @@
 #include <math.h>
 #include <string.h>
 
+/* Of `rows` rows, numbers and what fp16 lost of them. */
+static size_t map_bytes(int rows, int columns) {
+  return 2 * (size_t)((rows + PREFILL_SIDE - 1) / PREFILL_SIDE) * (size_t)PREFILL_OPERAND_BYTES(columns);
+}
+
 struct prefill_table_sizes prefill_table_sizes_of(int kv_heads, const oscar_codec *const *keys,
                                                   const oscar_codec *const *values) {
   struct prefill_table_sizes s = {0};
@@ -14,21 +19,20 @@ struct prefill_table_sizes prefill_table_sizes_of(int kv_heads, const oscar_code
     if (keys[h]->spec.rotating_pairs > s.turning_pairs) s.turning_pairs = keys[h]->spec.rotating_pairs;
   s.turning_pairs = (int)round_up((size_t)s.turning_pairs, PREFILL_STEP_PAIRS(d));
   s.key_columns = keys[0]->crumbs + 2 * s.turning_pairs;
-  s.keys = heads * (size_t)(s.key_columns / 8 + 1) * (d / 16) * 512;
-  s.values = heads * (d / 8) * (size_t)(values[0]->crumbs / 16) * 512;
+  s.keys = heads * map_bytes(s.key_columns, (int)d);
+  s.values = heads * map_bytes(values[0]->crumbs, (int)d);
   s.scales = round_up(heads * 2 * sizeof(float), 16);
+  s.means = round_up(heads * d * sizeof(float), 16);
   s.runs = round_up(heads * (size_t)s.turning_pairs * sizeof(struct wave_run), 16);
   return s;
 }
 
-/* Row k and column n of an operand B that has `inputs` rows. */
-static void put(uint8_t *operand, int inputs, int k, int n, float x) {
-  const int lane = n % 8 * 4 + k % 8 / 2, word = k % 16 / 8;
-  uint16_t *at =
-      (uint16_t *)(void *)(operand + (((size_t)(n / 8) * (size_t)(inputs / 16) + (size_t)(k / 16)) * 32 + (size_t)lane) * 16);
-  const uint16_t value = f32_to_f16(x);
-  at[2 * word + k % 2] = value;
-  at[4 + 2 * word + k % 2] = f32_to_f16(x - f16_to_f32(value));
+static void put(uint8_t *map, int columns, int row, int column, float x) {
+  uint8_t *operand = map + 2 * (size_t)(row / PREFILL_SIDE) * (size_t)PREFILL_OPERAND_BYTES(columns) +
+                     prefill_operand_place(row % PREFILL_SIDE, column);
+  const uint16_t value = f32_to_f16(x), rest = f32_to_f16(x - f16_to_f32(value));
+  memcpy(operand, &value, sizeof value);
+  memcpy(operand + PREFILL_OPERAND_BYTES(columns), &rest, sizeof rest);
 }
 
 /* The power of two that brings the largest of the first `rows` rows of the map, and one row more, to 1 .. 2. */
@@ -67,26 +71,24 @@ static void fill_runs(const uint16_t *pair, int places, int wave_pairs, struct w
   }
 }
 
-static float fill_keys(const oscar_codec *codec, const struct prefill_table_sizes *s, const int16_t *index, uint8_t *operand) {
+static float fill_keys(const oscar_codec *codec, const struct prefill_table_sizes *s, const int16_t *index, uint8_t *map) {
   const int d = codec->spec.head_dim, crumbs = codec->crumbs, pairs = codec->spec.rotating_pairs;
   const int mean = crumbs + codec->spec.groups;
   const float scale = scale_of(codec, crumbs, mean), inverse = 1 / scale;
   for (int row = 0; row < crumbs; row++)
     for (int i = 0; i < d; i++)
-      put(operand, d, i, prefill_key_column(crumbs / 16, row), inverse * codec->map[(size_t)row * (size_t)d + (size_t)i]);
+      put(map, d, prefill_key_column(crumbs / 16, row), i, inverse * codec->map[(size_t)row * (size_t)d + (size_t)i]);
   for (int k = 0; k < 2 * s->turning_pairs; k++)
     for (int i = 0; i < d && index[k / 2] >= 0; i++)
-      put(operand, d, i, crumbs + k,
-          inverse * codec->map[(size_t)(mean + 1 + index[k / 2] + k % 2 * pairs) * (size_t)d + (size_t)i]);
-  for (int i = 0; i < d; i++) put(operand, d, i, s->key_columns, inverse * codec->map[(size_t)mean * (size_t)d + (size_t)i]);
+      put(map, d, crumbs + k, i, inverse * codec->map[(size_t)(mean + 1 + index[k / 2] + k % 2 * pairs) * (size_t)d + (size_t)i]);
   return scale;
 }
 
-static float fill_values(const oscar_codec *codec, uint8_t *operand) {
+static float fill_values(const oscar_codec *codec, uint8_t *map) {
   const int d = codec->spec.head_dim, crumbs = codec->crumbs;
   const float scale = scale_of(codec, crumbs, codec->map_rows), inverse = 1 / scale;
   for (int row = 0; row < crumbs; row++)
-    for (int i = 0; i < d; i++) put(operand, crumbs, row, i, inverse * codec->map[(size_t)row * (size_t)d + (size_t)i]);
+    for (int i = 0; i < d; i++) put(map, d, row, i, inverse * codec->map[(size_t)row * (size_t)d + (size_t)i]);
   return scale;
 }
 
@@ -94,15 +96,31 @@ void prefill_tables_fill(int kv_heads, const oscar_codec *const *keys, const osc
                          void *memory) {
   const struct prefill_table_sizes s = prefill_table_sizes_of(kv_heads, keys, values);
   const size_t heads = (size_t)kv_heads;
-  uint8_t *at = memory, *of_values = at + s.keys, *scales = of_values + s.values, *runs = scales + s.scales;
-  memset(at, 0, s.keys + s.values + s.scales + s.runs);
+  memset(memory, 0, prefill_table_bytes(&s));
+  uint8_t *of_keys = memory, *of_values = of_keys + s.keys, *scales = of_values + s.values, *means = scales + s.scales,
+          *runs = means + s.means;
   for (size_t h = 0; h < heads; h++) {
     float *scale = (float *)(void *)scales + 2 * h;
     uint16_t pair[OSCAR_MAX_HEAD_DIM / 2 + 16];
     int16_t index[OSCAR_MAX_HEAD_DIM / 2 + 16];
     list_places(&keys[h]->spec, s.turning_pairs, pair, index);
     fill_runs(pair, s.turning_pairs, wave_pairs, (struct wave_run *)(void *)runs + h * (size_t)s.turning_pairs);
-    scale[0] = fill_keys(keys[h], &s, index, at + h * (s.keys / heads));
+    const oscar_codec *of = keys[h];
+    const size_t d = (size_t)of->spec.head_dim;
+    memcpy(means + h * d * sizeof(float), of->map + (size_t)(of->crumbs + of->spec.groups) * d, d * sizeof(float));
+    scale[0] = fill_keys(keys[h], &s, index, of_keys + h * (s.keys / heads));
     scale[1] = fill_values(values[h], of_values + h * (s.values / heads));
   }
+}
+
+struct prefill_tables prefill_tables_at(const struct prefill_table_sizes *s, const void *memory) {
+  const uint8_t *keys = memory, *values = keys + s->keys, *scales = values + s->values, *means = scales + s->scales,
+                *runs = means + s->means;
+  return (struct prefill_tables){.key_columns = s->key_columns,
+                                 .turning_pairs = s->turning_pairs,
+                                 .keys = keys,
+                                 .values = values,
+                                 .scales = (const float *)(const void *)scales,
+                                 .means = (const float *)(const void *)means,
+                                 .runs = (const struct wave_run *)(const void *)runs};
 }
