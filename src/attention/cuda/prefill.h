@@ -89,7 +89,7 @@ struct prefill_table_sizes prefill_table_sizes_of(int kv_heads, const oscar_code
 void prefill_tables_fill(int kv_heads, const oscar_codec *const *keys, const oscar_codec *const *values, int wave_pairs,
                          void *memory);
 /* Where they are in that memory, or in a copy of it on the device. */
-struct prefill_tables prefill_tables_at(const struct prefill_table_sizes *sizes, const void *memory);
+struct prefill_tables prefill_tables_at(const struct prefill_table_sizes *sizes, void *memory);
 
 /* cos, then sin, of a pair's angle at all tokens of a page, in the order of columns of scores and with the pieces of a row where
  * operands have them: what turning pairs add to keys. Where pieces are depends on the number of the row, so a pair lies there

@@ -27,6 +27,20 @@ struct prefill_table_sizes prefill_table_sizes_of(int kv_heads, const oscar_code
   return s;
 }
 
+/* Where tables are that lie one after the other. */
+struct table_places {
+  uint8_t *keys, *values, *scales, *means, *runs;
+};
+static struct table_places table_places_of(const struct prefill_table_sizes *s, void *memory) {
+  struct table_places at = {.keys = memory};
+  at.values = at.keys + s->keys;
+  at.scales = at.values + s->values;
+  at.means = at.scales + s->scales;
+  at.runs = at.means + s->means;
+  return at;
+}
+
+/* A number of a map, and what fp16 lost of it. */
 static void put(uint8_t *map, int columns, int row, int column, float x) {
   uint8_t *operand = map + 2 * (size_t)(row / PREFILL_SIDE) * (size_t)PREFILL_OPERAND_BYTES(columns) +
                      prefill_operand_place(row % PREFILL_SIDE, column);
@@ -96,31 +110,29 @@ void prefill_tables_fill(int kv_heads, const oscar_codec *const *keys, const osc
                          void *memory) {
   const struct prefill_table_sizes s = prefill_table_sizes_of(kv_heads, keys, values);
   const size_t heads = (size_t)kv_heads;
+  const struct table_places to = table_places_of(&s, memory);
   memset(memory, 0, prefill_table_bytes(&s));
-  uint8_t *of_keys = memory, *of_values = of_keys + s.keys, *scales = of_values + s.values, *means = scales + s.scales,
-          *runs = means + s.means;
   for (size_t h = 0; h < heads; h++) {
-    float *scale = (float *)(void *)scales + 2 * h;
-    uint16_t pair[OSCAR_MAX_HEAD_DIM / 2 + 16];
-    int16_t index[OSCAR_MAX_HEAD_DIM / 2 + 16];
-    list_places(&keys[h]->spec, s.turning_pairs, pair, index);
-    fill_runs(pair, s.turning_pairs, wave_pairs, (struct wave_run *)(void *)runs + h * (size_t)s.turning_pairs);
     const oscar_codec *of = keys[h];
     const size_t d = (size_t)of->spec.head_dim;
-    memcpy(means + h * d * sizeof(float), of->map + (size_t)(of->crumbs + of->spec.groups) * d, d * sizeof(float));
-    scale[0] = fill_keys(keys[h], &s, index, of_keys + h * (s.keys / heads));
-    scale[1] = fill_values(values[h], of_values + h * (s.values / heads));
+    float *scale = (float *)(void *)(to.scales) + 2 * h;
+    uint16_t pair[OSCAR_MAX_HEAD_DIM / 2 + 16];
+    int16_t index[OSCAR_MAX_HEAD_DIM / 2 + 16];
+    list_places(&of->spec, s.turning_pairs, pair, index);
+    fill_runs(pair, s.turning_pairs, wave_pairs, (struct wave_run *)(void *)to.runs + h * (size_t)s.turning_pairs);
+    memcpy(to.means + h * d * sizeof(float), of->map + (size_t)(of->crumbs + of->spec.groups) * d, d * sizeof(float));
+    scale[0] = fill_keys(of, &s, index, to.keys + h * (s.keys / heads));
+    scale[1] = fill_values(values[h], to.values + h * (s.values / heads));
   }
 }
 
-struct prefill_tables prefill_tables_at(const struct prefill_table_sizes *s, const void *memory) {
-  const uint8_t *keys = memory, *values = keys + s->keys, *scales = values + s->values, *means = scales + s->scales,
-                *runs = means + s->means;
+struct prefill_tables prefill_tables_at(const struct prefill_table_sizes *s, void *memory) {
+  const struct table_places at = table_places_of(s, memory);
   return (struct prefill_tables){.key_columns = s->key_columns,
                                  .turning_pairs = s->turning_pairs,
-                                 .keys = keys,
-                                 .values = values,
-                                 .scales = (const float *)(const void *)scales,
-                                 .means = (const float *)(const void *)means,
-                                 .runs = (const struct wave_run *)(const void *)runs};
+                                 .keys = at.keys,
+                                 .values = at.values,
+                                 .scales = (const float *)(const void *)at.scales,
+                                 .means = (const float *)(const void *)at.means,
+                                 .runs = (const struct wave_run *)(const void *)at.runs};
 }
