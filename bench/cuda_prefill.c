@@ -1,8 +1,10 @@
 /*
  * bench/cuda_prefill.c - attention of prompts on a GPU: many queries of one sequence over what is cached and themselves.
  *
- *   bench_cuda_prefill [--query-heads N] [--kv-heads N] [--head-dim N] [--case NAME] [--form NAME] [--csv FILE]
+ *   bench_cuda_prefill [--query-heads N] [--kv-heads N] [--head-dim N] [--case LIST] [--form NAME] [--csv FILE]
  *                      [--way prefill|decode|wide]
+ *
+ * A case is "8 on 102408", the last 8 of 102408 tokens, or "8192", all of them; several have commas between them.
  *
  * A cache of one layer is filled with random rows, so coded pages are made as in use; then the queries of the last tokens are run
  * again and again. TFLOPS count 4 head_dim operations for every pair of a query and a position that it sees, as is usual,
@@ -17,23 +19,34 @@
 #include <oscar/attention.h>
 #include <oscar/cache.h>
 
-#define CHUNK  4096
-#define ROUNDS 7
+#define CHUNK       4096
+#define ROUNDS      7
+#define MOST_TOKENS (1 << 20)
 
 struct options {
   int query_heads, kv_heads, head_dim;
-  const char *only, *form, *csv; /* only: a case; form: of the cache; NULL: all */
+  const char *cases, *form, *csv; /* form: of the cache; NULL: all */
   enum attention_way way;
 };
 
-static const struct {
-  const char *name;
+#define USUAL_CASES "8192,32768,4096 on 36864,4096 on 106496,512 on 102912,64 on 102464,16 on 102416,8 on 102408,4 on 102404"
+struct work {
+  char name[32];
   int tokens, queries;
-} cases[] = {{"8192", 8192, 8192},           {"32768", 32768, 32768},
-             {"4096 on 36864", 36864, 4096}, {"4096 on 106496", 106496, 4096},
-             {"512 on 102912", 102912, 512}, {"64 on 102464", 102464, 64},
-             {"16 on 102416", 102416, 16},   {"8 on 102408", 102408, 8},
-             {"4 on 102404", 102404, 4}};
+};
+/* The first of a list, and how many characters it takes with the comma after it; 0: it is no case. */
+static int read_case(const char *list, struct work *work) {
+  const int length = (int)strcspn(list, ",");
+  int end = 0;
+  snprintf(work->name, sizeof work->name, "%.*s", length, list);
+  if (sscanf(list, "%d on %d%n", &work->queries, &work->tokens, &end) != 2) {
+    end = 0;
+    if (sscanf(list, "%d%n", &work->tokens, &end) != 1) return 0;
+    work->queries = work->tokens;
+  }
+  if (end != length || work->queries < 1 || work->queries > work->tokens || work->tokens > MOST_TOKENS) return 0;
+  return length + (list[length] == ',');
+}
 
 static const struct {
   const char *name;
@@ -102,7 +115,7 @@ static oscar_sequence *fill(oscar_cache *cache, const struct options *o, int tok
   return s;
 }
 
-static double measure(const struct options *o, int which, int form) {
+static double measure(const struct options *o, const struct work *work, int form) {
   oscar_codec_set *set = make_set(o, form);
   oscar_cache_options options;
   oscar_cache_options_default(&options);
@@ -114,14 +127,14 @@ static double measure(const struct options *o, int which, int form) {
   oscar_attention *attention;
   check(oscar_attention_create(cache, &(oscar_attention_options){.query_heads = o->query_heads}, &attention));
   attention_choose(attention, o->way);
-  oscar_sequence *sequence = fill(cache, o, cases[which].tokens, cases[which].queries);
-  const size_t floats = (size_t)cases[which].queries * (size_t)(o->query_heads * o->head_dim);
+  oscar_sequence *sequence = fill(cache, o, work->tokens, work->queries);
+  const size_t floats = (size_t)work->queries * (size_t)(o->query_heads * o->head_dim);
   float *host = malloc(floats * sizeof *host);
   if (!host) exit(1);
   for (size_t i = 0; i < floats; i++) host[i] = i < 1 << 20 ? normal() : host[i - (1 << 20)];
   float *q = device_copy(host, floats), *out = device_copy(host, floats);
   free(host);
-  const oscar_attention_job job = {sequence, cases[which].queries, q, out, OSCAR_ATTENTION_BY_NUMBER};
+  const oscar_attention_job job = {sequence, work->queries, q, out, OSCAR_ATTENTION_BY_NUMBER};
   double times[ROUNDS];
   for (int i = -2; i < ROUNDS; i++) {
     check(oscar_cuda_wait(cuda));
@@ -158,7 +171,7 @@ static bool parse(int argc, char **argv, struct options *o) {
     else if (!strcmp(name, "--head-dim"))
       o->head_dim = number_of(value);
     else if (!strcmp(name, "--case"))
-      o->only = value;
+      o->cases = value;
     else if (!strcmp(name, "--form"))
       o->form = value;
     else if (!strcmp(name, "--csv"))
@@ -168,14 +181,20 @@ static bool parse(int argc, char **argv, struct options *o) {
     else
       return false;
   }
+  struct work work;
+  for (const char *at = o->cases; *at;) {
+    const int read = read_case(at, &work);
+    if (read == 0) return false;
+    at += read;
+  }
   return argc % 2 == 1 && o->kv_heads > 0 && o->query_heads > 0 && o->query_heads % o->kv_heads == 0 && o->head_dim > 0 &&
          o->head_dim <= MOST_DIM;
 }
 
 int main(int argc, char **argv) {
-  struct options o = {.query_heads = 32, .kv_heads = 8, .head_dim = 128};
+  struct options o = {.query_heads = 32, .kv_heads = 8, .head_dim = 128, .cases = USUAL_CASES};
   if (!parse(argc, argv, &o)) {
-    fprintf(stderr, "usage: bench_cuda_prefill [--query-heads N] [--kv-heads N] [--head-dim N] [--case NAME] [--form NAME] "
+    fprintf(stderr, "usage: bench_cuda_prefill [--query-heads N] [--kv-heads N] [--head-dim N] [--case LIST] [--form NAME] "
                     "[--csv FILE] [--way prefill|decode|wide]\n");
     return 2;
   }
@@ -187,17 +206,18 @@ int main(int argc, char **argv) {
   if (csv) fprintf(csv, "gpu,query_heads,kv_heads,head_dim,case,form,ms,tflops\n");
   printf("%s, %d query and %d KV heads of %d\n", info.name, o.query_heads, o.kv_heads, o.head_dim);
   printf("%-16s %-40s %9s %8s\n", "queries", "form", "ms", "TFLOPS");
-  for (size_t which = 0; which < ARRAY_LENGTH(cases); which++) {
-    if (o.only && strcmp(o.only, cases[which].name) != 0) continue;
+  struct work work;
+  for (const char *at = o.cases; *at;) {
+    at += read_case(at, &work);
     for (size_t form = 0; form < ARRAY_LENGTH(forms); form++) {
       if (o.form && strcmp(o.form, forms[form].name) != 0) continue;
-      const double time = measure(&o, (int)which, (int)form);
-      const double queries = cases[which].queries, before = cases[which].tokens - queries;
+      const double time = measure(&o, &work, (int)form);
+      const double queries = work.queries, before = work.tokens - queries;
       const double pairs = queries * before + queries * (queries + 1) / 2;
       const double tflops = 4e-12 * pairs * (double)(o.query_heads * o.head_dim) / time;
-      printf("%-16s %-40s %9.3f %8.1f\n", cases[which].name, forms[form].name, time * 1e3, tflops);
+      printf("%-16s %-40s %9.3f %8.1f\n", work.name, forms[form].name, time * 1e3, tflops);
       if (csv)
-        fprintf(csv, "%s,%d,%d,%d,%s,\"%s\",%.4f,%.2f\n", info.name, o.query_heads, o.kv_heads, o.head_dim, cases[which].name,
+        fprintf(csv, "%s,%d,%d,%d,%s,\"%s\",%.4f,%.2f\n", info.name, o.query_heads, o.kv_heads, o.head_dim, work.name,
                 forms[form].name, time * 1e3, tflops);
       fflush(stdout);
     }

@@ -14,10 +14,9 @@
 
 #define FIRST_PAGES 512 /* of a table of angles; it doubles */
 
-/* On an H100, a block of prefill_run reads a page for 128 rows in about PREFILL_COST times as long as a block of decode_run reads
- * one for 8, and PREFILL_WIDE_COST times as long as one for 16. */
-#define PREFILL_COST      5
-#define PREFILL_WIDE_COST 3
+/* On an H100, prefill_run takes as long for a tile of its own as decode_run for two to three of the largest that it has for a
+ * layer (docs/performance.md), whatever the length of the sequence. */
+#define PREFILL_PAYS 3
 
 /* Device memory that only grows; contents are not kept. */
 struct space {
@@ -465,8 +464,8 @@ static oscar_status reserve_jobs(struct device_attention *a, struct kept_plan *k
 /* Whether prefill_run is sooner done with a job. */
 static bool prefill_pays(const struct device_attention *a, int n) {
   if (a->way != ATTENTION_BY_COST) return a->way == ATTENTION_PREFILL;
-  const int64_t rows = (int64_t)n * a->group, tiles = (rows + PREFILL_ROWS - 1) / PREFILL_ROWS;
-  return a->most_rows[0] < 16 ? PREFILL_COST * tiles <= rows / 8 : PREFILL_WIDE_COST * tiles <= rows / 16;
+  const int64_t rows = (int64_t)n * a->group, of_decode = a->most_rows[0] > 8 ? a->most_rows[0] : 8;
+  return PREFILL_PAYS * ((rows + PREFILL_ROWS - 1) / PREFILL_ROWS) <= (rows + of_decode - 1) / of_decode;
 }
 
 /* Which jobs are whose. */
