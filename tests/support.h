@@ -82,6 +82,17 @@ static inline int rounds(int every_day, int at_length) { return test_at_length()
 #define SANITIZED false
 #endif
 
+/* Whether it is races that are looked for, every day: then a test leaves out what runs on one thread, as others run that. */
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define THREADS_WATCHED true
+#endif
+#endif
+#ifndef THREADS_WATCHED
+#define THREADS_WATCHED false
+#endif
+static inline bool test_only_threads(void) { return THREADS_WATCHED && !test_at_length(); }
+
 /* Whether an emulator runs the test (tests/cross), which then leaves out sizes beyond any model's heads. */
 #ifndef EMULATED
 #define EMULATED false

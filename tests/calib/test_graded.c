@@ -311,6 +311,7 @@ static void graded_keys_lose_less_than_flat_ones(void **state) {
 
 static void every_size_and_budget_gives_a_set_that_keeps_it(void **state) {
   (void)state;
+  if (test_only_threads()) return;
   static const int dims[] = {16, 48, 80, 128};
   static const float bits[] = {1.5f, 2, 3, 6};
   oscar_context *c = test_context(OSCAR_ISA_AUTO, 1);

@@ -257,6 +257,7 @@ static void answers_are_those_without_lookup(void **state) {
     for (size_t i = 0; i < ARRAY_LENGTH(settings); i++) {
       struct setting s = settings[i];
       s.isa = levels[l];
+      if (test_only_threads() && s.threads < 2) continue;
       if (s.isa == OSCAR_ISA_PORTABLE && i != 3) continue; /* slow */
       if (SANITIZED && !test_at_length() && s.isa == OSCAR_ISA_AVX2 && i % 2 == 0 && has_level(OSCAR_ISA_AVX512)) continue;
       compare(m.path, s, i == 1 ? 4 : MOST_GUESSES, NULL, i == 2);
