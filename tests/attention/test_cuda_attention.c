@@ -18,8 +18,8 @@
  * roundings of its own, and what a mean takes off these keys, which do not have it, the codes have to bring back. */
 #define LARGE_QUERIES          2.5f
 #define TOLERANCE              5e-4
-#define ROW_TOLERANCE          3e-3
-#define WIDE_ROW_TOLERANCE     4e-3   /* of more than eight rows queries are fp16 numbers too */
+#define ROW_TOLERANCE          4e-3
+#define WIDE_ROW_TOLERANCE     5e-3   /* of more than eight rows queries are fp16 numbers too */
 #define TURNING_TOLERANCE      5.5e-4 /* up to half of the pairs, and log gains: what fits have */
 #define MUCH_TURNING_TOLERANCE 7e-4   /* and where three halves of the only gain are rounded */
 #define PREFILL_ROW_TOLERANCE  7e-3

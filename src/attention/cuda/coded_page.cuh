@@ -75,7 +75,7 @@ template <int NT> struct softmax { float m[NT], l[NT]; };
 /* The gains of a page, one token after the other, into the orders that scores and sums want. Returns the largest gain of a value,
  * for forms whose gains may be anything. */
 struct page_gains {
-  float *keys;        /* [64][class] */
+  float *keys;        /* [64][class]; of 16 rows and log gains half_gains in their place */
   float *key_zeros;   /* [64] s z; SCALE_ZERO only */
   __half *values;     /* [tokens 2q, 2q + 1 | 8 + 2q, 8 + 2q + 1][tile][q][class][2]; those of the latter over 16 */
   const float *table; /* 2^((i - 8)/4) */
@@ -352,12 +352,12 @@ template <int NT> __device__ __forceinline__ void add_curves(const float (&sums)
 
 /*
  * A product has eight columns, and all are numbers: of 8 rows, or where there are but 4, of these for two pages at once. What
- * fp16 lost of them has a product of its own, as what it lost of the curves has.
+ * fp16 lost of them has a product of its own, as what it lost of the curves has, where they are kept.
  *
  * turned [page or tile of 4 rows][tile of 16 tokens][token g, g + 8]: what the mean has in scores. curves, amplitudes: of the
  * head; angles: of its pairs, for the lane's page (of column lane / 4, page or rows are lane / 4 % 2). Of each step a lane has
  * pairs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, as operand B wants them. STEPS 0: as many as there are. base: where scores of rows
- * begin; those of two pages begin at 0. KEEP_LOST: what fp16 lost of the numbers.
+ * begin; those of two pages begin at 0. KEEP_LOST: what fp16 lost of the numbers, and of curves.
  */
 template <int NT> struct turned_scores { float of[NT == 1 ? 2 : NT][4][2]; };
 template <int STEPS, int NT, bool KEEP_LOST>
@@ -395,11 +395,13 @@ __device__ __forceinline__ void turn_pairs(const arguments &a, const uint8_t *cu
 #pragma unroll
       for (int tile = 0; tile < 2; tile++) {
         const uint4 *of_tile = (const uint4 *)(curves + k * CURVE_STEP_BYTES + (o * 2 + tile) * 1024) + lane;
-        const uint4 value = of_tile[0], rest = of_tile[32];
+        const uint4 value = of_tile[0];
 #pragma unroll
         for (int c = 0; c < COLUMN_TILES; c++) {
           mma_fp16(sums[c][o][tile], value.x, value.y, value.z, value.w, number[c][o][0], number[c][o][1]);
-          if (KEEP_LOST) mma_fp16(sums[c][o][tile], value.x, value.y, value.z, value.w, lost[c][o][0], lost[c][o][1]);
+          if (!KEEP_LOST) continue;
+          const uint4 rest = of_tile[32];
+          mma_fp16(sums[c][o][tile], value.x, value.y, value.z, value.w, lost[c][o][0], lost[c][o][1]);
           mma_fp16(sums[c][o][tile], rest.x, rest.y, rest.z, rest.w, number[c][o][0], number[c][o][1]);
         }
       }

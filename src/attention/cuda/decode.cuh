@@ -87,7 +87,7 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   s.barriers = at, at += 8 * (warps * STAGES + BLOCK_COPIES);
   s.works = at, at += warps * (int)sizeof(struct warp_work);
   at = (at + 63) / 64 * 64;
-  s.log_gains = at, at += 64;
+  s.log_gains = at, at += row_tiles == 4 ? HALF_GAIN_TABLE_BYTES : 64;
   at = (at + 127) / 128 * 128;
   s.constant_gains = at, at += CONSTANT_GAINS_BYTES;
   const int prepared = a.coded ? (prepared_of(a, row_tiles).bytes + 127) / 128 * 128 : 0;
@@ -116,7 +116,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   /* tiles whose products are begun before gains are made, as registers allow */
   constexpr int EARLY_TILES = T::FORM != FOUR_LOG_GAINS || WIDE ? 0 : NT == 1 ? 2 : 1;
   constexpr bool BEGINS_EARLY = !WIDE && !ANY; /* scores, before the page is there; likewise */
-  /* what fp16 lost of turned amplitudes: a part of the error that heads of more channels bear */
+  /* what fp16 lost of turned amplitudes and of curves: a part of the error that heads of more channels bear */
   constexpr bool KEEP_LOST = ANY || T::D <= 64;
   /* so that probabilities times gains of up to 2^1.75 stay fp16 numbers */
   constexpr float SLACK = T::FORM == FOUR_LOG_GAINS ? 2 : 0;
@@ -233,7 +233,13 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
       const void *key_gains = gains.keys;
       uint32_t factors[2] = {0, 0};
       int sums[EARLY_TILES ? EARLY_TILES : 1][NT][GAIN_CLASSES][4];
-      if (T::FORM == FOUR_LOG_GAINS) { /* made while the first products are under way */
+      if constexpr (T::FORM == FOUR_LOG_GAINS && WIDE) {
+        key_half_gains of_keys;
+        of_keys.load(page + 256 * T::KEY_BLOCKS, lane);
+        const uint32_t of_values = ((const uint32_t *)value_meta)[lane];
+        of_keys.store(gains, memory + layout.log_gains, lane);
+        expand_value_log_gains(gains, of_values, lane);
+      } else if (T::FORM == FOUR_LOG_GAINS) { /* made while the first products are under way */
         key_log_gains of_keys;
         of_keys.load(page + 256 * T::KEY_BLOCKS, lane);
         const uint32_t of_values = ((const uint32_t *)value_meta)[lane];
@@ -257,10 +263,12 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
         scale_acc(factor);
       }
 
+      float of_crumbs[WIDE ? 4 : 1][2][4];
+      if constexpr (WIDE) sum_wide((const uint32_t *)page, mapped, key_gains, lane, of_crumbs);
       if (!BEGINS_EARLY) begin_scores();
       if (waves)
         score_waves<STEPS, NT>(curves, steps, weights + (i % WAVE_PAGES * NT * 32 + lane) * steps * WEIGHT_WORDS, lane, s);
-      if constexpr (WIDE) score_wide((const uint32_t *)page, mapped, key_gains, lane, s);
+      if constexpr (WIDE) add_wide(of_crumbs, mapped, key_gains, lane, s);
 #pragma unroll
       for (int t = 0; t < 4; t++) {
         if constexpr (!WIDE) {
@@ -507,7 +515,10 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
   }
   find_blocks(cut, works->items[0]);
   store_constant_gains(memory + layout.constant_gains);
-  if (threadIdx.x < 16) ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
+  if (T::WIDE)
+    make_half_gains((uint32_t *)(memory + layout.log_gains));
+  else if (threadIdx.x < 16)
+    ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
   if (!PAGES_IN_GROUPS && asked.next > 0) {
     wait_for_slot(a, ring);
     ask_for_coded(a, ring, asked, lane);

@@ -7,8 +7,8 @@
  * belong to row r of a tile of 4 rows.
  *
  * A tile of 16 rows has fp16 numbers instead, and a column for each row, eight at a time: column c is row c / 2 + c % 2 * 4 of
- * them. Where pages have log gains, which are neither large nor small, their unit is fixed; else it is such that the largest of a
- * row and class is in [2^13, 2^14).
+ * them. Where pages have log gains they are what they are; else their unit is such that the largest of a row and class is in
+ * [2^13, 2^14).
  */
 #ifndef OSCAR_ATTENTION_CUDA_DECODE_DATA_H
 #define OSCAR_ATTENTION_CUDA_DECODE_DATA_H
@@ -29,17 +29,15 @@
 
 #define LARGEST_WHOLE 16256.0f /* 127 * 128 */
 
-/* Log gains of keys come times this. Crumbs of class p come as 4^p 2^-24 of what they are where queries are fp16, so queries come
- * times WIDE_QUERY_UNIT 4^-p. */
-constexpr float KEY_GAIN_UNIT = 0x1p18f, WIDE_QUERY_UNIT = 0x1p24f / KEY_GAIN_UNIT;
+/* Log gains of keys come times this, where queries are bytes. */
+constexpr float KEY_GAIN_UNIT = 0x1p18f;
 
 struct row_constants {
   /* Sums of a token begin at `begin`, [high, low] of it and of the eighth after it, so that their bits are floats: an operand as
    * it is, since registers would have to be brought together for it again and again. High and low ones both times `unit` plus
    * `offset` are scores, counted from the middle of the codes; exactly, as units are powers of two, or within 2^-24 of the most
    * that a class may have. Crumbs of a class were multiplied by 4^class.
-   * Of 16 rows sums begin at -3/2 of the sum of a class's numbers, in 2^-24: with log gains, floats in `begin`, in that of row r
-   * of the first four of eight what a product wants, row r's and row (r + 4)'s, twice. With one gain it is in `offset`. */
+   * Of 16 rows and one gain, -3/2 of the sum of a class's numbers, in 2^-24, is in `offset`; with log gains nothing is. */
   alignas(16) int begin[GAIN_CLASSES][4];
   float unit[GAIN_CLASSES], offset[GAIN_CLASSES];
   float mean; /* added to every score */
@@ -89,6 +87,19 @@ __device__ __forceinline__ uint2 log_gains_fp16(uint32_t word, int less) {
   const uint32_t low = __byte_perm(LOW, LOW, select);
   const uint32_t high = __byte_perm(HIGH + 0x34343434u - down, HIGH + 0x38383838u - down, select) + eights;
   return make_uint2(__byte_perm(low, high, 0x5140), __byte_perm(low, high, 0x7362));
+}
+
+/* Log gains 2^(k/4) that crumbs are multiplied with while they lie where they are: times LOG_UNIT, and then the next of 1120,
+ * 1332, 1584, 1884 times a power of two. Those are within 1.1e-4 of them, and three halves of them are fp16 numbers too; no
+ * others of 11 bits come closer. Crumbs at bits p and p + 1 of half words are, as they are, subnormal numbers 2^(p - 24) c;
+ * `factor` is gain LOG_UNIT 2^(24 - p), `offset` -3/2 gain LOG_UNIT, and their fused product and sum is exact. */
+constexpr float LOG_UNIT = 1.09386f / 1024;
+struct half_gain {
+  float factor, offset;
+};
+__device__ __forceinline__ half_gain half_gain_of(int k, int place) {
+  const float gain = ldexpf(k % 2 == 0 ? (k & 2 ? 1584.0f : 1120.0f) : k & 2 ? 1884.0f : 1332.0f, (k >> 2) - 20);
+  return {ldexpf(gain, 24 - place), -1.5f * gain};
 }
 
 /* Four log gains on both sides of a page, or one gain: what fits have, and kernels of their own. */

@@ -43,7 +43,7 @@ arguments arguments_of(const struct oscar_cuda *cuda, const struct decode_shape 
   a.log_gains = layer->keys.form == OSCAR_ROW_LOG_GAINS;
   a.scale = shape->scale * LOG2_E;
   a.map_chunks = columns_of(key_columns);
-  a.code_unit = a.log_gains ? 1 / prefill::LOG_UNIT : 1;
+  a.code_unit = a.log_gains ? 1 / LOG_UNIT : 1;
   a.query_bytes = columns_of(width) * prefill::COLUMN_BYTES;
   const int coded = columns_of(layer->keys.crumbs) * prefill::COLUMN_BYTES + 2 * turning_pairs * 128,
             exact = columns_of(shape->head_dim) * prefill::COLUMN_BYTES;

@@ -20,9 +20,6 @@ constexpr int COLUMN_BYTES = PAGE * 128; /* of 64 columns of keys or queries */
  * the largest fp16 number, and those of 2^-20 are still normal ones. */
 constexpr float SHIFT = 6, LAG = 8, LEAST = -1e30f, NONE = -INFINITY;
 
-/* Log gains 2^(k/4) as operands have them: times LOG_UNIT, and then the next of 1120, 1332, 1584, 1884 times a power of two.
- * Those are within 1.1e-4 of them, and three halves of them are fp16 numbers too; no others of 11 bits come closer. */
-constexpr float LOG_UNIT = 1.09386f / 1024;
 constexpr int GAIN_TABLE_BYTES = 4 * 16 * 8; /* make_gain_table */
 
 struct arguments {

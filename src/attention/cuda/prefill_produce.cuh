@@ -27,9 +27,8 @@ template <int D> __device__ inline void produce_map(const void *map, int head, i
   }
 }
 
-/* What crumbs are multiplied with, in both halves: (c - 3/2) gain is what comes out. Log gains: crumbs at bits p and p + 1 of
- * half words are, as they are, subnormal numbers 2^(p - 24) c; factor is gain LOG_UNIT 2^(24 - p), offset -3/2 gain LOG_UNIT, and
- * their fused product and sum is exact. Else factor is four times the gain. */
+/* What crumbs are multiplied with, in both halves: (c - 3/2) gain is what comes out. Log gains: half_gain_of. Else factor is four
+ * times the gain. */
 struct gain {
   uint32_t factor, offset;
 };
@@ -37,10 +36,8 @@ struct gain {
 /* For log gains, [p = 0, 2, 4, 6][k + 8] of gains. By the whole block. */
 __device__ inline void make_gain_table(uint32_t table) {
   if (threadIdx.x >= 64) return;
-  const int k = threadIdx.x % 16 - 8, place = threadIdx.x / 16 * 2;
-  const float gain = ldexpf(k % 2 == 0 ? (k & 2 ? 1584.0f : 1120.0f) : k & 2 ? 1884.0f : 1332.0f, (k >> 2) - 20);
-  const __half2 factor = __float2half2_rn(ldexpf(gain, 24 - place)), offset = __float2half2_rn(-1.5f * gain);
-  store_8(table + threadIdx.x * 8, make_uint2(half2_of(factor), half2_of(offset)));
+  const half_gain gain = half_gain_of(threadIdx.x % 16 - 8, threadIdx.x / 16 * 2);
+  store_8(table + threadIdx.x * 8, make_uint2(half2_of(__float2half2_rn(gain.factor)), half2_of(__float2half2_rn(gain.offset))));
 }
 /* The gain of a class in the metadata of a row, for crumbs at bits `place`. */
 template <bool LOG> __device__ __forceinline__ gain gain_of(uint32_t table, uint32_t meta, int class_, int place) {

@@ -89,17 +89,17 @@ __device__ __forceinline__ void multiply_columns(const column_part<D> &column, c
   __syncthreads();
 }
 
-/* A warp makes one row of a class into fp16 numbers, for tiles of 16 rows: in a unit that is fixed where there are four gains,
- * else in one of their own. */
+/* A warp makes one row of a class into fp16 numbers, for tiles of 16 rows: as they are where there are four gains, else in a unit
+ * of their own. */
 __device__ void write_wide_class(const arguments &a, const prepared_layout &layout, int class_, int count,
                                  const float (*mapped)[ROWS]) {
   const int of_block = threadIdx.x / 32, lane = threadIdx.x % 32, blocks = a.crumbs / 16;
   const row_place place = place_of_row(a, of_block);
   if (!place.there) return;
   uint8_t *prepared = prepared_of(a, layout, place.tile);
-  const bool fixed = a.groups == GAIN_CLASSES;
-  float scale = ldexpf(WIDE_QUERY_UNIT, -2 * class_), unit = 1;
-  if (!fixed) {
+  const bool plain = a.groups == GAIN_CLASSES;
+  float scale = 1, unit = 1;
+  if (!plain) {
     float largest = 0;
     for (int i = lane; i < count; i += 32) largest = fmaxf(largest, fabsf(mapped[i][of_block]));
     int exponent;
@@ -123,17 +123,12 @@ __device__ void write_wide_class(const arguments &a, const prepared_layout &layo
       to[k] = packed;
     }
   }
+  if (plain) return;
   sum = sum_of_warp(sum);
   if (lane != 0) return;
   struct row_constants *constants = (struct row_constants *)(prepared + layout.constants) + place.row;
-  const float begin = -1.5f * 0x1p-24f * sum; /* the middle of a crumb is 3/2 */
-  if (!fixed) {
-    constants->unit[class_] = unit;
-    constants->offset[class_] = begin;
-    return;
-  }
-  float *to = (float *)(constants - row / 4 * 4)->begin[class_] + row / 4;
-  to[0] = to[2] = ldexpf(begin, 2 * class_);
+  constants->unit[class_] = unit;
+  constants->offset[class_] = -1.5f * 0x1p-24f * sum; /* the middle of a crumb is 3/2 */
 }
 
 /* A warp makes one row of a class into bytes. */

@@ -6,7 +6,8 @@
  *
  *   scores   A = 16 tokens x 16 crumbs, by ANDs, subnormal fp16;  B = queries, fp16, of eight rows, then of eight more
  *
- * Lanes end up with scores of the same tokens and rows as those of fewer rows do (coded_page.cuh).
+ * Log gains are multiplied into operand A, so that one sum does for all classes. Lanes end up with scores of the same tokens and
+ * rows as those of fewer rows do (coded_page.cuh).
  */
 #ifndef OSCAR_ATTENTION_CUDA_WIDE_SCORES_CUH
 #define OSCAR_ATTENTION_CUDA_WIDE_SCORES_CUH
@@ -29,8 +30,7 @@ struct wide_units {
 template <int FORM, int BLOCKS> struct wide_queries {
   static_assert(FORM != ANY_FORM && BLOCKS % 2 == 0, "there are kernels of 16 rows for usual forms only");
   static constexpr bool LOG_GAINS = FORM == FOUR_LOG_GAINS;
-  const uint2 *operands;                 /* [rows from 8 on][operand_of_block], of this lane */
-  const struct row_constants *constants; /* of row q: where sums begin, with log gains */
+  const uint2 *operands; /* [rows from 8 on][operand_of_block], of this lane */
   /* with one gain: the operands in the row's unit; where sums begin, as in a product; units of rows 4 n + q */
   uint2 words[LOG_GAINS ? 1 : 2][LOG_GAINS ? 1 : BLOCKS];
   float begin[2][4], unit[4];
@@ -38,7 +38,6 @@ template <int FORM, int BLOCKS> struct wide_queries {
   __device__ __forceinline__ void load(const uint32_t *of_rows, const struct row_constants *rows, int lane) {
     const int g = lane / 4, q = lane % 4;
     operands = (const uint2 *)of_rows + lane;
-    constants = rows + q;
     if constexpr (!LOG_GAINS) {
 #pragma unroll
       for (int c = 0; c < 2; c++) {
@@ -73,12 +72,40 @@ template <int FORM, int BLOCKS> struct wide_queries {
     else
       return words[columns][operand];
   }
-  /* Where sums of a class begin, as in a product. */
-  __device__ __forceinline__ float4 begin_of(int columns, int class_) const {
-    if (LOG_GAINS) return *(const float4 *)constants[8 * columns].begin[class_];
-    return make_float4(begin[columns][0], begin[columns][1], begin[columns][2], begin[columns][3]);
+};
+
+/* Log gains of a page, as half_gain: factors in the low halves of words. */
+constexpr int HALF_GAIN_TABLE_BYTES = GAIN_CLASSES * 64;
+/* [class][k + 8], for crumbs where those of a class are. */
+__device__ inline void make_half_gains(uint32_t *table) {
+  if (threadIdx.x >= GAIN_CLASSES * 16) return;
+  const half_gain gain = half_gain_of(threadIdx.x % 16 - 8, threadIdx.x / 16 * 2);
+  table[threadIdx.x] = pack_half2(gain.factor, gain.offset);
+}
+/* Of tokens lane and lane + 32, to the place of page_gains.keys. */
+struct key_half_gains {
+  uint32_t words[2];
+  __device__ __forceinline__ void load(const uint8_t *meta, int lane) {
+    words[0] = ((const uint16_t *)meta)[lane], words[1] = ((const uint16_t *)meta)[lane + 32];
+  }
+  __device__ __forceinline__ void store(const page_gains &to, const uint8_t *table, int lane) const {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const auto of = [&](int class_, uint32_t four_times) {
+        return *(const uint32_t *)(table + class_ * 64 + (four_times & 0x3C));
+      };
+      *(uint4 *)(to.keys + 4 * (lane + 32 * i)) =
+          make_uint4(of(0, words[i] << 2), of(1, words[i] >> 2), of(2, words[i] >> 6), of(3, words[i] >> 10));
+    }
   }
 };
+
+/* Two crumbs times their gain: a half_gain. */
+__device__ __forceinline__ uint32_t scale_crumbs(uint32_t crumbs, uint32_t gain) {
+  const __half2 both = *reinterpret_cast<const __half2 *>(&gain);
+  const __half2 x = __hfma2(*reinterpret_cast<const __half2 *>(&crumbs), __low2half2(both), __high2half2(both));
+  return *reinterpret_cast<const uint32_t *>(&x);
+}
 
 /* The words of a page's keys: of a block of a class and a tile, those of tokens g and g + 8. */
 template <int BLOCKS> struct key_words {
@@ -109,25 +136,27 @@ template <int BLOCKS> struct key_words {
   }
 };
 
-/* Adds the scores of a page: of a tile of 16 tokens, token g to s[tile][.][0], token g + 8 to s[tile][.][1]. `gains`: [64] fp16
- * of ONE_GAIN, else [64][class] floats. */
+/* Sums of a page's crumbs and the numbers of queries: of a tile of 16 tokens, as in a product. page_gains: of log gains, words
+ * [64][class]. */
 template <int FORM, int BLOCKS>
-__device__ __forceinline__ void score_wide(const uint32_t *words, const wide_queries<FORM, BLOCKS> &queries,
-                                           const void *page_gains, int lane, float (&s)[4][4][2]) {
+__device__ __forceinline__ void sum_wide(const uint32_t *words, const wide_queries<FORM, BLOCKS> &queries, const void *page_gains,
+                                         int lane, float (&sums)[4][2][4]) {
+  constexpr bool LOG_GAINS = FORM == FOUR_LOG_GAINS;
   key_words<BLOCKS> keys;
   keys.load(words, lane);
-  float sums[4][2][4]; /* [tile][rows from 8 on]: of a class, or of all where they have the same gain */
+  uint4 gains[4][2]; /* of tokens g and g + 8 */
+#pragma unroll
+  for (int t = 0; t < 4; t++) {
+#pragma unroll
+    for (int i = 0; i < 2 && LOG_GAINS; i++) gains[t][i] = ((const uint4 *)page_gains)[t * 16 + i * 8 + lane / 4];
+#pragma unroll
+    for (int c = 0; c < 2; c++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) sums[t][c][j] = LOG_GAINS ? 0 : queries.begin[c][j];
+  }
 #pragma unroll
   for (int p = 0; p < GAIN_CLASSES; p++) {
     const uint32_t mask = 0x00030003u << 2 * p;
-#pragma unroll
-    for (int c = 0; c < 2; c++) {
-      if (FORM == ONE_GAIN && p > 0) continue;
-      const float4 begin = queries.begin_of(c, p);
-#pragma unroll
-      for (int t = 0; t < 4; t++)
-        sums[t][c][0] = begin.x, sums[t][c][1] = begin.y, sums[t][c][2] = begin.z, sums[t][c][3] = begin.w;
-    }
 #pragma unroll
     for (int i = 0; i < class_begin(BLOCKS, p + 1) - class_begin(BLOCKS, p); i++) {
       const int operand = operand_of_block(BLOCKS, p, i);
@@ -135,33 +164,32 @@ __device__ __forceinline__ void score_wide(const uint32_t *words, const wide_que
 #pragma unroll
       for (int t = 0; t < 4; t++) {
         const uint2 w = keys.get(i, t);
+        uint32_t x[4] = {w.x & mask, w.y & mask, w.x >> 8 & mask, w.y >> 8 & mask};
 #pragma unroll
-        for (int c = 0; c < 2; c++)
-          mma_fp16(sums[t][c], w.x & mask, w.y & mask, w.x >> 8 & mask, w.y >> 8 & mask, b[c].x, b[c].y);
-      }
-    }
-    if constexpr (FORM != ONE_GAIN) {
-#pragma unroll
-      for (int t = 0; t < 4; t++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          /* volatile, else those of four classes are loaded together, into registers that are not there */
-          const float gain = ((const volatile float *)page_gains)[(t * 16 + 8 * i + lane / 4) * 4 + p];
-#pragma unroll
-          for (int n = 0; n < 4; n++) s[t][n][i] = fmaf(sums[t][n / 2][2 * i + n % 2], gain, s[t][n][i]);
+        for (int j = 0; j < 4 && LOG_GAINS; j++) {
+          const uint4 &of_token = gains[t][j % 2];
+          x[j] = scale_crumbs(x[j], p == 0 ? of_token.x : p == 1 ? of_token.y : p == 2 ? of_token.z : of_token.w);
         }
+#pragma unroll
+        for (int c = 0; c < 2; c++) mma_fp16(sums[t][c], x[0], x[1], x[2], x[3], b[c].x, b[c].y);
+      }
     }
   }
-  if constexpr (FORM == ONE_GAIN) {
+}
+/* Adds the scores that these sums are: of token g to s[tile][.][0], of token g + 8 to s[tile][.][1]. page_gains: of ONE_GAIN,
+ * [64] fp16. */
+template <int FORM, int BLOCKS>
+__device__ __forceinline__ void add_wide(const float (&sums)[4][2][4], const wide_queries<FORM, BLOCKS> &queries,
+                                         const void *page_gains, int lane, float (&s)[4][4][2]) {
 #pragma unroll
-    for (int t = 0; t < 4; t++)
+  for (int t = 0; t < 4; t++)
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const float gain = __half2float(((const __half *)page_gains)[t * 16 + 8 * i + lane / 4]);
+    for (int i = 0; i < 2; i++) {
+      const float gain = FORM == ONE_GAIN ? __half2float(((const __half *)page_gains)[t * 16 + 8 * i + lane / 4]) : 0;
 #pragma unroll
-        for (int n = 0; n < 4; n++) s[t][n][i] = fmaf(sums[t][n / 2][2 * i + n % 2], gain * queries.unit[n], s[t][n][i]);
-      }
-  }
+      for (int n = 0; n < 4; n++)
+        s[t][n][i] = fmaf(sums[t][n / 2][2 * i + n % 2], FORM == ONE_GAIN ? gain * queries.unit[n] : 1 / LOG_UNIT, s[t][n][i]);
+    }
 }
 
 } // namespace decode
