@@ -359,13 +359,32 @@ template <int NT> __device__ __forceinline__ void add_curves(const float (&sums)
  * pairs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, as operand B wants them. STEPS 0: as many as there are. base: where scores of rows
  * begin; those of two pages begin at 0. KEEP_LOST: what fp16 lost of the numbers, and of curves.
  */
+/* A lane's amplitudes (a, b): of its rows, and of each step pairs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9. They stay in registers, or
+ * where they lie if there are too many, or any number. */
+template <int STEPS, int NT> struct lane_amplitudes {
+  static constexpr bool STAY = STEPS > 0 && NT <= 2;
+  const float2 *at;
+  float4 kept[STAY ? STEPS : 1][2];
+  int steps;
+  __device__ __forceinline__ void load(const float2 *amplitudes, int some_steps, int lane) {
+    steps = STEPS ? STEPS : some_steps;
+    at = amplitudes + row_of_column<NT>(lane / 4) * steps * CURVE_STEP + lane % 4 * 2;
+#pragma unroll
+    for (int k = 0; k < STEPS && STAY; k++) kept[k][0] = get_from(0, k, 0), kept[k][1] = get_from(0, k, 1);
+  }
+  __device__ __forceinline__ float4 get_from(int columns, int k, int i) const {
+    return *(const float4 *)(at + (columns * 8 * steps + k) * CURVE_STEP + 8 * i);
+  }
+  /* Of a tile of columns and a step: the first two pairs, or the last. */
+  __device__ __forceinline__ float4 get(int columns, int k, int i) const { return STAY ? kept[k][i] : get_from(columns, k, i); }
+};
 template <int NT> struct turned_scores { float of[NT == 1 ? 2 : NT][4][2]; };
 template <int STEPS, int NT, bool KEEP_LOST>
-__device__ __forceinline__ void turn_pairs(const arguments &a, const uint8_t *curves, const float2 *amplitudes,
-                                           const uint8_t *angles, const float (&base)[NT], int lane, turned_scores<NT> &turned) {
+__device__ __forceinline__ void turn_pairs(const arguments &a, const uint8_t *curves,
+                                           const lane_amplitudes<STEPS, NT> &amplitudes, const uint8_t *angles,
+                                           const float (&base)[NT], int lane, turned_scores<NT> &turned) {
   constexpr int COLUMN_TILES = column_tiles_of(NT);
-  const int steps = STEPS ? STEPS : a.turning_pairs / CURVE_STEP, g = lane / 4, q = lane % 4;
-  const float2 *mine = amplitudes + row_of_column<NT>(g) * steps * CURVE_STEP + 2 * q;
+  const int q = lane % 4;
   float sums[COLUMN_TILES][2][2][4] = {}; /* [even, odd][tile from the centre on] */
   if (NT > 1)
 #pragma unroll
@@ -373,13 +392,12 @@ __device__ __forceinline__ void turn_pairs(const arguments &a, const uint8_t *cu
 #pragma unroll
       for (int tile = 0; tile < 2; tile++) sums[n / 2][0][tile][n % 2] = sums[n / 2][0][tile][2 + n % 2] = base[n];
 #pragma unroll
-  for (int k = 0; k < steps; k++) {
+  for (int k = 0; k < amplitudes.steps; k++) {
     const float4 *turns = (const float4 *)angles + k * CURVE_STEP / 2 + q, u = turns[0], v = turns[4]; /* (cos, sin) twice */
     uint32_t number[COLUMN_TILES][2][2], lost[COLUMN_TILES][2][2]; /* [even, odd][pairs 2 q, 2 q + 1; 2 q + 8, 2 q + 9] */
 #pragma unroll
     for (int c = 0; c < COLUMN_TILES; c++) {
-      const float2 *of = mine + c * 8 * steps * CURVE_STEP + k * CURVE_STEP;
-      const float4 x = *(const float4 *)of, y = *(const float4 *)(of + 8);
+      const float4 x = amplitudes.get(c, k, 0), y = amplitudes.get(c, k, 1);
       const float even[4] = {x.x * u.x + x.y * u.y, x.z * u.z + x.w * u.w, y.x * v.x + y.y * v.y, y.z * v.z + y.w * v.w};
       const float odd[4] = {x.y * u.x - x.x * u.y, x.w * u.z - x.z * u.w, y.y * v.x - y.x * v.y, y.w * v.z - y.z * v.w};
 #pragma unroll

@@ -172,6 +172,8 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
   const uint32_t *of_row = (const uint32_t *)(g < GAIN_CLASSES ? (const uint8_t *)gains.values : memory + layout.constant_gains) +
                            q * 4 + g % GAIN_CLASSES;
   int number = waves ? pages[min(g, c.coded - 1)].number : 0;
+  lane_amplitudes<STEPS, NT> turning;
+  if (turns == BY_PAIRS) turning.load(amplitudes, a.turning_pairs / CURVE_STEP, lane);
   const int content = content_of(c.item, NO_TILE);
   turned_scores<NT> turned; /* of this page, and of the next if `knows_next` */
   bool knows_next = false;
@@ -196,7 +198,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
           for (int n = 0; n < NT; n++) s[t][n][0] = s[t][n][1] = maxima.base[n];
         if (turns == BY_PAIRS && NT > 1) {
           wait_for_angles(ring);
-          turn_pairs<STEPS, NT, KEEP_LOST>(a, curves, amplitudes, angles_at(a, ring, place_of_angles(ring.coded_before + i)),
+          turn_pairs<STEPS, NT, KEEP_LOST>(a, curves, turning, angles_at(a, ring, place_of_angles(ring.coded_before + i)),
                                            maxima.base, lane, turned);
 #pragma unroll
           for (int t = 0; t < 4; t++)
@@ -216,7 +218,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
             knows_next = i + 1 < c.coded;
             wait_for_angles(ring);
             const int other = knows_next ? place_of_angles(ring.coded_before + i + 1) : first;
-            turn_pairs<STEPS, NT, KEEP_LOST>(a, curves, amplitudes, angles_at(a, ring, g % 2 ? other : first), maxima.base, lane,
+            turn_pairs<STEPS, NT, KEEP_LOST>(a, curves, turning, angles_at(a, ring, g % 2 ? other : first), maxima.base, lane,
                                              turned);
             add_turned(0);
           } else {
