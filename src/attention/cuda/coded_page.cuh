@@ -350,15 +350,6 @@ template <int NT> __device__ __forceinline__ void add_curves(const float (&sums)
  * to the score of a token at x from the centre is the first times cos(x w) plus the second times sin(x w).
  */
 
-/*
- * A product has eight columns, and all are numbers: of 8 rows, or where there are but 4, of these for two pages at once. What
- * fp16 lost of them has a product of its own, as what it lost of the curves has, where they are kept.
- *
- * turned [page or tile of 4 rows][tile of 16 tokens][token g, g + 8]: what the mean has in scores. curves, amplitudes: of the
- * head; angles: of its pairs, for the lane's page (of column lane / 4, page or rows are lane / 4 % 2). Of each step a lane has
- * pairs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, as operand B wants them. STEPS 0: as many as there are. base: where scores of rows
- * begin; those of two pages begin at 0. KEEP_LOST: what fp16 lost of the numbers, and of curves.
- */
 /* A lane's amplitudes (a, b): of its rows, and of each step pairs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9. They stay in registers, or
  * where they lie if there are too many, or any number. */
 template <int STEPS, int NT> struct lane_amplitudes {
@@ -378,6 +369,16 @@ template <int STEPS, int NT> struct lane_amplitudes {
   /* Of a tile of columns and a step: the first two pairs, or the last. */
   __device__ __forceinline__ float4 get(int columns, int k, int i) const { return STAY ? kept[k][i] : get_from(columns, k, i); }
 };
+
+/*
+ * A product has eight columns, and all are numbers: of 8 rows, or where there are but 4, of these for two pages at once. What
+ * fp16 lost of them has a product of its own, as what it lost of the curves has, where they are kept.
+ *
+ * turned [page or tile of 4 rows][tile of 16 tokens][token g, g + 8]: what the mean has in scores. curves, amplitudes: of the
+ * head; angles: of its pairs, for the lane's page (of column lane / 4, page or rows are lane / 4 % 2). Of each step a lane has
+ * pairs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, as operand B wants them. STEPS 0: as many as there are. base: where scores of rows
+ * begin; those of two pages begin at 0. KEEP_LOST: what fp16 lost of the numbers, and of curves.
+ */
 template <int NT> struct turned_scores { float of[NT == 1 ? 2 : NT][4][2]; };
 template <int STEPS, int NT, bool KEEP_LOST>
 __device__ __forceinline__ void turn_pairs(const arguments &a, const uint8_t *curves,

@@ -68,6 +68,9 @@ __device__ __forceinline__ void pack_probabilities(const float (&s)[32], uint32_
     for (int i = 0; i < 4; i++) p[k][i] = pack_half2(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
 }
 
+/* From an operand's descriptor to that of its k-th 16 inputs, where they are columns. */
+__device__ constexpr int step_of_columns(int k) { return (k / 4 * COLUMN_BYTES + k % 4 * 32) >> 4; }
+
 /* The first 16-column steps of queries stay in registers, where shared memory need not be read for them again and again. */
 constexpr int HELD_STEPS = 8;
 template <int STEPS> constexpr int HELD = STEPS == 0 ? 1 : STEPS < HELD_STEPS ? STEPS : HELD_STEPS;
@@ -86,7 +89,7 @@ __device__ __forceinline__ void begin_scores(float (&s)[32], const uint32_t (&he
     constexpr int WAVES = (S::TURNING + 3) / 4 * COLUMN_BYTES;
 #pragma unroll
     for (int k = 0; k < S::STEPS; k++) {
-      const int offset = (k / 4 * COLUMN_BYTES + k % 4 * 32) >> 4;
+      const int offset = step_of_columns(k);
       const int waves = (WAVES + (k - S::TURNING) * 2048) >> 4;
       if (k >= S::TURNING && k < HELD<S::STEPS>)
         product_from_registers<true>(s, held[k], b + waves);
@@ -99,11 +102,11 @@ __device__ __forceinline__ void begin_scores(float (&s)[32], const uint32_t (&he
     }
   } else {
     for (int k = 0; k < numbers.turning; k++) {
-      const int offset = (k / 4 * COLUMN_BYTES + k % 4 * 32) >> 4;
+      const int offset = step_of_columns(k);
       product_64<false>(s, a + offset, b + offset, k == 0);
     }
     for (int k = numbers.turning; k < numbers.steps; k++)
-      product_64<true>(s, a + ((k / 4 * COLUMN_BYTES + k % 4 * 32) >> 4),
+      product_64<true>(s, a + step_of_columns(k),
                        b + (((numbers.turning + 3) / 4 * COLUMN_BYTES + (k - numbers.turning) * 2048) >> 4), false);
   }
   products_commit();
@@ -214,7 +217,7 @@ __device__ __forceinline__ void multiply_map(float (&sums)[N], const row_operand
     if constexpr (BY_ROWS)
       product_from_registers<true>(sums, a, operand_descriptor(slot, COLUMN_BYTES) + (16 * 128 * k >> 4));
     else
-      product_from_registers<false>(sums, a, operand_descriptor(slot, 16) + ((k / 4 * COLUMN_BYTES + k % 4 * 32) >> 4));
+      product_from_registers<false>(sums, a, operand_descriptor(slot, 16) + step_of_columns(k));
   };
   slots.wait_full();
   products_begin();
@@ -265,7 +268,7 @@ __device__ inline void map_queries(const arguments &a, const lane_rows &rows, in
     multiply_map<false, STEPS>(x, queries, 0, slots);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
-      const float unit = 64 * chunk + 8 * j < a.key_crumbs ? scale : scale / a.code_unit;
+      const float unit = PAGE * chunk + 8 * j < a.key_crumbs ? scale : scale / a.code_unit;
 #pragma unroll
       for (int h = 0; h < 2; h++)
         store_4(to + chunk * COLUMN_BYTES + swizzled(rows.row[h] % GROUP_ROWS, j) + lane % 4 * 4,

@@ -9,9 +9,6 @@
 
 namespace prefill {
 
-__device__ __forceinline__ uint32_t half2_of(const __half2 &x) { return *reinterpret_cast<const uint32_t *>(&x); }
-__device__ __forceinline__ __half2 as_half2(uint32_t x) { return *reinterpret_cast<__half2 *>(&x); }
-
 /* The map of a KV head, `chunks` operands of numbers and of what fp16 lost of them, into a slot each. By a group. */
 template <int D> __device__ inline void produce_map(const void *map, int head, int chunks, ring &slots) {
   constexpr int BYTES = PREFILL_OPERAND_BYTES(D);

@@ -83,11 +83,7 @@ __device__ inline void make_half_gains(uint32_t *table) {
   table[threadIdx.x] = pack_half2(gain.factor, gain.offset);
 }
 /* Of tokens lane and lane + 32, to the place of page_gains.keys. */
-struct key_half_gains {
-  uint32_t words[2];
-  __device__ __forceinline__ void load(const uint8_t *meta, int lane) {
-    words[0] = ((const uint16_t *)meta)[lane], words[1] = ((const uint16_t *)meta)[lane + 32];
-  }
+struct key_half_gains : key_log_gains {
   __device__ __forceinline__ void store(const page_gains &to, const uint8_t *table, int lane) const {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -102,9 +98,8 @@ struct key_half_gains {
 
 /* Two crumbs times their gain: a half_gain. */
 __device__ __forceinline__ uint32_t scale_crumbs(uint32_t crumbs, uint32_t gain) {
-  const __half2 both = *reinterpret_cast<const __half2 *>(&gain);
-  const __half2 x = __hfma2(*reinterpret_cast<const __half2 *>(&crumbs), __low2half2(both), __high2half2(both));
-  return *reinterpret_cast<const uint32_t *>(&x);
+  const __half2 of = as_half2(gain);
+  return half2_of(__hfma2(as_half2(crumbs), __low2half2(of), __high2half2(of)));
 }
 
 /* The words of a page's keys: of a block of a class and a tile, those of tokens g and g + 8. */
