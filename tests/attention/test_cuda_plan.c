@@ -211,23 +211,67 @@ static void plans_can_be_made_ahead(void **state) {
 }
 
 /* However a tile is cut along the line, every coded page and exact tile is in one piece, and pieces of the same length have about
- * the same work. */
-static void check_places(const struct decode_tile *t) {
-  const struct line_place none = line_place_of(t, 0), all = line_place_of(t, t->reading);
+ * the same work, or so many parts of it from its late units on. */
+static void check_places(const struct decode_tile *t, uint32_t late_share) {
+  const struct line_place none = line_place_of(t, late_share, 0), all = line_place_of(t, late_share, t->reading);
   assert_true(none.coded == 0 && none.exact == 0);
   assert_true(all.coded == t->coded_pages && all.exact == t->exact_tiles);
-  const double work = (double)(t->coded_pages + EXACT_WEIGHT * t->exact_tiles), of_unit = work / t->reading;
+  const double work = (double)(t->coded_pages + EXACT_WEIGHT * t->exact_tiles), late = t->reading - t->late,
+               of_late = late > 0 ? late_share / 0x1p31 : 0, of_unit = (work - late * of_late) / t->late;
   struct line_place before = none;
   for (int unit = 1; unit <= t->units; unit++) {
-    const struct line_place place = line_place_of(t, unit);
+    const struct line_place place = line_place_of(t, late_share, unit);
     assert_true(place.coded >= before.coded && place.exact >= before.exact);
     assert_true(place.coded <= t->coded_pages && place.exact <= t->exact_tiles);
     before = place;
     if (unit > t->reading) continue;
+    const double share = unit < t->late ? unit * of_unit : t->late * of_unit + (unit - t->late) * of_late;
     /* a page or a tile more or less than its share */
-    assert_true(fabs(place.coded + EXACT_WEIGHT * place.exact - unit * of_unit) <= EXACT_WEIGHT);
-    assert_true(fabs(place.exact - unit * of_unit * t->exact_tiles / work) <= 1.001);
+    assert_true(fabs(place.coded + EXACT_WEIGHT * place.exact - share) <= EXACT_WEIGHT);
+    assert_true(fabs(place.exact - share * t->exact_tiles / work) <= 1.001);
   }
+}
+
+/* As many blocks as there are items begin late; those of them that have something have less of the last item than its others, and
+ * these not more than blocks of other items, if blocks are left over. */
+static void check_late_blocks(void) {
+  const struct { int heads, coded, late; } cases[] = {{8, 506, 8}, {4, 506, 4}, {8, 1594, 8}, {8, 122, 0}, {2, 4000, 2}};
+  for (int i = 0; i < 5; i++) {
+    struct decode_tile tile = {.coded_pages = cases[i].coded, .exact_tiles = 24};
+    struct decode_line line;
+    assert_true(line_lay(&tile, 1, cases[i].heads, 132, &line));
+    const int stretch = line.length / 132, parts = line.last_reading / stretch;
+    assert_int_equal(line.last_late, (parts - cases[i].late) * stretch);
+    const double full = line.last_share / 0x1p31 * stretch, late = line.late_share / 0x1p31 * stretch;
+    assert_true(fabs(full - late - (cases[i].late ? fmin(LATE_WORK, full / 2) : 0)) < 1);
+    const int left = parts - tile.reading / stretch;
+    assert_true(full <= stretch + (left > 0 ? 0.001 : (double)LATE_WORK * cases[i].late / parts + 0.001));
+  }
+}
+
+/* Warps have equal shares of what a block has, in units of work but for one, and of tiles, in one piece each. */
+static void warps_have_equal_shares(void **state) {
+  (void)state;
+  int equal = 0;
+  for (int shares = 1; shares <= 12; shares++)
+    for (int coded = 0; coded < 150; coded++)
+      for (int exact = 0; exact < 60; exact++) {
+        if (!shares_are_equal(coded, exact, shares)) continue;
+        equal++;
+        const int all = coded + EXACT_WEIGHT * exact;
+        struct line_place before = before_share(coded, exact, 0, shares);
+        assert_true(before.coded == 0 && before.exact == 0);
+        for (int share = 0; share < shares; share++) {
+          const struct line_place after = before_share(coded, exact, share + 1, shares);
+          const int pages = after.coded - before.coded, tiles = after.exact - before.exact;
+          assert_true(pages >= 0 && tiles >= exact / shares && tiles <= (exact + shares - 1) / shares);
+          assert_in_range(pages + EXACT_WEIGHT * tiles, all / shares, (all + shares - 1) / shares);
+          before = after;
+        }
+        assert_true(before.coded == coded && before.exact == exact);
+      }
+  assert_true(equal > 10000);
+  assert_true(shares_are_equal(33, 1, 8) && !shares_are_equal(29, 1, 8) && !shares_are_equal(1, 29, 8));
 }
 
 static void lines_are_cut_where_items_end(void **state) {
@@ -256,15 +300,15 @@ static void lines_are_cut_where_items_end(void **state) {
     for (int i = 0; i < count; i++) { /* no gap, and units for all that is read */
       assert_int_equal(tiles[i].begin, begin);
       assert_in_range(tiles[i].reading, tiles[i].coded_pages + EXACT_WEIGHT * tiles[i].exact_tiles, tiles[i].units);
-      if (i % 16 == 0) check_places(&tiles[i]);
+      if (i % 16 == 0) check_places(&tiles[i], line.late_share);
       begin += (int64_t)tiles[i].units * heads;
     }
     /* the last item may be longer */
     struct decode_tile last = tiles[count - 1];
     assert_int_equal(line.units - begin, line.last_reading - last.reading);
     last.units += line.last_reading - last.reading;
-    last.reading = line.last_reading, last.work_share = line.last_share;
-    check_places(&last);
+    last.reading = line.last_reading, last.work_share = line.last_share, last.late = line.last_late;
+    check_places(&last, line.late_share);
     if (line.length % blocks != 0 || line.length == line.units + LATE_WEIGHT) {
       apart++;
       continue;
@@ -285,6 +329,7 @@ static void lines_are_cut_where_items_end(void **state) {
     assert_int_equal(line.length % 132, 0);
     assert_int_equal(tiles[0].units * cases[i].items, line.length / 132 * cases[i].stretches);
   }
+  check_late_blocks();
   struct decode_tile too_long = {.coded_pages = 1 << 30, .exact_tiles = 1};
   struct decode_line line;
   assert_false(line_lay(&too_long, 1, 8, 132, &line));
@@ -602,11 +647,17 @@ static void token_columns_are_those_of_values(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(plans_follow_the_reading_rule), cmocka_unit_test(wide_tiles_are_for_long_work),
-      cmocka_unit_test(plans_can_be_made_ahead),       cmocka_unit_test(lines_are_cut_where_items_end),
-      cmocka_unit_test(cut_tiles_share_their_pages),   cmocka_unit_test(tables_turn_means),
-      cmocka_unit_test(own_curves_turn_means),         cmocka_unit_test(prefill_tables_hold_maps),
-      cmocka_unit_test(runs_bring_what_turns),         cmocka_unit_test(token_columns_are_those_of_values),
+      cmocka_unit_test(plans_follow_the_reading_rule),
+      cmocka_unit_test(wide_tiles_are_for_long_work),
+      cmocka_unit_test(plans_can_be_made_ahead),
+      cmocka_unit_test(lines_are_cut_where_items_end),
+      cmocka_unit_test(warps_have_equal_shares),
+      cmocka_unit_test(cut_tiles_share_their_pages),
+      cmocka_unit_test(tables_turn_means),
+      cmocka_unit_test(own_curves_turn_means),
+      cmocka_unit_test(prefill_tables_hold_maps),
+      cmocka_unit_test(runs_bring_what_turns),
+      cmocka_unit_test(token_columns_are_those_of_values),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -59,6 +59,7 @@ __device__ inline struct decode_tile tile_of(const arguments &a, const struct de
     tile.units = line.units - item.begin;
     tile.reading = line.last_reading;
     tile.work_share = line.last_share;
+    tile.late = line.last_late;
   }
   return tile;
 }
@@ -80,7 +81,7 @@ __device__ inline void find_work(const arguments &a, const struct decode_line &l
   const int first = unit - item.begin, units = min(w.stop - item.begin, w.tile.reading) - first;
   /* Lanes 0 to 3 look where the warp's and the block's stretches begin and end. */
   const int lane = threadIdx.x % 32, cut = lane < 2 ? warp + lane : lane == 2 ? 0 : WARPS;
-  const struct line_place place = line_place_of(&w.tile, first + begin_of_block(cut, units, WARPS));
+  const struct line_place place = line_place_of(&w.tile, line.late_share, first + begin_of_block(cut, units, WARPS));
   const auto coded_at = [&](int of) { return __shfl_sync(~0u, place.coded, of); };
   const auto exact_at = [&](int of) { return __shfl_sync(~0u, place.exact, of); };
   struct line_place from = {coded_at(0), exact_at(0)}, to = {coded_at(1), exact_at(1)};
@@ -93,6 +94,14 @@ __device__ inline void find_work(const arguments &a, const struct decode_line &l
                         begin.exact + min((of_block + EXACT_WEIGHT - 1) / EXACT_WEIGHT, exact)};
     };
     from = before(begin_of_block(warp, all, WARPS)), to = before(begin_of_block(warp + 1, all, WARPS));
+  } else if (shares_are_equal(coded, exact, WARPS)) {
+    /* those of a scheduler come after each other, so that none has more than another */
+    const int share = WARPS % 4 == 0 ? warp % 4 * (WARPS / 4) + warp / 4 : warp;
+    const auto before = [&](int shares) {
+      const struct line_place place = before_share(coded, exact, shares, WARPS);
+      return line_place{begin.coded + place.coded, begin.exact + place.exact};
+    };
+    from = before(share), to = before(share + 1);
   }
   works->items[number % 2] = w;
   works->readings[number % 2] = {number,

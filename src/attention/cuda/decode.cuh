@@ -458,6 +458,9 @@ __device__ __forceinline__ void begin_curves(const arguments &a, int head, const
     begin_block_copy(c.memory + layout.curves + place * layout.next_curves, a.curves + (size_t)head * curve_bytes(a),
                      curve_bytes(a), c.barriers + CURVES + place);
 }
+/* Of the first item it comes when its queries have, since sooner it would slow down what the kernel before still does; but not
+ * where a stretch of so few units would soon wait for it. */
+constexpr int FEW_UNITS = 32;
 __device__ __forceinline__ void begin_map(const arguments &a, int head, const shared_layout &layout, const block_copies &c) {
   if (a.map_is_here) begin_block_copy(c.memory + layout.map, map_of(a, head), map_bytes(a), c.barriers + MAP);
 }
@@ -511,9 +514,10 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
    * the first is there: sooner it would come at the cost of what that kernel still reads. */
   ask_for_coded(a, ring, asked, lane);
   if (a.turns == BY_WAVES) begin_block_copy(memory + layout.curves, a.rope.curve_words, curve_bytes(a), copies.barriers + CURVES);
+  const bool few_pages = works->items[0].stop - unit < FEW_UNITS;
   if (works->items[0].coded) {
     begin_curves(a, item.head, layout, 0, copies);
-    begin_map(a, item.head, layout, copies);
+    if (few_pages) begin_map(a, item.head, layout, copies);
   }
   find_blocks(cut, works->items[0]);
   store_constant_gains(memory + layout.constant_gains);
@@ -553,6 +557,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
     if (work.coded) {
       wait_for_copy(copies, QUERIES + place);
       if (a.turns == BY_PAIRS) wait_for_copy(copies, CURVES + place);
+      if (number == 0 && !few_pages) begin_map(a, work.item.head, layout, copies);
       read_coded<T>(a, work.tile, mine, asked, after, memory, layout, place, ring);
     } else {
       store_no_states<NT>(sums.code_states, lane);

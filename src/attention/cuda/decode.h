@@ -50,16 +50,18 @@ struct decode_tile {
   int32_t reading;      /* those of them that what is read is spread over: the first */
   uint32_t work_share;  /* units of work in a unit of these, in 2^-31 */
   uint32_t exact_share; /* exact tiles in a unit of work, in 2^-32 */
-  int32_t unused;
-  int64_t position; /* of row 0 of the job */
+  int32_t late;         /* units from here on have decode_line.late_share of work instead */
+  int64_t position;     /* of row 0 of the job */
 };
 
 struct decode_line {
   int32_t units;  /* of all tiles */
   int32_t length; /* units that blocks share evenly; nothing is on the last ones */
-  /* What reading and work_share are for the last KV head of the last tile, whose units are all that are left. */
+  /* What reading, work_share and late are for the last KV head of the last tile, whose units are all that are left. */
   int32_t last_reading;
   uint32_t last_share;
+  int32_t last_late;
+  uint32_t late_share; /* as work_share */
 };
 
 /* One side of a layer's coded pages. */

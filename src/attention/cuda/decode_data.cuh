@@ -15,6 +15,7 @@
 
 #include "attention/cuda/decode.h"
 #include "attention/cuda/instructions.cuh"
+#include "attention/cuda/line.h"
 #include "cuda/launch.cuh"
 #include "quant/device_form.h"
 
@@ -109,10 +110,6 @@ inline bool has_usual_gains(const struct decode_layer &layer) {
   return keys.form == OSCAR_ROW_LOG_GAINS ? keys.groups == GAIN_CLASSES : keys.form == OSCAR_ROW_GAIN && keys.groups == 1;
 }
 
-/* The first unit of block i of N, i U / N. */
-__host__ __device__ inline int begin_of_block(int block, int units, int blocks) {
-  return block * (units / blocks) + block * (units % blocks) / blocks;
-}
 /* Which block has a unit of the line. */
 __host__ __device__ inline int block_of_unit(int unit, int units, int blocks) {
   if (units % blocks == 0) return unit / (units / blocks); /* sooner done */

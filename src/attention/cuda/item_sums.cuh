@@ -11,7 +11,6 @@
 #define OSCAR_ATTENTION_CUDA_ITEM_SUMS_CUH
 
 #include "attention/cuda/coded_page.cuh"
-#include "attention/cuda/line.h"
 
 namespace decode {
 

@@ -38,7 +38,15 @@ static void lay_tile(struct decode_tile *tile, int64_t begin, int64_t reading, i
   tile->units = (int32_t)units;
   tile->work_share = work_share(tile, reading);
   tile->exact_share = (uint32_t)(((int64_t)tile->exact_tiles << 32) / work_of(tile));
-  tile->unused = 0;
+  tile->late = tile->reading;
+}
+
+/* Shares of the last item, of which so many blocks have a stretch each, and the last `late` of them begin late. */
+static void lay_last(const struct decode_tile *tile, int64_t stretch, int64_t blocks, int64_t late, struct decode_line *line) {
+  const int64_t work = work_of(tile), half = work / (2 * blocks - late), less = half < LATE_WORK ? half : LATE_WORK;
+  line->last_share = (uint32_t)(((work + late * less) << 31) / (blocks * stretch));
+  line->last_late = (int32_t)((blocks - late) * stretch);
+  line->late_share = line->last_share - (uint32_t)((less << 31) / stretch);
 }
 
 bool line_lay(struct decode_tile *tiles, int count, int kv_heads, int blocks, struct decode_line *line) {
@@ -72,7 +80,11 @@ bool line_lay(struct decode_tile *tiles, int count, int kv_heads, int blocks, st
                   more = parts + left > MOST_PARTS ? MOST_PARTS - parts : left;
     if (more > 0) line->last_reading += (int32_t)(more * stretch), line->units += (int32_t)(more * stretch);
   }
-  line->last_share = work_share(last, line->last_reading);
+  line->last_share = line->late_share = work_share(last, line->last_reading);
+  line->last_late = line->last_reading;
+  if (!ends_together || items > blocks) return true;
+  const int64_t parts = line->last_reading / stretch, late = line->units / stretch + items - blocks;
+  if (late > 0 && late < parts) lay_last(last, stretch, parts, late, line);
   return true;
 }
 
