@@ -91,6 +91,7 @@ __device__ __forceinline__ int load_now(const void *from) {
   return x;
 }
 __device__ __forceinline__ void keep(int x) { asm volatile("" ::"r"(x)); }
+__device__ __forceinline__ void keep(const void *x) { asm volatile("" ::"l"(x)); }
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -128,8 +128,9 @@ __device__ __forceinline__ void add_parts(parts_sum &sum, const parts_sum &other
   sum = both;
 }
 /* Parts `first` to `end` - 1, as soon as they are there; the sums are made zero again. Everything is asked for at once, and by
- * every thread, so that none waits for another. */
-template <int D> __device__ __forceinline__ parts_sum sum_parts(const item_output &o, int first, int end, int element) {
+ * every thread, so that none waits for another; `meanwhile` is done before that has come. */
+template <int D, class F>
+__device__ __forceinline__ parts_sum sum_parts(const item_output &o, int first, int end, int element, const F &meanwhile) {
   constexpr int TOGETHER = MOST_PARTS / 2; /* of two shares */
   const size_t floats = part_floats(D);
   float *states = o.parts + element / (D / 4) * 2, *sums = o.parts + 2 * DECODE_ROWS + element * 4;
@@ -142,6 +143,7 @@ template <int D> __device__ __forceinline__ parts_sum sum_parts(const item_outpu
     for (int k = 0; k < TOGETHER; k++) state[k] = look_at_numbers((const float2 *)(states + min(from + k, end - 1) * floats));
 #pragma unroll
     for (int k = 0; k < TOGETHER; k++) x[k] = look_at_numbers((const float4 *)(sums + min(from + k, end - 1) * floats));
+    meanwhile();
     for (bool have_all = false; !have_all;) {
       have_all = true;
 #pragma unroll
@@ -172,30 +174,35 @@ template <int D> __device__ __forceinline__ parts_sum sum_parts(const item_outpu
  * and where there are twice as many or more, shares of the parts. Over the warps' sums. */
 template <int D, int WARPS> __device__ inline void merge_parts(const item_output &o, uint8_t *room) {
   constexpr int THREADS = WARPS * 32;
-  const int elements = o.tile.rows * (D / 4), shares = elements * 2 <= THREADS ? 2 : 1;
-  const int share = shares == 1 ? 0 : (int)threadIdx.x / elements, half = o.count * share / shares;
+  const int elements = o.tile.rows * (D / 4), thread = threadIdx.x;
+  const int two = elements * 2 <= THREADS; /* shares of the parts. No division is in the way of the first look. */
+  const int share = two && thread >= elements, begin = o.count * share >> two, end = o.count * (share + 1) >> two;
   float4 *sums = (float4 *)room;
   float2 *states = (float2 *)(sums + elements);
 #pragma unroll 1
   for (int first = 0; first < elements; first += THREADS) {
-    const int element = first + (int)threadIdx.x - share * elements;
-    const bool mine = share < shares && element < elements;
+    const int element = first + thread - share * elements;
+    const bool mine = element < elements;
     parts_sum sum;
-    if (mine) sum = sum_parts<D>(o, half, o.count * (share + 1) / shares, element);
-    if (shares == 2) {
+    float *out = o.out;
+    if (mine)
+      sum = sum_parts<D>(o, begin, end, element, [&]() {
+        out = o.out + row_offset(o.tile, element / (D / 4), o.kv_heads, o.group, o.head, D) + element % (D / 4) * 4;
+        keep(out);
+      });
+    if (two) {
       if (mine && share == 1) sums[element] = sum.of, states[element] = make_float2(sum.m, sum.l);
       __syncthreads();
-      if (share == 0) add_parts(sum, {states[element].x, states[element].y, sums[element]});
+      if (mine && share == 0) add_parts(sum, {states[element].x, states[element].y, sums[element]});
     }
     if (!mine || share > 0) continue;
-    const int row = element / (D / 4), column = element % (D / 4) * 4;
     const float scale = 1 / sum.l;
-    *(float4 *)(o.out + row_offset(o.tile, row, o.kv_heads, o.group, o.head, D) + column) =
-        make_float4(sum.of.x * scale, sum.of.y * scale, sum.of.z * scale, sum.of.w * scale);
+    *(float4 *)out = make_float4(sum.of.x * scale, sum.of.y * scale, sum.of.z * scale, sum.of.w * scale);
   }
   __syncthreads(); /* every thread has seen the states */
-  for (int i = threadIdx.x; i < o.count * o.tile.rows; i += THREADS)
-    ((float2 *)(o.parts + (size_t)(i / o.tile.rows) * part_floats(D)))[i % o.tile.rows] = make_float2(0, 0);
+  for (int part = thread / DECODE_ROWS; part < o.count; part += THREADS / DECODE_ROWS)
+    if (thread % DECODE_ROWS < o.tile.rows)
+      ((float2 *)(o.parts + (size_t)part * part_floats(D)))[thread % DECODE_ROWS] = make_float2(0, 0);
 }
 
 /* What all warps have of an item goes where it belongs: to the output, or to the block's part. By the whole block, after the
