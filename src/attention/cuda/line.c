@@ -74,16 +74,16 @@ bool line_lay(struct decode_tile *tiles, int count, int kv_heads, int blocks, st
   if (ends_together) line->length = (int32_t)(stretch * blocks);
   if (count == 0) return true;
   const struct decode_tile *last = &tiles[count - 1];
+  int64_t parts = 0, late = 0; /* of the last item, where it is a number of stretches */
   line->last_reading = last->reading;
   if (ends_together && items <= blocks) {
-    const int64_t left = (line->length - line->units) / stretch, parts = last->reading / stretch,
-                  more = parts + left > MOST_PARTS ? MOST_PARTS - parts : left;
-    if (more > 0) line->last_reading += (int32_t)(more * stretch), line->units += (int32_t)(more * stretch);
+    parts = last->reading / stretch;
+    const int64_t left = (line->length - line->units) / stretch, more = parts + left > MOST_PARTS ? MOST_PARTS - parts : left;
+    if (more > 0) parts += more, line->last_reading += (int32_t)(more * stretch), line->units += (int32_t)(more * stretch);
+    late = line->units / stretch + items - blocks;
   }
   line->last_share = line->late_share = work_share(last, line->last_reading);
   line->last_late = line->last_reading;
-  if (!ends_together || items > blocks) return true;
-  const int64_t parts = line->last_reading / stretch, late = line->units / stretch + items - blocks;
   if (late > 0 && late < parts) lay_last(last, stretch, parts, late, line);
   return true;
 }
