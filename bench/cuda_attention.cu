@@ -19,6 +19,7 @@
 extern "C" {
 #include "attention/cuda/rope_tables.h"
 }
+#include "attention/cuda/value_map.h"
 
 #include <algorithm>
 #include <cmath>
@@ -242,12 +243,17 @@ struct bench {
       const int form_of = how.log_gains ? OSCAR_ROW_LOG_GAINS : OSCAR_ROW_GAIN, groups = how.log_gains ? 4 : 1;
       const size_t side = 16 * (size_t)d + 128;
       coded_head = 2 * side;
-      l.keys = {d, groups, form_of, (d + groups + 1 + 2 * pairs + 15) / 16 * 16, nullptr};
-      l.values = {d, groups, form_of, (d + groups + 1 + 15) / 16 * 16, nullptr};
+      l.keys = l.values = {d, groups, form_of};
       l.head_bytes = (int)coded_head;
       l.value_offset = (int)side;
-      l.keys.map = keep(normals((size_t)o.kv_heads * d * l.keys.rows, 0.12f, 1));
-      l.values.map = keep(normals((size_t)o.kv_heads * d * l.values.rows, 0.1f, 2));
+      l.key_rows = (d + groups + 1 + 2 * pairs + 15) / 16 * 16;
+      l.key_map = keep(normals((size_t)o.kv_heads * d * l.key_rows, 0.12f, 1));
+      const size_t value_rows = d + groups + 1, words = value_map_words(d, d);
+      const std::vector<float> values = normals(o.kv_heads * d * value_rows, 0.1f, 2);
+      std::vector<uint32_t> value_map(o.kv_heads * words);
+      for (int head = 0; head < o.kv_heads; head++)
+        value_map_fill(values.data() + head * d * value_rows, d, d, groups, value_map.data() + head * words);
+      l.value_map = keep(value_map);
       l.rotating_pairs = pairs;
       if (pairs > 0) {
         l.own_curves = !own_pairs.empty();

@@ -8,6 +8,7 @@
 #include "attention/cuda/plan.h"
 #include "attention/cuda/prefill.h"
 #include "attention/cuda/rope_tables.h"
+#include "attention/cuda/value_map.h"
 
 #define KV_HEADS 3
 #define D        64
@@ -275,6 +276,19 @@ static void warps_have_equal_shares(void **state) {
   assert_true(shares_are_equal(33, 1, 8) && !shares_are_equal(29, 1, 8) && !shares_are_equal(1, 29, 8));
 }
 
+/* Blocks' stretches follow each other, i U / N, and every unit is found in its own. */
+static void check_blocks(const struct decode_line *line, int blocks, uint64_t *seed) {
+  assert_int_equal(line->blocks, line->length < blocks ? line->length : blocks);
+  for (int block = 0; block <= line->blocks; block++)
+    assert_int_equal(begin_on_line(line, block), (int64_t)block * line->length / line->blocks);
+  for (int block = 0; block < line->blocks; block++) {
+    const int begin = begin_on_line(line, block), end = begin_on_line(line, block + 1);
+    assert_int_equal(block_on_line(line, begin), block);
+    assert_int_equal(block_on_line(line, begin + (int)(test_random(seed) % (uint64_t)(end - begin))), block);
+    assert_int_equal(block_on_line(line, end - 1), block);
+  }
+}
+
 static void lines_are_cut_where_items_end(void **state) {
   (void)state;
   uint64_t seed = 11;
@@ -297,6 +311,7 @@ static void lines_are_cut_where_items_end(void **state) {
     struct decode_line line;
     assert_true(line_lay(tiles, count, heads, blocks, &line));
     assert_true(line.length >= line.units);
+    check_blocks(&line, blocks, &seed);
     int64_t begin = 0;
     for (int i = 0; i < count; i++) { /* no gap, and units for all that is read */
       assert_int_equal(tiles[i].begin, begin);
@@ -596,7 +611,7 @@ static void prefill_tables_hold_maps(void **state) {
     /* of the second head */
     const uint8_t *keys = (const uint8_t *)tables.keys + sizes.keys / 2,
                   *values = (const uint8_t *)tables.values + sizes.values / 2;
-    const float *scales = tables.scales + 2, *means = tables.means + D;
+    const float *scales = tables.scales + 2, *key_means = tables.key_means + D, *value_means = tables.value_means + D;
     bool taken[D * 2 + 32] = {false};
     for (int c = 0; c < crumbs; c++) {
       const int column = prefill_key_column(crumbs / 16, c);
@@ -609,7 +624,10 @@ static void prefill_tables_hold_maps(void **state) {
         assert_true(fabs(map_element(values, D, c, i) * (double)scales[1] - expected) < 1e-6 * (double)scales[1]);
       }
     }
-    for (int i = 0; i < D; i++) assert_true(fabs((double)means[i] - (double)mean[i]) < 1e-6);
+    for (int i = 0; i < D; i++) {
+      assert_true(fabs((double)key_means[i] - (double)mean[i]) < 1e-6);
+      assert_true(value_means[i] == codec->map[(crumbs + 1) * D + i]);
+    }
     for (int row = sizes.key_columns; row < (sizes.key_columns + 63) / 64 * 64; row++) /* queries have zeros there */
       for (int i = 0; i < D; i++) assert_true(map_element(keys, D, row, i) == 0);
     int places[TURNING];
@@ -634,6 +652,39 @@ static void prefill_tables_hold_maps(void **state) {
   oscar_context_free(context);
 }
 
+/* Products with the operands of the map of values are those with the map, whatever its groups. */
+static void value_maps_bring_sums_back(void **state) {
+  (void)state;
+  uint64_t seed = 3;
+  const struct { int head_dim, crumbs, groups; } cases[] = {{64, 16, 1}, {64, 64, 4}, {96, 80, 2}, {128, 128, 4}, {128, 512, 1}};
+  for (int i = 0; i < 5; i++) {
+    const int d = cases[i].head_dim, crumbs = cases[i].crumbs, groups = cases[i].groups, steps = value_map_steps(crumbs);
+    const int rows = crumbs + groups + 1;
+    float *map = malloc((size_t)(rows * d) * sizeof *map), *inputs = calloc((size_t)steps * 16, sizeof *inputs);
+    uint32_t *words = malloc((size_t)value_map_words(d, crumbs) * sizeof *words);
+    for (int k = 0; k < rows * d; k++) map[k] = ldexpf(test_normal(&seed), (int)(test_random(&seed) % 8) - 4);
+    for (int k = 0; k < crumbs; k++) inputs[k] = test_normal(&seed);
+    for (int k = 0; k < VALUE_MAP_GROUPS + 1; k++) inputs[crumbs + k] = test_normal(&seed); /* some are nobody's */
+    value_map_fill(map, d, crumbs, groups, words);
+    for (int channel = 0; channel < d; channel++) {
+      double expected = 0, size = 0, sum = 0;
+      for (int row = 0; row < rows; row++) {
+        const int input = row == rows - 1 ? crumbs + VALUE_MAP_GROUPS : row;
+        expected += (double)map[row * d + channel] * (double)inputs[input];
+        size += fabs((double)map[row * d + channel] * (double)inputs[input]);
+      }
+      for (int input = 0; input < steps * 16; input++) {
+        const int step = input / 16, lane = channel % 8 * 4 + input % 16 / 4, word = channel % 16 / 8 + input % 4 / 2 * 2;
+        const uint32_t *of = words + ((size_t)(channel / 16 * steps + step) * 2 * 32 + (size_t)lane) * 4 + word;
+        for (int part = 0; part < 2; part++)
+          sum += (double)bf16_to_f32((uint16_t)(of[part * 128] >> 16 * (input % 2))) * (double)inputs[input];
+      }
+      assert_true(fabs(sum - expected) <= size * 0x1p-17);
+    }
+    free(map), free(inputs), free(words);
+  }
+}
+
 /* Columns of tokens are a permutation under which the words of values (quant/device_form.h) hold eight neighbours. */
 static void token_columns_are_those_of_values(void **state) {
   (void)state;
@@ -647,12 +698,19 @@ static void token_columns_are_those_of_values(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(plans_follow_the_reading_rule), cmocka_unit_test(wide_tiles_are_for_long_work),
-      cmocka_unit_test(plans_can_be_made_ahead),       cmocka_unit_test(lines_are_cut_where_items_end),
-      cmocka_unit_test(late_blocks_have_less),         cmocka_unit_test(warps_have_equal_shares),
-      cmocka_unit_test(cut_tiles_share_their_pages),   cmocka_unit_test(tables_turn_means),
-      cmocka_unit_test(own_curves_turn_means),         cmocka_unit_test(prefill_tables_hold_maps),
-      cmocka_unit_test(runs_bring_what_turns),         cmocka_unit_test(token_columns_are_those_of_values),
+      cmocka_unit_test(plans_follow_the_reading_rule),
+      cmocka_unit_test(wide_tiles_are_for_long_work),
+      cmocka_unit_test(plans_can_be_made_ahead),
+      cmocka_unit_test(lines_are_cut_where_items_end),
+      cmocka_unit_test(late_blocks_have_less),
+      cmocka_unit_test(warps_have_equal_shares),
+      cmocka_unit_test(cut_tiles_share_their_pages),
+      cmocka_unit_test(tables_turn_means),
+      cmocka_unit_test(own_curves_turn_means),
+      cmocka_unit_test(prefill_tables_hold_maps),
+      cmocka_unit_test(runs_bring_what_turns),
+      cmocka_unit_test(value_maps_bring_sums_back),
+      cmocka_unit_test(token_columns_are_those_of_values),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,15 +4,11 @@
 #ifndef OSCAR_ATTENTION_CUDA_BLOCK_WORK_CUH
 #define OSCAR_ATTENTION_CUDA_BLOCK_WORK_CUH
 
+#include "attention/cuda/item_sums.cuh"
 #include "attention/cuda/line.h"
 #include "attention/cuda/page_ring.cuh"
 
 namespace decode {
-
-/* How the line is cut: into equal stretches for so many blocks. */
-struct line_cut {
-  int units, blocks;
-};
 
 /* The item that has a unit of the line. */
 struct line_item {
@@ -23,15 +19,14 @@ struct item_work {
   struct decode_tile tile;
   line_item item;
   int stop;        /* the unit of the line after it */
-  bool coded;      /* whether the block has coded pages of it */
+  bool coded;      /* whether it has coded pages */
   int first, last; /* of the blocks that have something of it */
 };
 /* Of this item and the next, in turn: and what the warp reads of them. */
 struct warp_work {
   item_work items[2];
   reading readings[2];
-  item_work first; /* the block's first item, when it has had others since, if its parts are to be put together */
-  bool merges;
+  item_parts parts; /* to be put together */
 };
 
 /* Where a lane looks among `count` tiles from `low` on: the first unit of one of 32. */
@@ -87,7 +82,7 @@ __device__ inline void find_work(const arguments &a, const struct decode_line &l
   struct line_place from = {coded_at(0), exact_at(0)}, to = {coded_at(1), exact_at(1)};
   const struct line_place begin = {coded_at(2), exact_at(2)};
   const int coded = coded_at(3) - begin.coded, exact = exact_at(3) - begin.exact, all = coded + EXACT_WEIGHT * exact;
-  w.coded = coded > 0;
+  w.coded = w.tile.coded_pages > 0;
   if (all <= EXACT_WEIGHT * WARPS) { /* no warp has an exact tile and pages besides: first tiles, then pages */
     const auto before = [&](int of_block) {
       return line_place{begin.coded + max(of_block - EXACT_WEIGHT * exact, 0),
@@ -114,10 +109,9 @@ __device__ inline void find_work(const arguments &a, const struct decode_line &l
   __syncwarp();
 }
 /* Which blocks have something of the item. */
-__device__ inline void find_blocks(const line_cut &cut, item_work &work) {
-  const int begin = work.item.begin;
-  work.first = block_of_unit(begin, cut.units, cut.blocks);
-  work.last = block_of_unit(begin + work.tile.reading - 1, cut.units, cut.blocks);
+__device__ inline void find_blocks(const struct decode_line &line, item_work &work) {
+  work.first = block_on_line(&line, work.item.begin);
+  work.last = block_on_line(&line, work.item.begin + work.tile.reading - 1);
   __syncwarp();
 }
 

@@ -40,14 +40,14 @@ struct arguments {
   const uint8_t *memory;
   size_t unit_bytes;
   const uint8_t *prepared;
-  const float *value_map; /* [kv_heads][value_rows][head_dim] */
+  const uint32_t *value_map; /* of decode_layer */
   float *parts, *out;
   struct decode_rope rope;
   const uint16_t *pairs; /* of decode_layer, as curves */
   const uint8_t *curves;
   struct page_forms forms;
   const struct decode_line *line;
-  int tile_count, blocks, kv_heads, group, head_dim, window, value_rows;
+  int tile_count, kv_heads, group, head_dim, window;
   int turns;               /* how_it_turns */
   int turning_pairs, fast; /* of decode_layer; curved_pairs */
   int head_bytes, value_offset;

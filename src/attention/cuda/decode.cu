@@ -73,8 +73,7 @@ decode::arguments arguments_of(const struct decode_shape *shape, const struct de
   a.window = shape->window;
   a.head_bytes = layer->head_bytes;
   a.value_offset = layer->value_offset;
-  a.value_map = layer->values.map;
-  a.value_rows = layer->values.rows;
+  a.value_map = layer->value_map;
   a.coded = layer->values.crumbs > 0;
   a.page_bytes = a.coded ? layer->head_bytes : 0;
   a.turns = turns_of(layer);
@@ -152,7 +151,6 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
   a.pages = plan->pages;
   a.tile_count = plan->tile_count;
   a.line = plan->line;
-  a.blocks = decode_blocks(cuda);
   a.q = q;
   a.prepared = (const uint8_t *)space->prepared;
   a.parts = space->parts;
@@ -168,5 +166,5 @@ oscar_status decode_run(struct oscar_cuda *cuda, const struct decode_shape *shap
                                     "asking for shared memory");
   if (status != OSCAR_OK) return status;
   void *arguments[] = {&a};
-  return launch_early(cuda, chosen.kernel, dim3((unsigned)a.blocks), chosen.warps * 32, bytes, arguments, "attention");
+  return launch_early(cuda, chosen.kernel, dim3((unsigned)decode_blocks(cuda)), chosen.warps * 32, bytes, arguments, "attention");
 }

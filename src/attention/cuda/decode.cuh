@@ -76,9 +76,7 @@ __host__ __device__ inline int curve_bytes(const arguments &a) {
   return (a.turns == BY_WAVES ? a.rope.steps : a.turns == BY_PAIRS ? a.turning_pairs / CURVE_STEP : 0) * CURVE_STEP_BYTES;
 }
 
-/* What the map multiplies: sums of codes, of gains, of probabilities. */
-__host__ __device__ inline int value_inputs(const page_forms &forms) { return forms.value_crumbs + forms.value_groups + 1; }
-__host__ __device__ inline int map_bytes(const arguments &a) { return value_inputs(a.forms) * a.head_dim * 4; }
+__host__ __device__ inline int map_bytes(const arguments &a) { return value_map_words(a.head_dim, a.forms.value_crumbs) * 4; }
 
 __host__ __device__ inline struct shared_layout shared_layout_of(const arguments &a, int warps, int row_tiles) {
   struct shared_layout s;
@@ -357,7 +355,7 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
 #pragma unroll
   for (int n = 0; n < NT; n++) state.m[n] = maxima.limit[n] > NONE ? maxima.m[n] : NONE;
   store_states<NT>(state, to_sums.code_states, lane, PROBABILITY_SHIFT);
-  const int stride = codes_width(forms.value_crumbs);
+  const int stride = codes_width(forms.value_crumbs, NT);
   const float low = ldexpf(1, 24 + exponent), high = ldexpf(1, 22 + exponent), one = ldexpf(1, exponent);
 #pragma unroll
   for (int b = 0; b < BLOCKS; b++) {
@@ -393,25 +391,28 @@ __device__ inline void read_coded(const arguments &a, const struct decode_tile &
 
 /* ---- items ---- */
 
-__device__ inline const float *map_of(const arguments &a, int head) {
-  return a.value_map + (size_t)head * a.value_rows * a.head_dim;
+__device__ inline const uint32_t *map_of(const arguments &a, int head) {
+  return a.value_map + (size_t)head * value_map_words(a.head_dim, a.forms.value_crumbs);
 }
 /* What becomes of the item. */
-__device__ inline item_output output_of(const arguments &a, const item_work &work, const float *map_here) {
-  const int index = work.item.tile * a.kv_heads + work.item.head;
-  const size_t floats = part_floats(a.head_dim);
+__device__ inline item_output output_of(const arguments &a, const item_work &work, const uint8_t *map_here) {
+  const int part = work.item.tile * a.kv_heads + work.item.head + blockIdx.x;
   return {work.tile,
           a.kv_heads,
           a.group,
           work.item.head,
           a.out,
-          a.map_is_here ? map_here : map_of(a, work.item.head),
-          a.map_is_here,
-          work.coded ? value_inputs(a.forms) : 0,
-          work.last - work.first + 1,
-          work.first < work.last && work.last == (int)blockIdx.x,
-          a.parts + (size_t)(index + blockIdx.x) * floats,
-          a.parts + (size_t)(index + work.first) * floats};
+          (const uint4 *)(a.map_is_here ? map_here : (const uint8_t *)map_of(a, work.item.head)),
+          work.coded ? value_map_steps(a.forms.value_crumbs) : 0,
+          work.first < work.last,
+          a.parts + part * part_floats(a.head_dim)};
+}
+/* The item's last block on the line puts its parts together. */
+__device__ inline item_parts parts_of(const arguments &a, const item_work &work) {
+  const int count = work.first < work.last && work.last == (int)blockIdx.x ? work.last - work.first + 1 : 0;
+  const struct decode_tile &tile = work.tile;
+  return {tile.rows, tile.token, tile.first_row, work.item.head, work.item.tile * a.kv_heads + work.item.head + work.first,
+          count};
 }
 
 /* The arguments, with what is known when the kernel is compiled in its place: that takes no registers. Kernels for usual forms
@@ -493,9 +494,8 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
     for (int i = 0; i < BLOCK_COPIES; i++) copies_init(copies.barriers + i);
   copies_visible();
   __syncwarp();
-  const line_cut cut = {line.length, working_blocks(line.length, a.blocks)};
-  int unit = begin_of_block((int)blockIdx.x, cut.units, cut.blocks);
-  const int end = min(begin_of_block((int)blockIdx.x + 1, cut.units, cut.blocks), line.units);
+  int unit = begin_on_line(&line, blockIdx.x);
+  const int end = min(begin_on_line(&line, blockIdx.x + 1), line.units);
   if (unit >= end) return; /* before a copy begins that nobody would wait for */
   line_item item = item_of(a, unit, probe, lane);
   keep(early);
@@ -507,11 +507,10 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
   }
   warp_work *works = (warp_work *)(memory + layout.works) + warp;
   find_work<WARPS>(a, line, item, unit, end, 0, warp, works);
-  works->merges = false;
   asking asked = {};
   ask_for(a, ring, asked, works->readings[0], lane);
-  /* The kernel before may write exact pages and queries, but nothing that is asked for here. A second page each is asked for when
-   * the first is there: sooner it would come at the cost of what that kernel still reads. */
+  /* The kernel before may write exact pages and queries, but nothing that is asked for here. More than a page each would come at
+   * the cost of what that kernel still reads. */
   ask_for_coded(a, ring, asked, lane);
   if (a.turns == BY_WAVES) begin_block_copy(memory + layout.curves, a.rope.curve_words, curve_bytes(a), copies.barriers + CURVES);
   const bool few_pages = works->items[0].stop - unit < FEW_UNITS;
@@ -519,19 +518,20 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
     begin_curves(a, item.head, layout, 0, copies);
     if (few_pages) begin_map(a, item.head, layout, copies);
   }
-  find_blocks(cut, works->items[0]);
+  find_blocks(line, works->items[0]);
   store_constant_gains(memory + layout.constant_gains);
   if (T::WIDE)
     make_half_gains((uint32_t *)(memory + layout.log_gains));
   else if (threadIdx.x < 16)
     ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
-  if (!PAGES_IN_GROUPS && asked.next > 0) {
+  __syncthreads(); /* barriers of the block are there */
+  /* A second page is asked for when the first is there; but the warp that asks for queries does not wait for that. */
+  if (!PAGES_IN_GROUPS && warp > 0 && asked.next > 0) {
     wait_for_slot(a, ring);
     ask_for_coded(a, ring, asked, lane);
   }
   wait_for_kernel_before(); /* also for the end of its use of work space */
   if (works->items[0].coded) begin_queries<T>(a, item, layout, 0, copies);
-  __syncthreads(); /* barriers of the block are there as well */
   if (a.turns == BY_WAVES) wait_for_copy(copies, CURVES);
   for (int number = 0;; number++) {
     const item_work &work = works->items[number % 2];
@@ -542,9 +542,10 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
     near.load(a, work.tile, mine, lane);
     const bool more = work.stop < end;
     if (more) {
+      const struct decode_line line = *a.line; /* again: to keep it takes registers */
       const line_item next = item_after(a, work.item, work.tile.units);
       find_work<WARPS>(a, line, next, next.begin, end, number + 1, warp, works);
-      find_blocks(cut, works->items[(number + 1) % 2]);
+      find_blocks(line, works->items[(number + 1) % 2]);
       const item_work &after = works->items[(number + 1) % 2];
       if (a.copies_ahead && after.coded) {
         begin_queries<T>(a, next, layout, place ^ 1, copies);
@@ -565,18 +566,11 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
     near.are_kept();
     read_exact<T>(a, work.tile, mine, asked, after, ring, sums);
     if (work.coded && a.map_is_here) wait_for_copy(copies, MAP);
-    const item_output output = output_of(a, work, (const float *)(memory + layout.map));
-    if (output.map_is_here)
-      finish_item<T::D, NT, WARPS, true>(output, a.forms, memory, layout.sums, memory + layout.block);
-    else
-      finish_item<T::D, NT, WARPS, false>(output, a.forms, memory, layout.sums, memory + layout.block);
+    finish_item<T>(output_of(a, work, memory + layout.map), a.forms, memory, layout.sums, memory + layout.block);
+    if (number == 0) works->parts = parts_of(a, work); /* what begins in a block and is others' too ends in another */
+    if (!more) break;
     hand_to_copies(); /* what comes is copied over what has been read here */
     __syncthreads();
-    if (output.merges) { /* the block's first: what begins in a block and is others' too ends in another */
-      works->first = work;
-      works->merges = true;
-    }
-    if (!more) break;
     const item_work &coming = works->items[(number + 1) % 2];
     if (!coming.coded) continue;
     begin_map(a, coming.item.head, layout, copies);
@@ -587,8 +581,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
   /* Parts of the first item are put together when nothing else is left to be read. Those before this block's are of blocks that
    * began before it. */
   __syncwarp();
-  if (works->merges)
-    merge_parts<T::D, WARPS>(output_of(a, works->first, (const float *)(memory + layout.map)), memory + layout.sums.codes);
+  if (works->parts.count > 0) merge_parts<T::D, WARPS>(a, works->parts, memory + layout.sums.codes);
 }
 
 } // namespace decode

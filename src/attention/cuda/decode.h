@@ -61,15 +61,13 @@ struct decode_line {
   int32_t last_reading;
   uint32_t last_share;
   int32_t last_late;
-  uint32_t late_share; /* as work_share */
+  uint32_t late_share;           /* as work_share */
+  int32_t blocks, stretch, over; /* of the blocks that have something, number b begins at b stretch + b over / blocks */
 };
 
 /* One side of a layer's coded pages. */
 struct decode_side {
   int crumbs, groups, form; /* oscar_row_form */
-  int rows;                 /* of a map */
-  /* keys: [kv_heads][head_dim][rows], a map transposed; values: [kv_heads][rows][head_dim] (quant/codec.h) */
-  const float *map;
 };
 
 /* The turning of a rope, for the rotating means of all layers that use it. Angles are those at the centres of pages. */
@@ -91,6 +89,9 @@ struct decode_layer {
   size_t unit_bytes;
   int head_bytes, value_offset; /* coded: of a KV head, and of its values */
   struct decode_side keys, values;
+  int key_rows;                   /* of a map */
+  const float *key_map;           /* [kv_heads][head_dim][key_rows]: maps of keys (quant/codec.h), transposed */
+  const uint32_t *value_map;      /* [kv_heads][value_map_words] (value_map.h) */
   const struct decode_rope *rope; /* on the host; NULL: no rotating mean */
   int rotating_pairs;             /* of the keys */
   bool own_curves;                /* of each pair; else polynomials stand for those that are not fast */

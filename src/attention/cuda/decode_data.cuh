@@ -75,8 +75,6 @@ __host__ __device__ inline struct prepared_layout prepared_layout_of(int blocks,
   return p;
 }
 
-/* Every block of threads that works has at least one unit of the line, or of what is beyond its end. */
-__host__ __device__ inline int working_blocks(int units, int blocks) { return units < blocks ? units : blocks; }
 /* fp16 2^(k/4) of four 4-bit k + 8, in the order of the nibbles: bytes are looked up by nibbles, as permutation does it. With k +
  * 8 = 4 e + f, the number is 2^(e - 2) 2^(f/4): the low byte depends on f, the high byte on f and e. `less` is subtracted from
  * the exponent. */
@@ -110,12 +108,6 @@ inline bool has_usual_gains(const struct decode_layer &layer) {
   return keys.form == OSCAR_ROW_LOG_GAINS ? keys.groups == GAIN_CLASSES : keys.form == OSCAR_ROW_GAIN && keys.groups == 1;
 }
 
-/* Which block has a unit of the line. */
-__host__ __device__ inline int block_of_unit(int unit, int units, int blocks) {
-  if (units % blocks == 0) return unit / (units / blocks); /* sooner done */
-  return (int)((((long long)unit + 1) * blocks - 1) / units);
-}
-
 /* What a block has of an item, where it does not have all: (m, l) of DECODE_ROWS rows, then the sums of their outputs,
  * [DECODE_ROWS][head_dim]. Part number: that of the item plus that of the block; along the line one of them grows, so no two are
  * the same. */
@@ -125,11 +117,14 @@ __host__ __device__ inline size_t part_floats(int head_dim) { return (size_t)DEC
  * fp16 numbers even after division by 16. */
 #define PROBABILITY_SHIFT 12.0f
 
-/* The rows of a tile: where they are in q and out. */
-__device__ inline size_t row_offset(const struct decode_tile &tile, int row, int kv_heads, int group, int kv_head, int head_dim) {
-  const int r = tile.first_row + row;
-  return ((size_t)(tile.token + r / group) * (size_t)(kv_heads * group) + (size_t)(kv_head * group + r % group)) *
+/* Where a row of a KV head is in q and out: row of the job that has its first position in row `token` of those. */
+__device__ inline size_t row_offset(int token, int row, int kv_heads, int group, int kv_head, int head_dim) {
+  return ((size_t)(token + row / group) * (size_t)(kv_heads * group) + (size_t)(kv_head * group + row % group)) *
          (size_t)head_dim;
+}
+/* The same of a row of a tile. */
+__device__ inline size_t row_offset(const struct decode_tile &tile, int row, int kv_heads, int group, int kv_head, int head_dim) {
+  return row_offset(tile.token, tile.first_row + row, kv_heads, group, kv_head, head_dim);
 }
 
 /* Kernels hold scores in base 2, so that a weight is 2^score: their scale is the scale of scores times this. */

@@ -9,6 +9,7 @@
 #include "attention/cuda/plan.h"
 #include "attention/cuda/prefill.h"
 #include "attention/cuda/rope_tables.h"
+#include "attention/cuda/value_map.h"
 
 #include <string.h>
 
@@ -139,8 +140,9 @@ static int turning_pairs_of(const struct device_attention *a, int layer) {
 static struct map_sizes map_sizes_of(const struct device_attention *a, int layer) {
   const struct cache_geometry *g = a->geometry;
   const oscar_codec *keys = codec_of(a, layer, 0, OSCAR_KEYS), *values = codec_of(a, layer, 0, OSCAR_VALUES);
-  struct map_sizes sizes = {.keys = (size_t)g->kv_heads * (size_t)g->head_dim * (size_t)keys->map_rows * sizeof(float),
-                            .values = (size_t)g->kv_heads * (size_t)g->head_dim * (size_t)values->map_rows * sizeof(float)};
+  const size_t heads = (size_t)g->kv_heads;
+  struct map_sizes sizes = {.keys = heads * (size_t)g->head_dim * (size_t)keys->map_rows * sizeof(float),
+                            .values = heads * (size_t)value_map_words(g->head_dim, values->crumbs) * sizeof(uint32_t)};
   sizes.waves = round_up((size_t)g->kv_heads * (size_t)a->layers[layer].turning_pairs * sizeof(uint16_t), 256);
   if (a->layers[layer].own_curves) {
     sizes.pairs = sizes.waves;
@@ -157,11 +159,12 @@ static void fill_maps(const struct device_attention *a, int layer, uint8_t *to) 
   const bool own = a->layers[layer].own_curves;
   for (int head = 0; head < g->kv_heads; head++) {
     const oscar_codec *keys = codec_of(a, layer, head, OSCAR_KEYS), *values = codec_of(a, layer, head, OSCAR_VALUES);
-    const size_t d = (size_t)g->head_dim, rows = (size_t)keys->map_rows, value_rows = (size_t)values->map_rows;
+    const size_t d = (size_t)g->head_dim, rows = (size_t)keys->map_rows;
     float *transposed = (float *)(void *)to + (size_t)head * d * rows;
     for (size_t row = 0; row < rows; row++)
       for (size_t i = 0; i < d; i++) transposed[i * rows + row] = keys->map[row * d + i];
-    memcpy((float *)(void *)(to + sizes.keys) + (size_t)head * d * value_rows, values->map, d * value_rows * sizeof(float));
+    value_map_fill(values->map, g->head_dim, values->crumbs, values->spec.groups,
+                   (uint32_t *)(void *)(to + sizes.keys) + head * value_map_words(g->head_dim, values->crumbs));
     uint16_t *waves = (uint16_t *)(void *)(to + sizes.keys + sizes.values) + head * turning;
     for (int pair = 0; pair < turning; pair++) waves[pair] = 0xFFFF;
     for (int k = 0; k < keys->spec.rotating_pairs; k++)
@@ -191,8 +194,8 @@ static oscar_status upload_maps(struct device_attention *a) {
     struct decode_layer *l = &a->layers[layer];
     fill_maps(a, layer, host);
     status = cuda_upload(a->cuda, to, host, map_bytes(&sizes));
-    l->keys.map = (const float *)(const void *)to, to += sizes.keys;
-    l->values.map = (const float *)(const void *)to, to += sizes.values;
+    l->key_map = (const float *)(const void *)to, to += sizes.keys;
+    l->value_map = (const uint32_t *)(const void *)to, to += sizes.values;
     l->wave_rows = (const uint16_t *)(const void *)to, to += sizes.waves;
     l->pairs = (const uint16_t *)(const void *)to, to += sizes.pairs;
     l->curves = to, to += sizes.curves;
@@ -347,8 +350,7 @@ static oscar_status extend_waves(struct device_attention *a, struct rope_entry *
 /* ---- creation ---- */
 
 static struct decode_side side_of(const oscar_codec *codec) {
-  return (struct decode_side){
-      .crumbs = codec->crumbs, .groups = codec->spec.groups, .form = (int)codec->spec.form, .rows = codec->map_rows};
+  return (struct decode_side){.crumbs = codec->crumbs, .groups = codec->spec.groups, .form = (int)codec->spec.form};
 }
 
 static oscar_status describe_layers(struct device_attention *a) {
@@ -364,6 +366,7 @@ static oscar_status describe_layers(struct device_attention *a) {
       l->head_bytes = (int)memory.head_bytes;
       l->value_offset = (int)memory.side_bytes[0];
       l->keys = side_of(keys);
+      l->key_rows = keys->map_rows;
       l->values = side_of(codec_of(a, layer, 0, OSCAR_VALUES));
       l->rotating_pairs = keys->spec.rotating_pairs;
       if (l->rotating_pairs > 0 && find_rope(a, keys->spec.rope) < 0) status = make_rope(a, keys->spec.rope);

@@ -165,7 +165,7 @@ __device__ inline void read_exact(const arguments &a, const struct decode_tile &
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
       const int channel = 8 * (g + 8 * chunk);
       if (D % 64 != 0 && channel >= D) continue;
-      float *to = sums.exact + (n * 4 + q) * D + channel;
+      float *to = sums.exact + exact_place<D>(n * 4 + q, channel);
 #pragma unroll
       for (int b = 0; b < 4; b++) {
         const float(&of)[4] = acc[n / 2][chunk * 4 + b];

@@ -84,6 +84,12 @@ __device__ __forceinline__ uint32_t register_of(uint32_t constant) {
   asm volatile("mov.u32 %0, %1;" : "=r"(y) : "r"(constant));
   return y;
 }
+/* The thread's number in its block, asked for where it is written, so that nothing made of it takes registers before. */
+__device__ __forceinline__ int thread_now() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
 /* A load that stays where it is, and what makes one stay that is only there to have something near. */
 __device__ __forceinline__ int load_now(const void *from) {
   int x;
@@ -127,10 +133,8 @@ __device__ __forceinline__ uint32_t rest_half2(float low, float high, uint32_t r
 /* Numbers that a block leaves for another of the launch, in memory that was zero: what is not has come. So neither waits for a
  * fence or a count, each 32-bit word tells of itself, and zero is left as -0. */
 __device__ __forceinline__ float not_zero(float x) { return x == 0 ? -0.0f : x; }
-__device__ __forceinline__ void leave_numbers(float4 *to, const float4 &x) {
-  asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(not_zero(x.x)), "f"(not_zero(x.y)),
-               "f"(not_zero(x.z)), "f"(not_zero(x.w))
-               : "memory");
+__device__ __forceinline__ void leave_number(float *to, float x) {
+  asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(to), "f"(not_zero(x)) : "memory");
 }
 __device__ __forceinline__ void leave_numbers(float2 *to, const float2 &x) {
   asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(not_zero(x.x)), "f"(not_zero(x.y)) : "memory");

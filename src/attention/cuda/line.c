@@ -72,6 +72,8 @@ bool line_lay(struct decode_tile *tiles, int count, int kv_heads, int blocks, st
   }
   *line = (struct decode_line){.units = (int32_t)begin, .length = (int32_t)(begin + LATE_WEIGHT)};
   if (ends_together) line->length = (int32_t)(stretch * blocks);
+  line->blocks = line->length < blocks ? line->length : blocks;
+  line->stretch = line->length / line->blocks, line->over = line->length % line->blocks;
   if (count == 0) return true;
   const struct decode_tile *last = &tiles[count - 1];
   int64_t parts = 0, late = 0; /* of the last item, where it is a number of stretches */

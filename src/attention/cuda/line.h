@@ -68,9 +68,18 @@ LINE_BOTH_SIDES static inline struct line_place line_place_of(const struct decod
   return place;
 }
 
-/* The first unit of block i of N, i U / N. */
+/* Where the i-th of N equal stretches of U units begins, i U / N. */
 LINE_BOTH_SIDES static inline int begin_of_block(int block, int units, int blocks) {
   return block * (units / blocks) + block * (units % blocks) / blocks;
+}
+/* The same of a block of threads on the line, and which block has a unit of it: in the quotient nothing is lost that would make
+ * it another whole number. */
+LINE_BOTH_SIDES static inline int begin_on_line(const struct decode_line *line, int block) {
+  return block * line->stretch + (line->over > 0 ? block * line->over / line->blocks : 0);
+}
+LINE_BOTH_SIDES static inline int block_on_line(const struct decode_line *line, int unit) {
+  if (line->over == 0) return unit / line->stretch;
+  return (int)((((double)unit + 1) * line->blocks - 1) / line->length);
 }
 /* How a block's pages and tiles are shared by its warps where these have at least LEAST_SHARE units of work each and tiles are
  * not most of it: equal numbers of units, and of tiles. What the shares before one have. */

@@ -140,8 +140,6 @@ extern "C" oscar_status prefill_run(struct oscar_cuda *cuda, const struct decode
   arguments a = arguments_of(cuda, shape, layer, coded ? tables->key_columns : 0, coded ? tables->turning_pairs : 0);
   if (coded) {
     a.tables = *tables;
-    a.value_mean = layer->values.map + (size_t)(layer->values.crumbs + layer->values.groups) * shape->head_dim;
-    a.value_mean_stride = (size_t)layer->values.rows * shape->head_dim;
     a.waves = (const uint8_t *)waves;
     a.wave_bytes = layer->rope ? (size_t)prefill_wave_pairs(layer->rope->pairs) * PREFILL_SHIFTS * PREFILL_WAVE_BYTES : 0;
   }

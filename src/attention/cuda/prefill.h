@@ -55,8 +55,9 @@ struct prefill_tables {
    * turn. keys [kv_heads][columns as above / 64, and zeros]: a row is what makes a column of a query of its channels. values
    * [kv_heads][crumbs / 64]: rows are crumbs, columns channels. */
   const void *keys, *values;
-  const float *scales; /* [kv_heads][2]: what the operands of keys and of values are to be multiplied with, powers of two */
-  const float *means;  /* [kv_heads][head_dim]: what makes a query's score with the mean */
+  const float *scales;      /* [kv_heads][2]: what the operands of keys and of values are to be multiplied with, powers of two */
+  const float *key_means;   /* [kv_heads][head_dim]: what makes a query's score with the mean */
+  const float *value_means; /* [kv_heads][head_dim]: what is added for coded values */
   const struct wave_run *runs; /* [kv_heads][turning_pairs], those of 0 pairs last */
 };
 
@@ -78,10 +79,10 @@ ON_BOTH static inline int prefill_token_column(int token) {
 
 struct prefill_table_sizes {
   int key_columns, turning_pairs;
-  size_t keys, values, scales, means, runs; /* bytes, multiples of 16 */
+  size_t keys, values, scales, means, runs; /* bytes, multiples of 16; means: of keys, and as many of values */
 };
 static inline size_t prefill_table_bytes(const struct prefill_table_sizes *s) {
-  return s->keys + s->values + s->scales + s->means + s->runs;
+  return s->keys + s->values + s->scales + 2 * s->means + s->runs;
 }
 /* A layer's codecs: one of each KV head, [kv_heads]. */
 struct prefill_table_sizes prefill_table_sizes_of(int kv_heads, const oscar_codec *const *keys, const oscar_codec *const *values);

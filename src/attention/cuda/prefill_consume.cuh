@@ -246,7 +246,7 @@ __device__ inline void map_queries(const arguments &a, const lane_rows &rows, in
                                    float (&mean)[2]) {
   constexpr int STEPS = D / 16;
   const int lane = threadIdx.x % 32;
-  const float *of_mean = a.tables.means + head * D + lane % 4 * 2, scale = a.tables.scales[2 * head];
+  const float *of_mean = a.tables.key_means + head * D + lane % 4 * 2, scale = a.tables.scales[2 * head];
   row_operand<STEPS> queries;
   mean[0] = mean[1] = 0;
 #pragma unroll
@@ -296,7 +296,7 @@ __device__ inline void map_sums(const arguments &a, int head, const float (&sums
                                 ring &slots, float (&m)[2], float (&l)[2], float (&out)[D / 2]) {
   constexpr int STEPS = CRUMBS / 16, OF_SLOT = PAGE / 16;
   const int lane = threadIdx.x % 32;
-  const float *value_mean = a.value_mean + head * a.value_mean_stride + lane % 4 * 2;
+  const float *value_mean = a.tables.value_means + head * D + lane % 4 * 2;
   const float scale = a.tables.scales[2 * head + 1];
   float inverse[2], weight[2];
 #pragma unroll

@@ -31,10 +31,8 @@ struct arguments {
   const uint8_t *memory;
   size_t unit_bytes;
   struct prefill_tables tables;
-  const uint8_t *waves;    /* prefill_make_waves */
-  size_t wave_bytes;       /* of a page */
-  const float *value_mean; /* of head 0 */
-  size_t value_mean_stride;
+  const uint8_t *waves; /* prefill_make_waves */
+  size_t wave_bytes;    /* of a page */
   int tile_count, kv_heads, group, window;
   int key_crumbs, value_crumbs, head_bytes, value_offset;
   int map_chunks; /* of PAGE columns of keys, that queries are brought into */

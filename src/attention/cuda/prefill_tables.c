@@ -29,14 +29,15 @@ struct prefill_table_sizes prefill_table_sizes_of(int kv_heads, const oscar_code
 
 /* Where tables are that lie one after the other. */
 struct table_places {
-  uint8_t *keys, *values, *scales, *means, *runs;
+  uint8_t *keys, *values, *scales, *key_means, *value_means, *runs;
 };
 static struct table_places table_places_of(const struct prefill_table_sizes *s, void *memory) {
   struct table_places at = {.keys = memory};
   at.values = at.keys + s->keys;
   at.scales = at.values + s->values;
-  at.means = at.scales + s->scales;
-  at.runs = at.means + s->means;
+  at.key_means = at.scales + s->scales;
+  at.value_means = at.key_means + s->means;
+  at.runs = at.value_means + s->means;
   return at;
 }
 
@@ -85,6 +86,11 @@ static void fill_runs(const uint16_t *pair, int places, int wave_pairs, struct w
   }
 }
 
+static void copy_mean(const oscar_codec *codec, size_t head, uint8_t *means) {
+  const size_t d = (size_t)codec->spec.head_dim;
+  memcpy(means + head * d * sizeof(float), codec->map + (size_t)(codec->crumbs + codec->spec.groups) * d, d * sizeof(float));
+}
+
 static float fill_keys(const oscar_codec *codec, const struct prefill_table_sizes *s, const int16_t *index, uint8_t *map) {
   const int d = codec->spec.head_dim, crumbs = codec->crumbs, pairs = codec->spec.rotating_pairs;
   const int mean = crumbs + codec->spec.groups;
@@ -114,13 +120,13 @@ void prefill_tables_fill(int kv_heads, const oscar_codec *const *keys, const osc
   memset(memory, 0, prefill_table_bytes(&s));
   for (size_t h = 0; h < heads; h++) {
     const oscar_codec *of = keys[h];
-    const size_t d = (size_t)of->spec.head_dim;
     float *scale = (float *)(void *)(to.scales) + 2 * h;
     uint16_t pair[OSCAR_MAX_HEAD_DIM / 2 + 16];
     int16_t index[OSCAR_MAX_HEAD_DIM / 2 + 16];
     list_places(&of->spec, s.turning_pairs, pair, index);
     fill_runs(pair, s.turning_pairs, wave_pairs, (struct wave_run *)(void *)to.runs + h * (size_t)s.turning_pairs);
-    memcpy(to.means + h * d * sizeof(float), of->map + (size_t)(of->crumbs + of->spec.groups) * d, d * sizeof(float));
+    copy_mean(of, h, to.key_means);
+    copy_mean(values[h], h, to.value_means);
     scale[0] = fill_keys(of, &s, index, to.keys + h * (s.keys / heads));
     scale[1] = fill_values(values[h], to.values + h * (s.values / heads));
   }
@@ -133,6 +139,7 @@ struct prefill_tables prefill_tables_at(const struct prefill_table_sizes *s, voi
                                  .keys = at.keys,
                                  .values = at.values,
                                  .scales = (const float *)(const void *)at.scales,
-                                 .means = (const float *)(const void *)at.means,
+                                 .key_means = (const float *)(const void *)at.key_means,
+                                 .value_means = (const float *)(const void *)at.value_means,
                                  .runs = (const struct wave_run *)(const void *)at.runs};
 }

@@ -347,13 +347,13 @@ static arguments arguments_of(const struct decode_shape *shape, const struct dec
                               const struct decode_space *space) {
   arguments a = {};
   a.tiles = plan->tiles;
-  a.map = layer->keys.map;
+  a.map = layer->key_map;
   a.wave_rows = layer->wave_rows;
   a.prepared = (uint8_t *)space->prepared;
   a.kv_heads = shape->kv_heads;
   a.group = shape->group;
   a.head_dim = shape->head_dim;
-  a.rows = layer->keys.rows;
+  a.rows = layer->key_rows;
   a.crumbs = layer->keys.crumbs;
   a.groups = layer->keys.groups;
   a.pairs = layer->turning_pairs;
