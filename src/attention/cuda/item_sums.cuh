@@ -1,9 +1,9 @@
 /*
  * attention/cuda/item_sums.cuh - what a block has of an item, put together and brought out of the space of codes. Private.
  *
- * Each warp has sums of codes and sums of exact values, with maxima of their own. The sum of codes of all warps goes through the
- * map of the values, of which every warp has a share of the inputs, and begins with its own exact sums; what the warps have then
- * is added up. That is the output where the block had the whole item.
+ * Each warp has sums of codes and sums of exact values, with maxima of their own. Threads add up what all warps have; then the
+ * sums of codes go through the map of the values, of which every warp makes 16 channels at a time, and exact ones are added. That
+ * is the output where the block had the whole item.
  * Else it goes to memory as a part, and the item's last block on the line adds up all parts as they come, which is little more
  * than one pass over them: what would be long has been done by all blocks beside each other.
  */
