@@ -96,7 +96,8 @@ __host__ __device__ inline struct shared_layout shared_layout_of(const arguments
   s.gains_of_warp = a.turns == BY_WAVES ? WAVE_PAGES * row_tiles * a.rope.steps * 32 * WEIGHT_WORDS * 4 : 0;
   const int reading = s.gains_of_warp + (a.coded ? gains_bytes(a.forms) : 0);
   s.sums = sums_layout_of(a.head_dim, a.forms.value_crumbs, row_tiles, at, reading, STAGES * a.slot_bytes);
-  const int all = warps * s.sums.of_warp, merging = merge_bytes(a.head_dim, row_tiles);
+  const int all = warps * s.sums.of_warp;
+  const int merging = merge_place(s.sums, row_tiles) - at + merge_bytes(a.head_dim, row_tiles);
   s.block = at += ((all > merging ? all : merging) + 15) / 16 * 16;
   at += block_sums_of(a.forms.value_crumbs, row_tiles).bytes;
   s.map = at = (at + 127) / 128 * 128;
@@ -581,7 +582,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
   /* Parts of the first item are put together when nothing else is left to be read. Those before this block's are of blocks that
    * began before it. */
   __syncwarp();
-  if (works->parts.count > 0) merge_parts<T::D, WARPS>(a, works->parts, memory + layout.sums.codes);
+  if (works->parts.count > 0) merge_parts<T::D, WARPS>(a, works->parts, memory + merge_place(layout.sums, NT));
 }
 
 } // namespace decode

@@ -104,8 +104,12 @@ __device__ __forceinline__ void multiply_map(float (&sums)[4], const uint4 &map,
   mma_bf16(sums, map.x, map.y, map.z, map.w, inputs.x, inputs.y);
 }
 
-/* Room for merge_parts in the place of all warps' sums: sums, and (m, l), of every four elements of the output. */
+/* Room for merge_parts in the place of all warps' sums: sums, and (m, l), of every four elements of the output. Not in the first
+ * warp's, whose exact sums another warp may still read when parts have come. */
 __host__ __device__ inline int merge_bytes(int head_dim, int row_tiles) { return 4 * row_tiles * (head_dim / 4) * (16 + 8); }
+__host__ __device__ inline int merge_place(const sums_layout &sums, int row_tiles) {
+  return sums.codes + (row_tiles < 4 ? sums.of_warp : 0);
+}
 
 /* Sums of parts, (m, l) of the row and four elements of it. m is at least LEAST_MAXIMUM, so -inf is not subtracted from -inf. */
 constexpr float LEAST_MAXIMUM = -1e30f;
