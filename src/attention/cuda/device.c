@@ -143,10 +143,10 @@ static struct map_sizes map_sizes_of(const struct device_attention *a, int layer
   const size_t heads = (size_t)g->kv_heads;
   struct map_sizes sizes = {.keys = heads * (size_t)g->head_dim * (size_t)keys->map_rows * sizeof(float),
                             .values = heads * (size_t)value_map_words(g->head_dim, values->crumbs) * sizeof(uint32_t)};
-  sizes.waves = round_up((size_t)g->kv_heads * (size_t)a->layers[layer].turning_pairs * sizeof(uint16_t), 256);
+  sizes.waves = round_up(heads * (size_t)a->layers[layer].turning_pairs * sizeof(uint16_t), 256);
   if (a->layers[layer].own_curves) {
     sizes.pairs = sizes.waves;
-    sizes.curves = (size_t)g->kv_heads * own_curves_bytes(&keys->spec);
+    sizes.curves = heads * own_curves_bytes(&keys->spec);
   }
   return sizes;
 }

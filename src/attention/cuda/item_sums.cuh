@@ -91,13 +91,16 @@ struct item_output {
   float *part;      /* this block's */
 };
 
+/* Of a tile of the map: numbers of all lanes, then what they lost. The gains of its inputs are those of warp_sums. */
+constexpr int MAP_STEP = VALUE_MAP_STEP_WORDS / VALUE_MAP_LANE_WORDS;
+static_assert(VALUE_MAP_GROUPS == GAIN_CLASSES && GAIN_CLASSES == 4, "gains are one four of the inputs");
 /* Of some steps of a tile of the map, the numbers, or what they lost. */
 template <int STEPS> struct map_part {
   uint4 of[STEPS];
   __device__ __forceinline__ void load(const uint4 *tile, bool lost, int first, int steps, int lane) {
 #pragma unroll
     for (int k = 0; k < STEPS; k++)
-      if (first + k < steps) of[k] = tile[(first + k) * 64 + lost * 32 + lane];
+      if (first + k < steps) of[k] = tile[(first + k) * MAP_STEP + lost * (MAP_STEP / 2) + lane];
   }
 };
 __device__ __forceinline__ void multiply_map(float (&sums)[4], const uint4 &map, const uint2 &inputs) {
@@ -277,7 +280,7 @@ __device__ inline void finish_item(const item_output &o, const page_forms &forms
   float *totals = (float *)(block + layout.totals);
   const warp_sums first = sums_of_warp<NT>(forms.value_crumbs, memory, sums_at, 0);
   map_part<TOGETHER> numbers;
-  if (steps > 0 && warp < TILES) numbers.load(o.map + warp * steps * 64, false, 0, steps, lane);
+  if (steps > 0 && warp < TILES) numbers.load(o.map + warp * steps * MAP_STEP, false, 0, steps, lane);
   __syncthreads();
 
   warp_factors<NT, WARPS> factors;
@@ -331,8 +334,8 @@ __device__ inline void finish_item(const item_output &o, const page_forms &forms
 #pragma unroll 1
     for (int from = 0; from < steps; from += TOGETHER) {
       map_part<TOGETHER> lost;
-      lost.load(o.map + tile * steps * 64, true, from, steps, lane);
-      if (tile != warp || from > 0) numbers.load(o.map + tile * steps * 64, false, from, steps, lane);
+      lost.load(o.map + tile * steps * MAP_STEP, true, from, steps, lane);
+      if (tile != warp || from > 0) numbers.load(o.map + tile * steps * MAP_STEP, false, from, steps, lane);
 #pragma unroll
       for (int k = 0; k < TOGETHER; k++) {
         if (from + k >= steps) break;
