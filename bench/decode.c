@@ -2,14 +2,15 @@
  * bench/decode.c - whole decode steps of a model of a given shape, with random weights, over long histories.
  *
  *   bench_decode [--device cpu|cuda[:N]] [--weights bf16|fp8] [--shape NAME] [--kv bf16,int2] [--contexts 30000,60000,100000]
- *                [--batch 1,8] [--steps N] [--dir DIR]
+ *                [--batch 1,8,most] [--steps N] [--csv FILE] [--dir DIR]
  *
  * The weights go into a file in DIR (default: $TMPDIR or /tmp) that is unlinked as soon as it is open: Q8_0, which a GPU keeps in
  * BF16 or FP8. Histories are random keys and values that went through the cache as those of a prompt do: exact pages, then codes.
  * `int2` has the form that fits have: 2 bits, four log gains a row, a key mean that turns in half of the pairs. A step takes one
  * token of every sequence through the model and brings the logits back to the host. Steps are timed one by one; medians. `host`
  * is the time of a step in which the host did not wait; on a GPU steps are also timed as they are without being recorded
- * (`direct`). A line is left out where memory does not suffice.
+ * (`direct`), and choosing their tokens there (`sampled`). `most` sequences are as many as a GPU has memory for; where it does
+ * not suffice for a number of them, the line says so and nothing else.
  */
 #include "base/sort.h"
 #include "engine/engine.h"
@@ -17,6 +18,7 @@
 #include "quant/codec.h"
 #include "rotation/hadamard.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
@@ -25,7 +27,8 @@
 #include <unistd.h>
 
 #define FILL_CHUNK 2048
-#define MOST       64
+#define MOST       256 /* sequences */
+#define AS_FIT     0   /* in a list of numbers of sequences: as many as fit */
 
 struct shape {
   const char *name;
@@ -39,7 +42,7 @@ static const struct shape shapes[] = {
 };
 
 struct options {
-  const char *device, *weights, *kv, *dir;
+  const char *device, *weights, *kv, *csv, *dir; /* csv: NULL for none */
   const struct shape *shape;
   int64_t contexts[16], batches[16];
   int n_contexts, n_batches, steps;
@@ -49,6 +52,10 @@ static oscar_context *context;
 
 static void die(const char *what) {
   fprintf(stderr, "bench_decode: %s\n", what);
+  exit(1);
+}
+static void die_of_file(const char *path) {
+  fprintf(stderr, "bench_decode: %s: %s\n", path, strerror(errno));
   exit(1);
 }
 static void check(oscar_status status) {
@@ -312,13 +319,37 @@ static double time_demotions(struct runner *runner, int batch, const struct forw
   return times[DEMOTIONS / 2];
 }
 
-/* False where memory does not suffice. direct: on a GPU, without recording. */
-static bool time_steps(const struct options *o, struct backend *be, struct model *model, const oscar_codec_set *codecs,
-                       int64_t tokens, int batch, struct step_times *normal, struct step_times *direct,
-                       struct step_times *sampled, size_t *held) {
+/* Tokens that a sequence comes to have. */
+static int64_t longest_of(const struct options *o, int64_t tokens) {
+  return tokens + 3 * o->steps + 12 + DEMOTIONS * OSCAR_PAGE_TOKENS;
+}
+
+/* Of so many sequences with so many tokens each. */
+struct measurement {
+  struct step_times normal, direct, sampled; /* direct, sampled: on a GPU */
+  size_t held_bytes;
+};
+
+/* Of a cache for `batch` sequences; one at a time is filled by chunks. */
+static size_t budget_for(const oscar_cache_options *options, int64_t longest, int batch) {
+  return oscar_cache_bytes_for(options, longest, batch, 1) + oscar_cache_bytes_for(options, longest, 1, FILL_CHUNK) -
+         oscar_cache_bytes_for(options, longest, 1, 1);
+}
+
+/* What all measurements have: k and v are what caches are filled with, [FILL_CHUNK][kv_heads][head_dim]. */
+struct subject {
+  const struct options *options;
+  struct backend *be;
+  struct model *model;
+  float *k, *v;
+};
+
+/* False where memory does not suffice. */
+static bool time_steps(const struct subject *subject, const oscar_cache_options *form, int64_t tokens, int batch,
+                       struct measurement *m) {
+  const struct options *o = subject->options;
   const struct shape *s = o->shape;
-  const size_t kv = (size_t)FILL_CHUNK * (size_t)(s->kv_heads * s->head_dim);
-  oscar_cache_options options;
+  oscar_cache_options options = *form;
   oscar_cache *cache;
   struct runner *runner = NULL;
   bool room = false;
@@ -326,33 +357,26 @@ static bool time_steps(const struct options *o, struct backend *be, struct model
   struct forward_job *jobs = calloc((size_t)batch, sizeof *jobs);
   if (!logits || !jobs) die("out of memory");
   const int32_t id = 1;
-  model_cache_options(model, &options);
-  options.codecs = codecs;
-  /* one sequence at a time is filled by chunks */
-  const int64_t longest = tokens + 3 * o->steps + 12 + DEMOTIONS * OSCAR_PAGE_TOKENS;
-  options.budget_bytes = oscar_cache_bytes_for(&options, longest, batch, 1) +
-                         oscar_cache_bytes_for(&options, longest, 1, FILL_CHUNK) - oscar_cache_bytes_for(&options, longest, 1, 1);
+  options.budget_bytes = budget_for(form, longest_of(o, tokens), batch);
   if (oscar_cache_create(context, &options, &cache) != OSCAR_OK) goto free_host;
-  if (runner_create(model, cache, batch, &runner) != OSCAR_OK) goto free_cache;
-  float *k = random_buffer(be, kv), *v = random_buffer(be, kv);
+  if (runner_create(subject->model, cache, batch, &runner) != OSCAR_OK) goto free_cache;
   for (int i = 0; i < batch; i++) {
     oscar_sequence *sequence;
     check(oscar_sequence_create(cache, &sequence));
-    fill(sequence, s, tokens, k, v);
+    fill(sequence, s, tokens, subject->k, subject->v);
     jobs[i] = (struct forward_job){
         .sequence = sequence, .n = 1, .ids = &id, .outputs = 1, .logits = logits + (size_t)i * (size_t)s->vocab};
   }
-  be->ops->buffer_free(be, k);
-  be->ops->buffer_free(be, v);
-  *normal = time_some(runner, batch, jobs, o->steps, false);
-  if (codecs) normal->demoting = time_demotions(runner, batch, jobs);
-  if (runner_can_sample(runner)) *sampled = time_some(runner, batch, jobs, o->steps, true);
+  *m = (struct measurement){0};
+  m->normal = time_some(runner, batch, jobs, o->steps, false);
+  m->normal.demoting = form->codecs ? time_demotions(runner, batch, jobs) - m->normal.step : 0;
+  if (runner_can_sample(runner)) m->sampled = time_some(runner, batch, jobs, o->steps, true);
   runner_record(runner, false);
-  *direct = be->cuda ? time_some(runner, batch, jobs, o->steps, false) : (struct step_times){0, 0, 0};
+  if (subject->be->cuda) m->direct = time_some(runner, batch, jobs, o->steps, false);
   room = true;
   oscar_cache_usage usage;
   oscar_cache_usage_get(cache, &usage);
-  *held = usage.held_bytes;
+  m->held_bytes = usage.held_bytes;
 free_cache:
   runner_free(runner);
   oscar_cache_free(cache);
@@ -362,13 +386,71 @@ free_host:
   return room;
 }
 
+/* The same of as many sequences as fit a GPU, where `batch` is AS_FIT; it becomes their number. */
+static bool time_most(const struct subject *subject, const oscar_cache_options *form, int64_t tokens, int *batch,
+                      struct measurement *m) {
+  if (*batch != AS_FIT) return time_steps(subject, form, tokens, *batch, m);
+  const size_t free_bytes = backend_cuda_free_bytes(subject->be);
+  *batch = MOST;
+  while (*batch > 0 && budget_for(form, longest_of(subject->options, tokens), *batch) > free_bytes) --*batch;
+  while (*batch > 0 && !time_steps(subject, form, tokens, *batch, m)) --*batch; /* steps need memory too */
+  return *batch > 0;
+}
+
+/* ---- tables ---- */
+
+/* What a step takes more where it demotes, and the share of that in the steps of a page. */
+static double demoting_share(const struct measurement *m) { return m->normal.demoting / (OSCAR_PAGE_TOKENS * m->normal.step); }
+
+static void print_heads(bool on_gpu) {
+  printf("%-6s %8s %6s %10s %11s %10s %10s %18s", "kv", "context", "batch", "ms/step", "tokens/s", "cache GB", "host ms",
+         "demote ms (share)");
+  if (on_gpu) printf(" %10s %10s %10s %10s", "direct ms", "host ms", "sampled ms", "host ms");
+  printf("\n");
+}
+
+static void print_row(const char *kv, int64_t tokens, int batch, bool on_gpu, const struct measurement *m) {
+  printf("%-6s %8lld %6d %10.3f %11.1f %10.2f %10.3f %8.3f (%5.2f %%)", kv, (long long)tokens, batch, 1e3 * m->normal.step,
+         batch / m->normal.step, 1e-9 * (double)m->held_bytes, 1e3 * m->normal.host, 1e3 * m->normal.demoting,
+         100 * demoting_share(m));
+  if (on_gpu)
+    printf(" %10.3f %10.3f %10.3f %10.3f", 1e3 * m->direct.step, 1e3 * m->direct.host, 1e3 * m->sampled.step,
+           1e3 * m->sampled.host);
+  printf("\n");
+  fflush(stdout);
+}
+
+static const char *const csv_heads =
+    "device,shape,kv,context,sequences,step_ms,sampled_ms,direct_ms,host_ms,demoting_ms,demoting_share,cache_bytes\n";
+static void write_row(FILE *csv, const struct options *o, const char *device, const char *kv, int64_t tokens, int batch,
+                      const struct measurement *m) {
+  fprintf(csv, "\"%s\",%s,%s,%lld,%d,%.4f,%.4f,%.4f,%.4f,%.4f,%.6f,%zu\n", device, o->shape->name, kv, (long long)tokens, batch,
+          1e3 * m->normal.step, 1e3 * m->sampled.step, 1e3 * m->direct.step, 1e3 * m->normal.host, 1e3 * m->normal.demoting,
+          demoting_share(m), m->held_bytes);
+  fflush(csv);
+}
+
 /* ---- the command line ---- */
 
+/* Whether a list goes on with this word. */
+static bool is_next(const char *list, const char *word) {
+  const size_t length = strcspn(list, ",");
+  return length == strlen(word) && strncmp(list, word, length) == 0;
+}
+static const char *after_next(const char *list) {
+  const size_t length = strcspn(list, ",");
+  return list + length + (list[length] == ',');
+}
+
+/* Numbers, or "most", which is AS_FIT. Their count, 0 for anything else. */
 static int parse_list(const char *text, int64_t *list) {
   int n = 0;
-  for (char *end; *text && n < 16; text = *end == ',' ? end + 1 : end) {
-    list[n++] = strtoll(text, &end, 10);
-    if (end == text || (*end && *end != ',') || list[n - 1] < 1) return 0;
+  for (; *text && n < 16; text = after_next(text), n++) {
+    list[n] = AS_FIT;
+    if (is_next(text, "most")) continue;
+    char *end;
+    list[n] = strtoll(text, &end, 10);
+    if (list[n] < 1 || end != text + strcspn(text, ",")) return 0;
   }
   return n;
 }
@@ -382,6 +464,8 @@ static bool parse(int argc, char **argv, struct options *o) {
       o->weights = value;
     } else if (strcmp(name, "--kv") == 0) {
       o->kv = value;
+    } else if (strcmp(name, "--csv") == 0) {
+      o->csv = value;
     } else if (strcmp(name, "--dir") == 0) {
       o->dir = value;
     } else if (strcmp(name, "--contexts") == 0) {
@@ -400,6 +484,8 @@ static bool parse(int argc, char **argv, struct options *o) {
   }
   for (int i = 0; i < o->n_batches; i++)
     if (o->batches[i] > MOST) return false;
+  for (int i = 0; i < o->n_contexts; i++)
+    if (o->contexts[i] == AS_FIT) return false;
   return o->shape && o->n_contexts > 0 && o->n_batches > 0 && o->steps > 0;
 }
 
@@ -416,9 +502,9 @@ int main(int argc, char **argv) {
                       .steps = 20};
   if (!parse(argc, argv, &o)) {
     fprintf(stderr, "usage: bench_decode [--device cpu|cuda[:N]] [--weights bf16|fp8] [--shape NAME] [--kv bf16,int2] "
-                    "[--contexts LIST] [--batch LIST] [--steps N] [--dir DIR]\nshapes:");
+                    "[--contexts LIST] [--batch LIST] [--steps N] [--csv FILE] [--dir DIR]\nshapes:");
     for (size_t i = 0; i < ARRAY_LENGTH(shapes); i++) fprintf(stderr, " %s", shapes[i].name);
-    fprintf(stderr, "; at most %d sequences\n", MOST);
+    fprintf(stderr, "; at most %d sequences, or `most`: as many as a GPU has memory for\n", MOST);
     return 2;
   }
   if (oscar_context_create(NULL, &context) != OSCAR_OK) die("the library could not be started");
@@ -426,7 +512,11 @@ int main(int argc, char **argv) {
   struct backend *be;
   struct model *model;
   char path[4096], text[256];
+  FILE *csv = o.csv ? fopen(o.csv, "w") : NULL;
+  if (o.csv && !csv) die_of_file(o.csv);
   check(device_open(context, o.device, o.weights, &cuda, &be));
+  for (int i = 0; i < o.n_batches; i++)
+    if (o.batches[i] == AS_FIT && !cuda) die("--batch most: as many as fit are counted on a GPU");
   write_weights(o.shape, o.dir, path, sizeof path);
   const oscar_status status = model_load(context, be, path, &model);
   unlink(path);
@@ -434,34 +524,37 @@ int main(int argc, char **argv) {
   be->ops->describe(be, text, sizeof text);
   printf("%s with random weights, %.2f GB read for a token; %s\n", o.shape->name,
          1e-9 * (double)model_read_bytes_per_token(model), text);
-  printf("%-6s %8s %6s %10s %11s %10s %10s %18s", "kv", "context", "batch", "ms/step", "tokens/s", "cache GB", "host ms",
-         "demote ms (share)");
-  if (cuda) printf(" %10s %10s %10s %10s", "direct ms", "host ms", "sampled ms", "host ms");
-  printf("\n");
-  for (const char *kv = o.kv; *kv; kv += strcspn(kv, ",") + (kv[strcspn(kv, ",")] == ',')) {
-    const int length = (int)strcspn(kv, ",");
-    const bool coded = length == 4 && strncmp(kv, "int2", 4) == 0;
-    if (!coded && !(length == 4 && strncmp(kv, "bf16", 4) == 0)) die("--kv takes bf16 and int2");
+  oscar_cuda_info info = {.name = "CPU"};
+  if (cuda) oscar_cuda_describe(cuda, &info);
+  const size_t floats = (size_t)FILL_CHUNK * (size_t)(o.shape->kv_heads * o.shape->head_dim);
+  const struct subject subject = {&o, be, model, random_buffer(be, floats), random_buffer(be, floats)};
+  if (csv) fputs(csv_heads, csv);
+  print_heads(cuda);
+  for (const char *at = o.kv; *at; at = after_next(at)) {
+    const bool coded = is_next(at, "int2");
+    if (!coded && !is_next(at, "bf16")) die("--kv takes bf16 and int2");
+    const char *kv = coded ? "int2" : "bf16";
+    oscar_cache_options form;
+    model_cache_options(model, &form);
     oscar_codec_set *codecs = coded ? make_codecs(o.shape, model) : NULL;
+    form.codecs = codecs;
     for (int i = 0; i < o.n_contexts; i++)
       for (int j = 0; j < o.n_batches; j++) {
-        size_t held = 0;
-        struct step_times normal, direct, sampled;
-        printf("%-6.*s %8lld %6lld ", length, kv, (long long)o.contexts[i], (long long)o.batches[j]);
-        if (time_steps(&o, be, model, codecs, o.contexts[i], (int)o.batches[j], &normal, &direct, &sampled, &held)) {
-          printf("%10.3f %11.1f %10.2f %10.3f", 1e3 * normal.step, (double)o.batches[j] / normal.step, 1e-9 * (double)held,
-                 1e3 * normal.host);
-          const double demoting = coded ? normal.demoting - normal.step : 0;
-          printf(" %8.3f (%5.2f %%)", 1e3 * demoting, 100 * demoting / (OSCAR_PAGE_TOKENS * normal.step));
-          if (cuda)
-            printf(" %10.3f %10.3f %10.3f %10.3f", 1e3 * direct.step, 1e3 * direct.host, 1e3 * sampled.step, 1e3 * sampled.host);
-          printf("\n");
-        } else
-          printf("%10s\n", "no room");
-        fflush(stdout);
+        struct measurement m;
+        int batch = (int)o.batches[j];
+        if (!time_most(&subject, &form, o.contexts[i], &batch, &m)) {
+          printf("%-6s %8lld %6lld %10s\n", kv, (long long)o.contexts[i], (long long)(batch == AS_FIT ? 1 : batch), "no room");
+          fflush(stdout);
+          continue;
+        }
+        print_row(kv, o.contexts[i], batch, cuda, &m);
+        if (csv) write_row(csv, &o, info.name, kv, o.contexts[i], batch, &m);
       }
     oscar_codec_set_free(codecs);
   }
+  if (csv && (ferror(csv) || fclose(csv) != 0)) die_of_file(o.csv);
+  be->ops->buffer_free(be, subject.k);
+  be->ops->buffer_free(be, subject.v);
   model_free(model);
   be->ops->free(be);
   oscar_cuda_free(cuda);
