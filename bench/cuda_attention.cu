@@ -15,11 +15,11 @@
  *
  * Pages are random bits with gains of the size that fits have; each sequence has a sink page and 4 full recent ones exactly.
  */
-#include "attention/cuda/line.h"
+#include "attention/cuda/decode/line.h"
 extern "C" {
-#include "attention/cuda/rope_tables.h"
+#include "attention/cuda/decode/rope_tables.h"
 }
-#include "attention/cuda/value_map.h"
+#include "attention/cuda/decode/value_map.h"
 
 #include <algorithm>
 #include <cmath>

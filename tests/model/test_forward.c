@@ -4,7 +4,7 @@
  */
 #include "small_model.h"
 
-#include "attention/cuda/line.h"
+#include "attention/cuda/decode/line.h"
 #include "engine/sampler.h"
 #include "model/model.h"
 

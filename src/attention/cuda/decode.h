@@ -6,9 +6,9 @@
  * in one page, so that the reading rule gives every row the same form of every page. A tile has a list of pages to be read
  * exactly and one of pages to be read as codes; both lists serve all KV heads.
  *
- * The work of a launch is a line, of which every block of threads takes an equal stretch (line.h). What is read by one block is
- * done then; else the blocks leave sums in memory, and the last one on the line puts them together as they come. It waits for
- * blocks that began before it, so any number of them may run at a time.
+ * The work of a launch is a line, of which every block of threads takes an equal stretch (decode/line.h). What is read by one
+ * block is done then; else the blocks leave sums in memory, and the last one on the line puts them together as they come. It
+ * waits for blocks that began before it, so any number of them may run at a time.
  */
 #ifndef OSCAR_ATTENTION_CUDA_DECODE_H
 #define OSCAR_ATTENTION_CUDA_DECODE_H
@@ -44,7 +44,7 @@ struct decode_tile {
   int32_t rows, first_row; /* rows of a KV head from first_row on; row r is position r / group, head r % group */
   int32_t exact_first, exact_pages, coded_first, coded_pages; /* in the list of pages */
   int32_t exact_tiles;                                        /* of 16 tokens, 4 for every page but the last */
-  /* on the line (line.h): */
+  /* on the line (decode/line.h): */
   int32_t begin;        /* units before this tile */
   int32_t units;        /* of one KV head */
   int32_t reading;      /* those of them that what is read is spread over: the first */

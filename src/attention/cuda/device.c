@@ -5,11 +5,11 @@
  */
 #include "attention/cuda/device.h"
 
-#include "attention/cuda/line.h"
+#include "attention/cuda/decode/line.h"
 #include "attention/cuda/plan.h"
 #include "attention/cuda/prefill.h"
-#include "attention/cuda/rope_tables.h"
-#include "attention/cuda/value_map.h"
+#include "attention/cuda/decode/rope_tables.h"
+#include "attention/cuda/decode/value_map.h"
 
 #include <string.h>
 

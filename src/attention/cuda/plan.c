@@ -6,7 +6,7 @@
  */
 #include "attention/cuda/plan.h"
 
-#include "attention/cuda/line.h"
+#include "attention/cuda/decode/line.h"
 
 #include <stdlib.h>
 

@@ -31,7 +31,7 @@ struct prefill_plan {
 };
 
 /* Where a number is in an operand of PREFILL_SIDE rows that lies in shared memory, or in memory to be copied there: in bytes. 64
- * columns lie together, and the 16-byte pieces of row r are where their number xor r mod 8 says (warpgroup.cuh). */
+ * columns lie together, and the 16-byte pieces of row r are where their number xor r mod 8 says (prefill/warpgroup.cuh). */
 #define PREFILL_SIDE                   64 /* of a product: tokens of a page, columns of queries, crumbs */
 #define PREFILL_OPERAND_BYTES(columns) (((columns) + 63) / 64 * (PREFILL_SIDE * 128))
 ON_BOTH static inline int prefill_operand_place(int row, int column) {
