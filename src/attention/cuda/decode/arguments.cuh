@@ -11,8 +11,8 @@ namespace decode {
 /* A mean does not turn; by polynomials and fast pairs; by pairs that have curves of their own (decode.h). */
 enum how_it_turns { STAYS, BY_WAVES, BY_PAIRS };
 
-/* Forms that kernels are compiled for: both sides with four log gains, or with one fp16 gain; or any. */
-enum kernel_form { FOUR_LOG_GAINS, ONE_GAIN, ANY_FORM };
+/* Forms that kernels are compiled for: both sides with four log gains, or with one fp16 gain; any; or exact pages alone. */
+enum kernel_form { FOUR_LOG_GAINS, ONE_GAIN, ANY_FORM, NO_CODES };
 
 /* Forms of the two sides. */
 struct page_forms {

@@ -2,4 +2,4 @@
 #include "attention/cuda/decode/kernel.cuh"
 #include "attention/cuda/decode/variant.cuh"
 
-const decode::variant decode::variant_256 = VARIANT(256, 16, {});
+const decode::variant decode::variant_256 = VARIANT(256, 16, {}, nullptr);

@@ -275,7 +275,7 @@ __device__ inline void finish_item(const item_output &o, const page_forms &forms
   constexpr int CHAINS = NT == 1 ? 2 : 1; /* of products for the same sums */
   const int thread = thread_now(), warp = thread / 32, lane = thread % 32, g = lane / 4, q = lane % 4;
   const int crumbs = T::ANY_VALUES ? forms.value_crumbs : 16 * T::VALUE_BLOCKS; /* where there are codes */
-  const int steps = T::ANY_VALUES || o.steps == 0 ? o.steps : T::VALUE_BLOCKS + 1;
+  const int steps = !T::CODED ? 0 : T::ANY_VALUES || o.steps == 0 ? o.steps : T::VALUE_BLOCKS + 1;
   const block_sums layout = block_sums_of(forms.value_crumbs, NT);
   uint2 *inputs = (uint2 *)(block + layout.inputs);
   float *totals = (float *)(block + layout.totals);

@@ -120,16 +120,18 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
   ask_for_coded(a, ring, asked, lane);
   if (a.turns == BY_WAVES) begin_block_copy(memory + layout.curves, a.rope.curve_words, curve_bytes(a), copies.barriers + CURVES);
   const bool few_pages = works->items[0].stop - unit < FEW_UNITS;
-  if (works->items[0].coded) {
+  if (T::CODED && works->items[0].coded) {
     begin_curves(a, item.head, layout, 0, copies);
     if (few_pages) begin_map(a, item.head, layout, copies);
   }
   find_blocks(line, works->items[0]);
-  store_constant_gains(memory + layout.constant_gains);
-  if (T::WIDE)
-    make_half_gains((uint32_t *)(memory + layout.log_gains));
-  else if (threadIdx.x < 16)
-    ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
+  if constexpr (T::CODED) {
+    store_constant_gains(memory + layout.constant_gains);
+    if (T::WIDE)
+      make_half_gains((uint32_t *)(memory + layout.log_gains));
+    else if (threadIdx.x < 16)
+      ((float *)(memory + layout.log_gains))[threadIdx.x] = exp2f(((int)threadIdx.x - 8) * 0.25f);
+  }
   __syncthreads(); /* barriers of the block are there */
   /* A second page is asked for when the first is there; but the warp that asks for queries does not wait for that. */
   if (!PAGES_IN_GROUPS && warp > 0 && asked.next > 0) {
@@ -137,7 +139,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
     ask_for_coded(a, ring, asked, lane);
   }
   wait_for_kernel_before(); /* also for the end of its use of work space */
-  if (works->items[0].coded) begin_queries<T>(a, item, layout, 0, copies);
+  if (T::CODED && works->items[0].coded) begin_queries<T>(a, item, layout, 0, copies);
   if (a.turns == BY_WAVES) wait_for_copy(copies, CURVES);
   for (int number = 0;; number++) {
     const item_work &work = works->items[number % 2];
@@ -161,24 +163,25 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
     /* the ring of 16 rows has their sums between items */
     const reading &after = works->readings[(more && !T::WIDE ? number + 1 : number) % 2];
     const warp_sums sums = sums_of_warp<NT>(a.forms.value_crumbs, memory, layout.sums, warp);
-    if (work.coded) {
-      wait_for_copy(copies, QUERIES + place);
-      if (a.turns == BY_PAIRS) wait_for_copy(copies, CURVES + place);
-      if (number == 0 && !few_pages) begin_map(a, work.item.head, layout, copies);
-      read_coded<T>(a, work.tile, mine, asked, after, memory, layout, place, ring);
-    } else {
-      store_no_states<NT>(sums.code_states, lane);
-    }
+    const bool coded = T::CODED && work.coded;
+    if (!coded) store_no_states<NT>(sums.code_states, lane);
+    if constexpr (T::CODED)
+      if (coded) {
+        wait_for_copy(copies, QUERIES + place);
+        if (a.turns == BY_PAIRS) wait_for_copy(copies, CURVES + place);
+        if (number == 0 && !few_pages) begin_map(a, work.item.head, layout, copies);
+        read_coded<T>(a, work.tile, mine, asked, after, memory, layout, place, ring);
+      }
     near.are_kept();
     read_exact<T>(a, work.tile, mine, asked, after, ring, sums);
-    if (work.coded && a.map_is_here) wait_for_copy(copies, MAP);
+    if (coded && a.map_is_here) wait_for_copy(copies, MAP);
     finish_item<T>(output_of(a, work, memory + layout.map), a.forms, memory, layout.sums, memory + layout.block);
     if (number == 0) works->parts = parts_of(a, work); /* what begins in a block and is others' too ends in another */
     if (!more) break;
     hand_to_copies(); /* what comes is copied over what has been read here */
     __syncthreads();
     const item_work &coming = works->items[(number + 1) % 2];
-    if (!coming.coded) continue;
+    if (!T::CODED || !coming.coded) continue;
     begin_map(a, coming.item.head, layout, copies);
     if (a.copies_ahead) continue;
     begin_queries<T>(a, coming.item, layout, 0, copies);

@@ -18,14 +18,14 @@ decode::how_it_turns turns_of(const struct decode_layer *layer) {
   return !layer->rope ? decode::STAYS : layer->own_curves ? decode::BY_PAIRS : decode::BY_WAVES;
 }
 
-/* Which of the usual kernels does. Those of the head dimension serve caches without codes too. */
+/* Which of the usual kernels does, or form NO_CODES. */
 struct usual {
   int form, kind; /* form < 0: none does */
 };
 usual usual_of(const variant &v, const struct decode_layer *layer, int window) {
   constexpr usual NONE_DOES = {-1, 0};
   const struct decode_side &keys = layer->keys, &values = layer->values;
-  if (values.crumbs == 0) return {decode::FOUR_LOG_GAINS, 0};
+  if (values.crumbs == 0) return {decode::NO_CODES, 0};
   if (window || keys.crumbs != 16 * v.blocks || values.crumbs != 16 * v.blocks || !has_usual_gains(*layer)) return NONE_DOES;
   const int form = keys.form == OSCAR_ROW_LOG_GAINS ? decode::FOUR_LOG_GAINS : decode::ONE_GAIN;
   const decode::how_it_turns turns = turns_of(layer);
@@ -34,6 +34,14 @@ usual usual_of(const variant &v, const struct decode_layer *layer, int window) {
   for (int kind = 0; kind < decode::USUAL_KINDS; kind++)
     if (decode::USUAL_TURNS[kind] == turns && decode::USUAL_STEPS[kind] == steps) return {form, kind};
   return NONE_DOES;
+}
+
+/* Of a head dimension, for tiles of so many times 4 rows; NULL: there is none. */
+const void *usual_kernel(const variant &v, const usual &u, int row_tiles) {
+  const bool wide = row_tiles == 4;
+  if (u.form == decode::NO_CODES) return wide ? v.wide_no_codes : v.no_codes[row_tiles - 1];
+  if (wide) return u.kind < decode::WIDE_KINDS ? v.wide[u.form][u.kind] : nullptr;
+  return v.usual[u.form][u.kind][row_tiles - 1];
 }
 
 struct choice {
@@ -51,12 +59,13 @@ int capability_of(const struct oscar_cuda *cuda, const void *kernel) {
 choice choose(const struct oscar_cuda *cuda, const struct decode_shape *shape, const struct decode_layer *layer, int row_tiles) {
   const variant &v = *variant_of(shape->head_dim);
   const usual u = usual_of(v, layer, shape->window);
-  if (row_tiles == 4 && (u.form < 0 || u.kind >= decode::WIDE_KINDS || !v.wide[u.form][u.kind])) return {};
   if (u.form >= 0) {
-    const void *kernel = row_tiles == 4 ? v.wide[u.form][u.kind] : v.usual[u.form][u.kind][row_tiles - 1];
+    const void *kernel = usual_kernel(v, u, row_tiles);
+    if (!kernel) return {};
     return {kernel, decode::warps_of(v.blocks, row_tiles, decode::USUAL_TURNS[u.kind], decode::USUAL_STEPS[u.kind], false,
                                      capability_of(cuda, kernel))};
   }
+  if (row_tiles == 4) return {};
   const bool usual_values = layer->values.crumbs == 16 * v.blocks;
   const void *kernel = usual_values ? v.any_keys[row_tiles - 1] : v.any[row_tiles - 1];
   return {kernel, decode::warps_of(usual_values ? v.blocks : decode::MOST_VALUE_BLOCKS, row_tiles, decode::STAYS, 0, true,

@@ -33,11 +33,12 @@ template <int D_, int KEY_BLOCKS_, int VALUE_BLOCKS_, int NT_, int FORM_, bool A
 struct traits {
   static constexpr int D = D_, KEY_BLOCKS = KEY_BLOCKS_, VALUE_BLOCKS = VALUE_BLOCKS_, NT = NT_;
   static constexpr int FORM = FORM_;
-  static constexpr bool ANY = FORM_ == ANY_FORM;  /* and any number of blocks of keys, a window, or waves */
-  static constexpr bool ANY_VALUES = ANY_VALUES_; /* any number of blocks of values, up to VALUE_BLOCKS */
-  static constexpr how_it_turns TURNS = TURNS_;   /* the mean; ANY: in whatever way */
-  static constexpr int STEPS = STEPS_;            /* of its curves; ANY: as many as there are */
-  static constexpr bool WIDE = NT_ == 4;          /* 16 rows */
+  static constexpr bool ANY = FORM_ == ANY_FORM;   /* and any number of blocks of keys, a window, or waves */
+  static constexpr bool ANY_VALUES = ANY_VALUES_;  /* any number of blocks of values, up to VALUE_BLOCKS */
+  static constexpr how_it_turns TURNS = TURNS_;    /* the mean; ANY: in whatever way */
+  static constexpr int STEPS = STEPS_;             /* of its curves; ANY: as many as there are */
+  static constexpr bool CODED = FORM_ != NO_CODES; /* ANY: perhaps */
+  static constexpr bool WIDE = NT_ == 4;           /* 16 rows */
 #ifdef __CUDA_ARCH__
   static constexpr int WARPS = warps_of(VALUE_BLOCKS_, NT_, TURNS_, STEPS_, ANY, __CUDA_ARCH__ / 10);
 #else
@@ -49,15 +50,21 @@ struct traits {
   static constexpr int KEY_BYTES = 256 * KEY_BLOCKS + 128, VALUE_BYTES = 256 * VALUE_BLOCKS + 128;
 };
 
-/* The arguments, with what is known when the kernel is compiled in its place: that takes no registers. Kernels for usual forms
- * whose mean turns are for nothing else. */
+/* The arguments, with what is known when the kernel is compiled in its place: that takes neither registers nor instructions. */
 template <class T> __device__ __forceinline__ arguments known_arguments(const arguments &given) {
   arguments a = given;
-  if constexpr (!T::ANY && T::TURNS != BY_PAIRS) a.angle_bytes = 0;
-  if constexpr (!T::ANY && T::TURNS != STAYS) {
-    a.coded = true;
-    a.turns = T::TURNS;
-    a.head_dim = T::D;
+  if constexpr (T::ANY) return a;
+  a.head_dim = T::D;
+  a.coded = T::CODED;
+  a.turns = T::TURNS;
+  if constexpr (T::TURNS != BY_PAIRS) a.angle_bytes = 0;
+  if constexpr (T::TURNS == STAYS) a.turning_pairs = a.fast = 0;
+  if constexpr (!T::CODED) {
+    a.forms = {};
+    a.page_bytes = 0;
+    a.slot_bytes = EXACT_TOKENS * T::D * 2;
+    a.map_is_here = a.copies_ahead = false;
+  } else {
     a.window = 0;
     a.forms = {16 * T::KEY_BLOCKS, T::GROUPS, T::ROW_FORM, 16 * T::VALUE_BLOCKS, T::GROUPS, T::ROW_FORM};
     a.value_offset = T::KEY_BYTES;
