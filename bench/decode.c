@@ -281,7 +281,7 @@ static float *random_buffer(struct backend *be, size_t floats) {
 
 /* Median seconds of a step, and of its part on the host. */
 struct step_times {
-  double step, host, demoting;
+  double step, host;
 };
 
 #define UNTIMED 3 /* steps, before some are timed */
@@ -301,7 +301,7 @@ static struct step_times time_some(struct runner *runner, int batch, const struc
   }
   sort_doubles(times, (size_t)steps);
   sort_doubles(host, (size_t)steps);
-  const struct step_times medians = {times[steps / 2], host[steps / 2], 0};
+  const struct step_times medians = {times[steps / 2], host[steps / 2]};
   free(times);
   return medians;
 }
@@ -337,6 +337,7 @@ static int64_t longest_of(const struct options *o, int64_t tokens) {
 /* Of so many sequences with so many tokens each. */
 struct measurement {
   struct step_times normal, direct, sampled; /* direct, sampled: on a GPU */
+  double demoting;                           /* what a step takes more that demotes a page of every sequence; seconds */
   size_t held_bytes;
 };
 
@@ -380,7 +381,7 @@ static bool time_steps(const struct subject *subject, const oscar_cache_options 
   *m = (struct measurement){0};
   if (subject->be->cuda) warm_up(runner, batch, jobs);
   m->normal = time_some(runner, batch, jobs, o->steps, false);
-  m->normal.demoting = form->codecs ? time_demotions(runner, batch, jobs) - m->normal.step : 0;
+  if (form->codecs) m->demoting = time_demotions(runner, batch, jobs) - m->normal.step;
   if (runner_can_sample(runner)) m->sampled = time_some(runner, batch, jobs, o->steps, true);
   runner_record(runner, false);
   if (subject->be->cuda) m->direct = time_some(runner, batch, jobs, o->steps, false);
@@ -410,8 +411,8 @@ static bool time_most(const struct subject *subject, const oscar_cache_options *
 
 /* ---- tables ---- */
 
-/* What a step takes more where it demotes, and the share of that in the steps of a page. */
-static double demoting_share(const struct measurement *m) { return m->normal.demoting / (OSCAR_PAGE_TOKENS * m->normal.step); }
+/* Of demotion in the steps of a page. */
+static double demoting_share(const struct measurement *m) { return m->demoting / (OSCAR_PAGE_TOKENS * m->normal.step); }
 
 static void print_heads(bool on_gpu) {
   printf("%-6s %8s %6s %10s %11s %10s %10s %18s", "kv", "context", "batch", "ms/step", "tokens/s", "cache GB", "host ms",
@@ -422,8 +423,7 @@ static void print_heads(bool on_gpu) {
 
 static void print_row(const char *kv, int64_t tokens, int batch, bool on_gpu, const struct measurement *m) {
   printf("%-6s %8lld %6d %10.3f %11.1f %10.2f %10.3f %8.3f (%5.2f %%)", kv, (long long)tokens, batch, 1e3 * m->normal.step,
-         batch / m->normal.step, 1e-9 * (double)m->held_bytes, 1e3 * m->normal.host, 1e3 * m->normal.demoting,
-         100 * demoting_share(m));
+         batch / m->normal.step, 1e-9 * (double)m->held_bytes, 1e3 * m->normal.host, 1e3 * m->demoting, 100 * demoting_share(m));
   if (on_gpu)
     printf(" %10.3f %10.3f %10.3f %10.3f", 1e3 * m->direct.step, 1e3 * m->direct.host, 1e3 * m->sampled.step,
            1e3 * m->sampled.host);
@@ -436,7 +436,7 @@ static const char *const csv_heads =
 static void write_row(FILE *csv, const struct options *o, const char *device, const char *kv, int64_t tokens, int batch,
                       const struct measurement *m) {
   fprintf(csv, "\"%s\",%s,%s,%lld,%d,%.4f,%.4f,%.4f,%.4f,%.4f,%.6f,%zu\n", device, o->shape->name, kv, (long long)tokens, batch,
-          1e3 * m->normal.step, 1e3 * m->sampled.step, 1e3 * m->direct.step, 1e3 * m->normal.host, 1e3 * m->normal.demoting,
+          1e3 * m->normal.step, 1e3 * m->sampled.step, 1e3 * m->direct.step, 1e3 * m->normal.host, 1e3 * m->demoting,
           demoting_share(m), m->held_bytes);
   fflush(csv);
 }
