@@ -5,10 +5,10 @@
 #include "support.h"
 
 #include "attention/cuda/decode/line.h"
-#include "attention/cuda/plan.h"
-#include "attention/cuda/prefill.h"
 #include "attention/cuda/decode/rope_tables.h"
 #include "attention/cuda/decode/value_map.h"
+#include "attention/cuda/plan.h"
+#include "attention/cuda/prefill.h"
 
 #define KV_HEADS 3
 #define D        64

@@ -91,7 +91,7 @@ struct decode_layer {
   struct decode_side keys, values;
   int key_rows;                   /* of a map */
   const float *key_map;           /* [kv_heads][head_dim][key_rows]: maps of keys (quant/codec.h), transposed */
-  const uint32_t *value_map;      /* [kv_heads][value_map_words] (value_map.h) */
+  const uint32_t *value_map;      /* [kv_heads][value_map_words] (decode/value_map.h) */
   const struct decode_rope *rope; /* on the host; NULL: no rotating mean */
   int rotating_pairs;             /* of the keys */
   bool own_curves;                /* of each pair; else polynomials stand for those that are not fast */

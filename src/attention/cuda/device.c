@@ -6,10 +6,10 @@
 #include "attention/cuda/device.h"
 
 #include "attention/cuda/decode/line.h"
-#include "attention/cuda/plan.h"
-#include "attention/cuda/prefill.h"
 #include "attention/cuda/decode/rope_tables.h"
 #include "attention/cuda/decode/value_map.h"
+#include "attention/cuda/plan.h"
+#include "attention/cuda/prefill.h"
 
 #include <string.h>
 

@@ -14,8 +14,8 @@
 #define OSCAR_ATTENTION_CUDA_DECODE_DATA_CUH
 
 #include "attention/cuda/decode.h"
-#include "attention/cuda/instructions.cuh"
 #include "attention/cuda/decode/line.h"
+#include "attention/cuda/instructions.cuh"
 #include "cuda/launch.cuh"
 #include "quant/device_form.h"
 

@@ -18,6 +18,7 @@ namespace decode {
 
 /* ---- items ---- */
 
+template <class T> __device__ __forceinline__ bool is_coded(const item_work &work) { return T::CODED && work.coded; }
 __device__ inline const uint32_t *map_of(const arguments &a, int head) {
   return a.value_map + (size_t)head * value_map_words(a.head_dim, a.forms.value_crumbs);
 }
@@ -120,7 +121,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
   ask_for_coded(a, ring, asked, lane);
   if (a.turns == BY_WAVES) begin_block_copy(memory + layout.curves, a.rope.curve_words, curve_bytes(a), copies.barriers + CURVES);
   const bool few_pages = works->items[0].stop - unit < FEW_UNITS;
-  if (T::CODED && works->items[0].coded) {
+  if (is_coded<T>(works->items[0])) {
     begin_curves(a, item.head, layout, 0, copies);
     if (few_pages) begin_map(a, item.head, layout, copies);
   }
@@ -139,7 +140,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
     ask_for_coded(a, ring, asked, lane);
   }
   wait_for_kernel_before(); /* also for the end of its use of work space */
-  if (T::CODED && works->items[0].coded) begin_queries<T>(a, item, layout, 0, copies);
+  if (is_coded<T>(works->items[0])) begin_queries<T>(a, item, layout, 0, copies);
   if (a.turns == BY_WAVES) wait_for_copy(copies, CURVES);
   for (int number = 0;; number++) {
     const item_work &work = works->items[number % 2];
@@ -163,7 +164,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
     /* the ring of 16 rows has their sums between items */
     const reading &after = works->readings[(more && !T::WIDE ? number + 1 : number) % 2];
     const warp_sums sums = sums_of_warp<NT>(a.forms.value_crumbs, memory, layout.sums, warp);
-    const bool coded = T::CODED && work.coded;
+    const bool coded = is_coded<T>(work);
     if (!coded) store_no_states<NT>(sums.code_states, lane);
     if constexpr (T::CODED)
       if (coded) {
@@ -181,7 +182,7 @@ template <class T> __global__ void __launch_bounds__(T::WARPS * 32, 1) kernel(co
     hand_to_copies(); /* what comes is copied over what has been read here */
     __syncthreads();
     const item_work &coming = works->items[(number + 1) % 2];
-    if (!T::CODED || !coming.coded) continue;
+    if (!is_coded<T>(coming)) continue;
     begin_map(a, coming.item.head, layout, copies);
     if (a.copies_ahead) continue;
     begin_queries<T>(a, coming.item, layout, 0, copies);
